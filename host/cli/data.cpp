@@ -1,0 +1,102 @@
+// deviceloop data: writes what train would generate with the same options, so that others can train on the same.
+#include <memory>
+#include <utility>
+
+#include <deviceloop/error.h>
+#include <deviceloop/random.h>
+#include <deviceloop/trainer.h>
+
+#include "commands.h"
+#include "files/npy.h"
+#include "files/output_file.h"
+#include "files/printable.h"
+#include "files/weights.h"
+#include "inputs.h"
+#include "interrupt.h"
+#include "memory.h"
+#include "run_options.h"
+#include "text_output.h"
+
+namespace deviceloop::cli {
+namespace {
+
+Parameters drawn_parameters(const NetworkSpec& network, Precision precision, std::uint64_t seed, Init init) {
+  TrainingSpec training;
+  training.precision = precision;
+  training.device = {DeviceKind::cpu, 0};
+  Trainer trainer(network, training);
+  trainer.initialize(seed, init);
+  Parameters parameters;
+  for (const ParameterInfo& info : parameter_layout(network)) {
+    parameters.emplace_back(element_type(precision), info.rows, info.columns);  // biases are 0
+    if (!info.is_bias) trainer.read_weight(info.layer, parameters.back().view());
+  }
+  return parameters;
+}
+
+}  // namespace
+
+void declare_data(OptionSet& options) {
+  options.group("What train would use");
+  declare_network(options);
+  declare_samples(options);
+  declare_precision(options);
+  options.group("Output, at least one (FILE - is standard output)");
+  options.add("--x", "FILE", "", "inputs (.npy)");
+  options.add("--y", "FILE", "", "targets (.npy)");
+  options.add("--weights", "FILE", "", "initial weights (.safetensors)");
+  declare_quiet(options);
+}
+
+int run_data(const OptionSet& options) {
+  const NetworkSpec network = read_network_options(options);
+  const Init init = read_init(options);
+  const std::int64_t samples = read_samples(options);
+  const std::uint64_t seed = options.unsigned_integer("--seed");
+  const Precision precision = read_precision(options);
+  const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
+  TextOutput text(check_outputs(options, {"--x", "--y", "--weights"}, {}));
+  if (x.empty() && y.empty() && weights.empty())
+    throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE or --weights FILE");
+
+  catch_interrupts();
+  const CpuCaps caps = query_device_caps().cpu;
+  const auto check_matrix = [&](std::int64_t columns) {
+    ByteCount bytes;
+    bytes.add(size_of(element_type(precision)), static_cast<std::uint64_t>(samples),
+              static_cast<std::uint64_t>(columns));
+    check_memory("--samples " + std::to_string(samples) + " of width " + std::to_string(columns), bytes, caps);
+  };
+  if (!x.empty()) check_matrix(network.widths.front());
+  if (!y.empty()) check_matrix(network.widths.back());
+  if (!weights.empty()) {
+    // As drawn, as read, and as the file has them, transposed.
+    ByteCount bytes;
+    for (int copy = 0; copy < 3; ++copy) bytes.add_parameters(network, precision);
+    check_memory("weights for --layers " + layers_text(network.widths), bytes, caps);
+  }
+  const auto open = [](const std::string& path) { return path.empty() ? nullptr : std::make_unique<OutputFile>(path); };
+  const auto x_file = open(x), y_file = open(y), weights_file = open(weights);
+
+  const auto write_generated = [&](OutputFile& file, std::int64_t columns, std::uint32_t tensor) {
+    const HostMatrix matrix = generate(samples, columns, precision, seed, tensor);
+    write_npy(file, matrix.view());
+    file.commit();
+    text.write(printable(file.path()) + ": " + std::to_string(samples) + " x " + std::to_string(columns) + ", " +
+               name(precision) + "\n");
+  };
+  if (x_file) write_generated(*x_file, network.widths.front(), kTensorX);
+  if (y_file) write_generated(*y_file, network.widths.back(), kTensorY);
+  if (weights_file) {
+    const Parameters parameters = drawn_parameters(network, precision, seed, init);
+    throw_if_interrupted();
+    write_weights(*weights_file, network, parameters);
+    weights_file->commit();
+    text.write(printable(weights) + ": weights of " + layers_text(network.widths) +
+               (network.bias ? " with biases, " : ", ") + name(precision) + "\n");
+  }
+  text.check();
+  return 0;
+}
+
+}  // namespace deviceloop::cli

@@ -1,0 +1,92 @@
+#include "inputs.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
+#include <deviceloop/error.h>
+#include <deviceloop/random.h>
+
+#include "files/npy.h"
+#include "files/printable.h"
+#include "interrupt.h"
+#include "matrix_ops.h"
+#include "memory.h"
+
+namespace deviceloop::cli {
+namespace {
+
+std::string count(std::int64_t number, const char* what) {
+  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
+}
+
+}  // namespace
+
+std::string layers_text(const std::vector<std::int64_t>& widths) {
+  std::string text;
+  for (const std::int64_t width : widths) text += (text.empty() ? "" : ",") + std::to_string(width);
+  return text;
+}
+
+HostMatrix read_finite_npy(const std::string& path, Precision precision) {
+  HostMatrix matrix = read_npy(path);
+  const HostMatrix& read = matrix;
+  if (const auto bad = find_non_finite(read.view(), element_type(precision)))
+    throw InvalidArgument(printable(path) + ": " + describe(*bad, element_type(precision)) +
+                          "; replace or drop such samples");
+  throw_if_interrupted();
+  return matrix;
+}
+
+void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps) {
+  ByteCount bytes;
+  std::string names;
+  for (const std::string& path : paths) {
+    std::error_code error;
+    const std::uintmax_t size = std::filesystem::file_size(path, error);
+    if (!error) bytes.add(size);  // what else is wrong with a file its reader says
+    names += (names.empty() ? "" : " and ") + printable(path);
+  }
+  check_memory("the data of " + names, bytes, caps);
+}
+
+Data read_data(const TrainOptions& run, const CpuCaps& caps) {
+  check_file_sizes({run.x, run.y}, caps);
+  Data data;
+  data.x = read_finite_npy(run.x, run.training.precision);
+  data.y = read_finite_npy(run.y, run.training.precision);
+  if (data.x.rows != data.y.rows)
+    throw InvalidArgument(printable(run.x) + " has " + count(data.x.rows, "row") + ", " + printable(run.y) + " has " +
+                          count(data.y.rows, "row") + "; both need one row a sample");
+
+  std::vector<std::int64_t> fitting = run.network.widths;
+  fitting.front() = data.x.columns;
+  fitting.back() = data.y.columns;
+  const auto check_columns = [&](const std::string& path, std::int64_t columns, std::int64_t width, const char* what) {
+    if (columns != width)
+      throw InvalidArgument(printable(path) + " has " + count(columns, "column") + ", but --layers " +
+                            layers_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
+                            layers_text(fitting));
+  };
+  check_columns(run.x, data.x.columns, run.network.widths.front(), "input");
+  check_columns(run.y, data.y.columns, run.network.widths.back(), "output");
+  return data;
+}
+
+HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,
+                    std::uint32_t tensor) {
+  HostMatrix matrix(element_type(precision), rows, columns);
+  fill_normal(matrix.view(), seed, tensor);
+  throw_if_interrupted();
+  return matrix;
+}
+
+HostMatrix first_rows(const HostMatrix& matrix, std::int64_t rows, Precision precision) {
+  ConstMatrix head = matrix.view();
+  head.rows = std::min(rows, matrix.rows);
+  HostMatrix copy(element_type(precision), head.rows, head.columns);
+  convert(copy.view(), head);
+  return copy;
+}
+
+}  // namespace deviceloop::cli

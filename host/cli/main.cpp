@@ -1,0 +1,129 @@
+// The command deviceloop: picks the subcommand and turns what it throws into one line on standard error and an exit
+// code. 0: done; 1: failed while running, or what was forced is not to be had here; 2: bad usage or bad input.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
+#include <deque>
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <deviceloop/error.h>
+#include <deviceloop/version.h>
+
+#include "commands.h"
+#include "files/printable.h"
+#include "interrupt.h"
+#include "text_output.h"
+
+namespace deviceloop::cli {
+namespace {
+
+struct Command {
+  const char* name;
+  const char* description;
+  void (*declare)(OptionSet&);
+  int (*run)(const OptionSet&);
+};
+
+constexpr Command kCommands[] = {
+    {"train", "train a network; without options, the starting case", declare_train, run_train},
+    {"predict", "apply saved weights to new rows", declare_predict, run_predict},
+    {"plan", "show which executor train would use, and why", declare_plan, run_plan},
+    {"data", "write the data and weights that train would use", declare_data, run_data},
+    {"info", "show what this build and this machine offer", declare_info, run_info},
+};
+
+/// A file opened while descriptor 1 is closed would become standard output.
+void open_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(descriptor, F_GETFD) == -1) {
+      // The wrong way round, so that a write to it fails as it would have. The lowest free descriptor is this one.
+      [[maybe_unused]] const int opened = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+    }
+}
+
+int print(const std::string& text) {
+  TextOutput output(TextOutput::Where::standard_output);
+  output.write(text);
+  output.check();
+  return 0;
+}
+
+int run(const std::vector<std::string>& arguments) {
+  CLI::App app("neural network training on the device", "deviceloop");
+  use_short_help(app);
+  app.set_help_flag("-h,--help", "show help, also of a command");
+  app.set_version_flag("--version", std::string("deviceloop ") + DEVICELOOP_VERSION, "show the version");
+  app.require_subcommand(0, 1);
+  app.allow_extras();
+  std::deque<OptionSet> option_sets;  // a deque: CLI11 and check() hold on to them
+  std::vector<std::string> names;
+  for (const Command& command : kCommands) {
+    CLI::App* subcommand = app.add_subcommand(command.name, command.description);
+    subcommand->set_version_flag("--version", std::string("deviceloop ") + DEVICELOOP_VERSION, "show the version");
+    subcommand->allow_extras();
+    command.declare(option_sets.emplace_back(*subcommand));
+    names.push_back(command.name);
+  }
+
+  try {
+    refuse_empty_values(arguments);
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::CallForHelp&) {
+    return print(app.help());
+  } catch (const CLI::CallForVersion& version) {
+    return print(std::string(version.what()) + "\n");
+  } catch (const CLI::ArgumentMismatch&) {
+    // All else that CLI11 could complain of is checked here: what is left is a value missing at the end.
+    throw InvalidArgument(in_quotes(arguments.back()) + " needs a value; see deviceloop --help");
+  }
+  const std::vector<std::string> left = app.remaining();
+  if (!left.empty()) {
+    const bool option = left.front().rfind('-', 0) == 0;
+    throw InvalidArgument((option ? "unknown option " : "unknown command ") + in_quotes(left.front()) +
+                          (option ? "" : suggestion(left.front(), names)) + "; see deviceloop --help");
+  }
+  for (std::size_t i = 0; i < option_sets.size(); ++i) {
+    if (!app.got_subcommand(kCommands[i].name)) continue;
+    option_sets[i].check();
+    return kCommands[i].run(option_sets[i]);
+  }
+  write_all(STDERR_FILENO, app.help());
+  return 2;
+}
+
+int fail(int exit_code, const std::string& message) {
+  write_all(STDERR_FILENO, "deviceloop: " + printable(message) + "\n");
+  return exit_code;
+}
+
+int run_and_report(const std::vector<std::string>& arguments) {
+  try {
+    return run(arguments);
+  } catch (const Interrupted& interrupted) {
+    return fail(128 + interrupted.signal, "interrupted before the work was done");
+  } catch (const InvalidArgument& error) {
+    return fail(2, error.what());
+  } catch (const CLI::ParseError& error) {
+    return fail(2, std::string(error.what()) + "; see deviceloop --help");
+  } catch (const std::bad_alloc&) {
+    return fail(1, "out of memory; use smaller layers or fewer samples");
+  } catch (const std::exception& error) {
+    return fail(1, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace deviceloop::cli
+
+int main(int argc, char** argv) {
+  deviceloop::cli::open_standard_descriptors();
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that went away must not cost the files of a run
+  return deviceloop::cli::run_and_report(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
+}

@@ -1,0 +1,79 @@
+#include "memory.h"
+
+#include <cstdio>
+#include <iterator>
+#include <limits>
+
+#include <deviceloop/error.h>
+
+#include "inputs.h"
+
+namespace deviceloop::cli {
+namespace {
+
+constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+
+std::uint64_t multiply(std::uint64_t a, std::uint64_t b) {
+  std::uint64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? kMost : product;
+}
+
+}  // namespace
+
+ByteCount& ByteCount::add(std::uint64_t bytes, std::uint64_t rows, std::uint64_t columns) {
+  if (__builtin_add_overflow(total_, multiply(multiply(bytes, rows), columns), &total_)) total_ = kMost;
+  return *this;
+}
+
+ByteCount& ByteCount::add_parameters(const NetworkSpec& network, Precision precision) {
+  const std::uint64_t element = size_of(element_type(precision));
+  for (int layer = 0; layer < network.layers(); ++layer) {
+    const auto columns = static_cast<std::uint64_t>(network.out_features(layer));
+    add(element, static_cast<std::uint64_t>(network.in_features(layer)), columns);
+    if (network.bias) add(element, columns);
+  }
+  return *this;
+}
+
+void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps& caps) {
+  // A machine whose memory is unknown still cannot address more than this.
+  const std::uint64_t most =
+      caps.memory_bytes != 0 ? caps.memory_bytes : std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+  if (bytes.total() > most)
+    throw InvalidArgument(what + " take " + (bytes.total() == kMost ? "more than " : "") + bytes_text(bytes.total()) +
+                          " of memory, but only " + bytes_text(most) + " are free; use smaller ones");
+}
+
+Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps) {
+  const std::string what = "--layers " + layers_text(run.network.widths) + ", " + std::to_string(samples) +
+                           " samples and --steps " + std::to_string(run.steps);
+  const auto widths = static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back());
+  const std::uint64_t element = size_of(element_type(run.training.precision));
+  ByteCount bytes;
+  bytes.add(element, static_cast<std::uint64_t>(samples), widths);
+  bytes.add(2 * sizeof(double), static_cast<std::uint64_t>(run.steps));
+  // The weights as drawn or read, and as they are handed on.
+  for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(run.network, run.training.precision);
+  // Any executor has at least one copy of its own: here the message can name what was asked for.
+  ByteCount least = bytes;
+  least.add(element, static_cast<std::uint64_t>(samples), widths).add_parameters(run.network, run.training.precision);
+  check_memory(what, least, caps.cpu);
+
+  TrainingSpec training = run.training;
+  training.samples = samples;
+  Plan plan = make_plan(run.network, training, caps, run.forced);
+  check_memory(what, bytes.add(plan.executor == ExecutorKind::cpu ? plan.bytes : 0), caps.cpu);
+  return plan;
+}
+
+std::string bytes_text(std::uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  double value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
+  return text;
+}
+
+}  // namespace deviceloop::cli

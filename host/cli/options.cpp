@@ -1,0 +1,200 @@
+#include "options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <system_error>
+
+#include <deviceloop/error.h>
+
+#include "files/printable.h"
+
+namespace deviceloop::cli {
+namespace {
+
+/// The whole of `text` as a number; none for anything else, a sign of plus, white space and numbers out of range too.
+template <class T>
+std::optional<T> parse(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+template <class T>
+std::string range(T least, T most) {
+  return "from " + std::to_string(least) + " to " + std::to_string(most);
+}
+
+// Levenshtein's distance.
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+class ShortHelp : public CLI::FormatterBase {
+ public:
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode) const override {
+    const auto subcommands = app->get_subcommands({});
+    std::string help = "Usage: " + name + (subcommands.empty() ? " [OPTIONS]" : " COMMAND [OPTIONS]") + " - " +
+                       app->get_description() + "\n";
+    if (!subcommands.empty()) help += "Commands (COMMAND --help tells more):\n";
+    for (const CLI::App* subcommand : subcommands) help += line(subcommand->get_name(), subcommand->get_description());
+    for (const std::string& group : app->get_groups()) {
+      const bool general = group == "Options";  // --help and --version
+      if (group.empty() || (general && subcommands.empty())) continue;
+      help += group + ":\n";
+      for (const CLI::Option* option : app->get_options()) {
+        if (option->get_group() != group) continue;
+        const std::string value = option->get_default_str();
+        help += line(option->get_name(false, true) + (general ? "" : option->get_option_text()),
+                     option->get_description() + (value.empty() ? "" : " (" + value + ")"));
+      }
+    }
+    return help;
+  }
+
+ private:
+  static std::string line(std::string left, const std::string& right) {
+    constexpr std::size_t kColumn = 24;
+    left = "  " + left;
+    left.resize(std::max(kColumn, left.size() + 1), ' ');
+    return left + right + "\n";
+  }
+};
+
+}  // namespace
+
+void OptionSet::add(const std::string& name, const std::string& label, const std::string& default_text,
+                    const std::string& description) {
+  Entry entry;
+  // Of several values check() complains.
+  entry.option = app_.add_option(name, CLI::callback_t(), description)
+                     ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+                     ->group(group_)
+                     ->option_text(" " + label)
+                     ->default_str(default_text);
+  entry.text = default_text;
+  entries_.emplace(name, std::move(entry));
+}
+
+void OptionSet::add_flag(const std::string& name, const std::string& description) {
+  Entry entry;
+  const std::string text = description;  // a const one is taken for the description, any other for the result
+  entry.option = app_.add_flag(name, text)->group(group_);
+  entry.is_flag = true;
+  entries_.emplace(name, std::move(entry));
+}
+
+void OptionSet::add_hidden(const std::string& name) {
+  add(name, "", "", "");
+  entries_.at(name).option->group("");
+}
+
+void OptionSet::check() const {
+  const std::string see = "; see deviceloop " + app_.get_name() + " --help";
+  std::vector<std::string> known;
+  for (const auto& [name, entry] : entries_) known.push_back(name);
+  // A value that is an option's name comes first: what follows it is then left over.
+  for (const auto& [name, entry] : entries_) {
+    if (entry.is_flag || entry.option->count() == 0) continue;
+    const std::string& value = entry.option->results().front();
+    if (value.rfind("--", 0) == 0)
+      throw InvalidArgument(name + " needs a value, but " + in_quotes(value) + " follows" + see);
+  }
+  const std::vector<std::string> left = app_.remaining();
+  if (!left.empty() && left.front().rfind('-', 0) == 0)
+    throw InvalidArgument("unknown option " + in_quotes(left.front()) + suggestion(left.front(), known) + see);
+  if (!left.empty()) throw InvalidArgument("unexpected argument " + in_quotes(left.front()) + see);
+  for (const auto& [name, entry] : entries_) {
+    if (entry.option->count() > 1) throw InvalidArgument(name + " is given more than once; give it once");
+    if (entry.is_flag && entry.option->count() == 1 && entry.option->results().front() != "true")
+      throw InvalidArgument(name + " takes no value, but " + in_quotes(entry.option->results().front()) +
+                            " was given; leave it out");
+  }
+}
+
+const OptionSet::Entry& OptionSet::entry(const std::string& name) const { return entries_.at(name); }
+
+bool OptionSet::given(const std::string& name) const { return entry(name).option->count() > 0; }
+
+const std::string& OptionSet::text(const std::string& name) const {
+  return given(name) ? entry(name).option->results().front() : entry(name).text;
+}
+
+const std::string& OptionSet::file(const std::string& name) const {
+  if (given(name) && text(name).empty()) refuse(name, "be the name of a file");
+  return text(name);
+}
+
+std::int64_t OptionSet::integer(const std::string& name, std::int64_t least, std::int64_t most) const {
+  const auto value = parse<std::int64_t>(text(name));
+  if (!value || *value < least || *value > most) refuse(name, "be a whole number " + range(least, most));
+  return *value;
+}
+
+std::uint64_t OptionSet::unsigned_integer(const std::string& name) const {
+  const auto value = parse<std::uint64_t>(text(name));
+  if (!value) refuse(name, "be a whole number " + range(std::uint64_t{0}, std::numeric_limits<std::uint64_t>::max()));
+  return *value;
+}
+
+double OptionSet::number(const std::string& name) const {
+  const auto value = parse<double>(text(name));
+  if (!value || !std::isfinite(*value) || *value < 0) refuse(name, "be a finite number of at least 0, such as 1e-6");
+  return *value;
+}
+
+std::vector<std::int64_t> OptionSet::integers(const std::string& name, std::int64_t least, std::int64_t most) const {
+  std::vector<std::int64_t> values;
+  std::string_view left = text(name);
+  for (bool more = true; more;) {
+    const std::size_t comma = left.find(',');
+    const auto value = parse<std::int64_t>(left.substr(0, comma));
+    if (!value || *value < least || *value > most)
+      refuse(name, "be whole numbers " + range(least, most) + " with commas between, such as " + entry(name).text);
+    values.push_back(*value);
+    more = comma != std::string_view::npos;
+    if (more) left.remove_prefix(comma + 1);
+  }
+  return values;
+}
+
+void OptionSet::refuse(const std::string& name, const std::string& must) const {
+  throw InvalidArgument(name + " must " + must + ", not " + in_quotes(text(name)));
+}
+
+void refuse_empty_values(const std::vector<std::string>& arguments) {
+  for (const std::string& argument : arguments)
+    if (argument.rfind("--", 0) == 0 && argument.find('=') == argument.size() - 1)
+      throw InvalidArgument("nothing follows " + in_quotes(argument) + "; give it a value or leave it out");
+}
+
+std::string in_quotes(std::string_view text) { return "'" + printable(text, 100) + "'"; }
+
+std::string suggestion(std::string_view word, const std::vector<std::string>& known) {
+  word = word.substr(0, std::min(word.find('='), std::size_t{64}));
+  const auto nearest = std::min_element(
+      known.begin(), known.end(), [&](const auto& a, const auto& b) { return distance(word, a) < distance(word, b); });
+  if (nearest == known.end() || distance(word, *nearest) > 2) return "";
+  return "; did you mean '" + *nearest + "'?";
+}
+
+void use_short_help(CLI::App& app) { app.formatter(std::make_shared<ShortHelp>()); }
+
+}  // namespace deviceloop::cli

@@ -1,0 +1,75 @@
+// The options of a subcommand: declared to CLI11 as text and turned into values here, so that every message names the
+// option, what was given and what is allowed.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace deviceloop::cli {
+
+class OptionSet {
+ public:
+  explicit OptionSet(CLI::App& app) : app_(app) {}
+
+  /// The heading in the help of what is added from here on.
+  void group(std::string heading) { group_ = std::move(heading); }
+  /// An option with a value; `label` stands for it in the help. An empty `default_text`: none.
+  void add(const std::string& name, const std::string& label, const std::string& default_text,
+           const std::string& description);
+  void add_flag(const std::string& name, const std::string& description);
+  /// An option that the help does not show.
+  void add_hidden(const std::string& name);
+
+  /// Throws InvalidArgument for an unknown option or argument, one given twice, one whose value is missing.
+  void check() const;
+
+  bool given(const std::string& name) const;
+  /// What was given, else the default.
+  const std::string& text(const std::string& name) const;
+  /// A file's name; empty where the option was not given.
+  const std::string& file(const std::string& name) const;
+  std::int64_t integer(const std::string& name, std::int64_t least, std::int64_t most) const;
+  std::uint64_t unsigned_integer(const std::string& name) const;
+  /// A finite number of at least 0.
+  double number(const std::string& name) const;
+  /// Integers with commas between them.
+  std::vector<std::int64_t> integers(const std::string& name, std::int64_t least, std::int64_t most) const;
+
+  /// "--steps must be a whole number, not 'x'": `must` is what stands between.
+  [[noreturn]] void refuse(const std::string& name, const std::string& must) const;
+
+ private:
+  struct Entry {
+    CLI::Option* option = nullptr;
+    bool is_flag = false;
+    std::string text;  // the default
+  };
+  const Entry& entry(const std::string& name) const;
+
+  CLI::App& app_;
+  std::string group_;
+  std::map<std::string, Entry> entries_;
+};
+
+/// Refuses --option= with nothing behind it, for which CLI11 would take the next argument.
+void refuse_empty_values(const std::vector<std::string>& arguments);
+
+/// `text` as it appears in a message: printable, bounded, in quotes.
+std::string in_quotes(std::string_view text);
+
+/// "; did you mean '--steps'?" where one of `known` is near to `word`, else nothing.
+std::string suggestion(std::string_view word, const std::vector<std::string>& known);
+
+/// Lays out the help of `app` and its subcommands: one line an option, under 80 columns, no blank lines.
+void use_short_help(CLI::App& app);
+
+}  // namespace deviceloop::cli

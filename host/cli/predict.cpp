@@ -1,0 +1,74 @@
+// deviceloop predict: applies saved weights to new rows.
+#include <utility>
+
+#include <deviceloop/error.h>
+#include <deviceloop/trainer.h>
+
+#include "commands.h"
+#include "files/npy.h"
+#include "files/output_file.h"
+#include "files/printable.h"
+#include "files/weights.h"
+#include "inputs.h"
+#include "interrupt.h"
+#include "memory.h"
+#include "report.h"
+#include "run_options.h"
+#include "text_output.h"
+
+namespace deviceloop::cli {
+
+void declare_predict(OptionSet& options) {
+  options.group("Files, all three needed (FILE - is standard output)");
+  options.add("--weights", "FILE", "", "the network (.safetensors)");
+  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, float32 or float64)");
+  options.add("--out", "FILE", "", "predictions to write (.npy)");
+  options.group("How it runs");
+  declare_precision(options);
+  declare_execution(options);
+  declare_quiet(options);
+}
+
+int run_predict(const OptionSet& options) {
+  const std::string weights = options.file("--weights"), x = options.file("--x"), out = options.file("--out");
+  for (const char* needed : {"--weights", "--x", "--out"})
+    if (!options.given(needed)) throw InvalidArgument(std::string("predict needs ") + needed + " FILE; add it");
+  TrainingSpec training;
+  training.precision = read_precision(options);
+  const std::optional<ExecutorKind> forced = read_execution(options, training);
+  TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
+
+  catch_interrupts();
+  const DeviceCaps caps = query_device_caps();
+  OutputFile file(out);
+  check_file_sizes({weights, x}, caps.cpu);
+  const NetworkSpec network = read_network(weights);
+  const HostMatrix input = read_finite_npy(x, training.precision);
+  if (input.columns != network.widths.front())
+    throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
+                          printable(weights) + " has " + std::to_string(network.widths.front()) +
+                          " inputs; give it rows of that width");
+
+  Trainer trainer(network, training, forced, caps);
+  ByteCount bytes;
+  bytes.add(input.bytes.size());
+  bytes.add(size_of(element_type(training.precision)), static_cast<std::uint64_t>(input.rows),
+            static_cast<std::uint64_t>(network.widths.back()));
+  for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(network, training.precision);
+  check_memory("predictions for " + std::to_string(input.rows) + " rows of " + printable(x),
+               bytes.add(trainer.plan().executor == ExecutorKind::cpu ? trainer.plan().bytes : 0), caps.cpu);
+  trainer.load_weights(weights);
+  throw_if_interrupted();
+  HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
+  trainer.predict(input.view(), prediction.view());
+  throw_if_interrupted();
+  write_npy(file, std::as_const(prediction).view());
+  file.commit();
+  text.write(plan_line(trainer.plan(), training.precision) + printable(out) + ": " + std::to_string(prediction.rows) +
+             " x " + std::to_string(prediction.columns) + ", predicted by " + layers_text(network.widths) +
+             (network.bias ? " with biases\n" : "\n"));
+  text.check();
+  return 0;
+}
+
+}  // namespace deviceloop::cli

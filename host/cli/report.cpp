@@ -1,0 +1,107 @@
+#include "report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include <deviceloop/version.h>
+
+namespace deviceloop::cli {
+namespace {
+
+constexpr std::int64_t kShownColumns = 8;
+
+/// printf, with one spelling of what is not a number: the sign of a NaN says nothing.
+std::string format(const char* pattern, double value) {
+  if (std::isnan(value)) return "nan";
+  char text[400];  // room for the largest double without an exponent
+  std::snprintf(text, sizeof text, pattern, value);
+  return text;
+}
+
+template <class T>
+std::string rows_text(const HostMatrix& prediction, const HostMatrix& target) {
+  const T* p = static_cast<const T*>(prediction.view().data);
+  const T* y = static_cast<const T*>(target.view().data);
+  std::string text;
+  for (std::int64_t row = 0; row < target.rows; ++row) {
+    for (std::int64_t column = 0; column < std::min(target.columns, kShownColumns); ++column) {
+      const std::int64_t i = row * target.columns + column;
+      const std::string number = format("%.6g", static_cast<double>(p[i] - y[i]));
+      text.append(number.size() < 13 ? 13 - number.size() : 1, ' ');
+      text += number;
+    }
+    text += target.columns > kShownColumns ? "  ...\n" : "\n";
+  }
+  return text;
+}
+
+nlohmann::ordered_json json_of(const std::optional<double>& value) {
+  if (!value || !std::isfinite(*value)) return nullptr;
+  return *value;
+}
+
+}  // namespace
+
+std::string plan_line(const Plan& plan, Precision precision) {
+  std::string where = plan.executor == ExecutorKind::cpu
+                          ? std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads")
+                          : "CUDA device " + std::to_string(plan.device);
+  return std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " + name(precision) +
+         ")\n";
+}
+
+bool is_shown(std::int64_t step) { return step % (step <= 100 ? 10 : 100) == 0; }
+
+std::string loss_line(std::int64_t step, double loss) { return std::to_string(step) + ": " + loss_text(loss) + "\n"; }
+
+std::string loss_text(double loss) {
+  const double size = std::fabs(loss);
+  return format(size == 0 || (size >= 1 && size < 1e15) ? "%.2f" : "%.6g", loss);
+}
+
+std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target) {
+  const std::string rows = target.rows == 1 ? "row" : std::to_string(target.rows) + " rows";
+  return "prediction minus target, first " + rows + ", " + when + ":\n" +
+         (target.type == ElementType::float32 ? rows_text<float>(prediction, target)
+                                              : rows_text<double>(prediction, target));
+}
+
+std::string duration_text(double milliseconds) {
+  if (milliseconds < 1) return format("%.2f us", milliseconds * 1000);
+  return milliseconds < 1000 ? format("%.1f ms", milliseconds) : format("%.2f s", milliseconds / 1000);
+}
+
+void write_history(OutputFile& file, std::span<const double> losses) {
+  constexpr std::size_t kPiece = 1 << 16;
+  std::string text = "step,loss\n";
+  std::int64_t step = 0;
+  for (const double loss : losses) {
+    text += std::to_string(step++) + "," + format("%.17g", loss) + "\n";
+    if (text.size() < kPiece) continue;
+    file.write(text);
+    text.clear();
+  }
+  file.write(text);
+}
+
+void write_json(OutputFile& file, const RunResult& result) {
+  nlohmann::ordered_json json;
+  json["version"] = DEVICELOOP_VERSION;
+  json["plan"] = name(result.plan.executor);
+  json["reason"] = result.plan.reason;
+  json["formulation"] = name(result.formulation);
+  json["precision"] = name(result.precision);
+  json["threads"] = result.plan.threads;
+  json["steps"] = result.steps;
+  json["loss_first"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.front());
+  json["loss_last"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.back());
+  json["us_per_step"] = json_of(result.us_per_step);
+  json["total_ms"] = result.total_ms;
+  json["first_non_finite_step"] =
+      result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();
+  file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+}  // namespace deviceloop::cli

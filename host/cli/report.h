@@ -1,0 +1,49 @@
+// What a run says: the lines for people, and the history and the JSON for programs.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+#include "files/output_file.h"
+#include "parameters.h"
+
+namespace deviceloop::cli {
+
+/// "plan cpu: no GPU to use: built without CUDA (1 thread, fp32)\n".
+std::string plan_line(const Plan& plan, Precision precision);
+
+/// Whether the loss of this step gets a line: 0, 10, ..., 100, 200, 300, ...
+bool is_shown(std::int64_t step);
+/// "0: 9105954.33\n".
+std::string loss_line(std::int64_t step, double loss);
+/// "9105954.33", "1.5e-07", "nan".
+std::string loss_text(double loss);
+
+/// A heading and prediction - target, taken in the precision that both have, a line for each row.
+std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target);
+
+/// "428.4 us", "214.2 ms", "12.3 s".
+std::string duration_text(double milliseconds);
+
+/// One training run as it ended.
+struct RunResult {
+  Plan plan;
+  Formulation formulation = Formulation::primal;
+  Precision precision = Precision::fp32;
+  std::int64_t steps = 0;
+  std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps
+  double total_ms = 0;
+  std::optional<double> us_per_step;
+  std::optional<std::int64_t> first_non_finite_step;
+};
+
+/// Neither commits.
+void write_history(OutputFile& file, std::span<const double> losses);
+void write_json(OutputFile& file, const RunResult& result);
+
+}  // namespace deviceloop::cli

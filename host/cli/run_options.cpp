@@ -1,0 +1,194 @@
+#include "run_options.h"
+
+#include <charconv>
+#include <filesystem>
+#include <initializer_list>
+#include <limits>
+#include <system_error>
+
+#include <deviceloop/error.h>
+
+#include "files/printable.h"
+
+namespace deviceloop::cli {
+namespace {
+
+constexpr std::int64_t kMaxWidth = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kMaxThreads = 256;
+
+template <class T>
+struct Choice {
+  const char* name;
+  T value;
+};
+
+template <class T>
+T choose(const OptionSet& options, const std::string& name, std::initializer_list<Choice<T>> choices) {
+  std::string allowed;
+  for (const Choice<T>& choice : choices) {
+    if (options.text(name) == choice.name) return choice.value;
+    allowed += (allowed.empty() ? "" : &choice + 1 == choices.end() ? " or " : ", ") + std::string(choice.name);
+  }
+  options.refuse(name, "be " + allowed);
+}
+
+DeviceChoice read_device(const OptionSet& options) {
+  const std::string& text = options.text("--device");
+  if (text == "auto") return {DeviceKind::automatic, 0};
+  if (text == "cpu") return {DeviceKind::cpu, 0};
+  if (text == "cuda") return {DeviceKind::cuda, 0};
+  if (text.rfind("cuda:", 0) == 0) {
+    int index = -1;
+    const char* end = text.data() + text.size();
+    const auto parsed = std::from_chars(text.data() + 5, end, index);
+    if (parsed.ec == std::errc() && parsed.ptr == end && index >= 0) return {DeviceKind::cuda, index};
+  }
+  options.refuse("--device", "be auto, cpu, cuda or cuda:N with N from 0");
+}
+
+/// What makes two names one file. Empty for a file that is written in place, such as /dev/null: it may be named twice.
+std::filesystem::path identity(const std::string& file) {
+  std::error_code error;
+  if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error)) return {};
+  return std::filesystem::weakly_canonical(file, error);
+}
+
+}  // namespace
+
+void declare_network(OptionSet& options) {
+  options.add("--layers", "LIST", "1000,100,1", "widths: inputs, hidden ..., outputs");
+  options.add_flag("--bias", "a bias in every layer");
+  options.add("--init", "NAME", "normal", "how weights are drawn: normal, he, xavier");
+}
+
+NetworkSpec read_network_options(const OptionSet& options) {
+  NetworkSpec network;
+  network.widths = options.integers("--layers", 1, kMaxWidth);
+  if (network.widths.size() < 2) options.refuse("--layers", "have inputs and outputs, such as 1000,1");
+  network.bias = options.given("--bias");
+  return network;
+}
+
+Init read_init(const OptionSet& options) {
+  return choose<Init>(options, "--init", {{"normal", Init::normal}, {"he", Init::he}, {"xavier", Init::xavier}});
+}
+
+void declare_samples(OptionSet& options) {
+  options.add("--samples", "N", "128", "rows to generate, standard normal");
+  options.add("--seed", "N", "0", "seed of all that is drawn");
+}
+
+std::int64_t read_samples(const OptionSet& options) { return options.integer("--samples", 1, kMaxCount); }
+
+void declare_precision(OptionSet& options) { options.add("--precision", "NAME", "fp32", "fp32 or fp64"); }
+
+Precision read_precision(const OptionSet& options) {
+  return choose<Precision>(options, "--precision", {{"fp32", Precision::fp32}, {"fp64", Precision::fp64}});
+}
+
+void declare_execution(OptionSet& options) {
+  options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
+  options.add("--plan", "NAME", "auto", "auto, cpu, graph or persistent");
+  options.add("--threads", "N", "0", "CPU threads; 0: as many as pay");
+}
+
+std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training) {
+  training.device = read_device(options);
+  training.threads = static_cast<int>(options.integer("--threads", 0, kMaxThreads));
+  const auto forced = choose<std::optional<ExecutorKind>>(options, "--plan",
+                                                          {{"auto", std::nullopt},
+                                                           {"cpu", ExecutorKind::cpu},
+                                                           {"graph", ExecutorKind::graph},
+                                                           {"persistent", ExecutorKind::persistent}});
+  if (forced && training.device.kind != DeviceKind::automatic &&
+      (*forced == ExecutorKind::cpu) != (training.device.kind == DeviceKind::cpu))
+    throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +
+                          "; drop one of the two");
+  return forced;
+}
+
+void declare_quiet(OptionSet& options) { options.add_flag("--quiet", "no text on standard output"); }
+
+TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
+                                const std::vector<std::string>& inputs) {
+  std::string on_standard_output;
+  for (auto output = outputs.begin(); output != outputs.end(); ++output) {
+    const std::string& file = options.file(*output);
+    if (file.empty()) continue;
+    if (file == "-") {
+      if (!on_standard_output.empty())
+        throw InvalidArgument(on_standard_output + " and " + *output +
+                              " are both '-', standard output; give one of them a file");
+      on_standard_output = *output;
+      continue;
+    }
+    std::vector<std::string> others(output + 1, outputs.end());
+    others.insert(others.end(), inputs.begin(), inputs.end());
+    for (const std::string& other : others) {
+      if (options.file(other).empty() || options.file(other) == "-" || identity(file).empty()) continue;
+      if (identity(file) == identity(options.file(other)))
+        throw InvalidArgument(*output + " and " + other + " name the same file, " + printable(file) +
+                              "; give them different ones");
+    }
+  }
+  if (options.given("--quiet")) return TextOutput::Where::nowhere;
+  return on_standard_output.empty() ? TextOutput::Where::standard_output : TextOutput::Where::standard_error;
+}
+
+void declare_train_options(OptionSet& options) {
+  options.group("Network");
+  declare_network(options);
+  options.add("--weights", "FILE", "", "start from these weights (.safetensors)");
+  options.group("Data");
+  declare_samples(options);
+  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, float32 or float64)");
+  options.add("--y", "FILE", "", "targets, one row a sample (.npy)");
+  options.group("Training");
+  options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
+  options.add("--lr", "RATE", "1e-6", "learning rate");
+  options.add_hidden("--batch-size");
+  declare_precision(options);
+  declare_execution(options);
+  options.group("Output (FILE - is standard output)");
+  options.add("--save", "FILE", "", "weights after training (.safetensors)");
+  options.add("--history", "FILE", "", "the loss of every step (.csv)");
+  options.add("--json", "FILE", "", "plan, times and losses (.json)");
+  declare_quiet(options);
+}
+
+TrainOptions read_train_options(const OptionSet& options) {
+  TrainOptions run;
+  if (options.given("--batch-size"))
+    throw InvalidArgument("--batch-size " + in_quotes(options.text("--batch-size")) +
+                          ": there are no minibatches yet, every step takes all samples; leave it out");
+  run.network = read_network_options(options);
+  run.init = read_init(options);
+  run.steps = options.integer("--steps", 0, kMaxCount);
+  run.training.optimizer.learning_rate = options.number("--lr");
+  run.training.precision = read_precision(options);
+  run.training.seed = options.unsigned_integer("--seed");
+  run.forced = read_execution(options, run.training);
+  const std::int64_t samples = read_samples(options);
+
+  run.x = options.file("--x");
+  run.y = options.file("--y");
+  run.weights = options.file("--weights");
+  run.save = options.file("--save");
+  run.history = options.file("--history");
+  run.json = options.file("--json");
+  if (run.x.empty() != run.y.empty())
+    throw InvalidArgument(run.y.empty() ? "--x " + printable(run.x) + " has no targets; add --y FILE or drop --x"
+                                        : "--y " + printable(run.y) + " has no inputs; add --x FILE or drop --y");
+  if (!run.x.empty() && options.given("--samples"))
+    throw InvalidArgument("--samples " + options.text("--samples") + " is for generated data, but --x " +
+                          printable(run.x) + " is given; drop --samples, or --x and --y");
+  if (run.x.empty()) run.training.samples = samples;
+  if (!run.weights.empty() && options.given("--init"))
+    throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
+                          printable(run.weights) + " is given; drop one of the two");
+  run.text = check_outputs(options, {"--save", "--history", "--json"}, {"--x", "--y"});
+  return run;
+}
+
+}  // namespace deviceloop::cli

@@ -1,0 +1,52 @@
+// The options that several commands share, and what train and plan make of theirs.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+#include "options.h"
+#include "text_output.h"
+
+namespace deviceloop::cli {
+
+/// --layers, --bias and --init.
+void declare_network(OptionSet& options);
+NetworkSpec read_network_options(const OptionSet& options);
+Init read_init(const OptionSet& options);
+
+/// --samples and --seed.
+void declare_samples(OptionSet& options);
+std::int64_t read_samples(const OptionSet& options);
+
+void declare_precision(OptionSet& options);
+Precision read_precision(const OptionSet& options);
+
+/// --device, --plan and --threads.
+void declare_execution(OptionSet& options);
+std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training);
+
+void declare_quiet(OptionSet& options);
+/// Throws InvalidArgument where two of the options `outputs` name one file or standard output, or one of them a file
+/// that one of `inputs` names. Returns where text goes then.
+TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
+                                const std::vector<std::string>& inputs);
+
+struct TrainOptions {
+  NetworkSpec network;
+  TrainingSpec training;  ///< with `samples` where rows are generated
+  std::optional<ExecutorKind> forced;
+  Init init = Init::normal;
+  std::int64_t steps = 0;
+  std::string x, y, weights, save, history, json;  ///< empty: not given
+  TextOutput::Where text = TextOutput::Where::standard_output;
+};
+
+void declare_train_options(OptionSet& options);
+TrainOptions read_train_options(const OptionSet& options);
+
+}  // namespace deviceloop::cli

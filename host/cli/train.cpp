@@ -1,0 +1,244 @@
+// deviceloop train: reads or generates, trains, reports, writes.
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/error.h>
+#include <deviceloop/random.h>
+#include <deviceloop/trainer.h>
+
+#include "commands.h"
+#include "files/output_file.h"
+#include "files/printable.h"
+#include "files/weights.h"
+#include "inputs.h"
+#include "interrupt.h"
+#include "matrix_ops.h"
+#include "memory.h"
+#include "progress.h"
+#include "report.h"
+#include "run_options.h"
+#include "text_output.h"
+
+namespace deviceloop::cli {
+namespace {
+
+constexpr std::int64_t kShownRows = 5;
+
+/// The outputs of a run. Making it finds out whether all of them can be written.
+struct Outputs {
+  explicit Outputs(const TrainOptions& run) {
+    const auto open = [](const std::string& path) {
+      return path.empty() ? nullptr : std::make_unique<OutputFile>(path);
+    };
+    save = open(run.save);
+    history = open(run.history);
+    json = open(run.json);
+  }
+  std::unique_ptr<OutputFile> save, history, json;  // null: not asked for
+};
+
+/// What went wrong in a run that was worth finishing all the same.
+class Problems {
+ public:
+  void add(std::string problem) { text_ += (text_.empty() ? "" : "; ") + std::move(problem); }
+  /// Calls `work`; what it throws is added.
+  template <class Work>
+  bool attempt(const Work& work) {
+    try {
+      work();
+      return true;
+    } catch (const std::exception& error) {
+      add(error.what());
+      return false;
+    }
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
+Data load_data(const TrainOptions& run, const DeviceCaps& caps) {
+  if (!run.x.empty()) return read_data(run, caps.cpu);
+  const NetworkSpec& network = run.network;
+  const TrainingSpec& training = run.training;
+  Data data;
+  data.x = generate(training.samples, network.widths.front(), training.precision, training.seed, kTensorX);
+  data.y = generate(training.samples, network.widths.back(), training.precision, training.seed, kTensorY);
+  return data;
+}
+
+/// The first rows of the data, and how far the network is from them.
+class ShownRows {
+ public:
+  ShownRows(const Data& data, Precision precision)
+      : x_(first_rows(data.x, kShownRows, precision)), y_(first_rows(data.y, kShownRows, precision)) {}
+
+  std::string text(const std::string& when, Trainer& trainer) const {
+    HostMatrix prediction(y_.type, y_.rows, y_.columns);
+    trainer.predict(x_.view(), prediction.view());
+    return difference_rows(when, prediction, y_);
+  }
+
+ private:
+  HostMatrix x_, y_;
+};
+
+/// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
+TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text) {
+  Progress progress(run.text);
+  std::int64_t shown = -1;
+  const auto show = [&](std::int64_t step, double loss) {
+    shown = step;
+    return loss_line(step, loss);
+  };
+  TrainReport report = trainer.train(run.steps, [&](const TrainProgress& chunk) {
+    if (text.wanted()) {
+      std::string lines;
+      for (std::size_t i = 0; i < chunk.losses.size(); ++i) {
+        const std::int64_t step = chunk.first_step + static_cast<std::int64_t>(i);
+        if (is_shown(step) || step + 1 == chunk.steps_total) lines += show(step, chunk.losses[i]);
+      }
+      if (!lines.empty()) {
+        progress.clear();
+        text.write(lines);
+      }
+      progress.update(chunk.steps_done, chunk.steps_total);
+    }
+    return interrupt() == 0;
+  });
+  progress.clear();
+  if (report.steps() > 0 && shown != report.steps() - 1) text.write(show(report.steps() - 1, report.losses.back()));
+  return report;
+}
+
+Parameters read_parameters(const Trainer& trainer) {
+  Parameters parameters;
+  for (const ParameterInfo& info : parameter_layout(trainer.network())) {
+    HostMatrix& parameter =
+        parameters.emplace_back(element_type(trainer.training().precision), info.rows, info.columns);
+    if (info.is_bias)
+      trainer.read_bias(info.layer, parameter.view());
+    else
+      trainer.read_weight(info.layer, parameter.view());
+  }
+  return parameters;
+}
+
+void write_trained_weights(OutputFile& file, const Trainer& trainer) {
+  const Parameters parameters = read_parameters(trainer);
+  const std::vector<ParameterInfo> layout = parameter_layout(trainer.network());
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    if (const auto bad = find_non_finite(parameters[i].view(), parameters[i].type))
+      throw Error(printable(file.path()) + " was not written: the last step made " + layout[i].name +
+                  " infinite or nan (" + describe(*bad, parameters[i].type) + "); lower --lr");
+  write_weights(file, trainer.network(), parameters);
+  file.commit();
+}
+
+/// Writes what was asked for and returns "; wrote a, b" for the summary.
+std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunResult& result, Problems& problems) {
+  std::vector<std::pair<OutputFile*, std::function<void(OutputFile&)>>> writes;
+  if (outputs.save && !result.first_non_finite_step)
+    writes.emplace_back(outputs.save.get(), [&](OutputFile& file) { write_trained_weights(file, trainer); });
+  if (outputs.history)
+    writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
+      write_history(file, result.losses);
+      file.commit();
+    });
+  if (outputs.json)
+    writes.emplace_back(outputs.json.get(), [&](OutputFile& file) {
+      write_json(file, result);
+      file.commit();
+    });
+  // Standard output last: who reads there may take its time.
+  std::stable_partition(writes.begin(), writes.end(), [](const auto& write) { return write.first->path() != "-"; });
+  std::string written;
+  for (const auto& [file, write] : writes)
+    if (problems.attempt([&, target = file, &how = write] { how(*target); }) && file->path() != "-")
+      written += (written.empty() ? "; wrote " : ", ") + printable(file->path());
+  return written;
+}
+
+std::string summary(const RunResult& result) {
+  std::string line = std::to_string(result.steps) + (result.steps == 1 ? " step" : " steps");
+  if (result.us_per_step)
+    line += " in " + duration_text(result.total_ms) + ", " + duration_text(*result.us_per_step / 1000) + " a step";
+  line += "; loss " + loss_text(result.losses.front());
+  if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
+  return line;
+}
+
+}  // namespace
+
+void declare_train(OptionSet& options) { declare_train_options(options); }
+
+int run_train(const OptionSet& options) {
+  const TrainOptions run = read_train_options(options);
+  catch_interrupts();  // before there are temporary files, which only an orderly end removes
+  const DeviceCaps caps = query_device_caps();
+  plan_run(run, run.training.samples, caps);
+  Outputs outputs(run);
+  TextOutput text(run.text);
+
+  Data data = load_data(run, caps);
+  if (!run.x.empty()) plan_run(run, data.x.rows, caps);
+  TrainingSpec training = run.training;
+  training.samples = data.x.rows;
+  Trainer trainer(run.network, training, run.forced, caps);
+  if (run.weights.empty())
+    trainer.initialize(training.seed, run.init);
+  else
+    trainer.load_weights(run.weights);
+  throw_if_interrupted();
+  trainer.set_data(std::as_const(data.x).view(), std::as_const(data.y).view());
+  const ShownRows rows(data, training.precision);
+  data = {};  // the trainer has its own copy
+
+  text.write(plan_line(trainer.plan(), training.precision));
+  if (text.wanted()) text.write(rows.text("before training", trainer));
+  throw_if_interrupted();
+  TrainReport report = train_with_lines(trainer, run, text);
+
+  RunResult result;
+  result.plan = trainer.plan();
+  result.formulation = training.formulation;
+  result.precision = training.precision;
+  result.steps = report.steps();
+  result.total_ms = report.total_ms;
+  result.us_per_step = report.us_per_step();
+  result.first_non_finite_step = report.first_non_finite_step;
+  if (run.steps == 0) {
+    report.losses = {trainer.loss()};
+    if (!std::isfinite(report.losses.front())) result.first_non_finite_step = 0;
+    text.write(loss_line(0, report.losses.front()));
+  }
+  result.losses = report.losses;
+  if (text.wanted()) text.write(rows.text("after training", trainer));
+
+  Problems problems;
+  if (result.first_non_finite_step) {
+    const std::int64_t step = *result.first_non_finite_step;
+    problems.add("the run diverged: the loss of step " + std::to_string(step) + " is " +
+                 loss_text(report.losses[static_cast<std::size_t>(step)]) + "; lower --lr " + options.text("--lr") +
+                 (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
+  }
+  const std::string written = write_outputs(outputs, trainer, result, problems);
+  text.write(summary(result) + written + "\n");
+  problems.attempt([&] { text.check(); });
+
+  if (const int signal = interrupt()) {
+    write_all(2, "deviceloop: interrupted after " + std::to_string(result.steps) + " steps" +
+                     (problems.text().empty() ? "" : "; ") + problems.text() + "\n");
+    return 128 + signal;
+  }
+  if (!problems.text().empty()) throw Error(problems.text());
+  return 0;
+}
+
+}  // namespace deviceloop::cli

@@ -1,0 +1,147 @@
+// The element-wise passes of the CPU, and the public kernel layer on top of them.
+#include "cpu_kernels.h"
+
+#include <algorithm>
+#include <string>
+
+#include <deviceloop/error.h>
+#include <deviceloop/kernels.h>
+
+#include "elementwise.h"
+
+namespace deviceloop {
+
+template <class T>
+void bias_relu(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t row = 0; row < rows; ++row, panel += columns) {
+    if (bias != nullptr)
+      for (std::int64_t column = 0; column < columns; ++column)
+        panel[column] = elementwise::relu_marked(panel[column] + bias[column]);
+    else
+      for (std::int64_t column = 0; column < columns; ++column) panel[column] = elementwise::relu_marked(panel[column]);
+  }
+}
+
+template <class T>
+void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) {
+  if (bias == nullptr) return;
+  for (std::int64_t row = 0; row < rows; ++row, panel += columns)
+    for (std::int64_t column = 0; column < columns; ++column) panel[column] += bias[column];
+}
+
+template <class T>
+void mask_gradient(T* dh, const T* h, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) dh[i] = elementwise::relu_gradient_marked(h[i], dh[i]);
+}
+
+template <class T>
+double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count) {
+  // Eight lanes of at most 32 squares each in T, so that the loop vectorises and its order is fixed for every machine.
+  constexpr std::int64_t kLanes = 8;
+  constexpr std::int64_t kBlock = 32 * kLanes;
+  double loss = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, count);
+    T lanes[kLanes] = {};
+    std::int64_t i = begin;
+    const auto element = [&](std::int64_t index) {
+      const T difference = prediction[index] - target[index];
+      if (gradient != nullptr) gradient[index] = elementwise::squared_error_gradient(difference);
+      return difference * difference;
+    };
+    for (; i + kLanes <= end; i += kLanes)
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += element(i + lane);
+    for (std::int64_t lane = 0; i < end; ++i, ++lane) lanes[lane] += element(i);
+    for (const T lane : lanes) loss += static_cast<double>(lane);
+  }
+  return loss;
+}
+
+template <class T>
+void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64_t columns) {
+  constexpr std::int64_t kTerms = 32, kColumns = 64;
+  for (std::int64_t begin = 0; begin < rows; begin += kTerms) {
+    const std::int64_t end = std::min(begin + kTerms, rows);
+    for (std::int64_t first = 0; first < columns; first += kColumns) {
+      const std::int64_t width = std::min(kColumns, columns - first);
+      T partial[kColumns] = {};
+      for (std::int64_t row = begin; row < end; ++row)
+        for (std::int64_t column = 0; column < width; ++column)
+          partial[column] += panel[row * columns + first + column];
+      for (std::int64_t column = 0; column < width; ++column)
+        sums[first + column] += static_cast<double>(partial[column]);
+    }
+  }
+}
+
+template void bias_relu(float*, const float*, std::int64_t, std::int64_t);
+template void bias_relu(double*, const double*, std::int64_t, std::int64_t);
+template void add_bias(float*, const float*, std::int64_t, std::int64_t);
+template void add_bias(double*, const double*, std::int64_t, std::int64_t);
+template void mask_gradient(float*, const float*, std::int64_t);
+template void mask_gradient(double*, const double*, std::int64_t);
+template double squared_error(float*, const float*, const float*, std::int64_t);
+template double squared_error(double*, const double*, const double*, std::int64_t);
+template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);
+template void add_column_sums(double*, const double*, std::int64_t, std::int64_t);
+
+namespace {
+
+template <class T>
+void check(const char* function, const char* out_name, std::span<T> out, const char* in_name, std::span<const T> in) {
+  if (out.size() != in.size())
+    throw InvalidArgument(std::string(function) + ": " + out_name + " has " + std::to_string(out.size()) +
+                          " elements, " + in_name + " has " + std::to_string(in.size()) + "; sizes must be equal");
+  const auto* out_begin = static_cast<const T*>(out.data());
+  if (out_begin != in.data() && std::less<>()(out_begin, in.data() + in.size()) &&
+      std::less<>()(in.data(), out_begin + out.size()))
+    throw InvalidArgument(std::string(function) + ": " + out_name + " overlaps " + in_name +
+                          " in part; pass the same range or separate ones");
+}
+
+template <class T>
+void checked_relu(std::span<T> out, std::span<const T> in) {
+  check("relu", "out", out, "in", in);
+  for (std::size_t i = 0; i < in.size(); ++i) out[i] = elementwise::relu(in[i]);
+}
+
+template <class T>
+void checked_relu_gradient(std::span<T> dz, std::span<const T> z, std::span<const T> dh) {
+  check("relu_gradient", "dz", dz, "z", z);
+  check("relu_gradient", "dz", dz, "dh", dh);
+  for (std::size_t i = 0; i < z.size(); ++i) dz[i] = elementwise::relu_gradient(z[i], dh[i]);
+}
+
+template <class T>
+double checked_squared_error(std::span<T> gradient, std::span<const T> prediction, std::span<const T> target) {
+  if (prediction.size() != target.size())
+    throw InvalidArgument("squared_error: prediction has " + std::to_string(prediction.size()) +
+                          " elements, target has " + std::to_string(target.size()) + "; sizes must be equal");
+  if (!gradient.empty()) {
+    check("squared_error", "gradient", gradient, "prediction", prediction);
+    check("squared_error", "gradient", gradient, "target", target);
+  }
+  return squared_error(gradient.empty() ? nullptr : gradient.data(), prediction.data(), target.data(),
+                       static_cast<std::int64_t>(prediction.size()));
+}
+
+}  // namespace
+
+void relu(std::span<float> out, std::span<const float> in) { checked_relu(out, in); }
+void relu(std::span<double> out, std::span<const double> in) { checked_relu(out, in); }
+
+void relu_gradient(std::span<float> dz, std::span<const float> z, std::span<const float> dh) {
+  checked_relu_gradient(dz, z, dh);
+}
+void relu_gradient(std::span<double> dz, std::span<const double> z, std::span<const double> dh) {
+  checked_relu_gradient(dz, z, dh);
+}
+
+double squared_error(std::span<float> gradient, std::span<const float> prediction, std::span<const float> target) {
+  return checked_squared_error(gradient, prediction, target);
+}
+double squared_error(std::span<double> gradient, std::span<const double> prediction, std::span<const double> target) {
+  return checked_squared_error(gradient, prediction, target);
+}
+
+}  // namespace deviceloop

@@ -1,0 +1,28 @@
+// Element-wise passes of the CPU executor over contiguous [rows, columns] panels, each one pass over memory.
+#pragma once
+
+#include <cstdint>
+
+namespace deviceloop {
+
+/// panel = relu_marked(panel + bias); bias [columns] may be null.
+template <class T>
+void bias_relu(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
+
+/// As bias_relu, without the activation.
+template <class T>
+void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
+
+/// dh = relu_gradient_marked(h, dh), in place.
+template <class T>
+void mask_gradient(T* dh, const T* h, std::int64_t count);
+
+/// As the public squared_error: returns the loss; gradient may be null or the prediction itself.
+template <class T>
+double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count);
+
+/// sums[column] += the column's sum over the rows of a panel: 32 rows at a time in T, from there in double.
+template <class T>
+void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64_t columns);
+
+}  // namespace deviceloop

@@ -1,0 +1,58 @@
+// The formulas of single elements, shared by the CPU's loops and the CUDA kernels: one definition, two drivers.
+#pragma once
+
+#if defined(__CUDACC__)
+#define DEVICELOOP_HOST_DEVICE __host__ __device__
+#else
+#define DEVICELOOP_HOST_DEVICE
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+namespace deviceloop::elementwise {
+
+/// relu(z); written with < so that NaN passes.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T relu(T z) {
+  return z < T(0) ? T(0) : z;
+}
+
+/// The gradient of relu at pre-activation z, given that of its output: a z of exactly 0 passes, and so does NaN.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T relu_gradient(T z, T dh) {
+  return z < T(0) ? T(0) : dh;
+}
+
+/// relu(z) that remembers the mask in the sign of its zero, so that no pre-activation need be kept: -0.0 where z < 0,
+/// while a z of -0.0, whose gradient passes, becomes +0.0. As values the two are the same 0.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T relu_marked(T z) {
+  return z < T(0) ? T(-0.0) : z + T(0);
+}
+
+/// True where the bits of h are those of -0.0. The sign bit alone would not do: a NaN may carry it.
+DEVICELOOP_HOST_DEVICE inline bool is_marked(float h) {
+  std::uint32_t bits;
+  memcpy(&bits, &h, sizeof bits);
+  return bits == 0x80000000u;
+}
+DEVICELOOP_HOST_DEVICE inline bool is_marked(double h) {
+  std::uint64_t bits;
+  memcpy(&bits, &h, sizeof bits);
+  return bits == 0x8000000000000000u;
+}
+
+/// relu_gradient from an output of relu_marked instead of the pre-activation.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T relu_gradient_marked(T h, T dh) {
+  return is_marked(h) ? T(0) : dh;
+}
+
+/// d (p - y)^2 / dp = 2 (p - y), from the difference.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T squared_error_gradient(T difference) {
+  return difference + difference;
+}
+
+}  // namespace deviceloop::elementwise

@@ -1,0 +1,45 @@
+// The seam between the trainer and what runs a training run: as large as a whole run and never the size of an op,
+// because a captured graph and a persistent kernel both cut across ops.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include <deviceloop/matrix.h>
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// Made for one network, one number of samples and one plan. The trainer has checked every argument. Not for use by two
+/// threads at once.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  /// Takes a copy of x [samples, in_features] and y [samples, outputs], converted to the working precision.
+  virtual void set_data(ConstMatrix x, ConstMatrix y) = 0;
+
+  /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched.
+  virtual void enqueue(std::int64_t steps) = 0;
+  /// Fetches the next out.size() losses in order of steps; waits for those steps. At most as many as were enqueued and
+  /// not fetched yet.
+  virtual void losses(std::span<double> out) = 0;
+  /// Waits for all that was enqueued.
+  virtual void finish() = 0;
+  /// The loss of the parameters as they are, after finish().
+  virtual double loss() = 0;
+
+  /// Copies the parameter parameter_layout()[index] out or in, converted where the types differ, after finish().
+  virtual void read_state(int index, Matrix out) = 0;
+  virtual void write_state(int index, ConstMatrix in) = 0;
+
+  /// out [rows, outputs] = network(x [rows, in_features]) with the parameters as they are, for any number of rows.
+  virtual void predict(ConstMatrix x, Matrix out) = 0;
+};
+
+/// The executor that `plan` names.
+std::unique_ptr<Executor> make_executor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan);
+
+}  // namespace deviceloop

@@ -1,0 +1,323 @@
+#include "npy.h"
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../matrix_ops.h"
+#include "printable.h"
+#include "read_file.h"
+#include "transpose.h"
+
+namespace deviceloop {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "elements are read and written as they lie in memory");
+
+constexpr std::string_view kMagic = "\x93NUMPY";
+constexpr std::size_t kLargestHeader = 65536;
+
+struct Header {
+  std::string descr;
+  bool fortran_order = false;
+  std::vector<std::int64_t> shape;
+};
+
+/// The header of a .npy file is a Python dict display with exactly the keys descr, fortran_order and shape. This reads
+/// those and nothing else of Python. It needs no recursion, so that no header is too deep.
+class HeaderParser {
+ public:
+  HeaderParser(std::string_view text, const InputFile& file) : text_(text), file_(file) {}
+
+  Header parse() {
+    Header header;
+    bool descr = false, fortran_order = false, shape = false;
+    expect('{');
+    while (!accept('}')) {
+      const std::string key = string();
+      expect(':');
+      bool& seen = key == "descr" ? descr : key == "fortran_order" ? fortran_order : shape;
+      if (&seen == &shape && key != "shape") refuse("has the unknown key " + in_quotes(key));
+      if (seen) refuse("has the key " + in_quotes(key) + " twice");
+      seen = true;
+      if (key == "descr")
+        header.descr = element_type();
+      else if (key == "fortran_order")
+        header.fortran_order = boolean();
+      else
+        header.shape = tuple();
+      if (!accept(',')) {
+        expect('}');
+        break;
+      }
+    }
+    skip_space();
+    if (at_ != text_.size()) refuse("goes on after its closing brace");
+    if (!descr || !fortran_order || !shape)
+      refuse(std::string("lacks the key '") + (!descr ? "descr" : !fortran_order ? "fortran_order" : "shape") + "'");
+    return header;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what) const {
+    file_.refuse("its header " + what + "; write the file again with numpy.save");
+  }
+  [[noreturn]] void refuse_here(const std::string& expected) const {
+    refuse("is damaged at character " + std::to_string(at_) + ", where " + expected + " was expected");
+  }
+
+  void skip_space() {
+    while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos) ++at_;
+  }
+  bool accept(char wanted) {
+    skip_space();
+    if (at_ == text_.size() || text_[at_] != wanted) return false;
+    ++at_;
+    return true;
+  }
+  bool accept(std::string_view wanted) {
+    skip_space();
+    if (text_.substr(at_, wanted.size()) != wanted) return false;
+    at_ += wanted.size();
+    return true;
+  }
+  void expect(char wanted) {
+    if (!accept(wanted)) refuse_here(std::string("'") + wanted + "'");
+  }
+
+  std::string string() {
+    const char quote = accept('"') ? '"' : '\'';
+    if (quote == '\'' && !accept('\'')) refuse_here("a quoted name");
+    const std::size_t begin = at_;
+    while (at_ < text_.size() && text_[at_] != quote && text_[at_] != '\\' && text_[at_] != '\n') ++at_;
+    if (at_ == text_.size() || text_[at_] != quote) refuse_here("the end of a quoted name");
+    return std::string(text_.substr(begin, at_++ - begin));
+  }
+
+  std::string element_type() {
+    skip_space();
+    // A list of fields, [('name', '<f4'), ...], or a type with a shape of its own, ('<f4', (2,)).
+    if (at_ < text_.size() && (text_[at_] == '[' || text_[at_] == '('))
+      file_.refuse("holds records with named fields; save one field, x['name'].astype(numpy.float32)");
+    return string();
+  }
+
+  bool boolean() {
+    if (accept(std::string_view("True"))) return true;
+    if (!accept(std::string_view("False"))) refuse_here("True or False");
+    return false;
+  }
+
+  std::vector<std::int64_t> tuple() {
+    std::vector<std::int64_t> values;
+    expect('(');
+    while (!accept(')')) {
+      values.push_back(integer());
+      if (accept(',')) continue;
+      if (values.size() == 1) refuse_here("','");  // (3) is a number in Python, not a tuple
+      expect(')');
+      break;
+    }
+    return values;
+  }
+
+  std::int64_t integer() {
+    skip_space();
+    const char* begin = text_.data() + at_;
+    const char* end = text_.data() + text_.size();
+    if (begin == end || *begin < '0' || *begin > '9') refuse_here("a number of elements");
+    std::int64_t value = 0;
+    const auto [stop, error] = std::from_chars(begin, end, value);
+    if (error != std::errc()) refuse("has a number of elements that is too large");
+    if (*begin == '0' && stop - begin > 1) refuse_here("a number without leading zeros");
+    at_ += static_cast<std::size_t>(stop - begin);
+    if (at_ < text_.size() && text_[at_] == 'L') ++at_;  // Python 2 wrote long integers that way
+    return value;
+  }
+
+  std::string_view text_;
+  const InputFile& file_;
+  std::size_t at_ = 0;
+};
+
+/// Why files of this element type are not read; nothing where they are.
+std::optional<std::string> refusal(const std::string& descr) {
+  if (descr == "<f4" || descr == "<f8") return std::nullopt;
+  const std::string shown = " (" + in_quotes(descr) + ")";
+  std::string_view kind = descr;
+  if (!kind.empty() && std::string_view("<>|=").find(kind[0]) != std::string_view::npos) kind.remove_prefix(1);
+  if (descr[0] == '>' && (kind == "f4" || kind == "f8"))
+    return "holds big-endian numbers" + shown + "; save it with x.astype('<" + std::string(kind) + "')";
+  const std::string unknown = "has the element type " + in_quotes(descr) +
+                              ", only '<f4' and '<f8' are read; save it with x.astype(numpy.float32)";
+  if (kind.empty() || kind == "f4" || kind == "f8") return unknown;
+  if (kind[0] == 'c')
+    return "holds complex numbers" + shown + "; save the parts apart, such as x.real.astype(numpy.float32)";
+  const char* what = nullptr;
+  switch (kind[0]) {
+    case 'O':
+      what = "Python objects";
+      break;
+    case 'i':
+    case 'u':
+      what = "integers";
+      break;
+    case 'b':
+    case '?':
+      what = "booleans";
+      break;
+    case 'f':
+      what = "floating-point numbers other than float32 and float64";
+      break;
+    case 'S':
+    case 'U':
+    case 'a':
+      what = "text";
+      break;
+    case 'M':
+    case 'm':
+      what = "dates or times";
+      break;
+    case 'V':
+      what = "raw bytes";
+      break;
+    default:
+      return unknown;
+  }
+  return std::string("holds ") + what + shown + "; save it with x.astype(numpy.float32)";
+}
+
+[[noreturn]] void refuse_truncated(const InputFile& file, const std::string& where) {
+  file.refuse("is truncated " + where + "; copy or write it again");
+}
+
+/// Reads what precedes the elements and sets `data` to where they begin.
+Header read_header(const InputFile& file, std::uint64_t& data) {
+  unsigned char start[12] = {};
+  file.read(0, start, std::min<std::uint64_t>(file.size(), sizeof start));
+  const auto* text = reinterpret_cast<const char*>(start);
+  const std::size_t known = std::min<std::uint64_t>(file.size(), kMagic.size());
+  if (std::string_view(text, known) != kMagic.substr(0, known)) {
+    if (std::string_view(text, 2) == "PK")
+      file.refuse("is a zip archive, perhaps .npz, not an .npy file; save one array with numpy.save");
+    file.refuse("is not an .npy file; save the array with numpy.save");
+  }
+  if (file.size() < kMagic.size() + 2) refuse_truncated(file, "in its first bytes");
+  const int major = start[6], minor = start[7];
+  if (major < 1 || major > 3 || minor != 0)
+    file.refuse("has the .npy format version " + std::to_string(major) + "." + std::to_string(minor) +
+                ", only 1.0, 2.0 and 3.0 are read; save it again with numpy.save");
+  const std::size_t prefix = major == 1 ? 10 : 12;
+  if (file.size() < prefix) refuse_truncated(file, "in its first bytes");
+  std::uint32_t length = start[8] | static_cast<std::uint32_t>(start[9]) << 8;
+  if (major > 1) length |= static_cast<std::uint32_t>(start[10]) << 16 | static_cast<std::uint32_t>(start[11]) << 24;
+  if (length > kLargestHeader)
+    file.refuse("has a header of " + std::to_string(length) + " bytes, at most " + std::to_string(kLargestHeader) +
+                " are read; save it again with numpy.save, as a plain array");
+  if (length > file.size() - prefix) refuse_truncated(file, "in its header");
+  std::string header(length, '\0');
+  file.read(prefix, header.data(), header.size());
+  data = prefix + length;
+  return HeaderParser(header, file).parse();
+}
+
+/// The file holds the columns one after the other.
+template <class T>
+void read_columns(const InputFile& file, std::uint64_t data, HostMatrix& matrix) {
+  // Blocks that stay in a cache near the core and that are still long enough to be read at one go.
+  constexpr std::int64_t kRows = 4096, kColumns = 32;
+  T* out = static_cast<T*>(matrix.view().data);
+  std::vector<T> block(static_cast<std::size_t>(std::min(kRows, matrix.rows) * std::min(kColumns, matrix.columns)));
+  for (std::int64_t row = 0; row < matrix.rows; row += kRows) {
+    const std::int64_t rows = std::min(kRows, matrix.rows - row);
+    for (std::int64_t column = 0; column < matrix.columns; column += kColumns) {
+      const std::int64_t columns = std::min(kColumns, matrix.columns - column);
+      for (std::int64_t i = 0; i < columns; ++i) {
+        const auto element = static_cast<std::uint64_t>((column + i) * matrix.rows + row);
+        file.read(data + element * sizeof(T), block.data() + i * rows, static_cast<std::size_t>(rows) * sizeof(T));
+      }
+      transpose(out + row * matrix.columns + column, matrix.columns, block.data(), rows, columns, rows);
+    }
+  }
+}
+
+}  // namespace
+
+HostMatrix read_npy(const std::string& path) {
+  const InputFile file(path);
+  std::uint64_t data = 0;
+  const Header header = read_header(file, data);
+  if (const auto problem = refusal(header.descr)) file.refuse(*problem);
+
+  const std::string shape = "the shape " + tuple_text(header.shape);
+  if (header.shape.empty()) file.refuse("holds a single number, " + shape + "; save it with x.reshape(1, 1)");
+  if (header.shape.size() > 2)
+    file.refuse("has " + shape + ", only 1-D and 2-D arrays are read; save it with x.reshape(len(x), -1)");
+  const std::int64_t rows = header.shape[0], columns = header.shape.size() == 2 ? header.shape[1] : 1;
+  if (rows == 0 || columns == 0) file.refuse("is empty, it has " + shape + "; give at least one row and one column");
+
+  const ElementType type = header.descr == "<f4" ? ElementType::float32 : ElementType::float64;
+  const std::uint64_t found = file.size() - data;
+  std::uint64_t needed = 0;
+  const bool overflow =
+      __builtin_mul_overflow(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), &needed) ||
+      __builtin_mul_overflow(needed, static_cast<std::uint64_t>(size_of(type)), &needed);
+  if (overflow || needed > found)
+    refuse_truncated(file, "or damaged: " + shape + " of " + in_quotes(header.descr) + " takes " +
+                               (overflow ? "more bytes than any file has" : std::to_string(needed) + " bytes") +
+                               ", and " + std::to_string(found) + " follow the header");
+  if (needed < found)
+    file.refuse("has " + std::to_string(found - needed) + " bytes after the array of " + shape +
+                "; save one array in a file, with numpy.save");
+
+  HostMatrix matrix(type, rows, columns);
+  if (!header.fortran_order || rows == 1 || columns == 1)
+    file.read(data, matrix.bytes.data(), matrix.bytes.size());
+  else if (type == ElementType::float32)
+    read_columns<float>(file, data, matrix);
+  else
+    read_columns<double>(file, data, matrix);
+  return matrix;
+}
+
+void write_npy(OutputFile& file, ConstMatrix matrix) {
+  check_host_view(matrix, printable(file.path()) + ": the matrix to write");
+  std::string header = std::string("{'descr': '") + (matrix.type == ElementType::float32 ? "<f4" : "<f8") +
+                       "', 'fortran_order': False, 'shape': (" + std::to_string(matrix.rows) + ", " +
+                       std::to_string(matrix.columns) + "), }";
+  // NumPy's own header: the elements begin at a multiple of 64 bytes, and the last character before them ends the line.
+  const std::size_t prefix = kMagic.size() + 4;
+  const std::size_t total = (prefix + header.size() + 1 + 63) / 64 * 64;
+  header.append(total - prefix - header.size() - 1, ' ');
+  header += '\n';
+  std::string start(kMagic);
+  start += {'\1', '\0', static_cast<char>(header.size() & 0xff), static_cast<char>(header.size() >> 8)};
+  file.write(start + header);
+
+  if (matrix.rows == 0 || matrix.columns == 0) return;
+  const std::size_t row_bytes = static_cast<std::size_t>(matrix.columns) * size_of(matrix.type);
+  const auto* data = static_cast<const char*>(matrix.data);
+  if (matrix.row_stride == matrix.columns || matrix.rows == 1) {
+    file.write(data, row_bytes * static_cast<std::size_t>(matrix.rows));
+    return;
+  }
+  // Several rows a write: rows of a few elements would cost a system call each.
+  constexpr std::size_t kBuffer = 1 << 20;
+  const auto rows_at_once = static_cast<std::int64_t>(std::max<std::size_t>(kBuffer / row_bytes, 1));
+  std::string buffer;
+  for (std::int64_t begin = 0; begin < matrix.rows; begin += rows_at_once) {
+    buffer.clear();
+    for (std::int64_t row = begin; row < std::min(begin + rows_at_once, matrix.rows); ++row)
+      buffer.append(data + static_cast<std::size_t>(row * matrix.row_stride) * size_of(matrix.type), row_bytes);
+    file.write(buffer);
+  }
+}
+
+}  // namespace deviceloop

@@ -1,0 +1,79 @@
+#include "read_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+#include <deviceloop/error.h>
+
+#include "printable.h"
+
+namespace deviceloop {
+namespace {
+
+std::string reason(int error) { return std::generic_category().message(error); }
+
+std::string remedy(int error) {
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+    case ENAMETOOLONG:
+    case ELOOP:
+      return "check the path";
+    case EACCES:
+    case EPERM:
+      return "give yourself the right to read it";
+    default:
+      return "see whether another program can read it";
+  }
+}
+
+}  // namespace
+
+InputFile::InputFile(const std::string& path) : name_(printable(path)) {
+  if (path.empty()) throw InvalidArgument("the path of the file to read is empty; give the name of a file");
+  if (path.find('\0') != std::string::npos) refuse("has a NUL character in its path; give the name of a file");
+  do {
+    // Without O_NONBLOCK a pipe that nobody writes to would hang here.
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  } while (descriptor_ < 0 && errno == EINTR);
+  if (descriptor_ < 0) {
+    const int error = errno;
+    refuse("cannot be read: " + reason(error) + "; " + remedy(error));
+  }
+  try {
+    struct stat status {};
+    if (::fstat(descriptor_, &status) != 0) refuse("cannot be read: " + reason(errno) + "; " + remedy(errno));
+    if (S_ISDIR(status.st_mode)) refuse("is a folder; give the name of a file in it");
+    if (!S_ISREG(status.st_mode)) refuse("is a pipe or a device; write its content to a file and give that");
+    if (status.st_size <= 0) refuse("is empty; write the file again");
+    size_ = static_cast<std::uint64_t>(status.st_size);
+  } catch (...) {
+    ::close(descriptor_);
+    throw;
+  }
+}
+
+InputFile::~InputFile() { ::close(descriptor_); }
+
+void InputFile::read(std::uint64_t offset, void* out, std::size_t bytes) const {
+  char* to = static_cast<char*>(out);
+  while (bytes > 0) {
+    const std::size_t chunk = std::min(bytes, std::size_t{1} << 30);
+    const ssize_t count = ::pread(descriptor_, to, chunk, static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw Error(name_ + ": reading failed: " + reason(errno) + "; check the disk and try again");
+    if (count == 0) throw Error(name_ + ": became shorter while it was read; try again once nobody writes to it");
+    to += count;
+    offset += static_cast<std::uint64_t>(count);
+    bytes -= static_cast<std::size_t>(count);
+  }
+}
+
+void InputFile::refuse(const std::string& problem) const { throw InvalidArgument(name_ + ": " + problem); }
+
+}  // namespace deviceloop

@@ -1,0 +1,57 @@
+// safetensors files: an 8-byte little-endian header length, a JSON header, the tensors' bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "output_file.h"
+#include "read_file.h"
+
+namespace deviceloop {
+
+/// What the header says of a tensor.
+struct SafeTensorInfo {
+  std::string name;
+  std::string dtype;  ///< as in the file: "F32", "F64", ...
+  std::vector<std::int64_t> shape;
+  std::uint64_t offset = 0;  ///< in bytes, from the beginning of the file
+  std::uint64_t bytes = 0;   ///< of the shape's elements
+};
+
+struct SafeTensor {
+  std::string name;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::byte> bytes;  ///< row-major, little-endian
+};
+
+/// A file whose header has been read and checked; the tensors' bytes are read one by one.
+class SafeTensorsFile {
+ public:
+  /// Throws InvalidArgument, naming the file and the tensor: missing, empty, truncated, a header longer than the file
+  /// or 100 MB, not JSON, duplicate keys, offsets that overlap, leave gaps, lie outside the file or do not match shape
+  /// and dtype, an unknown dtype. Allocates nothing that the file's size does not justify.
+  explicit SafeTensorsFile(const std::string& path);
+
+  /// In order of their names.
+  const std::vector<SafeTensorInfo>& tensors() const { return tensors_; }
+  std::vector<std::byte> read(const SafeTensorInfo& tensor) const;
+  /// Throws InvalidArgument: the path, ": ", `problem`.
+  [[noreturn]] void refuse(const std::string& problem) const { file_.refuse(problem); }
+
+ private:
+  InputFile file_;
+  std::vector<SafeTensorInfo> tensors_;
+};
+
+/// All tensors of a file, in order of their names. Throws as SafeTensorsFile does.
+std::vector<SafeTensor> read_safetensors(const std::string& path);
+
+/// Writes the tensors in the order given. The caller commits. Throws InvalidArgument, before it writes, for tensors
+/// that read_safetensors would refuse.
+void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors);
+
+}  // namespace deviceloop

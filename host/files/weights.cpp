@@ -1,0 +1,208 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/error.h>
+
+#include "../matrix_ops.h"
+#include "printable.h"
+#include "safetensors.h"
+#include "transpose.h"
+
+namespace deviceloop {
+namespace {
+
+constexpr std::int64_t kLargestWidth = 2147483647;  // see NetworkSpec::widths
+
+const SafeTensorInfo* find(const SafeTensorsFile& file, std::string_view name) {
+  const auto& tensors = file.tensors();
+  const auto at =
+      std::lower_bound(tensors.begin(), tensors.end(), name,
+                       [](const SafeTensorInfo& tensor, std::string_view key) { return tensor.name < key; });
+  return at != tensors.end() && at->name == name ? &*at : nullptr;
+}
+
+/// The module number l of a "l.weight" or "l.bias" in a Sequential of Linear and ReLU.
+std::string module(int layer) { return std::to_string(2 * static_cast<std::int64_t>(layer)); }
+
+/// "1000,100,1"; cut where there are very many.
+std::string widths_text(const NetworkSpec& network) {
+  constexpr std::size_t kShown = 32;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(network.widths.size(), kShown); ++i)
+    text += (i == 0 ? "" : ",") + std::to_string(network.widths[i]);
+  return network.widths.size() > kShown ? text + ",..." : text;
+}
+
+std::vector<std::int64_t> file_shape(const ParameterInfo& parameter) {
+  if (parameter.is_bias) return {parameter.columns};
+  return {parameter.columns, parameter.rows};  // PyTorch's Linear keeps [out_features, in_features]
+}
+
+/// The network that the file holds; refuses everything that is not exactly one.
+NetworkSpec network_of(const SafeTensorsFile& file) {
+  const std::string names = "the tensors are called as in nn.Sequential(Linear, ReLU, Linear, ...): ";
+  if (find(file, "0.weight") == nullptr)
+    file.refuse("has no '0.weight'" +
+                (file.tensors().empty() ? std::string() : ", it holds " + in_quotes(file.tensors().front().name)) +
+                "; save it so that " + names + "'0.weight', '2.weight', ...");
+  NetworkSpec network;
+  network.bias = find(file, "0.bias") != nullptr;
+  for (int layer = 0; const SafeTensorInfo* weight = find(file, module(layer) + ".weight"); ++layer) {
+    const std::string name = in_quotes(weight->name) + " has shape " + shape_text(weight->shape);
+    if (weight->shape.size() != 2)
+      file.refuse(name +
+                  ", a weight has two dimensions, [out_features, in_features]; save the weights of Linear layers");
+    for (const std::int64_t width : weight->shape)
+      if (width < 1 || width > kLargestWidth)
+        file.refuse(name + "; widths from 1 to " + std::to_string(kLargestWidth) + " are possible");
+    const std::int64_t out_features = weight->shape[0], in_features = weight->shape[1];
+    if (layer == 0) network.widths.push_back(in_features);
+    if (in_features != network.widths.back())
+      file.refuse(name + ", and the layer before it has " + std::to_string(network.widths.back()) +
+                  " outputs; save the Linear layers in their order, each weight as [out_features, in_features]");
+    network.widths.push_back(out_features);
+  }
+
+  const std::vector<ParameterInfo> layout = parameter_layout(network);
+  for (const ParameterInfo& parameter : layout) {
+    const SafeTensorInfo* tensor = find(file, parameter.name);
+    if (tensor == nullptr)
+      file.refuse("has no " + in_quotes(parameter.name) +
+                  " although it has '0.bias'; switch bias on in all layers or off in all");
+    if (tensor->shape != file_shape(parameter))
+      file.refuse(in_quotes(tensor->name) + " has shape " + shape_text(tensor->shape) + ", the layer's outputs need " +
+                  shape_text(file_shape(parameter)) + "; save weights and biases of the same network");
+    if (tensor->dtype != "F32" && tensor->dtype != "F64")
+      file.refuse(in_quotes(tensor->name) + " is " + tensor->dtype +
+                  ", only F32 and F64 are read; save it with .float()");
+  }
+  std::set<std::string_view> known;
+  for (const ParameterInfo& parameter : layout) known.insert(parameter.name);
+  for (const SafeTensorInfo& tensor : file.tensors()) {
+    if (known.contains(tensor.name)) continue;
+    if (tensor.name.ends_with(".bias") && !network.bias &&
+        find(file, tensor.name.substr(0, tensor.name.size() - 4) + "weight"))
+      file.refuse("holds " + in_quotes(tensor.name) +
+                  " although it has no '0.bias'; switch bias on in all layers or off in all");
+    file.refuse("holds " + in_quotes(tensor.name) + ", which is no parameter of the network " + widths_text(network) +
+                " of the other tensors; save only the Linear layers, so that " + names + "'" +
+                module(network.layers()) + ".weight' comes next");
+  }
+  return network;
+}
+
+/// Refuses a file whose network is another one, naming the first tensor that differs.
+void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
+  const NetworkSpec found = network_of(file);
+  const std::string widths = "; give the network these widths: " + widths_text(found);
+  for (int layer = 0; layer < std::max(found.layers(), wanted.layers()); ++layer) {
+    const std::string name = in_quotes(module(layer) + ".weight");
+    if (layer >= found.layers())
+      file.refuse("has no " + name + ", which the network " + widths_text(wanted) + " needs" + widths);
+    if (layer >= wanted.layers())
+      file.refuse("holds " + name + ", which the network " + widths_text(wanted) + " does not have" + widths);
+    const std::vector<std::int64_t> has{found.out_features(layer), found.in_features(layer)};
+    const std::vector<std::int64_t> needs{wanted.out_features(layer), wanted.in_features(layer)};
+    if (has != needs)
+      file.refuse(name + " has shape " + shape_text(has) + ", the network needs " + shape_text(needs) + widths);
+  }
+  if (wanted.bias && !found.bias) file.refuse("has no '0.bias', and the network has biases; switch its bias off");
+  if (!wanted.bias && found.bias) file.refuse("holds '0.bias', and the network has no biases; switch its bias on");
+}
+
+/// Calls f with a null pointer of the element type.
+template <class F>
+void with_type(ElementType type, F f) {
+  if (type == ElementType::float32)
+    f(static_cast<float*>(nullptr));
+  else
+    f(static_cast<double*>(nullptr));
+}
+
+ConstMatrix view_of(const std::vector<std::byte>& bytes, ElementType type, std::int64_t rows, std::int64_t columns) {
+  ConstMatrix view;
+  view.data = bytes.data();
+  view.type = type;
+  view.rows = rows;
+  view.columns = columns;
+  view.row_stride = columns;
+  return view;
+}
+
+}  // namespace
+
+NetworkSpec read_network(const std::string& path) { return network_of(SafeTensorsFile(path)); }
+
+Parameters read_weights(const std::string& path, const NetworkSpec& network, ElementType type) {
+  const SafeTensorsFile file(path);
+  check_network(file, network);
+  Parameters parameters;
+  for (const ParameterInfo& parameter : parameter_layout(network)) {
+    const SafeTensorInfo& tensor = *find(file, parameter.name);
+    const ElementType stored = tensor.dtype == "F32" ? ElementType::float32 : ElementType::float64;
+    const std::vector<std::byte> bytes = file.read(tensor);
+    const bool transposed = !parameter.is_bias;
+    const ConstMatrix in = view_of(bytes, stored, transposed ? parameter.columns : parameter.rows,
+                                   transposed ? parameter.rows : parameter.columns);
+    if (const auto where = find_non_finite(in, type))
+      file.refuse(in_quotes(tensor.name) + ": " + describe(*where, type) +
+                  (std::isfinite(where->value) ? "; read it as fp64" : "; save weights that have not diverged"));
+    HostMatrix& matrix = parameters.emplace_back(type, parameter.rows, parameter.columns);
+    if (!transposed) {
+      convert(matrix.view(), in);
+      continue;
+    }
+    with_type(type, [&](auto* out_tag) {
+      with_type(stored, [&](auto* in_tag) {
+        transpose(static_cast<decltype(out_tag)>(matrix.view().data), matrix.columns,
+                  static_cast<const std::remove_pointer_t<decltype(in_tag)>*>(in.data), in.row_stride, in.rows,
+                  in.columns);
+      });
+    });
+  }
+  return parameters;
+}
+
+void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters) {
+  const std::vector<ParameterInfo> layout = parameter_layout(network);
+  const std::string name = printable(file.path());
+  if (parameters.size() != layout.size())
+    throw InvalidArgument(name + ": " + std::to_string(parameters.size()) + " parameters were given, the network " +
+                          widths_text(network) + " has " + std::to_string(layout.size()) +
+                          "; give one for each weight and bias");
+  std::vector<SafeTensor> tensors;
+  for (std::size_t i = 0; i < layout.size(); ++i) {
+    const HostMatrix& matrix = parameters[i];
+    if (matrix.rows != layout[i].rows || matrix.columns != layout[i].columns)
+      throw InvalidArgument(name + ": the parameter for " + in_quotes(layout[i].name) + " has shape " +
+                            shape_text(std::vector{matrix.rows, matrix.columns}) + ", the network needs " +
+                            shape_text(std::vector{layout[i].rows, layout[i].columns}) +
+                            "; give the parameters of this network");
+    SafeTensor& tensor = tensors.emplace_back();
+    tensor.name = layout[i].name;
+    tensor.dtype = matrix.type == ElementType::float32 ? "F32" : "F64";
+    tensor.shape = file_shape(layout[i]);
+    if (layout[i].is_bias) {
+      tensor.bytes = matrix.bytes;
+      continue;
+    }
+    tensor.bytes.resize(matrix.bytes.size());
+    with_type(matrix.type, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      transpose(reinterpret_cast<T*>(tensor.bytes.data()), matrix.rows, reinterpret_cast<const T*>(matrix.bytes.data()),
+                matrix.columns, matrix.rows, matrix.columns);
+    });
+  }
+  write_safetensors(file, tensors);
+}
+
+}  // namespace deviceloop

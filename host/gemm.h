@@ -1,0 +1,45 @@
+// Single-threaded matrix products of row-major matrices: a CBLAS where the build has one, own code where it has none.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace deviceloop {
+
+enum class Transpose { no, yes };
+
+/// c [m, n] = alpha op(a) op(b) + beta c with op(a) [m, k], op(b) [k, n]; ld are row strides in elements. c is not read
+/// where beta is 0. Every size is below 2^31. The bits depend on the arguments only, not on the calling thread or on
+/// how many run beside it, inside a SingleThreadedBlas.
+template <class T>
+void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
+          const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
+
+/// The own code behind gemm in a build without BLAS: its bits are the same on every machine.
+template <class T>
+void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
+              const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
+
+/// While one lives, gemm uses no threads of BLAS' own, on this thread and on those that called
+/// use_one_blas_thread_here(). What the application had set is restored when the last one goes.
+class SingleThreadedBlas {
+ public:
+  SingleThreadedBlas();
+  ~SingleThreadedBlas();
+  SingleThreadedBlas(const SingleThreadedBlas&) = delete;
+  SingleThreadedBlas& operator=(const SingleThreadedBlas&) = delete;
+
+ private:
+  [[maybe_unused]] int saved_openmp_threads_ = 0;
+};
+
+/// For threads of our own, once: makes gemm single-threaded on this thread where BLAS keeps that setting by thread.
+void use_one_blas_thread_here();
+
+/// "OpenBLAS 0.3.21 SkylakeX, pthreads", "a CBLAS other than OpenBLAS", "own code".
+std::string gemm_description();
+
+/// Whether the same bits for any number of threads are verified with this GEMM: own code and OpenBLAS.
+bool gemm_bits_verified();
+
+}  // namespace deviceloop

@@ -1,0 +1,31 @@
+// Conversions and checks on matrix views; used wherever data enters or leaves the library.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include <deviceloop/matrix.h>
+
+namespace deviceloop {
+
+/// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
+/// stride of at least `columns`. `what` names it in the message.
+void check_host_view(const ConstMatrix& view, const std::string& what);
+
+/// out = in, converted element by element. Shapes are equal, both checked by the caller.
+void convert(Matrix out, ConstMatrix in);
+
+struct NonFinite {
+  std::int64_t row = 0;
+  std::int64_t column = 0;
+  double value = 0;
+};
+
+/// The first element, in row order, that is NaN, infinite or becomes infinite in `type`.
+std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
+
+/// "row 3, column 17 is nan", "row 3, column 17 is 1e+300, which fp32 cannot hold": the end of a message.
+std::string describe(const NonFinite& where, ElementType type);
+
+}  // namespace deviceloop

@@ -1,0 +1,35 @@
+#include "parameters.h"
+
+namespace deviceloop {
+
+std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network) {
+  std::vector<ParameterInfo> layout;
+  for (int layer = 0; layer < network.layers(); ++layer) {
+    // PyTorch numbers the modules of a Sequential: every Linear but the last is followed by a ReLU.
+    const std::string module = std::to_string(2 * layer);
+    const std::int64_t in_features = network.in_features(layer), out_features = network.out_features(layer);
+    layout.push_back({module + ".weight", layer, false, in_features, out_features});
+    if (network.bias) layout.push_back({module + ".bias", layer, true, 1, out_features});
+  }
+  return layout;
+}
+
+HostMatrix::HostMatrix(ElementType element_type, std::int64_t row_count, std::int64_t column_count)
+    : type(element_type),
+      rows(row_count),
+      columns(column_count),
+      bytes(static_cast<std::size_t>(row_count) * static_cast<std::size_t>(column_count) * size_of(element_type)) {}
+
+Matrix HostMatrix::view() {
+  Matrix view;
+  view.data = bytes.data();
+  view.type = type;
+  view.rows = rows;
+  view.columns = columns;
+  view.row_stride = columns;
+  return view;
+}
+
+ConstMatrix HostMatrix::view() const { return const_cast<HostMatrix*>(this)->view(); }
+
+}  // namespace deviceloop

@@ -1,0 +1,43 @@
+// The parameters of a network: names, shapes, and a copy on the host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// One named tensor of an executor's state: a weight [in_features, out_features] or a bias [1, out_features].
+struct ParameterInfo {
+  std::string name;  ///< as in PyTorch's nn.Sequential of Linear and ReLU: "0.weight", "0.bias", "2.weight", ...
+  int layer = 0;
+  bool is_bias = false;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+};
+
+/// In order of layers, each weight before its bias.
+std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network);
+
+/// A contiguous matrix in host memory that owns its elements.
+struct HostMatrix {
+  ElementType type = ElementType::float32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::vector<std::byte> bytes;
+
+  HostMatrix() = default;
+  /// Zeros. The caller has checked that the size does not overflow.
+  HostMatrix(ElementType element_type, std::int64_t row_count, std::int64_t column_count);
+
+  ConstMatrix view() const;
+  Matrix view();
+};
+
+/// All parameters of a network, one entry for each of parameter_layout().
+using Parameters = std::vector<HostMatrix>;
+
+}  // namespace deviceloop

@@ -1,0 +1,187 @@
+// The planner: an ordered list of candidates, each of which takes a training run or refuses it with one sentence.
+#include <deviceloop/plan.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include <deviceloop/error.h>
+
+#include "cpu_layout.h"
+
+namespace deviceloop {
+namespace {
+
+constexpr std::int64_t kMaxWidth = std::numeric_limits<std::int32_t>::max();  // a BLAS counts in 32 bits
+constexpr int kMaxThreads = 256;
+// Steps shorter than this run on one thread: meeting another one twice a step costs microseconds when both run, and far
+// more on a machine that is shared.
+constexpr double kOneThreadUs = 1000;
+// What a step costs beside arithmetic, for each layer.
+constexpr double kLayerUs = 1;
+
+std::string text(double value) {
+  char buffer[32];
+  std::snprintf(buffer, sizeof buffer, "%g", value);
+  return buffer;
+}
+
+std::string bytes_text(std::uint64_t bytes) {
+  char buffer[32];
+  const double value = static_cast<double>(bytes);
+  if (value < 1024.0 * 1024)
+    std::snprintf(buffer, sizeof buffer, "%.1f KiB", value / 1024);
+  else if (value < 1024.0 * 1024 * 1024)
+    std::snprintf(buffer, sizeof buffer, "%.1f MiB", value / (1024 * 1024));
+  else
+    std::snprintf(buffer, sizeof buffer, "%.1f GiB", value / (1024.0 * 1024 * 1024));
+  return buffer;
+}
+
+void validate(const NetworkSpec& network, const TrainingSpec& training) {
+  if (network.widths.size() < 2)
+    throw InvalidArgument("a network of " + std::to_string(network.widths.size()) +
+                          " widths has no layer; give at least inputs and outputs, such as 1000,1");
+  if (network.widths.size() > 1000000)
+    throw InvalidArgument("a network of " + std::to_string(network.widths.size()) + " widths is too deep; give fewer");
+  for (std::size_t i = 0; i < network.widths.size(); ++i)
+    if (network.widths[i] < 1 || network.widths[i] > kMaxWidth)
+      throw InvalidArgument("width " + std::to_string(i + 1) + " of the network is " +
+                            std::to_string(network.widths[i]) + "; widths are from 1 to " + std::to_string(kMaxWidth));
+  const double rate = training.optimizer.learning_rate;
+  if (!std::isfinite(rate) || rate < 0)
+    throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
+  if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
+    throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");
+  if (training.samples < 0)
+    throw InvalidArgument("the number of samples is " + std::to_string(training.samples) + "; it must not be negative");
+  if (training.threads < 0 || training.threads > kMaxThreads)
+    throw InvalidArgument("the number of threads is " + std::to_string(training.threads) +
+                          "; it is from 0 (automatic) to " + std::to_string(kMaxThreads));
+  if (training.device.kind == DeviceKind::cuda && training.device.index < 0)
+    throw InvalidArgument("the CUDA device is " + std::to_string(training.device.index) + "; devices count from 0");
+  if (training.batch_size < 0)
+    throw InvalidArgument("the batch size is " + std::to_string(training.batch_size) + "; it must not be negative");
+  if (training.batch_size != 0 && training.batch_size != training.samples)
+    throw Unsupported("a batch size of " + std::to_string(training.batch_size) +
+                      " is not supported: every step takes all samples; set it to 0");
+}
+
+double step_flops(const NetworkSpec& network, const TrainingSpec& training) {
+  double flops = 0;
+  for (int layer = 0; layer < network.layers(); ++layer) {
+    const double product = 2.0 * static_cast<double>(training.samples) *
+                           static_cast<double>(network.in_features(layer)) *
+                           static_cast<double>(network.out_features(layer));
+    flops += product * (layer == 0 ? 2 : 3);  // the first layer's input needs no gradient
+  }
+  return flops;
+}
+
+// The CPU's answer, and the threads it would take.
+Candidate ask_cpu(const NetworkSpec& network, const TrainingSpec& training, const CpuCaps& caps, int& threads) {
+  Candidate candidate;
+  candidate.executor = ExecutorKind::cpu;
+  if (training.device.kind == DeviceKind::cuda) {
+    candidate.reason = "a CUDA device was asked for";
+    return candidate;
+  }
+  const double gflops = caps.gflops_fp32 * (training.precision == Precision::fp32 ? 1 : 0.5);
+  const double one_thread_us = step_flops(network, training) / (gflops * 1e3);
+  const double layers_us = kLayerUs * network.layers();
+  threads = training.threads;
+  if (threads == 0) threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);
+  candidate.predicted_us_per_step =
+      training.samples > 0 ? one_thread_us / std::min(threads, caps.cores) + layers_us : 0;
+  candidate.bytes = make_cpu_layout(network, training, threads).bytes;
+  if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {
+    candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of memory and " + bytes_text(caps.memory_bytes) +
+                       " are free; use smaller layers or fewer samples";
+    return candidate;
+  }
+  candidate.accepted = true;
+  return candidate;
+}
+
+Candidate ask_gpu(ExecutorKind kind, const TrainingSpec& training, const DeviceCaps& caps) {
+  Candidate candidate;
+  candidate.executor = kind;
+  if (training.device.kind == DeviceKind::cpu)
+    candidate.reason = "the CPU was asked for";
+  else if (caps.gpus.empty())
+    candidate.reason = caps.no_gpu_reason;
+  else if (training.device.index >= static_cast<int>(caps.gpus.size()))
+    candidate.reason = "there is no CUDA device " + std::to_string(training.device.index) + ", only " +
+                       std::to_string(caps.gpus.size()) + ", counted from 0";
+  else
+    candidate.reason = "this version does not have it yet";
+  return candidate;
+}
+
+void refuse_contradictions(const TrainingSpec& training, std::optional<ExecutorKind> forced) {
+  if (!forced) return;
+  const bool on_cpu = *forced == ExecutorKind::cpu;
+  if (training.device.kind == DeviceKind::cpu && !on_cpu)
+    throw InvalidArgument(std::string("the plan '") + name(*forced) +
+                          "' needs a CUDA device, but the device asked for is the CPU; drop one of the two");
+  if (training.device.kind == DeviceKind::cuda && on_cpu)
+    throw InvalidArgument(
+        "the plan 'cpu' runs on the CPU, but the device asked for is a CUDA device; drop one of the two");
+}
+
+}  // namespace
+
+const char* name(ExecutorKind kind) {
+  switch (kind) {
+    case ExecutorKind::cpu:
+      return "cpu";
+    case ExecutorKind::graph:
+      return "graph";
+    case ExecutorKind::persistent:
+      return "persistent";
+  }
+  return "unknown";
+}
+
+const char* name(Precision precision) { return precision == Precision::fp32 ? "fp32" : "fp64"; }
+
+const char* name(Formulation) { return "primal"; }
+
+Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
+               std::optional<ExecutorKind> forced) {
+  validate(network, training);
+  refuse_contradictions(training, forced);
+
+  Plan plan;
+  plan.device = training.device.index;
+  plan.candidates = {ask_gpu(ExecutorKind::persistent, training, caps), ask_gpu(ExecutorKind::graph, training, caps),
+                     ask_cpu(network, training, caps.cpu, plan.threads)};
+
+  const auto wanted = [&](const Candidate& candidate) { return !forced || candidate.executor == *forced; };
+  const auto chosen = std::find_if(plan.candidates.begin(), plan.candidates.end(),
+                                   [&](const Candidate& candidate) { return candidate.accepted && wanted(candidate); });
+  if (chosen == plan.candidates.end()) {
+    if (forced && *forced != ExecutorKind::cpu) {
+      const auto refused = std::find_if(plan.candidates.begin(), plan.candidates.end(), wanted);
+      throw Unsupported(std::string("plan '") + name(*forced) + "': " + refused->reason +
+                        "; use the plan 'cpu' or 'auto'");
+    }
+    if (training.device.kind == DeviceKind::cuda)
+      throw Unsupported("CUDA device " + std::to_string(training.device.index) + ": " + plan.candidates.front().reason +
+                        "; use the device 'cpu' or 'auto'");
+    throw InvalidArgument("plan 'cpu': " + plan.candidates.back().reason);
+  }
+  if (chosen->executor == ExecutorKind::cpu)
+    chosen->reason = forced                                             ? "the plan 'cpu' was asked for"
+                     : training.device.kind == DeviceKind::cpu          ? "the CPU was asked for"
+                     : caps.gpus.empty() && !caps.no_gpu_reason.empty() ? "no GPU to use: " + caps.no_gpu_reason
+                                                                        : "no executor of a GPU takes it";
+  plan.executor = chosen->executor;
+  plan.reason = chosen->reason;
+  plan.bytes = chosen->bytes;
+  plan.predicted_us_per_step = chosen->predicted_us_per_step;
+  return plan;
+}
+
+}  // namespace deviceloop

@@ -1,0 +1,114 @@
+#include "thread_pool.h"
+
+#include <chrono>
+
+#include "gemm.h"
+
+namespace deviceloop {
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Steps of small networks follow each other within microseconds, far less than a thread takes to wake up: so wait awake
+// at first. Not for long: on a shared machine the other side may not be running at all.
+template <class Condition>
+bool spin(Condition condition) {
+  constexpr auto kLimit = std::chrono::microseconds(50);
+  const auto end = std::chrono::steady_clock::now() + kLimit;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (condition()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return condition();
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  workers_.reserve(static_cast<std::size_t>(threads > 1 ? threads - 1 : 0));
+  try {
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+  } catch (...) {
+    stop();  // the system gives no more threads: those that started must end before the error leaves
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  stop_.store(true);
+  {
+    const std::lock_guard lock(mutex_);  // see run_erased
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+}
+
+void ThreadPool::run_erased(std::int64_t count, Call call, const void* task) {
+  call_ = call;
+  task_ = task;
+  count_ = count;
+  unfinished_.store(count, std::memory_order_relaxed);
+  unclaimed_.store(count, std::memory_order_release);
+  {
+    // A worker that found nothing to claim holds the mutex until it sleeps: taking it once makes sure that the wake-up
+    // comes after that.
+    const std::lock_guard lock(mutex_);
+  }
+  wake_.notify_all();
+
+  take_tasks(0);
+  const auto done = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+  if (!spin(done)) {
+    std::unique_lock lock(mutex_);
+    finished_.wait(lock, done);
+  }
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(mutex_);
+    std::swap(error, error_);
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+void ThreadPool::take_tasks(int worker) {
+  std::int64_t left = unclaimed_.load(std::memory_order_acquire);
+  while (left > 0) {
+    if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
+    try {
+      call_(task_, count_ - left, worker);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1 && worker != 0) {
+      { const std::lock_guard lock(mutex_); }
+      finished_.notify_one();
+    }
+    left = unclaimed_.load(std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::work(int worker) {
+  use_one_blas_thread_here();
+  const auto wanted = [this] { return unclaimed_.load(std::memory_order_acquire) > 0 || stop_.load(); };
+  for (;;) {
+    if (!spin(wanted)) {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, wanted);
+    }
+    if (stop_.load()) return;
+    take_tasks(worker);
+  }
+}
+
+}  // namespace deviceloop

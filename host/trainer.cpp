@@ -1,0 +1,303 @@
+#include <deviceloop/trainer.h>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include <deviceloop/error.h>
+#include <deviceloop/random.h>
+
+#include "executor.h"
+#include "files/output_file.h"
+#include "files/weights.h"
+#include "matrix_ops.h"
+#include "parameters.h"
+
+namespace deviceloop {
+namespace {
+
+// How long a chunk of steps between two calls of a callback should take, by the plan's prediction.
+constexpr double kChunkUs = 50000;
+constexpr std::int64_t kMaxChunk = 4096;
+
+std::string shape(const ConstMatrix& matrix) {
+  return "[" + std::to_string(matrix.rows) + ", " + std::to_string(matrix.columns) + "]";
+}
+
+double deviation_of(Init init, const ParameterInfo& weight) {
+  switch (init) {
+    case Init::normal:
+      return 1;
+    case Init::he:
+      return std::sqrt(2.0 / static_cast<double>(weight.rows));
+    case Init::xavier:
+      return std::sqrt(2.0 / static_cast<double>(weight.rows + weight.columns));
+  }
+  return 1;
+}
+
+void check_finite(const ConstMatrix& matrix, Precision precision, const char* what) {
+  if (const auto bad = find_non_finite(matrix, element_type(precision)))
+    throw InvalidArgument(std::string(what) + ": " + describe(*bad, element_type(precision)) +
+                          "; replace or drop such samples");
+}
+
+}  // namespace
+
+std::optional<double> TrainReport::us_per_step() const {
+  if (losses.empty()) return std::nullopt;
+  return total_ms * 1000 / static_cast<double>(losses.size());
+}
+
+struct Trainer::Impl {
+  NetworkSpec network;
+  TrainingSpec training;
+  std::optional<ExecutorKind> forced;
+  DeviceCaps caps;
+  Plan plan;
+  std::vector<ParameterInfo> layout;
+  pid_t process = getpid();
+  std::int64_t steps_done = 0;
+  bool has_data = false;
+  // Where the parameters are: in the executor once there is one, else in `parameters` once they were drawn or read.
+  std::unique_ptr<Executor> executor;
+  Parameters parameters;
+
+  ~Impl() {
+    // In a child of fork() the executor's threads do not exist and its locks may be held for ever: leave it be.
+    if (getpid() != process) executor.release();
+  }
+
+  void check_process() const {
+    if (getpid() != process)
+      throw Error("this Trainer was made before fork() and belongs to process " + std::to_string(process) +
+                  "; make a new one in the child");
+  }
+
+  Parameters drawn(std::uint64_t seed, Init init) const {
+    Parameters drawn;
+    for (const ParameterInfo& info : layout) {
+      drawn.emplace_back(element_type(training.precision), info.rows, info.columns);
+      if (!info.is_bias) fill_normal(drawn.back().view(), seed, tensor_of_weight(info.layer), deviation_of(init, info));
+    }
+    return drawn;
+  }
+
+  void set_parameters(Parameters values) {
+    if (!executor) {
+      parameters = std::move(values);
+      return;
+    }
+    for (std::size_t index = 0; index < values.size(); ++index)
+      executor->write_state(static_cast<int>(index), values[index].view());
+  }
+
+  // Parameters on the host: taken out of the executor where there is one.
+  Parameters copied_parameters() const {
+    if (!executor) return parameters.empty() ? drawn(training.seed, Init::normal) : parameters;
+    Parameters values;
+    for (std::size_t index = 0; index < layout.size(); ++index) {
+      values.emplace_back(element_type(training.precision), layout[index].rows, layout[index].columns);
+      executor->read_state(static_cast<int>(index), values.back().view());
+    }
+    return values;
+  }
+
+  void need_executor() {
+    if (executor) return;
+    if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
+    std::unique_ptr<Executor> made = make_executor(network, training, plan);
+    for (std::size_t index = 0; index < parameters.size(); ++index)
+      made->write_state(static_cast<int>(index), parameters[index].view());
+    executor = std::move(made);
+    parameters.clear();
+  }
+
+  int index_of(int layer, bool is_bias) const {
+    if (layer < 0 || layer >= network.layers())
+      throw InvalidArgument("there is no layer " + std::to_string(layer) + "; layers are from 0 to " +
+                            std::to_string(network.layers() - 1));
+    if (is_bias && !network.bias)
+      throw InvalidArgument("the network has no biases; set NetworkSpec::bias to have them");
+    return layer * (network.bias ? 2 : 1) + (is_bias ? 1 : 0);
+  }
+
+  void check_parameter(int index, const ConstMatrix& view) const {
+    const ParameterInfo& info = layout[static_cast<std::size_t>(index)];
+    check_host_view(view, "parameter " + info.name);
+    if (view.rows != info.rows || view.columns != info.columns)
+      throw InvalidArgument("parameter " + info.name + " is [" + std::to_string(info.rows) + ", " +
+                            std::to_string(info.columns) + "], the matrix is " + shape(view) +
+                            "; pass one of equal shape");
+  }
+
+  void read(int index, Matrix out) const {
+    check_process();
+    check_parameter(index, out);
+    if (executor) return executor->read_state(index, out);
+    convert(out, copied_parameters()[static_cast<std::size_t>(index)].view());
+  }
+
+  void write(int index, ConstMatrix in) {
+    check_process();
+    check_parameter(index, in);
+    check_finite(in, training.precision, ("parameter " + layout[static_cast<std::size_t>(index)].name).c_str());
+    if (executor) return executor->write_state(index, in);
+    if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
+    convert(parameters[static_cast<std::size_t>(index)].view(), in);
+  }
+
+  void need_data(const char* call) const {
+    if (!has_data) throw InvalidArgument(std::string("Trainer::") + call + " needs data; call set_data first");
+  }
+};
+
+Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced)
+    : Trainer(std::move(network), training, forced, query_device_caps()) {}
+
+Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->plan = make_plan(network, training, caps, forced);
+  impl_->network = std::move(network);
+  impl_->training = training;
+  impl_->forced = forced;
+  impl_->caps = std::move(caps);
+  impl_->layout = parameter_layout(impl_->network);
+}
+
+Trainer::~Trainer() = default;
+Trainer::Trainer(Trainer&&) noexcept = default;
+Trainer& Trainer::operator=(Trainer&&) noexcept = default;
+
+void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
+  Impl& self = *impl_;
+  self.check_process();
+  check_host_view(x, "x");
+  check_host_view(y, "y");
+  const std::int64_t inputs = self.network.widths.front(), outputs = self.network.widths.back();
+  if (x.columns != inputs)
+    throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) +
+                          " inputs; give it as many as x has columns");
+  if (y.columns != outputs)
+    throw InvalidArgument("y is " + shape(y) + ", but the network has " + std::to_string(outputs) +
+                          " outputs; give it as many as y has columns");
+  if (x.rows != y.rows)
+    throw InvalidArgument("x has " + std::to_string(x.rows) + " rows, y has " + std::to_string(y.rows) +
+                          "; both need one row a sample");
+  if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
+  check_finite(x, self.training.precision, "x");
+  check_finite(y, self.training.precision, "y");
+
+  if (!self.executor || self.training.samples != x.rows) {
+    TrainingSpec training = self.training;
+    training.samples = x.rows;
+    Plan plan = make_plan(self.network, training, self.caps, self.forced);
+    // From here on the parameters are on the host, where they outlive a failure to make the new executor.
+    self.parameters = self.copied_parameters();
+    self.executor.reset();
+    self.has_data = false;
+    self.training = training;
+    self.plan = std::move(plan);
+    self.need_executor();
+  }
+  self.executor->set_data(x, y);
+  self.has_data = true;
+}
+
+void Trainer::initialize(std::uint64_t seed, Init init) {
+  impl_->check_process();
+  impl_->set_parameters(impl_->drawn(seed, init));
+}
+
+void Trainer::read_weight(int layer, Matrix out) const { impl_->read(impl_->index_of(layer, false), out); }
+void Trainer::read_bias(int layer, Matrix out) const { impl_->read(impl_->index_of(layer, true), out); }
+void Trainer::write_weight(int layer, ConstMatrix in) { impl_->write(impl_->index_of(layer, false), in); }
+void Trainer::write_bias(int layer, ConstMatrix in) { impl_->write(impl_->index_of(layer, true), in); }
+
+void Trainer::load_weights(const std::string& path) {
+  impl_->check_process();
+  impl_->set_parameters(read_weights(path, impl_->network, element_type(impl_->training.precision)));
+}
+
+void Trainer::save_weights(const std::string& path) const {
+  impl_->check_process();
+  OutputFile file(path);
+  write_weights(file, impl_->network, impl_->copied_parameters());
+  file.commit();
+}
+
+TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, std::int64_t steps_per_callback) {
+  Impl& self = *impl_;
+  self.check_process();
+  self.need_data("train");
+  if (steps < 0) throw InvalidArgument("the number of steps is " + std::to_string(steps) + "; it must not be negative");
+  if (steps_per_callback < 0)
+    throw InvalidArgument("steps_per_callback is " + std::to_string(steps_per_callback) +
+                          "; it is 0 (automatic) or at least 1");
+  const std::uint64_t memory = self.caps.cpu.memory_bytes != 0 ? self.caps.cpu.memory_bytes : std::uint64_t{1} << 40;
+  if (static_cast<std::uint64_t>(steps) > memory / (2 * sizeof(double)))
+    throw InvalidArgument("the losses of " + std::to_string(steps) +
+                          " steps do not fit into memory; train fewer steps a call");
+
+  std::int64_t chunk = steps;
+  if (callback) {
+    chunk = steps_per_callback;
+    if (chunk == 0)
+      chunk = std::clamp(static_cast<std::int64_t>(kChunkUs / std::max(self.plan.predicted_us_per_step, 0.1)),
+                         std::int64_t{1}, kMaxChunk);
+  }
+
+  TrainReport report;
+  report.plan = self.plan;
+  report.first_step = self.steps_done;
+  report.losses.reserve(static_cast<std::size_t>(steps));
+  const auto begin = std::chrono::steady_clock::now();
+  while (report.steps() < steps && !report.stopped) {
+    const std::int64_t done = report.steps(), count = std::min(chunk, steps - done);
+    self.executor->enqueue(count);
+    report.losses.resize(static_cast<std::size_t>(done + count));
+    const std::span<double> losses = std::span(report.losses).subspan(static_cast<std::size_t>(done));
+    self.executor->losses(losses);
+    self.steps_done += count;
+    if (!report.first_non_finite_step) {
+      const auto bad = std::find_if(losses.begin(), losses.end(), [](double loss) { return !std::isfinite(loss); });
+      if (bad != losses.end()) report.first_non_finite_step = report.first_step + done + (bad - losses.begin());
+    }
+    if (callback) report.stopped = !callback({report.first_step + done, losses, done + count, steps});
+  }
+  self.executor->finish();
+  report.total_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  return report;
+}
+
+double Trainer::loss() {
+  impl_->check_process();
+  impl_->need_data("loss");
+  return impl_->executor->loss();
+}
+
+void Trainer::predict(ConstMatrix x, Matrix out) {
+  Impl& self = *impl_;
+  self.check_process();
+  check_host_view(x, "x");
+  check_host_view(out, "out");
+  const std::int64_t inputs = self.network.widths.front(), outputs = self.network.widths.back();
+  if (x.columns != inputs)
+    throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) + " inputs");
+  if (out.rows != x.rows || out.columns != outputs)
+    throw InvalidArgument("out is " + shape(out) + "; it must be [" + std::to_string(x.rows) + ", " +
+                          std::to_string(outputs) + "], a row for each row of x");
+  check_finite(x, self.training.precision, "x");
+  if (x.rows == 0) return;
+  self.need_executor();
+  self.executor->predict(x, out);
+}
+
+const NetworkSpec& Trainer::network() const { return impl_->network; }
+const TrainingSpec& Trainer::training() const { return impl_->training; }
+const Plan& Trainer::plan() const { return impl_->plan; }
+std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
+
+}  // namespace deviceloop

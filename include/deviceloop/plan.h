@@ -1,0 +1,75 @@
+// Which executor runs a training run, and why. Planning is a function of plain data: it needs no device, so a plan for
+// any GPU can be made and tested anywhere.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <deviceloop/export.h>
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// cpu: the host. graph: cuBLASLt and own kernels, captured once and replayed. persistent: one launch for all steps.
+enum class ExecutorKind { cpu, graph, persistent };
+
+/// "cpu", "graph", "persistent".
+DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
+/// "fp32", "fp64".
+DEVICELOOP_EXPORT const char* name(Precision precision);
+/// "primal".
+DEVICELOOP_EXPORT const char* name(Formulation formulation);
+
+struct CpuCaps {
+  int cores = 1;                   ///< cores this process may use (affinity and cgroup)
+  std::uint64_t memory_bytes = 0;  ///< memory this process may still take
+  double gflops_fp32 = 10;         ///< estimated GEMM rate of one core; fp64 is taken as half of it
+};
+
+struct GpuCaps {
+  std::string name;
+  int index = 0;
+  int compute_capability = 0;  ///< 90 for sm_90
+  int multiprocessors = 0;
+  std::uint64_t memory_bytes = 0;
+};
+
+/// What a machine offers, as plain data.
+struct DeviceCaps {
+  CpuCaps cpu;
+  std::vector<GpuCaps> gpus;
+  std::string no_gpu_reason;  ///< why `gpus` is empty: "built without CUDA", "no CUDA device: no driver found"
+};
+
+/// What this process can use now. Never throws because a GPU is absent.
+DEVICELOOP_EXPORT DeviceCaps query_device_caps();
+
+/// One executor's answer to a request.
+struct Candidate {
+  ExecutorKind executor = ExecutorKind::cpu;
+  bool accepted = false;
+  std::string reason;       ///< one sentence
+  std::uint64_t bytes = 0;  ///< memory the executor takes, data included; 0 where it refused before counting
+  double predicted_us_per_step = 0;
+};
+
+struct Plan {
+  ExecutorKind executor = ExecutorKind::cpu;
+  std::string reason;       ///< one sentence: why this executor
+  std::uint64_t bytes = 0;  ///< memory the executor takes, data included
+  double predicted_us_per_step = 0;
+  int threads = 1;                    ///< CPU threads
+  int device = 0;                     ///< CUDA device, where the executor is one of CUDA's
+  std::vector<Candidate> candidates;  ///< all that were asked, in order of preference
+};
+
+/// Asks the executors in order of preference; the CPU is last and takes all that the library supports.
+/// `forced` picks one. Throws InvalidArgument for specifications that are wrong or contradict each other (`forced` a
+/// GPU's executor on the CPU) or exceed the machine's memory, Unsupported where what was forced or the device asked for
+/// is not to be had here; the message holds the candidate's reason.
+DEVICELOOP_EXPORT Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
+                                 std::optional<ExecutorKind> forced = std::nullopt);
+
+}  // namespace deviceloop

@@ -1,0 +1,74 @@
+// What to train and how: two values that every executor understands in the same way.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <deviceloop/export.h>
+#include <deviceloop/matrix.h>
+
+namespace deviceloop {
+
+/// Activation of the hidden layers; the output layer has none. relu(z) = z < 0 ? 0 : z.
+enum class Activation { relu };
+
+/// A multilayer perceptron. Layer l has a weight W_l [in_features, out_features] and, with `bias`, a bias b_l:
+///   Z_l = H_{l-1} W_l (+ b_l),  H_0 = X,  H_l = activation(Z_l) on hidden layers,  prediction = Z of the last layer.
+struct NetworkSpec {
+  /// Input features, hidden widths, outputs: at least two, each from 1 to 2^31 - 1. {1000, 100, 1} is one hidden layer
+  /// of 100; {D, O} is linear regression.
+  std::vector<std::int64_t> widths;
+  Activation activation = Activation::relu;
+  bool bias = false;
+
+  int layers() const { return static_cast<int>(widths.size()) - 1; }
+  std::int64_t in_features(int layer) const { return widths[static_cast<std::size_t>(layer)]; }
+  std::int64_t out_features(int layer) const { return widths[static_cast<std::size_t>(layer) + 1]; }
+};
+
+/// sum((prediction - target)^2) over all samples and outputs: a sum, not a mean.
+enum class Loss { squared_error };
+
+enum class OptimizerKind { gradient_descent };
+
+struct Optimizer {
+  OptimizerKind kind = OptimizerKind::gradient_descent;
+  double learning_rate = 1e-6;  ///< finite in the working precision, at least 0
+};
+
+/// The working precision: of parameters, activations and gradients. Losses are double in every precision.
+enum class Precision { fp32, fp64 };
+
+constexpr ElementType element_type(Precision precision) {
+  return precision == Precision::fp32 ? ElementType::float32 : ElementType::float64;
+}
+
+/// `primal`: the equations of gradient descent as they are written.
+enum class Formulation { primal };
+
+/// How initial weights are drawn; biases start at 0. Standard deviations: normal 1, he sqrt(2 / in_features) (He et
+/// al. 2015), xavier sqrt(2 / (in_features + out_features)) (Glorot and Bengio 2010).
+enum class Init { normal, he, xavier };
+
+enum class DeviceKind { automatic, cpu, cuda };
+
+struct DeviceChoice {
+  DeviceKind kind = DeviceKind::automatic;
+  int index = 0;  ///< which CUDA device
+};
+
+/// One training run. The number of steps is not part of it but the argument of Trainer::train.
+struct TrainingSpec {
+  Loss loss = Loss::squared_error;
+  Optimizer optimizer;
+  std::int64_t samples = 0;     ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
+  std::int64_t batch_size = 0;  ///< samples a step; 0: all. Anything else than all throws Unsupported.
+  Precision precision = Precision::fp32;
+  Formulation formulation = Formulation::primal;
+  bool deterministic = true;  ///< the same bits on every run, for any number of threads
+  DeviceChoice device;
+  int threads = 0;         ///< CPU threads, at most 256; 0: one where a step is short, else the cores at hand
+  std::uint64_t seed = 0;  ///< of the initial weights, see Trainer::initialize
+};
+
+}  // namespace deviceloop

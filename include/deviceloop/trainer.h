@@ -1,0 +1,102 @@
+// The front door: specification -> plan -> executor -> report.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <deviceloop/export.h>
+#include <deviceloop/matrix.h>
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// What one call of Trainer::train did.
+struct TrainReport {
+  Plan plan;
+  std::int64_t first_step = 0;  ///< number of the first step of this call; steps number on across calls
+  std::vector<double> losses;   ///< losses[i] is the loss before update first_step + i: one entry for each step done
+  double total_ms = 0;          ///< from the first enqueue to the last loss on the host
+  /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
+  std::optional<std::int64_t> first_non_finite_step;
+  bool stopped = false;  ///< the callback ended the run early
+
+  std::int64_t steps() const { return static_cast<std::int64_t>(losses.size()); }
+  /// total_ms divided by the steps, in microseconds; empty without a step.
+  std::optional<double> us_per_step() const;
+};
+
+/// What the callback of Trainer::train sees.
+struct TrainProgress {
+  std::int64_t first_step = 0;     ///< number of the step that losses[0] belongs to
+  std::span<const double> losses;  ///< of the steps since the last call
+  std::int64_t steps_done = 0;     ///< of this call of train
+  std::int64_t steps_total = 0;
+};
+
+/// Return false to stop the run.
+using TrainCallback = std::function<bool(const TrainProgress&)>;
+
+/// Trains one network. Not for use by two threads at once; several trainers on several threads run side by side. After
+/// fork() the child may only destroy it: every other call throws Error there.
+class DEVICELOOP_EXPORT Trainer {
+ public:
+  /// Throws InvalidArgument where the specifications are wrong, and Unsupported where this version cannot serve them.
+  /// `forced` picks an executor. `caps` is for tests and for planning ahead.
+  explicit Trainer(NetworkSpec network, TrainingSpec training = {}, std::optional<ExecutorKind> forced = std::nullopt);
+  Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps);
+  ~Trainer();
+  Trainer(Trainer&&) noexcept;
+  Trainer& operator=(Trainer&&) noexcept;
+
+  /// Copies x [samples, in_features] and y [samples, out_features], host views of float or double, into the executor,
+  /// converted once to the working precision. Parameters and the step number stay as they are. Throws InvalidArgument
+  /// for shapes that do not match the network or each other, and for a value that is not finite in the working
+  /// precision (with its row and column).
+  void set_data(ConstMatrix x, ConstMatrix y);
+
+  /// Draws the weights, sets the biases to 0. Without this call a trainer starts as by initialize(training.seed).
+  void initialize(std::uint64_t seed, Init init = Init::normal);
+
+  /// Copies the weight [in_features, out_features] or bias [1, out_features] of a layer (counted from 0) out or in.
+  /// Throws InvalidArgument for a layer or bias that does not exist or a shape that does not match.
+  void read_weight(int layer, Matrix out) const;
+  void read_bias(int layer, Matrix out) const;
+  void write_weight(int layer, ConstMatrix in);
+  void write_bias(int layer, ConstMatrix in);
+
+  /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
+  /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading takes F32 and F64; saving
+  /// writes the working precision, atomically. Throws InvalidArgument, naming the file, and changes nothing then.
+  void load_weights(const std::string& path);
+  void save_weights(const std::string& path) const;
+
+  /// Runs `steps` steps of gradient descent and returns their losses. Needs set_data. `callback` is called after every
+  /// `steps_per_callback` steps (0: a number fixed by the plan) and may stop the run; without one, nothing waits
+  /// between steps.
+  TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
+
+  /// The loss of the parameters as they are: what the next step would report. Needs set_data.
+  double loss();
+
+  /// out [rows, outputs] = network(x [rows, in_features]), for any number of rows, with or without data set. Throws
+  /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision.
+  void predict(ConstMatrix x, Matrix out);
+
+  const NetworkSpec& network() const;
+  const TrainingSpec& training() const;  ///< with `samples` as set by the data
+  /// The plan in force. Before set_data, that of a network which only predicts.
+  const Plan& plan() const;
+  std::int64_t steps_done() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace deviceloop

@@ -1,0 +1,292 @@
+// One suite over every executor: exact on small integers, within DESIGN's bounds over whole runs, the same bits on
+// every run. A new executor is one line in the list at the end.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <ostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/exact.h"
+#include "support/problem.h"
+#include "support/reference.h"
+
+namespace deviceloop {
+namespace {
+
+struct ExecutorUnderTest {
+  ExecutorKind kind;
+  int threads;
+};
+
+std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
+  return out << name(executor.kind) << "_threads_" << executor.threads;
+}
+
+class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
+ protected:
+  Trainer trainer_of(const Problem& problem) const { return problem.trainer(GetParam().threads, GetParam().kind); }
+};
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+// ---- exact lane
+
+exact::Table integers(std::int64_t rows, std::int64_t columns, int largest, std::uint32_t& state) {
+  exact::Table out{reference::Table(static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)), 1};
+  for (double& value : out.table.values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<int>((state >> 16) % static_cast<std::uint32_t>(2 * largest + 1)) - largest;
+  }
+  return out;
+}
+
+struct ExactCase {
+  std::vector<std::int64_t> widths;
+  bool bias;
+  std::int64_t samples;
+  double learning_rate;
+  bool second_loss;  // bits triple with each step: not every case has room for it
+};
+
+TEST_P(Conformance, IsExactOnSmallIntegers) {
+  const ExactCase cases[] = {
+      {{3, 1}, false, 4, 0x1p-3, true},         {{5, 4, 1}, false, 6, 0x1p-2, true},
+      {{5, 4, 1}, true, 6, 0x1p-2, true},       {{6, 5, 2}, true, 70, 0x1p-3, false},
+      {{4, 3, 3, 2}, true, 9, 0x1p-1, true},    {{257, 17, 1}, false, 65, 0x1p-4, false},
+      {{33, 20, 3}, true, 1500, 0x1p-5, false}, {{4, 6, 5, 1}, true, 4096, 0x1p-6, false},
+  };
+  std::uint32_t state = 5;
+  for (const ExactCase& c : cases) {
+    SCOPED_TRACE(testing::PrintToString(c.widths) + " bias " + std::to_string(c.bias) + " samples " +
+                 std::to_string(c.samples));
+    const exact::Table x = integers(c.samples, c.widths.front(), 1, state);
+    const exact::Table y = integers(c.samples, c.widths.back(), 2, state);
+    std::vector<exact::Layer> layers;
+    for (std::size_t l = 0; l + 1 < c.widths.size(); ++l) {
+      layers.push_back({integers(c.widths[l], c.widths[l + 1], 1, state), {}});
+      if (c.bias) layers.back().bias = integers(1, c.widths[l + 1], 1, state);
+    }
+    exact::BitCounter bits, second_bits;
+    const exact::Pass first = exact::forward(layers, x, y, bits);
+    const std::vector<exact::Layer> updated = exact::updated(layers, first, c.learning_rate, bits);
+    const exact::Pass second = exact::forward(updated, x, y, second_bits);
+    ASSERT_LE(bits.most(), 24) << "the case is too large for fp32 to be exact";
+    if (c.second_loss) {
+      ASSERT_LE(second_bits.most(), 24) << "the second loss of the case is too large";
+    }
+    if (layers.size() > 1) {
+      ASSERT_GT(first.live, 0);
+      ASSERT_GT(first.blocked, 0);
+    }
+    ASSERT_GT(first.loss, 0);
+
+    for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+      Problem problem;
+      problem.network.widths = c.widths;
+      problem.network.bias = c.bias;
+      problem.training.precision = precision;
+      problem.training.optimizer.learning_rate = c.learning_rate;
+      problem.x = x.table;
+      problem.y = y.table;
+      for (const exact::Layer& layer : layers) problem.start.push_back({layer.weight.table, layer.bias.table.values});
+      Trainer trainer = trainer_of(problem);
+      EXPECT_EQ(trainer.loss(), first.loss);
+      EXPECT_EQ(trainer.train(1).losses.at(0), first.loss);
+      const reference::Network after = problem.parameters_of(trainer);
+      bool changed = false;
+      for (std::size_t l = 0; l < after.size(); ++l) {
+        EXPECT_EQ(after[l].weight.values, updated[l].weight.table.values) << "layer " << l;
+        EXPECT_EQ(after[l].bias, updated[l].bias.table.values) << "layer " << l;
+        changed |= after[l].weight.values != layers[l].weight.table.values;
+      }
+      EXPECT_TRUE(changed);
+      if (c.second_loss) {
+        EXPECT_EQ(trainer.loss(), second.loss);
+      }
+    }
+  }
+}
+
+// ---- whole runs
+
+void expect_within_bounds(const std::vector<double>& losses, const std::vector<double>& expected, Precision precision) {
+  ASSERT_EQ(losses.size(), expected.size());
+  const double relative = precision == Precision::fp32 ? 1e-4 : 1e-10;
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    ASSERT_LE(std::abs(losses[i] - expected[i]), relative * std::max(expected[i], 1e-3 * expected[0])) << "step " << i;
+}
+
+void expect_within_bounds(const reference::Network& network, const reference::Network& expected, Precision precision) {
+  const double bound = precision == Precision::fp32 ? 1e-5 : 1e-10;
+  for (std::size_t l = 0; l < network.size(); ++l) {
+    ASSERT_LE(reference::relative_error(network[l].weight.values, expected[l].weight.values), bound) << "layer " << l;
+    if (!network[l].bias.empty()) {
+      ASSERT_LE(reference::relative_error(network[l].bias, expected[l].bias), 10 * bound) << "layer " << l;
+    }
+  }
+}
+
+void check_run(const Problem& problem, Trainer trainer, std::int64_t steps) {
+  reference::Network expected = problem.start;
+  const std::vector<double> losses =
+      reference::train(expected, problem.x, problem.y, problem.training.optimizer.learning_rate, steps);
+  const TrainReport report = trainer.train(steps);
+  expect_within_bounds(report.losses, losses, problem.training.precision);
+  expect_within_bounds(problem.parameters_of(trainer), expected, problem.training.precision);
+}
+
+// The rate is one at which the loss falls steadily: beyond it a run amplifies its rounding without bound.
+TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
+  for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    for (const bool bias : {false, true}) {
+      const Problem problem = Problem::random({40, 32, 24, 3}, bias, 100, precision, Init::he, 2e-5);
+      reference::Network end = problem.start;
+      const std::vector<double> losses = reference::train(end, problem.x, problem.y, 2e-5, 300);
+      ASSERT_LT(losses.back(), 0.5 * losses.front());
+      const double live = reference::live_fraction(end, problem.x);
+      ASSERT_GE(live, 0.2);
+      ASSERT_LE(live, 0.8);
+      check_run(problem, trainer_of(problem), 300);
+    }
+  }
+}
+
+TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
+  for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    const Problem problem = Problem::random({10, 16, 8, 2}, true, 3001, precision, Init::he, 1e-6);
+    check_run(problem, trainer_of(problem), 40);
+  }
+}
+
+// More samples than one block of the sum over the batch, more parameters than a slot may hold.
+TEST_P(Conformance, FollowsTheReferenceOverManySamplesOfALargeNetwork) {
+  const Problem problem = Problem::random({300, 900, 2}, true, 1100, Precision::fp32, Init::he, 1e-7);
+  check_run(problem, trainer_of(problem), 3);
+}
+
+TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
+  const std::vector<std::vector<std::int64_t>> shapes = {{1, 1},       {1, 1, 1},       {3, 17, 1},
+                                                         {17, 3, 257}, {257, 1, 3},     {5, 3, 17, 3, 5, 2},
+                                                         {1, 257, 1},  {64, 64, 64, 1}, {2, 1, 2}};
+  for (const auto& widths : shapes)
+    for (const std::int64_t samples : {1, 2, 63, 65, 130})
+      for (const bool bias : {false, true})
+        for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+          SCOPED_TRACE(testing::PrintToString(widths) + " samples " + std::to_string(samples));
+          // A rate at which even the widest of them descends slowly.
+          const double rate = 1e-4 / static_cast<double>(samples);
+          const Problem problem = Problem::random(widths, bias, samples, precision, Init::xavier, rate);
+          check_run(problem, trainer_of(problem), 10);
+        }
+}
+
+// ---- the same bits
+
+struct Outcome {
+  std::vector<double> losses, parameters;
+};
+
+Outcome run_of(const Problem& problem, Trainer trainer, std::int64_t steps) {
+  Outcome run;
+  run.losses = trainer.train(steps).losses;
+  run.parameters = flat(problem.parameters_of(trainer));
+  return run;
+}
+
+std::vector<Problem> repeat_problems() {
+  return {Problem::random({300, 40, 1}, false, 128, Precision::fp32, Init::normal, 1e-7),
+          Problem::random({20, 16, 8, 2}, true, 1500, Precision::fp32, Init::he, 1e-6),
+          Problem::random({50, 30, 3}, true, 200, Precision::fp64, Init::he, 1e-5)};
+}
+
+TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
+  for (const Problem& problem : repeat_problems()) {
+    const Outcome first = run_of(problem, problem.trainer(1, GetParam().kind), 25);
+    for (int rerun = 0; rerun < 20; ++rerun) {
+      const Outcome again = run_of(problem, trainer_of(problem), 25);
+      ASSERT_TRUE(same_bits(again.losses, first.losses)) << "rerun " << rerun;
+      ASSERT_TRUE(same_bits(again.parameters, first.parameters)) << "rerun " << rerun;
+    }
+  }
+}
+
+TEST_P(Conformance, OneCallEqualsThreeCalls) {
+  for (const Problem& problem : repeat_problems()) {
+    const Outcome whole = run_of(problem, trainer_of(problem), 30);
+    Trainer trainer = trainer_of(problem);
+    Outcome parts;
+    for (const std::int64_t steps : {7, 1, 22}) {
+      const TrainReport report = trainer.train(steps);
+      EXPECT_EQ(report.first_step, static_cast<std::int64_t>(parts.losses.size()));
+      parts.losses.insert(parts.losses.end(), report.losses.begin(), report.losses.end());
+      // Looking on does not disturb the run.
+      EXPECT_EQ(trainer.loss(),
+                whole.losses.size() == parts.losses.size() ? trainer.loss() : whole.losses[parts.losses.size()]);
+    }
+    parts.parameters = flat(problem.parameters_of(trainer));
+    EXPECT_TRUE(same_bits(whole.losses, parts.losses));
+    EXPECT_TRUE(same_bits(whole.parameters, parts.parameters));
+  }
+}
+
+TEST_P(Conformance, SeveralTrainersOnSeveralThreadsDoNotDisturbEachOther) {
+  const std::vector<Problem> problems = repeat_problems();
+  std::vector<Outcome> alone, together(problems.size());
+  for (const Problem& problem : problems) alone.push_back(run_of(problem, trainer_of(problem), 25));
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < problems.size(); ++i)
+    threads.emplace_back([&, i] { together[i] = run_of(problems[i], trainer_of(problems[i]), 25); });
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    EXPECT_TRUE(same_bits(alone[i].losses, together[i].losses)) << i;
+    EXPECT_TRUE(same_bits(alone[i].parameters, together[i].parameters)) << i;
+  }
+}
+
+// ---- predictions and divergence
+
+TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
+  for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    const Problem problem = Problem::random({30, 20, 10, 3}, true, 50, precision, Init::he, 1e-4);
+    Trainer trainer = trainer_of(problem);
+    trainer.train(20);
+    const reference::Network network = problem.parameters_of(trainer);
+    for (const std::int64_t rows : {1, 63, 64, 65, 1000}) {
+      const reference::Table x = Problem::filled(rows, 30, Precision::fp64, 99, kTensorX);
+      const reference::Table expected = reference::forward(network, x).back();
+      std::vector<double> wide(static_cast<std::size_t>(rows * 5), -7);
+      trainer.predict(Problem::view(x), Matrix(wide.data(), rows, 3, 5));
+      std::vector<double> got;
+      for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row) {
+        got.insert(got.end(), &wide[row * 5], &wide[row * 5] + 3);
+        EXPECT_EQ(wide[row * 5 + 3], -7);
+      }
+      EXPECT_LE(reference::relative_error(got, expected.values), precision == Precision::fp32 ? 1e-6 : 1e-14);
+    }
+  }
+}
+
+TEST_P(Conformance, ReportsWhereARunDiverges) {
+  const Problem problem = Problem::random({20, 10, 1}, false, 32, Precision::fp32, Init::normal, 0.5);
+  Trainer trainer = trainer_of(problem);
+  const TrainReport report = trainer.train(100);
+  ASSERT_TRUE(report.first_non_finite_step.has_value());
+  const std::int64_t first = *report.first_non_finite_step;
+  EXPECT_GT(first, 0);
+  for (std::int64_t step = 0; step < report.steps(); ++step)
+    EXPECT_EQ(std::isfinite(report.losses[static_cast<std::size_t>(step)]), step < first) << step;
+}
+
+INSTANTIATE_TEST_SUITE_P(Executors, Conformance,
+                         testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 2},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 7}),
+                         testing::PrintToStringParamName());
+
+}  // namespace
+}  // namespace deviceloop

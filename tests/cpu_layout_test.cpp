@@ -1,0 +1,103 @@
+#include "cpu_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include <deviceloop/error.h>
+
+namespace deviceloop {
+namespace {
+
+CpuLayout layout_of(std::vector<std::int64_t> widths, std::int64_t samples, int threads = 1, bool bias = false) {
+  NetworkSpec network;
+  network.widths = std::move(widths);
+  network.bias = bias;
+  TrainingSpec training;
+  training.samples = samples;
+  return make_cpu_layout(network, training, threads);
+}
+
+TEST(CpuLayout, BordersOfTasksDoNotDependOnThreads) {
+  for (const std::int64_t samples : {1, 64, 65, 128, 1000, 1023, 1024, 5000, 65536}) {
+    const CpuLayout one = layout_of({64, 64, 3}, samples, 1), many = layout_of({64, 64, 3}, samples, 7);
+    EXPECT_EQ(one.chunked, many.chunked);
+    EXPECT_EQ(one.panel_rows, many.panel_rows);
+    EXPECT_EQ(one.block_rows, many.block_rows);
+    EXPECT_EQ(one.blocks, many.blocks);
+    for (std::size_t l = 0; l < one.layers.size(); ++l) {
+      EXPECT_EQ(one.layers[l].update_rows, many.layers[l].update_rows);
+      EXPECT_EQ(one.layers[l].update_tasks, many.layers[l].update_tasks);
+    }
+  }
+}
+
+TEST(CpuLayout, TasksCoverRowsAndWeightsOnce) {
+  for (const std::int64_t samples : {1, 63, 64, 65, 511, 1024, 1025, 8191, 65536, 1000000})
+    for (const std::int64_t width : {1, 3, 257, 2000}) {
+      const CpuLayout layout = layout_of({width, 17, 2}, samples);
+      EXPECT_GE(layout.blocks * layout.block_rows, samples);
+      EXPECT_LT((layout.blocks - 1) * layout.block_rows, samples);
+      EXPECT_EQ(layout.block_rows % layout.panel_rows, 0);
+      if (layout.chunked) {
+        EXPECT_LE(layout.blocks, 64);
+        EXPECT_GE(layout.blocks, 5);
+      } else {
+        for (const CpuLayout::Layer& layer : layout.layers) {
+          EXPECT_GE(layer.update_tasks * layer.update_rows, layer.in_features);
+          EXPECT_LT((layer.update_tasks - 1) * layer.update_rows, layer.in_features);
+        }
+      }
+    }
+}
+
+TEST(CpuLayout, ChunksManySamplesOfASmallNetworkOnly) {
+  EXPECT_FALSE(layout_of({1000, 100, 1}, 128).chunked);
+  EXPECT_TRUE(layout_of({64, 64, 64, 1}, 65536).chunked);
+  EXPECT_FALSE(layout_of({1024, 1024, 1024, 10}, 1024).chunked);
+  EXPECT_FALSE(layout_of({1024, 1024, 10}, 100000).chunked);
+}
+
+TEST(CpuLayout, CountsTheBytesOfTheStartingCase) {
+  // Parameters 1000 x 100 + 100, data 128 x 1000 + 128, activations 128 x (100 + 100 + 1), in floats; then losses of
+  // two panels and, for each thread, what predict needs; every piece rounded up to 64 bytes.
+  const std::uint64_t parameters = 400000 + 448, data = 512000 + 512, activations = 2 * 51200 + 512;
+  const std::uint64_t losses = 64, predict = 64 * 4 * (1000 + 2 * 100);
+  EXPECT_EQ(layout_of({1000, 100, 1}, 128).bytes, parameters + data + activations + losses + predict);
+  EXPECT_EQ(layout_of({1000, 100, 1}, 128, 3).bytes, parameters + data + activations + losses + 3 * predict);
+  EXPECT_EQ(layout_of({1000, 100, 1}, 0).bytes, parameters + predict);
+}
+
+TEST(CpuLayout, PiecesAreAlignedAndDisjoint) {
+  for (const std::int64_t samples : {100, 2000}) {
+    const CpuLayout layout = layout_of({5, 7, 3}, samples, 2, true);
+    std::vector<std::uint64_t> starts;
+    for (const CpuLayout::Layer& layer : layout.layers) {
+      starts.push_back(layer.weight);
+      starts.push_back(layer.bias);
+    }
+    for (const std::uint64_t start : {layout.x, layout.y, layout.losses, layout.thread_scratch})
+      starts.push_back(start);
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      EXPECT_EQ(starts[i] % 64, 0u);
+      if (i > 0) {
+        EXPECT_GT(starts[i], starts[i - 1]);
+      }
+    }
+    EXPECT_EQ(layout.thread_scratch + 2 * layout.thread_stride, layout.bytes);
+  }
+}
+
+TEST(CpuLayout, RefusesSizesThatOverflow) {
+  EXPECT_THROW(layout_of({2147483647, 2147483647, 2147483647}, 128), InvalidArgument);
+  EXPECT_THROW(layout_of({1000, 1}, std::int64_t{1} << 60), InvalidArgument);
+  try {
+    layout_of({1000, 1}, std::int64_t{1} << 60);
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("1000,1 with 1152921504606846976 samples"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace deviceloop

@@ -1,0 +1,167 @@
+// The planner, on machines that are plain data.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include <deviceloop/error.h>
+#include <deviceloop/plan.h>
+
+namespace deviceloop {
+namespace {
+
+NetworkSpec network_of(std::vector<std::int64_t> widths) {
+  NetworkSpec network;
+  network.widths = std::move(widths);
+  return network;
+}
+
+TrainingSpec training_of(std::int64_t samples) {
+  TrainingSpec training;
+  training.samples = samples;
+  return training;
+}
+
+DeviceCaps machine(int cores = 8, std::uint64_t memory = std::uint64_t{1} << 33) {
+  DeviceCaps caps;
+  caps.cpu.cores = cores;
+  caps.cpu.memory_bytes = memory;
+  caps.cpu.gflops_fp32 = 100;
+  caps.no_gpu_reason = "no CUDA device: no driver found";
+  return caps;
+}
+
+template <class Exception>
+std::string message_of(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps = machine(),
+                       std::optional<ExecutorKind> forced = std::nullopt) {
+  try {
+    make_plan(network, training, caps, forced);
+  } catch (const Exception& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing of the expected type was thrown";
+  return "";
+}
+
+#define EXPECT_CONTAINS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+TEST(MakePlan, TakesTheCpuWhereThereIsNoGpuAndSaysWhy) {
+  const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), machine());
+  EXPECT_EQ(plan.executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(plan.reason, "no CUDA device: no driver found");
+  ASSERT_EQ(plan.candidates.size(), 3u);
+  EXPECT_EQ(plan.candidates[0].executor, ExecutorKind::persistent);
+  EXPECT_EQ(plan.candidates[1].executor, ExecutorKind::graph);
+  EXPECT_EQ(plan.candidates[2].executor, ExecutorKind::cpu);
+  for (int i : {0, 1}) {
+    EXPECT_FALSE(plan.candidates[static_cast<std::size_t>(i)].accepted);
+    EXPECT_EQ(plan.candidates[static_cast<std::size_t>(i)].reason, "no CUDA device: no driver found");
+  }
+  EXPECT_TRUE(plan.candidates[2].accepted);
+  EXPECT_GT(plan.bytes, 1000000u);
+  EXPECT_EQ(plan.bytes, plan.candidates[2].bytes);
+  EXPECT_GT(plan.predicted_us_per_step, 0);
+}
+
+TEST(MakePlan, SaysWhenTheBuildHasNoCuda) {
+  DeviceCaps caps = machine();
+  caps.no_gpu_reason = "built without CUDA";
+  EXPECT_CONTAINS(make_plan(network_of({3, 1}), training_of(5), caps).reason, "built without CUDA");
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training_of(5), caps, ExecutorKind::graph),
+                  "built without CUDA");
+}
+
+TEST(MakePlan, ThreadsAreOneForShortStepsAndAllCoresForLongOnes) {
+  EXPECT_EQ(make_plan(network_of({1000, 100, 1}), training_of(128), machine()).threads, 1);
+  EXPECT_EQ(make_plan(network_of({1024, 1024, 10}), training_of(1024), machine()).threads, 8);
+  TrainingSpec training = training_of(128);
+  training.threads = 3;
+  EXPECT_EQ(make_plan(network_of({1000, 100, 1}), training, machine()).threads, 3);
+}
+
+TEST(MakePlan, AForcedPlanThatTheMachineLacksIsUnsupportedWithItsReason) {
+  for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
+    const std::string message = message_of<Unsupported>(network_of({3, 1}), training_of(5), machine(), kind);
+    EXPECT_CONTAINS(message, "no driver found");
+    EXPECT_CONTAINS(message, name(kind));
+    EXPECT_CONTAINS(message, "'cpu'");
+  }
+  const Plan plan = make_plan(network_of({3, 1}), training_of(5), machine(), ExecutorKind::cpu);
+  EXPECT_EQ(plan.executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(plan.reason, "asked for");
+}
+
+TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
+  TrainingSpec training = training_of(5);
+  training.device = {DeviceKind::cuda, 0};
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "no driver found");
+  DeviceCaps caps = machine();
+  caps.no_gpu_reason.clear();
+  caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37});
+  training.device.index = 3;
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training, caps), "no CUDA device 3");
+}
+
+TEST(MakePlan, ContradictionsAreInvalid) {
+  TrainingSpec training = training_of(5);
+  training.device = {DeviceKind::cpu, 0};
+  message_of<InvalidArgument>(network_of({3, 1}), training, machine(), ExecutorKind::graph);
+  EXPECT_CONTAINS(make_plan(network_of({3, 1}), training, machine()).reason, "asked for");
+  training.device = {DeviceKind::cuda, 0};
+  message_of<InvalidArgument>(network_of({3, 1}), training, machine(), ExecutorKind::cpu);
+}
+
+TEST(MakePlan, RefusesBadSpecificationsWithTheirValue) {
+  const TrainingSpec good = training_of(5);
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({}), good), "0 widths");
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({7}), good), "1 widths");
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({7, 0, 1}), good), "is 0");
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({7, -4}), good), "is -4");
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({7, std::int64_t{1} << 31}), good), "2147483648");
+  TrainingSpec training = good;
+  for (const double rate : {std::nan(""), std::numeric_limits<double>::infinity(), -1.0}) {
+    training.optimizer.learning_rate = rate;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "learning rate");
+  }
+  training.optimizer.learning_rate = 1e300;
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "fp32 cannot hold");
+  training.precision = Precision::fp64;
+  EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
+  training = training_of(-1);
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "-1");
+  training = good;
+  for (const int threads : {-1, 257}) {
+    training.threads = threads;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), std::to_string(threads));
+  }
+  training = good;
+  training.device = {DeviceKind::cuda, -2};
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "-2");
+  training = good;
+  training.batch_size = -2;
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "-2");
+  training.batch_size = 2;
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "batch size of 2");
+  training.batch_size = 5;
+  EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
+}
+
+TEST(MakePlan, RefusesWhatDoesNotFitIntoMemoryWithBothNumbers) {
+  const std::string message =
+      message_of<InvalidArgument>(network_of({100000, 100000, 1}), training_of(10), machine(8, std::uint64_t{1} << 33));
+  EXPECT_CONTAINS(message, "37.8 GiB of memory");
+  EXPECT_CONTAINS(message, "8.0 GiB");
+  message_of<InvalidArgument>(network_of({2147483647, 2147483647, 1}), training_of(10));
+}
+
+TEST(QueryDeviceCaps, KnowsThisMachine) {
+  const DeviceCaps caps = query_device_caps();
+  EXPECT_GE(caps.cpu.cores, 1);
+  EXPECT_GT(caps.cpu.memory_bytes, std::uint64_t{1} << 20);
+  EXPECT_GT(caps.cpu.gflops_fp32, 0);
+  EXPECT_EQ(caps.gpus.empty(), !caps.no_gpu_reason.empty());
+}
+
+}  // namespace
+}  // namespace deviceloop

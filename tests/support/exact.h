@@ -1,0 +1,126 @@
+// Arithmetic that counts its own significant bits: for tests that demand equality, which is only fair where no order of
+// sums and no fused operation can round.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <vector>
+
+#include "support/reference.h"
+
+namespace deviceloop::exact {
+
+/// A table whose values are all multiples of `unit`, a power of two.
+struct Table {
+  reference::Table table;
+  double unit = 1;
+};
+
+/// The most significant bits that any intermediate result needed, whatever the order it was computed in.
+class BitCounter {
+ public:
+  /// `magnitude` bounds every partial sum of terms that are multiples of `unit`.
+  void count(double magnitude, double unit) {
+    if (magnitude > 0) most_ = std::max(most_, static_cast<int>(std::floor(std::log2(magnitude / unit))) + 1);
+  }
+  int most() const { return most_; }
+
+ private:
+  int most_ = 0;
+};
+
+/// op(a) op(b) (+ base), with op the transpose where asked.
+inline Table multiply(const Table& a, bool transpose_a, const Table& b, bool transpose_b, BitCounter& bits) {
+  const auto& left = a.table;
+  const auto& right = b.table;
+  const std::size_t rows = transpose_a ? left.columns : left.rows, depth = transpose_a ? left.rows : left.columns;
+  const std::size_t columns = transpose_b ? right.rows : right.columns;
+  Table out{reference::Table(rows, columns), a.unit * b.unit};
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < columns; ++j) {
+      double magnitude = 0;
+      for (std::size_t k = 0; k < depth; ++k) {
+        const double term = (transpose_a ? left(k, i) : left(i, k)) * (transpose_b ? right(j, k) : right(k, j));
+        out.table(i, j) += term;
+        magnitude += std::abs(term);
+      }
+      bits.count(magnitude, out.unit);
+    }
+  return out;
+}
+
+/// a + factor b, element by element; b may be a row added to every row of a. The factor is a power of two or its
+/// negative.
+inline Table add(const Table& a, double factor, const Table& b, BitCounter& bits) {
+  Table out{a.table, std::min(a.unit, std::abs(factor) * b.unit)};
+  for (std::size_t i = 0; i < a.table.values.size(); ++i) {
+    const double term = factor * b.table.values[i % b.table.values.size()];
+    bits.count(std::abs(a.table.values[i]) + std::abs(term), out.unit);
+    out.table.values[i] += term;
+  }
+  return out;
+}
+
+struct Layer {
+  Table weight;
+  Table bias;  ///< no rows without bias
+};
+
+/// A forward pass: what every layer got, its pre-activations, prediction - target, and the loss.
+struct Pass {
+  std::vector<Table> inputs, z;
+  Table difference;
+  double loss = 0;
+  int live = 0, blocked = 0;  ///< hidden units whose gradient passes, or not
+};
+
+inline Pass forward(const std::vector<Layer>& layers, const Table& x, const Table& y, BitCounter& bits) {
+  Pass pass;
+  pass.inputs = {x};
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    Table z = multiply(pass.inputs.back(), false, layers[l].weight, false, bits);
+    if (layers[l].bias.table.rows != 0) z = add(z, 1, layers[l].bias, bits);
+    pass.z.push_back(z);
+    if (l + 1 == layers.size()) break;
+    for (double& value : z.table.values) {
+      ++(value < 0 ? pass.blocked : pass.live);
+      value = std::max(value, 0.0);
+    }
+    pass.inputs.push_back(z);
+  }
+  pass.difference = add(pass.z.back(), -1, y, bits);
+  double largest = 0;
+  for (const double difference : pass.difference.table.values) {
+    pass.loss += difference * difference;
+    largest = std::max(largest, difference * difference);
+  }
+  // Squares are summed over at most 32 terms in the working precision.
+  bits.count(32 * largest, pass.difference.unit * pass.difference.unit);
+  return pass;
+}
+
+/// The parameters after one step of gradient descent, to the last bit.
+inline std::vector<Layer> updated(const std::vector<Layer>& layers, const Pass& pass, double learning_rate,
+                                  BitCounter& bits) {
+  std::vector<Layer> out(layers.size());
+  Table dz = pass.difference;
+  for (double& value : dz.table.values) value *= 2;
+  for (std::size_t l = layers.size(); l-- > 0;) {
+    const Table dw = multiply(pass.inputs[l], true, dz, false, bits);
+    out[l].weight = add(layers[l].weight, -learning_rate, dw, bits);
+    if (layers[l].bias.table.rows != 0) {
+      Table ones{reference::Table(1, dz.table.rows), 1};
+      std::fill(ones.table.values.begin(), ones.table.values.end(), 1.0);
+      out[l].bias = add(layers[l].bias, -learning_rate, multiply(ones, false, dz, false, bits), bits);
+    }
+    if (l == 0) break;
+    Table dh = multiply(dz, false, layers[l].weight, true, bits);
+    for (std::size_t i = 0; i < dh.table.values.size(); ++i)
+      if (pass.z[l - 1].table.values[i] < 0) dh.table.values[i] = 0;
+    dz = dh;
+  }
+  return out;
+}
+
+}  // namespace deviceloop::exact

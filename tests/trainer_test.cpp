@@ -1,0 +1,333 @@
+// The trainer as its users call it: what it takes, what it refuses, what it leaves alone.
+#include <gtest/gtest.h>
+
+#include <dlfcn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/problem.h"
+
+namespace deviceloop {
+namespace {
+
+template <class Exception, class F>
+std::string message_of(F f) {
+  try {
+    f();
+  } catch (const Exception& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing of the expected type was thrown";
+  return "";
+}
+
+#define EXPECT_CONTAINS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+Problem small_problem(bool bias = true) {
+  return Problem::random({4, 3, 2}, bias, 10, Precision::fp64, Init::he, 1e-3);
+}
+
+TEST(Trainer, StartsFromTheSeedOfItsSpecification) {
+  NetworkSpec network;
+  network.widths = {4, 3, 2};
+  TrainingSpec training;
+  training.seed = 77;
+  Trainer as_made(network, training), drawn(network);
+  drawn.initialize(77);
+  std::vector<float> a(12), b(12), direct(12);
+  as_made.read_weight(0, Matrix(a.data(), 4, 3));
+  drawn.read_weight(0, Matrix(b.data(), 4, 3));
+  fill_normal(Matrix(direct.data(), 4, 3), 77, tensor_of_weight(0));
+  EXPECT_EQ(a, b);
+  EXPECT_EQ(a, direct);
+}
+
+TEST(Trainer, InitialisesByHeAndXavierAndWithBiasesAtZero) {
+  NetworkSpec network;
+  network.widths = {8, 24};
+  network.bias = true;
+  TrainingSpec training;
+  training.precision = Precision::fp64;
+  std::vector<double> normal(192), he(192), xavier(192), bias(24, 1);
+  Trainer trainer(network, training);
+  trainer.initialize(3);
+  trainer.read_weight(0, Matrix(normal.data(), 8, 24));
+  trainer.initialize(3, Init::he);
+  trainer.read_weight(0, Matrix(he.data(), 8, 24));
+  trainer.initialize(3, Init::xavier);
+  trainer.read_weight(0, Matrix(xavier.data(), 8, 24));
+  trainer.read_bias(0, Matrix(bias.data(), 1, 24));
+  for (std::size_t i = 0; i < 192; ++i) {
+    EXPECT_DOUBLE_EQ(he[i], normal[i] * 0.5);       // sqrt(2 / 8)
+    EXPECT_DOUBLE_EQ(xavier[i], normal[i] * 0.25);  // sqrt(2 / 32)
+  }
+  EXPECT_EQ(bias, std::vector<double>(24));
+}
+
+TEST(Trainer, TakesFloatAndDoubleAndStridedData) {
+  const Problem problem = small_problem();
+  Trainer plain = problem.trainer(), strided = problem.trainer();
+  std::vector<double> padded(10 * 9, std::numeric_limits<double>::quiet_NaN());
+  for (std::size_t row = 0; row < 10; ++row)
+    for (std::size_t column = 0; column < 4; ++column) padded[row * 9 + column] = problem.x(row, column);
+  strided.set_data(ConstMatrix(padded.data(), 10, 4, 9), Problem::view(problem.y));
+  EXPECT_EQ(plain.train(5).losses, strided.train(5).losses);
+
+  Problem narrow = Problem::random({4, 3, 2}, true, 10, Precision::fp32, Init::he, 1e-3);
+  Trainer from_double = narrow.trainer(), from_float = narrow.trainer();
+  const std::vector<float> x(narrow.x.values.begin(), narrow.x.values.end());
+  from_float.set_data(ConstMatrix(x.data(), 10, 4), Problem::view(narrow.y));
+  EXPECT_EQ(from_double.train(5).losses, from_float.train(5).losses);
+}
+
+TEST(Trainer, NewDataKeepsParametersAndSteps) {
+  const Problem problem = small_problem();
+  Trainer trainer = problem.trainer();
+  trainer.train(5);
+  const auto before = flat(problem.parameters_of(trainer));
+  const reference::Table x = Problem::filled(77, 4, Precision::fp64, 1, 0),
+                         y = Problem::filled(77, 2, Precision::fp64, 1, 1);
+  trainer.set_data(Problem::view(x), Problem::view(y));
+  EXPECT_EQ(trainer.training().samples, 77);
+  EXPECT_EQ(flat(problem.parameters_of(trainer)), before);
+  EXPECT_EQ(trainer.steps_done(), 5);
+  EXPECT_EQ(trainer.train(2).first_step, 5);
+}
+
+TEST(Trainer, RefusesDataThatDoesNotMatchAndKeepsWhatItHad) {
+  const Problem problem = small_problem();
+  Trainer trainer = problem.trainer();
+  const double expected = trainer.loss();
+  std::vector<double> values(1000);
+  const auto view = [&](std::int64_t rows, std::int64_t columns) { return ConstMatrix(values.data(), rows, columns); };
+  const auto message = [&](ConstMatrix x, ConstMatrix y) {
+    return message_of<InvalidArgument>([&] { trainer.set_data(x, y); });
+  };
+  EXPECT_CONTAINS(message(view(10, 5), view(10, 2)), "x is [10, 5], but the network has 4 inputs");
+  EXPECT_CONTAINS(message(view(10, 4), view(10, 3)), "y is [10, 3], but the network has 2 outputs");
+  EXPECT_CONTAINS(message(view(10, 4), view(9, 2)), "x has 10 rows, y has 9");
+  EXPECT_CONTAINS(message(view(0, 4), view(0, 2)), "no rows");
+  EXPECT_CONTAINS(message(view(-1, 4), view(10, 2)), "[-1, 4]");
+  EXPECT_CONTAINS(message(ConstMatrix(static_cast<double*>(nullptr), 10, 4), view(10, 2)), "null");
+  EXPECT_CONTAINS(message(ConstMatrix(values.data(), 10, 4, 3), view(10, 2)), "stride of 3");
+  ConstMatrix device = view(10, 4);
+  device.space = MemorySpace::device;
+  EXPECT_CONTAINS(message(device, view(10, 2)), "device memory");
+  values[4 * 7 + 2] = std::nan("");
+  EXPECT_CONTAINS(message(view(10, 4), view(10, 2)), "x: row 7, column 2 is nan");
+  values[4 * 7 + 2] = -std::numeric_limits<double>::infinity();
+  EXPECT_CONTAINS(message(view(10, 4), view(10, 2)), "x: row 7, column 2 is -inf");
+  EXPECT_EQ(trainer.loss(), expected);
+}
+
+TEST(Trainer, RefusesNumbersThatFp32CannotHold) {
+  NetworkSpec network;
+  network.widths = {1, 1};
+  Trainer trainer(network);
+  const double x[] = {1, 1e300}, y[] = {1, 2};
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.set_data(ConstMatrix(x, 2, 1), ConstMatrix(y, 2, 1)); }),
+                  "row 1, column 0 is 1e+300, which fp32 cannot hold");
+}
+
+TEST(Trainer, NeedsDataToTrain) {
+  Trainer trainer(small_problem().network);
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.train(1); }), "set_data");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.loss(); }), "set_data");
+}
+
+TEST(Trainer, RefusesBadCountsOfSteps) {
+  Trainer trainer = small_problem().trainer();
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.train(-1); }), "-1");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.train(std::numeric_limits<std::int64_t>::max()); }),
+                  "9223372036854775807");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] {
+                    trainer.train(
+                        1, [](const TrainProgress&) { return true; }, -3);
+                  }),
+                  "-3");
+  const TrainReport none = trainer.train(0);
+  EXPECT_EQ(none.steps(), 0);
+  EXPECT_FALSE(none.us_per_step().has_value());
+}
+
+TEST(Trainer, CallsBackAfterEveryChunkAndStopsWhenTold) {
+  const Problem problem = small_problem();
+  const auto expected = problem.trainer().train(20).losses;
+  Trainer trainer = problem.trainer();
+  std::vector<double> seen;
+  std::vector<std::int64_t> done;
+  const TrainReport report = trainer.train(
+      20,
+      [&](const TrainProgress& progress) {
+        EXPECT_EQ(progress.first_step, static_cast<std::int64_t>(seen.size()));
+        EXPECT_EQ(progress.steps_total, 20);
+        seen.insert(seen.end(), progress.losses.begin(), progress.losses.end());
+        done.push_back(progress.steps_done);
+        return seen.size() < 14;
+      },
+      7);
+  EXPECT_EQ(done, (std::vector<std::int64_t>{7, 14}));
+  EXPECT_TRUE(report.stopped);
+  EXPECT_EQ(report.steps(), 14);
+  EXPECT_EQ(seen, report.losses);
+  EXPECT_EQ(trainer.steps_done(), 14);
+  const TrainReport rest = trainer.train(6, [](const TrainProgress&) { return true; });
+  EXPECT_FALSE(rest.stopped);
+  seen.insert(seen.end(), rest.losses.begin(), rest.losses.end());
+  EXPECT_EQ(seen, expected);
+}
+
+TEST(Trainer, ACallbackThatThrowsLeavesAWholeNumberOfSteps) {
+  const Problem problem = small_problem();
+  const auto expected = problem.trainer().train(20).losses;
+  Trainer trainer = problem.trainer();
+  EXPECT_THROW(trainer.train(
+                   20, [](const TrainProgress&) -> bool { throw std::runtime_error("enough"); }, 5),
+               std::runtime_error);
+  EXPECT_EQ(trainer.steps_done(), 5);
+  EXPECT_EQ(trainer.train(1).losses[0], expected[5]);
+}
+
+TEST(Trainer, ReadsAndWritesParametersInBothTypesBeforeAndAfterData) {
+  const Problem problem = small_problem();
+  for (const bool with_data : {false, true}) {
+    Trainer trainer(problem.network, problem.training);
+    if (with_data) trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+    const std::vector<float> weight = {1, 2, 3, 4, 5, 6}, bias = {7, 8};
+    trainer.write_weight(1, ConstMatrix(weight.data(), 3, 2));
+    trainer.write_bias(1, ConstMatrix(bias.data(), 1, 2));
+    std::vector<double> weight_back(6), bias_back(2);
+    trainer.read_weight(1, Matrix(weight_back.data(), 3, 2));
+    trainer.read_bias(1, Matrix(bias_back.data(), 1, 2));
+    EXPECT_EQ(weight_back, std::vector<double>(weight.begin(), weight.end()));
+    EXPECT_EQ(bias_back, std::vector<double>(bias.begin(), bias.end()));
+  }
+}
+
+TEST(Trainer, RefusesParametersThatDoNotExistOrMatch) {
+  const Problem problem = small_problem(false);
+  Trainer trainer = problem.trainer();
+  std::vector<double> values(100, 1);
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.read_weight(2, Matrix(values.data(), 4, 3)); }), "layer 2");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.read_weight(-1, Matrix(values.data(), 4, 3)); }),
+                  "layer -1");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.read_bias(0, Matrix(values.data(), 1, 3)); }), "no biases");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.write_weight(0, ConstMatrix(values.data(), 3, 4)); }),
+                  "0.weight is [4, 3], the matrix is [3, 4]");
+  values[5] = std::nan("");
+  EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.write_weight(0, ConstMatrix(values.data(), 4, 3)); }),
+                  "row 1, column 2 is nan");
+}
+
+TEST(Trainer, PredictsBeforeAnyData) {
+  const Problem problem = small_problem();
+  Trainer trainer(problem.network, problem.training);
+  problem.set_parameters(trainer, problem.start);
+  std::vector<double> out(20);
+  trainer.predict(Problem::view(problem.x), Matrix(out.data(), 10, 2));
+  const auto expected = reference::forward(problem.start, problem.x).back().values;
+  EXPECT_LE(reference::relative_error(out, expected), 1e-14);
+  // And the trainer takes data after that, with the parameters it has.
+  trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+  EXPECT_EQ(trainer.train(3).losses, problem.trainer().train(3).losses);
+}
+
+TEST(Trainer, RefusesToPredictWhatDoesNotMatch) {
+  const Problem problem = small_problem();
+  Trainer trainer = problem.trainer();
+  std::vector<double> x(40), out(20);
+  EXPECT_CONTAINS(
+      message_of<InvalidArgument>([&] { trainer.predict(ConstMatrix(x.data(), 8, 5), Matrix(out.data(), 8, 2)); }),
+      "[8, 5]");
+  EXPECT_CONTAINS(
+      message_of<InvalidArgument>([&] { trainer.predict(ConstMatrix(x.data(), 10, 4), Matrix(out.data(), 9, 2)); }),
+      "[10, 2]");
+  x[3] = std::nan("");
+  EXPECT_CONTAINS(
+      message_of<InvalidArgument>([&] { trainer.predict(ConstMatrix(x.data(), 10, 4), Matrix(out.data(), 10, 2)); }),
+      "row 0, column 3 is nan");
+}
+
+TEST(Trainer, FailsBeforeAllocatingWhatDoesNotFit) {
+  DeviceCaps caps = query_device_caps();
+  caps.cpu.memory_bytes = 100000;
+  NetworkSpec network;
+  network.widths = {4, 3, 2};
+  Trainer trainer(network, {}, std::nullopt, caps);
+  std::vector<float> x(4 * 10000), y(2 * 10000);
+  EXPECT_CONTAINS(message_of<InvalidArgument>(
+                      [&] { trainer.set_data(ConstMatrix(x.data(), 10000, 4), ConstMatrix(y.data(), 10000, 2)); }),
+                  "97.7 KiB");
+  EXPECT_NO_THROW(trainer.set_data(ConstMatrix(x.data(), 10, 4), ConstMatrix(y.data(), 10, 2)));
+}
+
+TEST(Trainer, MovesWithItsState) {
+  const Problem problem = small_problem();
+  const auto expected = problem.trainer().train(6).losses;
+  Trainer first = problem.trainer();
+  auto losses = first.train(3).losses;
+  Trainer second = std::move(first);
+  const auto rest = second.train(3).losses;
+  losses.insert(losses.end(), rest.begin(), rest.end());
+  EXPECT_EQ(losses, expected);
+}
+
+TEST(Trainer, LeavesTheApplicationsBlasThreadsAsTheyWere) {
+  using GetInt = int (*)();
+  using SetInt = void (*)(int);
+  const auto get = reinterpret_cast<GetInt>(dlsym(RTLD_DEFAULT, "openblas_get_num_threads"));
+  const auto set = reinterpret_cast<SetInt>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"));
+  if (get == nullptr || set == nullptr) GTEST_SKIP() << "this build's GEMM is not OpenBLAS";
+  const int kept = get();
+  for (const int threads : {1, 2}) {
+    set(threads);
+    Trainer trainer = small_problem().trainer(3);
+    EXPECT_EQ(get(), threads);
+    trainer.train(5);
+    EXPECT_EQ(get(), threads);
+    trainer.loss();
+    EXPECT_EQ(get(), threads);
+  }
+  set(kept);
+}
+
+TEST(Trainer, GivesAChildAfterForkAClearErrorAndLetsItEnd) {
+  const Problem problem = small_problem();
+  auto trainer = std::make_unique<Trainer>(problem.trainer(3));
+  trainer->train(3);
+  int channel[2];
+  ASSERT_EQ(pipe(channel), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);  // a child that hangs dies
+    std::string message = "nothing thrown";
+    try {
+      trainer->train(1);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    trainer.reset();
+    const ssize_t written = write(channel[1], message.data(), message.size());
+    _exit(written == static_cast<ssize_t>(message.size()) ? 0 : 1);
+  }
+  close(channel[1]);
+  std::string message;
+  char buffer[256];
+  for (ssize_t bytes; (bytes = read(channel[0], buffer, sizeof buffer)) > 0;)
+    message.append(buffer, static_cast<std::size_t>(bytes));
+  close(channel[0]);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  EXPECT_CONTAINS(message, "fork()");
+  EXPECT_NO_THROW(trainer->train(1));
+}
+
+}  // namespace
+}  // namespace deviceloop
