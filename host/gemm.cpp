@@ -4,7 +4,10 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <iterator>
 #include <mutex>
+#include <string_view>
 
 extern "C" {
 #include <cblas.h>
@@ -62,6 +65,29 @@ std::mutex process_mutex;
 int process_users = 0;
 int process_saved_threads = 0;
 
+// OpenBLAS falls back to kernels of 2004 on a processor that is newer than itself, a quarter as fast as own code there.
+bool openblas_is_too_old() {
+#if defined(__x86_64__)
+  const OpenBlas& blas = openblas();
+  if (!blas.present() || blas.core == nullptr) return false;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+  const std::string_view core = blas.core();
+  constexpr std::string_view kBeforeAvx2[] = {"Unknown",    "Generic", "Prescott",    "Core2",  "Penryn",
+                                              "Dunnington", "Nehalem", "Sandybridge", "Athlon", "Opteron",
+                                              "Barcelona",  "Bobcat",  "Atom",        "Nano"};
+  return std::find(std::begin(kBeforeAvx2), std::end(kBeforeAvx2), core) != std::end(kBeforeAvx2);
+#else
+  return false;
+#endif
+}
+
+const char* newer_core() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return "SKYLAKEX";
+#endif
+  return "HASWELL";
+}
+
 int to_int(std::int64_t size) { return static_cast<int>(size); }
 CBLAS_TRANSPOSE to_cblas(Transpose transpose) { return transpose == Transpose::yes ? CblasTrans : CblasNoTrans; }
 
@@ -70,6 +96,7 @@ CBLAS_TRANSPOSE to_cblas(Transpose transpose) { return transpose == Transpose::y
 template <>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
+  if (gemm_is_own()) return own_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   cblas_sgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
               to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
 }
@@ -78,6 +105,7 @@ template <>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
           const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c,
           std::int64_t ldc) {
+  if (gemm_is_own()) return own_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   cblas_dgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
               to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
 }
@@ -106,9 +134,15 @@ SingleThreadedBlas::~SingleThreadedBlas() {
   }
 }
 
-void use_one_blas_thread_here() {
+void prepare_gemm_here() {
+  if (gemm_is_own()) prepare_own_gemm_here();
   const OpenBlas& blas = openblas();
   if (blas.by_thread()) blas.set_openmp_threads(1);
+}
+
+bool gemm_is_own() {
+  static const bool own = openblas_is_too_old();
+  return own;
 }
 
 std::string gemm_description() {
@@ -118,6 +152,9 @@ std::string gemm_description() {
   std::string text = blas.config();
   const auto end = text.find(' ', text.find(' ') + 1);
   if (end != std::string::npos) text.resize(end);
+  if (gemm_is_own())
+    return "own code, because " + text + " does not know this processor and would use its " + blas.core() +
+           " kernels (OPENBLAS_CORETYPE=" + newer_core() + " in the environment makes it use newer ones)";
   if (blas.core != nullptr) text += std::string(" ") + blas.core();
   const char* const kinds[] = {", serial", ", pthreads", ", OpenMP"};
   return text + (blas.kind() >= 0 && blas.kind() <= 2 ? kinds[blas.kind()] : "");
@@ -143,9 +180,10 @@ template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_
 
 SingleThreadedBlas::SingleThreadedBlas() = default;
 SingleThreadedBlas::~SingleThreadedBlas() = default;
-void use_one_blas_thread_here() {}
+void prepare_gemm_here() { prepare_own_gemm_here(); }
 
 std::string gemm_description() { return "own code"; }
+bool gemm_is_own() { return true; }
 bool gemm_bits_verified() { return true; }
 
 }  // namespace deviceloop

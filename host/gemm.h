@@ -1,4 +1,5 @@
-// Single-threaded matrix products of row-major matrices: a CBLAS where the build has one, own code where it has none.
+// Single-threaded matrix products of row-major matrices: a CBLAS where the build has one, own code where it has none or
+// where OpenBLAS does not know the processor.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,16 @@ template <class T>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
           const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
 
-/// The own code behind gemm in a build without BLAS: its bits are the same on every machine.
+/// The own code behind gemm: its bits are the same on every x86-64 processor with AVX2 and FMA.
 template <class T>
 void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
               const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
 
+/// Gets the memory that own_gemm keeps for the calling thread, which it would otherwise get on its first call.
+void prepare_own_gemm_here();
+
 /// While one lives, gemm uses no threads of BLAS' own, on this thread and on those that called
-/// use_one_blas_thread_here(). What the application had set is restored when the last one goes.
+/// prepare_gemm_here(). What the application had set is restored when the last one goes.
 class SingleThreadedBlas {
  public:
   SingleThreadedBlas();
@@ -33,11 +37,15 @@ class SingleThreadedBlas {
   [[maybe_unused]] int saved_openmp_threads_ = 0;
 };
 
-/// For threads of our own, once: makes gemm single-threaded on this thread where BLAS keeps that setting by thread.
-void use_one_blas_thread_here();
+/// For threads of our own, once: gets the memory that gemm needs on this thread, and makes it single-threaded here
+/// where BLAS keeps that setting by thread.
+void prepare_gemm_here();
 
-/// "OpenBLAS 0.3.21 SkylakeX, pthreads", "a CBLAS other than OpenBLAS", "own code".
+/// "OpenBLAS 0.3.21 SkylakeX, pthreads", "a CBLAS other than OpenBLAS", "own code", "own code, because OpenBLAS ...".
 std::string gemm_description();
+
+/// Whether gemm is own_gemm in this process.
+bool gemm_is_own();
 
 /// Whether the same bits for any number of threads are verified with this GEMM: own code and OpenBLAS.
 bool gemm_bits_verified();

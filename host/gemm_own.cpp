@@ -1,6 +1,7 @@
 // The GEMM of a build without BLAS: packed panels and a register tile, in the manner of Goto and van de Geijn (2008).
-// Every element of c is summed over k in ascending order within blocks of kBlockK, block after block, with a multiply
-// and an add each (no fused multiply-add), so its bits are the same on every machine.
+// Every element of c is summed over k in ascending order within blocks of kBlockK, block after block, by fused
+// multiply-adds where the processor has them (this file alone is compiled with contraction): the width of its vectors
+// changes nothing.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -32,7 +33,12 @@ template <class T, int VectorBytes>
       sums[i][1] += a[i] * row[1];
     }
   }
-  std::memcpy(tile, sums, sizeof sums);
+  // One by one, unrolled: as a block they would live in memory, not in registers.
+#pragma GCC unroll 6
+  for (std::int64_t i = 0; i < kTileRows; ++i) {
+    std::memcpy(tile + 2 * i * kLanes, &sums[i][0], VectorBytes);
+    std::memcpy(tile + (2 * i + 1) * kLanes, &sums[i][1], VectorBytes);
+  }
 }
 
 template <class T>
@@ -49,7 +55,7 @@ void multiply_tile_16(std::int64_t k, const T* a, const T* b, T* tile) {
 
 #if defined(__x86_64__)
 template <class T>
-[[gnu::target("avx2")]] void multiply_tile_32(std::int64_t k, const T* a, const T* b, T* tile) {
+[[gnu::target("avx2,fma")]] void multiply_tile_32(std::int64_t k, const T* a, const T* b, T* tile) {
   multiply_tile<T, 32>(k, a, b, tile);
 }
 template <class T>
@@ -62,7 +68,7 @@ template <class T>
 Tile<T> best_tile() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f")) return {multiply_tile_64<T>, 128 / sizeof(T)};
-  if (__builtin_cpu_supports("avx2")) return {multiply_tile_32<T>, 64 / sizeof(T)};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {multiply_tile_32<T>, 64 / sizeof(T)};
 #endif
   return {multiply_tile_16<T>, 32 / sizeof(T)};
 }
@@ -96,6 +102,11 @@ Workspace<T>& workspace() {
 }
 
 }  // namespace
+
+void prepare_own_gemm_here() {
+  workspace<float>();
+  workspace<double>();
+}
 
 template <class T>
 void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,

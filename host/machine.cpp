@@ -90,7 +90,7 @@ CpuCaps query_cpu() {
   // decides between one thread and all of them.
   const std::string simd = simd_description();
   cpu.gflops_fp32 = simd == "AVX-512" ? 120 : simd == "AVX2" ? 60 : 15;
-  if (gemm_description() == "own code") cpu.gflops_fp32 /= 3;
+  if (gemm_is_own()) cpu.gflops_fp32 /= 2;
   return cpu;
 }
 

@@ -31,12 +31,21 @@ bool spin(Condition condition) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  workers_.reserve(static_cast<std::size_t>(threads > 1 ? threads - 1 : 0));
+  const int others = threads > 1 ? threads - 1 : 0;
+  workers_.reserve(static_cast<std::size_t>(others));
+  std::latch ready(others);
   try {
-    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+    for (int worker = 1; worker < threads; ++worker)
+      workers_.emplace_back([this, worker, &ready] { work(worker, ready); });
   } catch (...) {
-    stop();  // the system gives no more threads: those that started must end before the error leaves
+    // Those that started must end before the error, and `ready` with it, leaves.
+    stop();
     throw;
+  }
+  ready.wait();
+  if (error_) {
+    stop();
+    std::rethrow_exception(error_);
   }
 }
 
@@ -98,8 +107,14 @@ void ThreadPool::take_tasks(int worker) {
   }
 }
 
-void ThreadPool::work(int worker) {
-  use_one_blas_thread_here();
+void ThreadPool::work(int worker, std::latch& ready) {
+  try {
+    prepare_gemm_here();
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    error_ = std::current_exception();
+  }
+  ready.count_down();
   const auto wanted = [this] { return unclaimed_.load(std::memory_order_acquire) > 0 || stop_.load(); };
   for (;;) {
     if (!spin(wanted)) {

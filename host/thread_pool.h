@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <latch>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -16,6 +17,7 @@ namespace deviceloop {
 /// so tasks must not depend on it: each writes to places of its own. Every worker calls gemm single-threaded.
 class ThreadPool {
  public:
+  /// Returns when all threads are ready. Throws std::system_error where the system gives no more threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -41,7 +43,7 @@ class ThreadPool {
   using Call = void (*)(const void* task, std::int64_t number, int worker);
   void run_erased(std::int64_t count, Call call, const void* task);
   void take_tasks(int worker);
-  void work(int worker);
+  void work(int worker, std::latch& ready);
   void stop();
 
   std::vector<std::thread> workers_;

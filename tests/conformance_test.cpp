@@ -12,6 +12,7 @@
 #include "support/exact.h"
 #include "support/problem.h"
 #include "support/reference.h"
+#include "support/sanitized.h"
 
 namespace deviceloop {
 namespace {
@@ -144,14 +145,14 @@ void check_run(const Problem& problem, Trainer trainer, std::int64_t steps) {
 TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     for (const bool bias : {false, true}) {
-      const Problem problem = Problem::random({40, 32, 24, 3}, bias, 100, precision, Init::he, 2e-5);
-      reference::Network end = problem.start;
-      const std::vector<double> losses = reference::train(end, problem.x, problem.y, 2e-5, 300);
-      ASSERT_LT(losses.back(), 0.5 * losses.front());
-      const double live = reference::live_fraction(end, problem.x);
-      ASSERT_GE(live, 0.2);
-      ASSERT_LE(live, 0.8);
-      check_run(problem, trainer_of(problem), 300);
+      const Problem problem = Problem::random({24, 20, 12, 2}, bias, 70, precision, Init::he, 5e-5);
+      Trainer trainer = trainer_of(problem);
+      check_run(problem, trainer_of(problem), 200);
+      const std::vector<double> losses = trainer.train(200).losses;
+      EXPECT_LT(losses.back(), 0.6 * losses.front());
+      const double live = reference::live_fraction(problem.parameters_of(trainer), problem.x);
+      EXPECT_GE(live, 0.2);
+      EXPECT_LE(live, 0.8);
     }
   }
 }
@@ -159,22 +160,24 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     const Problem problem = Problem::random({10, 16, 8, 2}, true, 3001, precision, Init::he, 1e-6);
-    check_run(problem, trainer_of(problem), 40);
+    check_run(problem, trainer_of(problem), kThreadSanitizer ? 3 : 40);
   }
 }
 
 // More samples than one block of the sum over the batch, more parameters than a slot may hold.
 TEST_P(Conformance, FollowsTheReferenceOverManySamplesOfALargeNetwork) {
-  const Problem problem = Problem::random({300, 900, 2}, true, 1100, Precision::fp32, Init::he, 1e-7);
-  check_run(problem, trainer_of(problem), 3);
+  if (kThreadSanitizer) GTEST_SKIP() << "takes a minute there";
+  const Problem problem = Problem::random({440, 300, 2}, true, 1030, Precision::fp64, Init::he, 1e-7);
+  check_run(problem, trainer_of(problem), 2);
 }
 
 TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
+  using Samples = std::vector<std::int64_t>;
   const std::vector<std::vector<std::int64_t>> shapes = {{1, 1},       {1, 1, 1},       {3, 17, 1},
                                                          {17, 3, 257}, {257, 1, 3},     {5, 3, 17, 3, 5, 2},
                                                          {1, 257, 1},  {64, 64, 64, 1}, {2, 1, 2}};
   for (const auto& widths : shapes)
-    for (const std::int64_t samples : {1, 2, 63, 65, 130})
+    for (const std::int64_t samples : kThreadSanitizer ? Samples{1, 65} : Samples{1, 2, 63, 65, 130})
       for (const bool bias : {false, true})
         for (const Precision precision : {Precision::fp32, Precision::fp64}) {
           SCOPED_TRACE(testing::PrintToString(widths) + " samples " + std::to_string(samples));
@@ -207,7 +210,7 @@ std::vector<Problem> repeat_problems() {
 TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
   for (const Problem& problem : repeat_problems()) {
     const Outcome first = run_of(problem, problem.trainer(1, GetParam().kind), 25);
-    for (int rerun = 0; rerun < 20; ++rerun) {
+    for (int rerun = 0; rerun < (kThreadSanitizer ? 2 : 20); ++rerun) {
       const Outcome again = run_of(problem, trainer_of(problem), 25);
       ASSERT_TRUE(same_bits(again.losses, first.losses)) << "rerun " << rerun;
       ASSERT_TRUE(same_bits(again.parameters, first.parameters)) << "rerun " << rerun;

@@ -8,9 +8,11 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "support/refusal.h"
@@ -198,9 +200,9 @@ TEST(OutputFile, RefusesWhatTheUserMayNotWrite) {
   const TemporaryFolder folder;
   fs::permissions(folder.path(), fs::perms::all);
   const std::string file = folder.write("protected", "old");
-  fs::permissions(file, fs::perms::owner_read | fs::perms::others_read);
+  fs::permissions(file, fs::perms(0444));
   fs::create_directory(folder.path() / "closed");
-  fs::permissions(folder / "closed", fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_exec);
+  fs::permissions(folder / "closed", fs::perms(0555));
   fs::create_directory(folder.path() / "locked");
   fs::permissions(folder / "locked", fs::perms::none);
   {
@@ -219,7 +221,7 @@ TEST(OutputFile, RefusesSomebodyElsesFileInAStickyFolder) {
   const TemporaryFolder folder;
   fs::permissions(folder.path(), fs::perms::all | fs::perms::sticky_bit);
   const std::string file = folder.write("theirs", "old");
-  fs::permissions(file, fs::perms::owner_all | fs::perms::group_all | fs::perms::others_all);
+  fs::permissions(file, fs::perms::all);
   const OrdinaryUser user;
   if (!user.ordinary()) GTEST_SKIP() << "root cannot become an ordinary user here";
   EXPECT_MENTIONS(open_refusal(file), "belongs to somebody else");

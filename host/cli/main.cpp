@@ -32,10 +32,10 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"train", "train a network; without options, the starting case", declare_train, run_train},
+    {"train", "train; without options, the starting case", declare_train, run_train},
     {"predict", "apply saved weights to new rows", declare_predict, run_predict},
     {"plan", "show which executor train would use, and why", declare_plan, run_plan},
-    {"data", "write the data and weights that train would use", declare_data, run_data},
+    {"data", "write what train would generate", declare_data, run_data},
     {"info", "show what this build and this machine offer", declare_info, run_info},
 };
 

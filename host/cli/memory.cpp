@@ -45,8 +45,9 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
 }
 
 Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps) {
-  const std::string what = "--layers " + layers_text(run.network.widths) + ", " + std::to_string(samples) +
-                           " samples and --steps " + std::to_string(run.steps);
+  const std::string what = "--layers " + layers_text(run.network.widths) +
+                           (samples > 0 ? ", " + std::to_string(samples) + " samples" : "") + " and --steps " +
+                           std::to_string(run.steps);
   const auto widths = static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back());
   const std::uint64_t element = size_of(element_type(run.training.precision));
   ByteCount bytes;

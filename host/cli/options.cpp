@@ -63,7 +63,7 @@ class ShortHelp : public CLI::FormatterBase {
         if (option->get_group() != group) continue;
         const std::string value = option->get_default_str();
         help += line(option->get_name(false, true) + (general ? "" : option->get_option_text()),
-                     option->get_description() + (value.empty() ? "" : " (" + value + ")"));
+                     option->get_description() + (value.empty() ? "" : " (default " + value + ")"));
       }
     }
     return help;
@@ -191,8 +191,9 @@ std::string suggestion(std::string_view word, const std::vector<std::string>& kn
   word = word.substr(0, std::min(word.find('='), std::size_t{64}));
   const auto nearest = std::min_element(
       known.begin(), known.end(), [&](const auto& a, const auto& b) { return distance(word, a) < distance(word, b); });
-  if (nearest == known.end() || distance(word, *nearest) > 2) return "";
-  return "; did you mean '" + *nearest + "'?";
+  const std::size_t letters = word.size() - std::min(word.find_first_not_of('-'), word.size());
+  if (nearest == known.end() || distance(word, *nearest) > std::min(letters / 2, std::size_t{2})) return "";
+  return " (did you mean '" + *nearest + "'?)";
 }
 
 void use_short_help(CLI::App& app) { app.formatter(std::make_shared<ShortHelp>()); }

@@ -66,7 +66,7 @@ void refuse_empty_values(const std::vector<std::string>& arguments);
 /// `text` as it appears in a message: printable, bounded, in quotes.
 std::string in_quotes(std::string_view text);
 
-/// "; did you mean '--steps'?" where one of `known` is near to `word`, else nothing.
+/// " (did you mean '--steps'?)" where one of `known` is near to `word`, else nothing.
 std::string suggestion(std::string_view word, const std::vector<std::string>& known);
 
 /// Lays out the help of `app` and its subcommands: one line an option, under 80 columns, no blank lines.

@@ -19,8 +19,7 @@ std::string candidate_line(const Candidate& candidate) {
                 candidate.accepted ? "accepted" : "refused");
   std::string line = start;
   if (candidate.bytes != 0) line += " " + bytes_text(candidate.bytes);
-  if (candidate.predicted_us_per_step > 0)
-    line += ", predicted " + duration_text(candidate.predicted_us_per_step / 1000) + " a step";
+  if (candidate.predicted_us_per_step > 0) line += ", predicted " + step_time_text(candidate.predicted_us_per_step);
   if (!candidate.reason.empty()) line += (candidate.bytes != 0 ? ": " : " ") + candidate.reason;
   return line + "\n";
 }
@@ -36,7 +35,8 @@ int run_plan(const OptionSet& options) {
   if (!run.x.empty()) samples = read_data(run, caps.cpu).x.rows;
   const Plan plan = plan_run(run, samples, caps);
 
-  TextOutput text(run.text);
+  // Files are not written, so that standard output is free even where one of them is '-'.
+  TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);
   text.write("--layers " + layers_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
   for (const Candidate& candidate : plan.candidates) text.write(candidate_line(candidate));

@@ -69,9 +69,10 @@ std::string difference_rows(const std::string& when, const HostMatrix& predictio
 }
 
 std::string duration_text(double milliseconds) {
-  if (milliseconds < 1) return format("%.2f us", milliseconds * 1000);
   return milliseconds < 1000 ? format("%.1f ms", milliseconds) : format("%.2f s", milliseconds / 1000);
 }
+
+std::string step_time_text(double microseconds) { return format("%.2f us a step", microseconds); }
 
 void write_history(OutputFile& file, std::span<const double> losses) {
   constexpr std::size_t kPiece = 1 << 16;

@@ -27,8 +27,11 @@ std::string loss_text(double loss);
 /// A heading and prediction - target, taken in the precision that both have, a line for each row.
 std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target);
 
-/// "428.4 us", "214.2 ms", "12.3 s".
+/// "214.2 ms", "12.34 s".
 std::string duration_text(double milliseconds);
+
+/// "428.41 us a step".
+std::string step_time_text(double microseconds);
 
 /// One training run as it ended.
 struct RunResult {

@@ -1,6 +1,7 @@
 #include "run_options.h"
 
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <initializer_list>
 #include <limits>
@@ -51,7 +52,7 @@ DeviceChoice read_device(const OptionSet& options) {
 std::filesystem::path identity(const std::string& file) {
   std::error_code error;
   if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error)) return {};
-  return std::filesystem::weakly_canonical(file, error);
+  return std::filesystem::weakly_canonical(std::filesystem::absolute(file, error), error);
 }
 
 }  // namespace
@@ -59,7 +60,7 @@ std::filesystem::path identity(const std::string& file) {
 void declare_network(OptionSet& options) {
   options.add("--layers", "LIST", "1000,100,1", "widths: inputs, hidden ..., outputs");
   options.add_flag("--bias", "a bias in every layer");
-  options.add("--init", "NAME", "normal", "how weights are drawn: normal, he, xavier");
+  options.add("--init", "NAME", "normal", "initial weights: normal, he or xavier");
 }
 
 NetworkSpec read_network_options(const OptionSet& options) {
@@ -168,6 +169,9 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.training.optimizer.learning_rate = options.number("--lr");
   run.training.precision = read_precision(options);
   run.training.seed = options.unsigned_integer("--seed");
+  if (run.training.precision == Precision::fp32 &&
+      !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))
+    options.refuse("--lr", "be in the range of fp32 (or add --precision fp64)");
   run.forced = read_execution(options, run.training);
   const std::int64_t samples = read_samples(options);
 

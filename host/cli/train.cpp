@@ -167,8 +167,7 @@ std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunRes
 
 std::string summary(const RunResult& result) {
   std::string line = std::to_string(result.steps) + (result.steps == 1 ? " step" : " steps");
-  if (result.us_per_step)
-    line += " in " + duration_text(result.total_ms) + ", " + duration_text(*result.us_per_step / 1000) + " a step";
+  if (result.us_per_step) line += " in " + duration_text(result.total_ms) + ", " + step_time_text(*result.us_per_step);
   line += "; loss " + loss_text(result.losses.front());
   if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
   return line;
@@ -224,9 +223,11 @@ int run_train(const OptionSet& options) {
   Problems problems;
   if (result.first_non_finite_step) {
     const std::int64_t step = *result.first_non_finite_step;
-    problems.add("the run diverged: the loss of step " + std::to_string(step) + " is " +
-                 loss_text(report.losses[static_cast<std::size_t>(step)]) + "; lower --lr " + options.text("--lr") +
-                 (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
+    problems.add(
+        "the run diverged: the loss of step " + std::to_string(step) + " is " +
+        loss_text(report.losses[static_cast<std::size_t>(step)]) +
+        (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
+        (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
   }
   const std::string written = write_outputs(outputs, trainer, result, problems);
   text.write(summary(result) + written + "\n");

@@ -30,8 +30,8 @@ const SafeTensorInfo* find(const SafeTensorsFile& file, std::string_view name) {
   return at != tensors.end() && at->name == name ? &*at : nullptr;
 }
 
-/// The module number l of a "l.weight" or "l.bias" in a Sequential of Linear and ReLU.
-std::string module(int layer) { return std::to_string(2 * static_cast<std::int64_t>(layer)); }
+/// "0", "2", "4", ...: a layer's number as a module of a Sequential of Linear and ReLU.
+std::string module_number(int layer) { return std::to_string(2 * static_cast<std::int64_t>(layer)); }
 
 /// "1000,100,1"; cut where there are very many.
 std::string widths_text(const NetworkSpec& network) {
@@ -56,7 +56,7 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
                 "; save it so that " + names + "'0.weight', '2.weight', ...");
   NetworkSpec network;
   network.bias = find(file, "0.bias") != nullptr;
-  for (int layer = 0; const SafeTensorInfo* weight = find(file, module(layer) + ".weight"); ++layer) {
+  for (int layer = 0; const SafeTensorInfo* weight = find(file, module_number(layer) + ".weight"); ++layer) {
     const std::string name = in_quotes(weight->name) + " has shape " + shape_text(weight->shape);
     if (weight->shape.size() != 2)
       file.refuse(name +
@@ -95,7 +95,7 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
                   " although it has no '0.bias'; switch bias on in all layers or off in all");
     file.refuse("holds " + in_quotes(tensor.name) + ", which is no parameter of the network " + widths_text(network) +
                 " of the other tensors; save only the Linear layers, so that " + names + "'" +
-                module(network.layers()) + ".weight' comes next");
+                module_number(network.layers()) + ".weight' comes next");
   }
   return network;
 }
@@ -105,7 +105,7 @@ void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
   const NetworkSpec found = network_of(file);
   const std::string widths = "; give the network these widths: " + widths_text(found);
   for (int layer = 0; layer < std::max(found.layers(), wanted.layers()); ++layer) {
-    const std::string name = in_quotes(module(layer) + ".weight");
+    const std::string name = in_quotes(module_number(layer) + ".weight");
     if (layer >= found.layers())
       file.refuse("has no " + name + ", which the network " + widths_text(wanted) + " needs" + widths);
     if (layer >= wanted.layers())

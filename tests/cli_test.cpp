@@ -1,0 +1,740 @@
+// The command deviceloop as its users see it: what it prints, what it writes, how it ends.
+#include <gtest/gtest.h>
+#include <regex.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <iterator>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/deviceloop.h>
+
+#include "files/npy.h"
+#include "files/safetensors.h"
+#include "support/run_command.h"
+#include "support/temporary_folder.h"
+
+namespace deviceloop::testing {
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+const Arguments kSmall = {"--layers", "6,5,2", "--samples", "9", "--lr", "1e-3"};
+
+Arguments operator+(Arguments a, const Arguments& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+CommandSetup command(const Arguments& arguments) {
+  CommandSetup setup;
+  setup.arguments = Arguments{DEVICELOOP_COMMAND} + arguments;
+  return setup;
+}
+
+CommandResult run(const Arguments& arguments) { return run_command(command(arguments)); }
+CommandResult train(const Arguments& arguments) { return run(Arguments{"train"} + kSmall + arguments); }
+
+std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> result;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) result.push_back(line);
+  return result;
+}
+
+std::string words(const Arguments& arguments) {
+  std::string text;
+  for (const std::string& argument : arguments) text += argument + " ";
+  return text;
+}
+
+/// Ends with `exit_code` and exactly one line on standard error, which holds all of `expected`.
+void expect_one_line(const CommandResult& result, int exit_code, const std::vector<std::string>& expected) {
+  EXPECT_EQ(result.exit_code, exit_code);
+  ASSERT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_EQ(result.err.rfind("deviceloop: ", 0), 0u) << result.err;
+  EXPECT_EQ(result.err.back(), '\n');
+  for (const std::string& part : expected)
+    EXPECT_NE(result.err.find(part), std::string::npos) << "'" << part << "' is not in: " << result.err;
+}
+
+void expect_refused(const Arguments& arguments, const std::vector<std::string>& expected, int exit_code = 2) {
+  SCOPED_TRACE(words(arguments));
+  const CommandResult result = run(arguments);
+  expect_one_line(result, exit_code, expected);
+  EXPECT_EQ(result.out, "");
+}
+
+void expect_done(const CommandResult& result) {
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.err, "");
+}
+
+/// The losses of a history, whose steps must count from 0.
+std::vector<double> losses_of(const std::string& history) {
+  const std::vector<std::string> rows = lines(history);
+  EXPECT_FALSE(rows.empty());
+  if (rows.empty()) return {};
+  EXPECT_EQ(rows[0], "step,loss");
+  std::vector<double> losses;
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    const std::size_t comma = rows[i].find(',');
+    EXPECT_EQ(rows[i].substr(0, comma), std::to_string(i - 1));
+    losses.push_back(std::strtod(rows[i].c_str() + comma + 1, nullptr));
+  }
+  return losses;
+}
+
+/// Whether a line of `text` holds what the POSIX expression `pattern` describes. (std::regex makes GCC 12 warn under
+/// the address sanitizer.)
+bool holds(const std::string& text, const std::string& pattern) {
+  regex_t compiled;
+  const int error = regcomp(&compiled, pattern.c_str(), REG_EXTENDED | REG_NEWLINE | REG_NOSUB);
+  EXPECT_EQ(error, 0) << pattern;
+  if (error != 0) return false;
+  const bool found = regexec(&compiled, text.c_str(), 0, nullptr, 0) == 0;
+  regfree(&compiled);
+  return found;
+}
+bool is_all(const std::string& line, const std::string& pattern) { return holds(line, "^(" + pattern + ")$"); }
+
+/// What tells bits apart, NaN included.
+std::vector<std::uint64_t> bits(const std::vector<double>& values) {
+  std::vector<std::uint64_t> result;
+  for (const double value : values) result.push_back(std::bit_cast<std::uint64_t>(value));
+  return result;
+}
+
+/// Version 1.0 of the format, written from its description.
+template <class T>
+std::string npy(std::int64_t rows, std::int64_t columns, const std::vector<T>& values) {
+  std::string header = std::string("{'descr': '<f") + std::to_string(sizeof(T)) +
+                       "', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(columns) +
+                       "), }";
+  header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 11, ' ');
+  header += '\n';
+  std::string file = std::string("\x93NUMPY\x01\x00", 8);
+  file += static_cast<char>(header.size() % 256);
+  file += static_cast<char>(header.size() / 256);
+  file += header;
+  file.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+  return file;
+}
+
+/// rows x columns of 0, 1, 2, ... / 8
+template <class T>
+std::string counting_npy(std::int64_t rows, std::int64_t columns) {
+  std::vector<T> values(static_cast<std::size_t>(rows * columns));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(i) / 8;
+  return npy(rows, columns, values);
+}
+
+TEST(Command, ShowsItsHelpOnStandardErrorWithoutSubcommand) {
+  const CommandResult result = run({});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_EQ(result.out, "");
+  EXPECT_NE(result.err.find("train"), std::string::npos);
+}
+
+TEST(Command, HasHelpAndVersionEverywhere) {
+  for (const Arguments& subcommand : {Arguments{}, Arguments{"train"}, Arguments{"predict"}, Arguments{"plan"},
+                                      Arguments{"data"}, Arguments{"info"}}) {
+    SCOPED_TRACE(words(subcommand));
+    const CommandResult help = run(subcommand + Arguments{"--help"});
+    expect_done(help);
+    EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
+    const std::vector<std::string> shown = lines(help.out);
+    EXPECT_LE(shown.size(), 24u) << "does not fit a screen";
+    for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
+    EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
+
+    const CommandResult version = run(subcommand + Arguments{"--version"});
+    expect_done(version);
+    EXPECT_EQ(version.out, std::string("deviceloop ") + DEVICELOOP_VERSION + "\n");
+  }
+}
+
+TEST(Command, ShowsTheDefaultsInTheHelp) {
+  const std::string help = run({"train", "--help"}).out;
+  for (const std::string line :
+       {"--layers LIST .*1000,100,1", "--samples N .*128", "--steps N .*500", "--lr RATE .*1e-6",
+        "--init NAME .*normal\\)", "--seed N .*0", "--precision NAME .*fp32\\)", "--device NAME .*auto\\)",
+        "--plan NAME .*auto\\)", "--threads N .*0", "--bias", "--x FILE", "--y FILE", "--weights FILE", "--save FILE",
+        "--history FILE", "--json FILE", "--quiet"})
+    EXPECT_TRUE(holds(help, line)) << line;
+}
+
+TEST(Command, RefusesBadUsage) {
+  expect_refused({"trian"}, {"unknown command", "'trian'", "'train'", "--help"});
+  expect_refused({"--layers", "3,1"}, {"unknown option", "'--layers'"});
+  expect_refused({"train", "--stepz", "5"}, {"unknown option", "'--stepz'", "'--steps'"});
+  expect_refused({"train", "-s", "5"}, {"unknown option", "'-s'"});
+  expect_refused({"train", "five"}, {"unexpected argument", "'five'"});
+  expect_refused({"train", "plan"}, {"unexpected argument", "'plan'"});
+  expect_refused({"info", "--steps", "5"}, {"unknown option", "'--steps'"});
+  expect_refused({"train", "--steps"}, {"--steps", "needs a value"});
+  expect_refused({"train", "--steps", "--lr", "1"}, {"--steps", "needs a value", "--lr"});
+  expect_refused({"train", "--steps=", "--bias"}, {"--steps=", "nothing"});
+  expect_refused({"train", "--steps", "5", "--steps", "6"}, {"--steps", "more than once"});
+  expect_refused({"train", "--bias", "--bias"}, {"--bias", "more than once"});
+  expect_refused({"train", "--bias=false"}, {"--bias", "no value", "false"});
+  expect_refused({"train", "--batch-size", "32"}, {"--batch-size", "32", "minibatch"});
+}
+
+TEST(Command, RefusesWhatIsNoNumber) {
+  const auto refused = [](const std::string& option, const std::vector<std::string>& values,
+                          const std::vector<std::string>& expected) {
+    for (const std::string& value : values) {
+      expect_refused({"train", option, value}, std::vector<std::string>{option, "'" + value + "'"} + expected);
+      if (!value.empty()) expect_refused({"train", option + "=" + value}, {option, "'" + value + "'"});
+    }
+  };
+  refused("--steps", {"-5", "five", "5.5", "1e3", "", " 5", "+5", "0x5", "9223372036854775808"},
+          {"whole number", "from 0 to 9223372036854775807"});
+  refused("--samples", {"0", "-1", "many", "9223372036854775808"}, {"whole number", "from 1"});
+  refused("--threads", {"-1", "two", "257", "99999999999999999999"}, {"whole number", "from 0 to 256"});
+  refused("--seed", {"-1", "x", "1.0", "18446744073709551616"}, {"from 0 to 18446744073709551615"});
+  refused("--lr", {"nan", "inf", "-inf", "-1e-6", "fast", "1e999", ""}, {"finite"});
+  refused("--layers", {"0,1", "-5,1", "5,-1", "5,,1", "5,1,", ",", "", "5;1", "a,b", "5.5,1", "2147483648,1"},
+          {"whole numbers", "from 1 to 2147483647"});
+  refused("--layers", {"5"}, {"inputs and outputs"});
+  expect_refused({"train", "--lr", "1e300"}, {"--lr", "1e300", "fp32"});
+}
+
+TEST(Command, RefusesWhatIsNoChoice) {
+  expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
+  expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
+  expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph or persistent", "'GPU'"});
+  for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:4294967296", ""})
+    expect_refused({"train", "--device", device}, {"--device", "cuda:N", "'" + device + "'"});
+}
+
+TEST(Command, RefusesContradictions) {
+  for (const std::string plan : {"graph", "persistent"})
+    expect_refused({"train", "--device", "cpu", "--plan", plan}, {"--device cpu", "--plan " + plan});
+  for (const std::string device : {"cuda", "cuda:1"})
+    expect_refused({"train", "--device", device, "--plan", "cpu"}, {"--device " + device, "--plan cpu"});
+  expect_refused({"predict", "--weights", "w", "--x", "x", "--out", "p", "--device", "cpu", "--plan", "graph"},
+                 {"--device cpu", "--plan graph"});
+  expect_refused({"train", "--x", "x.npy"}, {"--x x.npy", "--y"});
+  expect_refused({"train", "--y", "y.npy"}, {"--y y.npy", "--x"});
+  expect_refused({"train", "--x", "x.npy", "--y", "y.npy", "--samples", "128"}, {"--samples 128", "--x x.npy"});
+  expect_refused({"train", "--weights", "w", "--init", "normal"}, {"--init normal", "--weights w"});
+  expect_refused({"train", "--save", "-", "--json", "-"}, {"--save", "--json", "'-'"});
+  expect_refused({"train", "--history", "same", "--json", "./same"}, {"--history", "--json", "same"});
+  expect_refused({"train", "--x", "x.npy", "--y", "y.npy", "--save", "x.npy"}, {"--save", "--x", "x.npy"});
+  expect_refused({"predict", "--weights", "w", "--x", "x", "--out", "x"}, {"--out", "--x"});
+  expect_refused({"train", "--x", "", "--y", "y.npy"}, {"--x", "''"});
+  expect_refused({"train", "--save="}, {"--save="});
+  expect_refused({"data"}, {"--x", "--y", "--weights"});
+  expect_refused({"predict", "--weights", "w", "--x", "x"}, {"--out"});
+  expect_refused({"predict", "--x", "x", "--out", "p"}, {"--weights"});
+}
+
+TEST(Command, EndsWithOneWhereWhatIsForcedIsNotToBeHad) {
+  if (!query_device_caps().gpus.empty()) GTEST_SKIP() << "this machine has a GPU";
+  const std::string reason = query_device_caps().no_gpu_reason;
+  for (const std::string plan : {"graph", "persistent"}) expect_refused({"train", "--plan", plan}, {plan, reason}, 1);
+  expect_refused({"train", "--device", "cuda"}, {"CUDA device", reason}, 1);
+  expect_refused({"train", "--device", "cuda:3"}, {"CUDA device 3", reason}, 1);
+  expect_refused({"plan", "--plan", "graph"}, {"graph", reason}, 1);
+}
+
+TEST(Command, RefusesWhatExceedsTheMemory) {
+  const std::vector<std::string> memory = {"memory"};
+  for (const std::string samples : {"1000000000000", "9223372036854775807"})
+    for (const std::string subcommand : {"train", "plan"})
+      expect_refused({subcommand, "--samples", samples}, {"memory", samples});
+  expect_refused({"train", "--layers", "2147483647,2147483647"}, {"memory", "2147483647,2147483647"});
+  expect_refused({"train", "--layers", "2147483647,2147483647,2147483647", "--samples", "9223372036854775807"},
+                 {"memory"});
+  for (const std::string steps : {"1000000000000000", "9223372036854775807"})
+    expect_refused({"train", "--steps", steps}, {"memory", "--steps " + steps});
+  TemporaryFolder folder;
+  expect_refused({"data", "--samples", "9223372036854775807", "--x", folder / "x"}, {"memory", "9223372036854775807"});
+  expect_refused({"data", "--layers", "2147483647,2147483647", "--weights", folder / "w"}, {"memory", "2147483647"});
+  EXPECT_EQ(folder.count(), 0);
+}
+
+TEST(Command, FindsAnOutputItCannotWriteBeforeItReadsOrTrains) {
+  TemporaryFolder folder;
+  const std::string bad = folder.write("bad.npy", "no array");
+  for (const std::string option : {"--save", "--history", "--json"}) {
+    expect_refused({"train", "--x", bad, "--y", bad, option, folder / "none/out"}, {folder / "none/out"});
+    expect_refused({"train", "--x", bad, "--y", bad, option, folder.path().string()}, {folder.path().string()});
+  }
+  expect_refused({"data", "--x", folder / "x.npy", "--y", folder / "none/y.npy"}, {folder / "none/y.npy"});
+  expect_refused({"predict", "--weights", bad, "--x", bad, "--out", folder / "none/p.npy"}, {folder / "none/p.npy"});
+  EXPECT_EQ(folder.count(), 1);
+}
+
+TEST(Command, RefusesDataThatDoesNotFit) {
+  TemporaryFolder folder;
+  const std::string x = folder.write("x.npy", counting_npy<float>(4, 37));
+  const std::string y = folder.write("y.npy", counting_npy<double>(4, 2));
+  const std::string short_y = folder.write("short_y.npy", counting_npy<float>(3, 2));
+  const std::string empty = folder.write("empty.npy", "");
+  const std::string none = folder.write("none.npy", counting_npy<float>(0, 37));
+
+  expect_refused({"train", "--x", x, "--y", y}, {x, "37 columns", "--layers 1000,100,1", "--layers 37,100,2"});
+  expect_refused({"train", "--x", x, "--y", y, "--layers", "37,5,3"},
+                 {y, "2 columns", "--layers 37,5,3", "--layers 37,5,2"});
+  expect_refused({"train", "--x", x, "--y", short_y, "--layers", "37,5,2"}, {x, "4 rows", short_y, "3 rows"});
+  expect_refused({"plan", "--x", x, "--y", y}, {x, "37 columns", "--layers 37,100,2"});
+  expect_refused({"train", "--x", folder / "missing.npy", "--y", y}, {folder / "missing.npy"});
+  expect_refused({"train", "--x", empty, "--y", y}, {empty, "empty"});
+  expect_refused({"train", "--x", none, "--y", y}, {none, "empty"});
+  expect_refused({"train", "--x", x, "--y", folder.write("cut.npy", counting_npy<float>(4, 2).substr(0, 140))},
+                 {folder / "cut.npy"});
+  expect_refused({"train", "--x", folder.write("two\nlines", "x"), "--y", y}, {"two\\x0alines"});
+}
+
+TEST(Command, NamesTheRowAndColumnOfWhatIsNotFinite) {
+  TemporaryFolder folder;
+  const double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  const std::string good = folder.write("good.npy", npy<double>(2, 2, {1, 2, 3, 4}));
+  const std::string with_nan = folder.write("nan.npy", npy<double>(2, 2, {1, 2, 3, nan}));
+  const std::string with_infinity = folder.write("inf.npy", npy<float>(2, 2, {1, 2, static_cast<float>(-infinity), 4}));
+  const std::string large = folder.write("large.npy", npy<double>(2, 2, {1, 1e100, 3, 4}));
+  const Arguments layers = {"--layers", "2,3,2", "--lr", "0"};
+  expect_refused(Arguments{"train", "--x", with_nan, "--y", good} + layers, {with_nan, "row 1", "column 1", "nan"});
+  expect_refused(Arguments{"train", "--x", good, "--y", with_infinity} + layers,
+                 {with_infinity, "row 1", "column 0", "inf"});
+  expect_refused(Arguments{"train", "--x", large, "--y", good} + layers, {large, "row 0", "column 1", "1e+100"});
+  expect_done(run(Arguments{"train", "--x", large, "--y", good, "--precision", "fp64", "--steps", "0"} + layers +
+                  Arguments{"--init", "he", "--quiet"}));
+}
+
+TEST(Train, PrintsPlanRowsLossesAndSummary) {
+  const CommandResult result = train({"--steps", "250"});
+  expect_done(result);
+  const std::vector<std::string> shown = lines(result.out);
+  std::vector<std::string> expected = {"plan cpu: .+", "prediction minus target, first 5 rows, before training:"};
+  const std::string number = " +-?[0-9.]+(e[-+][0-9]+)?", row = number + number, loss = ": [0-9.]+(e-[0-9]+)?";
+  expected.insert(expected.end(), 5, row);
+  for (int step = 0; step <= 100; step += 10) expected.push_back(std::to_string(step) + loss);
+  expected.push_back("200" + loss);
+  expected.push_back("249" + loss);
+  expected.push_back("prediction minus target, first 5 rows, after training:");
+  expected.insert(expected.end(), 5, row);
+  expected.push_back("250 steps in [0-9.]+ m?s, [0-9.]+ us a step; loss [0-9.]+ -> [0-9.e-]+");
+  ASSERT_EQ(shown.size(), expected.size()) << result.out;
+  for (std::size_t i = 0; i < shown.size(); ++i)
+    EXPECT_TRUE(is_all(shown[i], expected[i])) << shown[i] << "\nis not\n" << expected[i];
+}
+
+TEST(Train, ShowsFewRowsAndElidesColumns) {
+  const CommandResult result = run({"train", "--layers", "3,12", "--samples", "2", "--steps", "1"});
+  expect_done(result);
+  const std::vector<std::string> shown = lines(result.out);
+  ASSERT_GE(shown.size(), 5u);
+  EXPECT_EQ(shown[1], "prediction minus target, first 2 rows, before training:");
+  EXPECT_TRUE(is_all(shown[2], "( +-?[0-9.e-]+){8}  \\.\\.\\.")) << shown[2];
+  EXPECT_EQ(shown[4].rfind("0: ", 0), 0u);
+}
+
+TEST(Train, WritesLossesAsTheirSizeWants) {
+  TemporaryFolder folder;
+  // One weight, no hidden layer: the loss of step 0 is (w x - y)^2 with a w that 0 multiplies.
+  const std::string x = folder.write("x.npy", npy<double>(1, 1, {0}));
+  const auto first_line = [&](double y) {
+    const std::string target = folder.write("y.npy", npy<double>(1, 1, {y}));
+    const CommandResult result =
+        run({"train", "--layers", "1,1", "--steps", "0", "--precision", "fp64", "--x", x, "--y", target});
+    expect_done(result);
+    return lines(result.out).at(3);
+  };
+  EXPECT_EQ(first_line(0), "0: 0.00");
+  EXPECT_EQ(first_line(1.5), "0: 2.25");
+  EXPECT_EQ(first_line(3017), "0: 9102289.00");
+  EXPECT_EQ(first_line(0.5), "0: 0.25");
+  EXPECT_EQ(first_line(1e-4), "0: 1e-08");
+  EXPECT_EQ(first_line(1e10), "0: 1e+20");
+}
+
+TEST(Train, QuietWritesNothing) {
+  const CommandResult result = train({"--quiet", "--steps", "3"});
+  expect_done(result);
+  EXPECT_EQ(result.out, "");
+}
+
+TEST(Train, WritesHistoryAndJson) {
+  TemporaryFolder folder;
+  const CommandResult result = train({"--steps", "30", "--history", folder / "h.csv", "--json", folder / "r.json",
+                                      "--save", folder / "w.safetensors", "--threads", "1"});
+  expect_done(result);
+  EXPECT_NE(lines(result.out).back().find("wrote " + folder / "w.safetensors"), std::string::npos);
+  EXPECT_EQ(folder.count(), 3);
+  const std::vector<double> losses = losses_of(read_all(folder / "h.csv"));
+  ASSERT_EQ(losses.size(), 30u);
+
+  const auto json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : json.items()) keys.push_back(key);
+  EXPECT_EQ(keys,
+            (std::vector<std::string>{"version", "plan", "reason", "formulation", "precision", "threads", "steps",
+                                      "loss_first", "loss_last", "us_per_step", "total_ms", "first_non_finite_step"}));
+  EXPECT_EQ(json["version"], DEVICELOOP_VERSION);
+  EXPECT_EQ(json["plan"], "cpu");
+  EXPECT_FALSE(json["reason"].get<std::string>().empty());
+  EXPECT_EQ(json["formulation"], "primal");
+  EXPECT_EQ(json["precision"], "fp32");
+  EXPECT_EQ(json["threads"], 1);
+  EXPECT_EQ(json["steps"], 30);
+  EXPECT_EQ(json["loss_first"].get<double>(), losses.front());
+  EXPECT_EQ(json["loss_last"].get<double>(), losses.back());
+  EXPECT_GT(json["total_ms"].get<double>(), 0);
+  EXPECT_DOUBLE_EQ(json["us_per_step"].get<double>(), json["total_ms"].get<double>() * 1000 / 30);
+  EXPECT_TRUE(json["first_non_finite_step"].is_null());
+}
+
+TEST(Train, HasTheLossesOfTheLibrary) {
+  TemporaryFolder folder;
+  expect_done(
+      train({"--steps", "20", "--bias", "--seed", "5", "--init", "xavier", "--quiet", "--history", folder / "h"}));
+
+  NetworkSpec network;
+  network.widths = {6, 5, 2};
+  network.bias = true;
+  TrainingSpec training;
+  training.optimizer.learning_rate = 1e-3;
+  std::vector<float> x(9 * 6), y(9 * 2);
+  fill_normal({x.data(), 9, 6}, 5, kTensorX);
+  fill_normal({y.data(), 9, 2}, 5, kTensorY);
+  Trainer trainer(network, training);
+  trainer.initialize(5, Init::xavier);
+  trainer.set_data({x.data(), 9, 6}, {y.data(), 9, 2});
+  EXPECT_EQ(bits(losses_of(read_all(folder / "h"))), bits(trainer.train(20).losses));
+}
+
+TEST(Train, WithoutStepsEvaluates) {
+  TemporaryFolder folder;
+  const CommandResult result = train(
+      {"--steps", "0", "--history", folder / "h.csv", "--json", folder / "r.json", "--save", folder / "w.safetensors"});
+  expect_done(result);
+  EXPECT_EQ(lines(result.out).at(7).rfind("0: ", 0), 0u);
+  const std::vector<double> losses = losses_of(read_all(folder / "h.csv"));
+  ASSERT_EQ(losses.size(), 1u);
+  const auto json = nlohmann::json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(json["steps"], 0);
+  EXPECT_EQ(json["loss_first"].get<double>(), losses[0]);
+  EXPECT_EQ(json["loss_last"].get<double>(), losses[0]);
+  EXPECT_TRUE(json["us_per_step"].is_null());
+
+  expect_done(train({"--steps", "1", "--quiet", "--history", folder / "first.csv"}));
+  EXPECT_EQ(bits(losses_of(read_all(folder / "first.csv"))), bits(losses));
+}
+
+TEST(Train, GoesOnFromSavedWeightsBitForBit) {
+  for (const std::string precision : {"fp32", "fp64"}) {
+    TemporaryFolder folder;
+    const Arguments common = {"--precision", precision, "--bias", "--quiet"};
+    expect_done(train(common + Arguments{"--steps", "20", "--history", folder / "all", "--save", folder / "end"}));
+    expect_done(train(common + Arguments{"--steps", "10", "--history", folder / "a", "--save", folder / "w"}));
+    // From and to the same file, as people go on with a run.
+    expect_done(train(common + Arguments{"--steps", "10", "--history", folder / "b", "--save", folder / "w",
+                                         "--weights", folder / "w"}));
+    std::vector<double> parts = losses_of(read_all(folder / "a"));
+    const std::vector<double> second = losses_of(read_all(folder / "b"));
+    parts.insert(parts.end(), second.begin(), second.end());
+    EXPECT_EQ(bits(parts), bits(losses_of(read_all(folder / "all"))));
+    EXPECT_EQ(read_all(folder / "w"), read_all(folder / "end"));
+  }
+}
+
+TEST(Train, RefusesWeightsOfAnotherNetwork) {
+  TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors";
+  expect_done(train({"--steps", "0", "--quiet", "--save", weights}));
+  expect_refused({"train", "--layers", "6,4,2", "--weights", weights}, {weights, "0.weight"});
+  expect_refused({"train", "--layers", "6,5,2", "--bias", "--weights", weights}, {weights, "bias"});
+  expect_refused({"train", "--layers", "6,5,2", "--weights", folder / "none"}, {folder / "none"});
+}
+
+TEST(Train, DivergenceIsAFailureThatKeepsTheRecords) {
+  TemporaryFolder folder;
+  const std::string kept = folder.write("kept.safetensors", "as it was");
+  for (const std::string& save : {kept, folder / "new.safetensors"}) {
+    const Arguments shape = {"train", "--layers", "6,5,2", "--samples", "9"};
+    const CommandResult diverged = run(shape + Arguments{"--steps", "60", "--history", folder / "h.csv", "--json",
+                                                         folder / "r.json", "--save", save, "--lr", "1"});
+    const std::vector<double> losses = losses_of(read_all(folder / "h.csv"));
+    ASSERT_EQ(losses.size(), 60u);
+    const auto bad = std::find_if(losses.begin(), losses.end(), [](double loss) { return !std::isfinite(loss); });
+    ASSERT_NE(bad, losses.end());
+    const auto json = nlohmann::json::parse(read_all(folder / "r.json"));
+    EXPECT_EQ(json["first_non_finite_step"], bad - losses.begin());
+    EXPECT_TRUE(json["loss_last"].is_null());
+    EXPECT_FALSE(json["loss_first"].is_null());
+    expect_one_line(diverged, 1, {"step " + std::to_string(bad - losses.begin()), "--lr 1", save});
+  }
+  EXPECT_EQ(read_all(kept), "as it was");
+  EXPECT_EQ(folder.count(), 3);
+}
+
+TEST(Train, BlamesTheDataWhereTheFirstLossIsNotFinite) {
+  TemporaryFolder folder;
+  const std::string x = folder.write("x.npy", npy<float>(1, 1, {1e30f}));
+  const Arguments arguments = {"train", "--layers", "1,1", "--x", x, "--y", x, "--quiet", "--json", folder / "r.json"};
+  for (const std::string steps : {"0", "1"}) {
+    expect_one_line(run(arguments + Arguments{"--steps", steps}), 1, {"step 0", "data", "--precision fp64"});
+    const auto json = nlohmann::json::parse(read_all(folder / "r.json"));
+    EXPECT_EQ(json["first_non_finite_step"], 0);
+    EXPECT_TRUE(json["loss_first"].is_null());
+  }
+}
+
+TEST(Train, DoesNotSaveWeightsThatTheLastStepMadeInfinite) {
+  TemporaryFolder folder;
+  const CommandResult result = run({"train", "--layers", "6,5,2", "--samples", "9", "--steps", "1", "--lr", "3e38",
+                                    "--quiet", "--save", folder / "w", "--history", folder / "h"});
+  expect_one_line(result, 1, {folder / "w", "0.weight", "--lr"});
+  EXPECT_EQ(losses_of(read_all(folder / "h")).size(), 1u);
+  EXPECT_EQ(folder.count(), 1);
+}
+
+TEST(Train, WritesFilesToStandardOutput) {
+  TemporaryFolder folder;
+  const Arguments common = {"--steps", "5"};
+  expect_done(train(common + Arguments{"--history", folder / "h", "--save", folder / "w", "--quiet"}));
+
+  const CommandResult history = train(common + Arguments{"--history", "-"});
+  EXPECT_EQ(history.exit_code, 0);
+  EXPECT_EQ(history.out, read_all(folder / "h"));
+  EXPECT_EQ(history.err.rfind("plan cpu", 0), 0u);
+
+  const CommandResult json = train(common + Arguments{"--json", "-", "--quiet"});
+  expect_done(json);
+  EXPECT_EQ(nlohmann::json::parse(json.out)["steps"], 5);
+
+  const CommandResult weights = train(common + Arguments{"--save", "-", "--quiet"});
+  expect_done(weights);
+  EXPECT_EQ(weights.out, read_all(folder / "w"));
+}
+
+TEST(Train, KeepsTheFilesWhenStandardOutputFails) {
+  TemporaryFolder folder;
+  const Arguments arguments = Arguments{"train"} + kSmall + Arguments{"--steps", "5", "--history", folder / "h"};
+  CommandSetup full = command(arguments);
+  full.out_file = "/dev/full";
+  CommandSetup closed = command(arguments);
+  closed.close_out = true;
+  for (const CommandSetup& setup : {full, closed}) {
+    expect_one_line(run_command(setup), 1, {"standard output"});
+    EXPECT_EQ(losses_of(read_all(folder / "h")).size(), 5u);
+    EXPECT_EQ(folder.count(), 1);
+  }
+  closed.arguments.push_back("--quiet");
+  expect_done(run_command(closed));
+  EXPECT_EQ(losses_of(read_all(folder / "h")).size(), 5u);
+
+  // One output that fails does not cost the others.
+  full.arguments = command(arguments + Arguments{"--json", "-", "--quiet"}).arguments;
+  expect_one_line(run_command(full), 1, {});
+  EXPECT_EQ(losses_of(read_all(folder / "h")).size(), 5u);
+}
+
+/// A run that lasts until it is stopped.
+Arguments endless(const TemporaryFolder& folder) {
+  return {"train",
+          "--layers",
+          "64,32,1",
+          "--samples",
+          "64",
+          "--steps",
+          "5000000",
+          "--lr",
+          "1e-9",
+          "--threads",
+          "1",
+          "--history",
+          folder / "h.csv",
+          "--json",
+          folder / "r.json",
+          "--save",
+          folder / "w.safetensors"};
+}
+
+TEST(Train, StopsInGoodOrderWhenInterrupted) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    TemporaryFolder folder;
+    RunningCommand running(command(endless(folder)));
+    running.wait_for_out("\n0: ");
+    running.send(signal);
+    const CommandResult result = running.finish();
+    const std::vector<double> losses = losses_of(read_all(folder / "h.csv"));
+    const std::string steps = std::to_string(losses.size());
+    ASSERT_GT(losses.size(), 0u);
+    EXPECT_LT(losses.size(), 5000000u);
+    expect_one_line(result, 128 + signal, {"interrupted after " + steps + " steps"});
+    EXPECT_EQ(nlohmann::json::parse(read_all(folder / "r.json"))["steps"], losses.size());
+    EXPECT_EQ(read_safetensors(folder / "w.safetensors").size(), 2u);
+    EXPECT_EQ(folder.count(), 3);
+    // The last loss has its line, whatever its step.
+    EXPECT_NE(result.out.find("\n" + std::to_string(losses.size() - 1) + ": "), std::string::npos);
+    EXPECT_NE(result.out.find("\n" + steps + " steps in "), std::string::npos);
+  }
+}
+
+TEST(Train, ShowsProgressOnATerminalOnly) {
+  TemporaryFolder folder;
+  CommandSetup setup = command(endless(folder));
+  setup.terminal_err = true;
+  setup.out_file = folder / "out";
+  RunningCommand running(setup);
+  running.wait_for_err(" left");
+  running.send(SIGINT);
+  const CommandResult result = running.finish();
+  EXPECT_EQ(result.exit_code, 130);
+  EXPECT_TRUE(holds(result.err, "\r +[0-9]+ % \\[\\.+\\] [0-9]+ steps, [0-9:hmin ]+ left")) << result.err;
+  EXPECT_EQ(read_all(folder / "out").find('\r'), std::string::npos);
+
+  // Piped, or over in less than a second: none. (That quiet and piped runs show none, other tests see.)
+  CommandSetup brief = command(Arguments{"train"} + kSmall);
+  brief.terminal_err = true;
+  brief.out_file = folder / "out";
+  EXPECT_EQ(run_command(brief).err, "");
+}
+
+TEST(Data, IsWhatTrainGenerates) {
+  const Arguments shape = {"--layers", "6,5,2", "--bias"}, seed = {"--seed", "18446744073709551615"};
+  const Arguments steps = {"--steps", "20", "--lr", "1e-3", "--quiet"};
+  for (const std::string precision : {"fp32", "fp64"})
+    for (const std::string init : {"normal", "he"}) {
+      SCOPED_TRACE(precision + " " + init);
+      TemporaryFolder folder;
+      const Arguments as = {"--precision", precision};
+      const Arguments files = {"--x", folder / "x.npy", "--y", folder / "y.npy", "--weights", folder / "w.safetensors"};
+      const CommandResult written =
+          run(Arguments{"data"} + shape + seed + files + Arguments{"--samples", "9", "--init", init} + as);
+      expect_done(written);
+      EXPECT_NE(written.out.find("9 x 6"), std::string::npos) << written.out;
+      expect_done(run(Arguments{"train"} + shape + seed + steps + as +
+                      Arguments{"--samples", "9", "--init", init, "--history", folder / "generated"}));
+      expect_done(run(Arguments{"train"} + shape + steps + as + files + Arguments{"--history", folder / "read"}));
+      EXPECT_EQ(losses_of(read_all(folder / "read")).size(), 20u);
+      EXPECT_EQ(read_all(folder / "read"), read_all(folder / "generated"));
+      // Numbers are drawn in double and rounded once, so that doubles read for fp32 are the same.
+      if (precision == "fp64") {
+        expect_done(run(Arguments{"train"} + shape + steps + files + Arguments{"--history", folder / "read"}));
+        expect_done(run(Arguments{"train"} + shape + seed + steps +
+                        Arguments{"--samples", "9", "--init", init, "--history", folder / "generated"}));
+        EXPECT_EQ(read_all(folder / "read"), read_all(folder / "generated"));
+      }
+    }
+}
+
+TEST(Data, WritesOneFileToStandardOutput) {
+  TemporaryFolder folder;
+  const Arguments shape = {"data", "--layers", "3,1", "--samples", "4"};
+  const CommandResult file = run(shape + Arguments{"--x", folder / "x.npy"});
+  expect_done(file);
+  EXPECT_EQ(folder.count(), 1);
+  const CommandResult output = run(shape + Arguments{"--x", "-", "--quiet"});
+  expect_done(output);
+  EXPECT_EQ(output.out, read_all(folder / "x.npy"));
+  expect_refused(shape + Arguments{"--x", "-", "--y", "-"}, {"--x", "--y", "'-'"});
+  expect_refused(shape + Arguments{"--x", folder / "a", "--y", folder / "a"}, {"--x", "--y", folder / "a"});
+}
+
+TEST(Predict, IsWhatTheTrainerPredicts) {
+  for (const std::string precision : {"fp32", "fp64"}) {
+    TemporaryFolder folder;
+    const std::string weights = folder / "w.safetensors", x = folder / "x.npy", out = folder / "p.npy";
+    expect_done(train({"--steps", "5", "--bias", "--save", weights, "--quiet"}));
+    expect_done(run({"data", "--layers", "6,1", "--samples", "70", "--seed", "9", "--x", x}));
+    const CommandResult result =
+        run({"predict", "--weights", weights, "--x", x, "--out", out, "--precision", precision});
+    expect_done(result);
+    EXPECT_NE(result.out.find("70 x 2"), std::string::npos) << result.out;
+
+    NetworkSpec network;
+    network.widths = {6, 5, 2};
+    network.bias = true;
+    TrainingSpec training;
+    training.precision = precision == "fp32" ? Precision::fp32 : Precision::fp64;
+    Trainer trainer(network, training);
+    trainer.load_weights(weights);
+    const HostMatrix input = read_npy(x);
+    HostMatrix expected(element_type(training.precision), 70, 2);
+    trainer.predict(input.view(), expected.view());
+    const HostMatrix predicted = read_npy(out);
+    EXPECT_EQ(predicted.type, expected.type);
+    EXPECT_EQ(predicted.rows, 70);
+    EXPECT_EQ(predicted.columns, 2);
+    EXPECT_EQ(predicted.bytes, expected.bytes);
+
+    const CommandResult output =
+        run({"predict", "--weights", weights, "--x", x, "--out", "-", "--precision", precision, "--quiet"});
+    expect_done(output);
+    EXPECT_EQ(output.out, read_all(out));
+  }
+}
+
+TEST(Predict, RefusesBadInput) {
+  TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors", out = folder / "p.npy";
+  expect_done(train({"--steps", "0", "--save", weights, "--quiet"}));
+  const std::string x = folder.write("x.npy", counting_npy<float>(4, 7));
+  const std::string nan = folder.write("nan.npy", npy<float>(1, 6, {1, 2, std::nanf(""), 4, 5, 6}));
+  expect_refused({"predict", "--weights", weights, "--x", x, "--out", out}, {x, "7 columns", weights, "6 inputs"});
+  expect_refused({"predict", "--weights", weights, "--x", nan, "--out", out}, {nan, "row 0", "column 2", "nan"});
+  expect_refused({"predict", "--weights", x, "--x", x, "--out", out}, {x});
+  expect_refused({"predict", "--weights", folder / "none", "--x", x, "--out", out}, {folder / "none"});
+  EXPECT_EQ(folder.count(), 3);
+}
+
+TEST(PlanCommand, ShowsEveryCandidateAndTheChoice) {
+  const CommandResult result = run({"plan"});
+  expect_done(result);
+  EXPECT_TRUE(holds(result.out, "^--layers 1000,100,1, 128 samples$"));
+  if (query_device_caps().gpus.empty()) {
+    EXPECT_TRUE(holds(result.out, "^persistent +refused +.+$")) << result.out;
+    EXPECT_TRUE(holds(result.out, "^graph +refused +.+$"));
+    EXPECT_TRUE(holds(result.out, "^cpu +accepted +[0-9.]+ MiB, predicted [0-9.]+ us a step.*\nplan cpu: .+$"))
+        << result.out;
+  }
+}
+
+TEST(PlanCommand, TakesTheOptionsOfTrainAndWritesNothing) {
+  TemporaryFolder folder;
+  const std::string x = folder.write("x.npy", counting_npy<float>(5, 6));
+  const std::string y = folder.write("y.npy", counting_npy<float>(5, 2));
+  const CommandResult result =
+      run({"plan",   "--layers",   "6,5,2",     "--bias",    "--x",         x,      "--y",      y,     "--steps", "7",
+           "--lr",   "1e-3",       "--threads", "2",         "--precision", "fp64", "--device", "cpu", "--plan",  "cpu",
+           "--save", folder / "w", "--json",    folder / "j"});
+  expect_done(result);
+  EXPECT_NE(result.out.find("6,5,2 with biases, 5 samples"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("2 threads, fp64"), std::string::npos) << result.out;
+  EXPECT_EQ(folder.count(), 2);
+}
+
+TEST(Info, TellsTheBuildAndTheMachine) {
+  const CommandResult result = run({"info"});
+  expect_done(result);
+  for (const std::string& line :
+       {std::string("deviceloop +") + DEVICELOOP_VERSION, std::string("build +.+"), std::string("GEMM +.+verified"),
+        std::string("threads +up to [0-9]+ cores?"), std::string("SIMD +.+"), std::string("memory +.+"),
+        std::string("CUDA toolkit +.+"), std::string("devices? .+")})
+    EXPECT_TRUE(holds(result.out, "^" + line + "$")) << line << "\n" << result.out;
+}
+
+TEST(Info, FailsWhereStandardOutputFails) {
+  CommandSetup setup = command({"info"});
+  setup.out_file = "/dev/full";
+  expect_one_line(run_command(setup), 1, {"standard output"});
+}
+
+}  // namespace
+}  // namespace deviceloop::testing

@@ -1,0 +1,129 @@
+// Runs that NumPy made, met at every step: the starting case, whose data the test draws again, and a small network
+// whose hidden units live. tests/reference/record.py wrote the files and explains them.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "files/npy.h"
+#include "files/weights.h"
+#include "support/problem.h"
+
+namespace deviceloop {
+namespace {
+
+const std::string kFolder = DEVICELOOP_SOURCE_DIR "/tests/reference/";
+
+// The fields of a .csv file behind its header and first column.
+std::vector<std::vector<double>> read_table(const std::string& name) {
+  std::ifstream file(kFolder + name);
+  EXPECT_TRUE(file) << name;
+  std::vector<std::vector<double>> rows;
+  std::string line, field;
+  std::getline(file, line);
+  while (std::getline(file, line)) {
+    std::istringstream fields(line);
+    std::getline(fields, field, ',');
+    rows.emplace_back();
+    while (std::getline(fields, field, ',')) rows.back().push_back(std::stod(field));
+  }
+  return rows;
+}
+
+std::vector<double> read_losses(const std::string& name) {
+  std::vector<double> losses;
+  for (const auto& row : read_table(name)) losses.push_back(row.at(0));
+  return losses;
+}
+
+void expect_losses(const std::vector<double>& losses, const std::vector<double>& recorded, Precision precision) {
+  ASSERT_EQ(losses.size(), recorded.size());
+  const double relative = precision == Precision::fp32 ? 1e-4 : 1e-10;
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    ASSERT_LE(std::abs(losses[i] - recorded[i]), relative * std::max(recorded[i], 1e-3 * recorded[0])) << "step " << i;
+}
+
+// The relative Frobenius error of a weight, estimated from its recorded norm and projections (column of the table).
+double estimated_error(const std::vector<double>& weight, const std::vector<std::vector<double>>& table,
+                       std::size_t column) {
+  std::uint64_t state = 1;
+  double squares = 0;
+  for (std::size_t j = 1; j < table.size(); ++j) {
+    double sum = 0;
+    for (const double value : weight) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      sum += state >> 63 ? -value : value;
+    }
+    squares += std::pow(sum - table[j].at(column), 2);
+  }
+  return std::sqrt(squares / static_cast<double>(table.size() - 1)) / table[0].at(column);
+}
+
+class StartingCase : public testing::TestWithParam<Precision> {};
+
+TEST_P(StartingCase, FollowsNumpyAtEveryStepToTheSameWeights) {
+  const Precision precision = GetParam();
+  const Problem problem = Problem::random({1000, 100, 1}, false, 128, precision, Init::normal, 1e-6, 0);
+  const std::string file = std::string("starting_case_") + name(precision);
+  const std::vector<double> recorded = read_losses(file + ".csv");
+  ASSERT_EQ(recorded.size(), 500u);
+  Trainer trainer = problem.trainer();
+  const std::vector<double> losses = trainer.train(500).losses;
+  expect_losses(losses, recorded, precision);
+  EXPECT_LE(std::abs(losses[0] / recorded[0] - 1), precision == Precision::fp32 ? 1e-6 : 1e-13);
+  EXPECT_LE(std::abs(losses[499] / recorded[499] - 1), precision == Precision::fp32 ? 1e-4 : 1e-10);
+
+  const auto table = read_table(file + "_weights.csv");
+  ASSERT_EQ(table.size(), 65u);
+  const reference::Network end = problem.parameters_of(trainer);
+  for (std::size_t layer = 0; layer < 2; ++layer)
+    EXPECT_LE(estimated_error(end[layer].weight.values, table, layer), precision == Precision::fp32 ? 1e-5 : 1e-10)
+        << "layer " << layer;
+  // The estimate sees an error of that size in a single weight.
+  std::vector<double> planted = end[0].weight.values;
+  planted[4711] += 3e-5 * table[0][0];
+  EXPECT_GT(estimated_error(planted, table, 0), 1e-5);
+}
+
+class SmallNetwork : public testing::TestWithParam<Precision> {};
+
+TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
+  const Precision precision = GetParam();
+  TrainingSpec training;
+  training.precision = precision;
+  training.optimizer.learning_rate = 5e-4;
+  const NetworkSpec network = read_network(kFolder + "small_weights.safetensors");
+  EXPECT_EQ(network.widths, (std::vector<std::int64_t>{23, 11, 5, 2}));
+  EXPECT_TRUE(network.bias);
+  const HostMatrix x = read_npy(kFolder + "small_x.npy"), y = read_npy(kFolder + "small_y.npy");
+  EXPECT_EQ(x.rows, 37);
+  for (const int threads : {1, 2, 7}) {
+    training.threads = threads;
+    Trainer trainer(network, training);
+    trainer.load_weights(kFolder + "small_weights.safetensors");
+    trainer.set_data(x.view(), y.view());
+    expect_losses(trainer.train(300).losses, read_losses("small_losses.csv"), precision);
+
+    Trainer recorded(network, training);
+    recorded.load_weights(kFolder + "small_final_weights.safetensors");
+    Problem problem;
+    problem.network = network;
+    const reference::Network end = problem.parameters_of(trainer), expected = problem.parameters_of(recorded);
+    for (std::size_t layer = 0; layer < 3; ++layer) {
+      const double bound = precision == Precision::fp32 ? 1e-5 : 1e-10;
+      EXPECT_LE(reference::relative_error(end[layer].weight.values, expected[layer].weight.values), bound) << layer;
+      EXPECT_LE(reference::relative_error(end[layer].bias, expected[layer].bias), bound) << layer;
+    }
+  }
+}
+
+const auto kPrecisions = testing::Values(Precision::fp32, Precision::fp64);
+const auto kName = [](const testing::TestParamInfo<Precision>& info) { return std::string(name(info.param)); };
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, StartingCase, kPrecisions, kName);
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, SmallNetwork, kPrecisions, kName);
+
+}  // namespace
+}  // namespace deviceloop
