@@ -60,6 +60,18 @@ const OpenBlas& openblas() {
   return functions;
 }
 
+// The serial build hands its buffers out without a lock, so two calls at once share one and give wrong results (seen
+// with Debian's 0.3.21): one call at a time, in the whole process.
+std::mutex serial_mutex;
+
+template <class Call>
+void call_blas(const Call& call) {
+  static const bool one_at_a_time = openblas().present() && openblas().kind() == OpenBlas::serial;
+  if (!one_at_a_time) return call();
+  const std::lock_guard lock(serial_mutex);
+  call();
+}
+
 // Of the pthreads build: the first SingleThreadedBlas saves the number of threads, the last one restores it.
 std::mutex process_mutex;
 int process_users = 0;
@@ -97,8 +109,10 @@ template <>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
   if (gemm_is_own()) return own_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-  cblas_sgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
-              to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+  call_blas([&] {
+    cblas_sgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
+                to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+  });
 }
 
 template <>
@@ -106,8 +120,10 @@ void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int
           const double* a, std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c,
           std::int64_t ldc) {
   if (gemm_is_own()) return own_gemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-  cblas_dgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
-              to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+  call_blas([&] {
+    cblas_dgemm(CblasRowMajor, to_cblas(transpose_a), to_cblas(transpose_b), to_int(m), to_int(n), to_int(k), alpha, a,
+                to_int(lda), b, to_int(ldb), beta, c, to_int(ldc));
+  });
 }
 
 SingleThreadedBlas::SingleThreadedBlas() {
@@ -156,7 +172,7 @@ std::string gemm_description() {
     return "own code, because " + text + " does not know this processor and would use its " + blas.core() +
            " kernels (OPENBLAS_CORETYPE=" + newer_core() + " in the environment makes it use newer ones)";
   if (blas.core != nullptr) text += std::string(" ") + blas.core();
-  const char* const kinds[] = {", serial", ", pthreads", ", OpenMP"};
+  const char* const kinds[] = {", serial (one product at a time)", ", pthreads", ", OpenMP"};
   return text + (blas.kind() >= 0 && blas.kind() <= 2 ? kinds[blas.kind()] : "");
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -251,7 +253,6 @@ TEST(Command, EndsWithOneWhereWhatIsForcedIsNotToBeHad) {
 }
 
 TEST(Command, RefusesWhatExceedsTheMemory) {
-  const std::vector<std::string> memory = {"memory"};
   for (const std::string samples : {"1000000000000", "9223372036854775807"})
     for (const std::string subcommand : {"train", "plan"})
       expect_refused({subcommand, "--samples", samples}, {"memory", samples});
@@ -492,6 +493,9 @@ TEST(Train, BlamesTheDataWhereTheFirstLossIsNotFinite) {
     EXPECT_EQ(json["first_non_finite_step"], 0);
     EXPECT_TRUE(json["loss_first"].is_null());
   }
+  // Weights that are finite still are not those of a run to go on from.
+  expect_one_line(run(arguments + Arguments{"--lr", "0", "--steps", "1", "--save", folder / "w"}), 1, {folder / "w"});
+  EXPECT_EQ(folder.count(), 2);
 }
 
 TEST(Train, DoesNotSaveWeightsThatTheLastStepMadeInfinite) {
@@ -599,11 +603,26 @@ TEST(Train, ShowsProgressOnATerminalOnly) {
   EXPECT_TRUE(holds(result.err, "\r +[0-9]+ % \\[\\.+\\] [0-9]+ steps, [0-9:hmin ]+ left")) << result.err;
   EXPECT_EQ(read_all(folder / "out").find('\r'), std::string::npos);
 
-  // Piped, or over in less than a second: none. (That quiet and piped runs show none, other tests see.)
   CommandSetup brief = command(Arguments{"train"} + kSmall);
   brief.terminal_err = true;
   brief.out_file = folder / "out";
-  EXPECT_EQ(run_command(brief).err, "");
+  EXPECT_EQ(run_command(brief).err, "") << "a bar for a short run";
+}
+
+TEST(Train, ShowsNoProgressWhenPipedOrQuiet) {
+  TemporaryFolder folders[3];
+  CommandSetup out_piped = command(endless(folders[0]));
+  out_piped.terminal_err = true;
+  CommandSetup err_piped = command(endless(folders[1]));
+  err_piped.out_file = folders[1] / "out";
+  CommandSetup quiet = command(endless(folders[2]) + Arguments{"--quiet"});
+  quiet.terminal_err = true;
+  quiet.out_file = folders[2] / "out";
+  RunningCommand runs[] = {RunningCommand(out_piped), RunningCommand(err_piped), RunningCommand(quiet)};
+  // A bar would be there after 0.3 seconds.
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));
+  for (const RunningCommand& each : runs) each.send(SIGINT);
+  for (RunningCommand& each : runs) EXPECT_EQ(each.finish().err.find(" left"), std::string::npos);
 }
 
 TEST(Data, IsWhatTrainGenerates) {

@@ -13,6 +13,9 @@
 #include "support/problem.h"
 
 namespace deviceloop {
+
+void PrintTo(Precision precision, std::ostream* out) { *out << name(precision); }
+
 namespace {
 
 const std::string kFolder = DEVICELOOP_SOURCE_DIR "/tests/reference/";
@@ -121,9 +124,8 @@ TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
 }
 
 const auto kPrecisions = testing::Values(Precision::fp32, Precision::fp64);
-const auto kName = [](const testing::TestParamInfo<Precision>& info) { return std::string(name(info.param)); };
-INSTANTIATE_TEST_SUITE_P(RecordedRuns, StartingCase, kPrecisions, kName);
-INSTANTIATE_TEST_SUITE_P(RecordedRuns, SmallNetwork, kPrecisions, kName);
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, StartingCase, kPrecisions, testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, SmallNetwork, kPrecisions, testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace deviceloop

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <string>
 
+#include "text_output.h"
+
 namespace deviceloop::cli {
 namespace {
 
@@ -32,8 +34,7 @@ std::string time_text(double seconds) {
 
 }  // namespace
 
-Progress::Progress(TextOutput::Where text)
-    : visible_(text != TextOutput::Where::nowhere && isatty(STDERR_FILENO) == 1 && !is_pipe(STDOUT_FILENO)) {}
+Progress::Progress() : visible_(isatty(STDERR_FILENO) == 1 && !is_pipe(STDOUT_FILENO)) {}
 
 void Progress::update(std::int64_t steps_done, std::int64_t steps_total) {
   if (!visible_ || steps_done <= 0 || steps_done >= steps_total) return;

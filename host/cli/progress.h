@@ -5,15 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "text_output.h"
-
 namespace deviceloop::cli {
 
 /// One line on standard error that is drawn over and over. Draws nothing where standard error is no terminal, where
-/// standard output is a pipe, without text, and for runs that are over within a second.
+/// standard output is a pipe, and for runs that are over within a second.
 class Progress {
  public:
-  explicit Progress(TextOutput::Where text);
+  Progress();
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;

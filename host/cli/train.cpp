@@ -91,7 +91,7 @@ class ShownRows {
 
 /// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
 TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text) {
-  Progress progress(run.text);
+  Progress progress;
   std::int64_t shown = -1;
   const auto show = [&](std::int64_t step, double loss) {
     shown = step;
