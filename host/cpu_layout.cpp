@@ -6,13 +6,13 @@
 
 #include <deviceloop/error.h>
 
+#include "text.h"
+
 namespace deviceloop {
 namespace {
 
 [[noreturn]] void throw_overflow(const NetworkSpec& network, const TrainingSpec& training) {
-  std::string widths;
-  for (const std::int64_t width : network.widths) widths += (widths.empty() ? "" : ",") + std::to_string(width);
-  throw InvalidArgument("layers " + widths + " with " + std::to_string(training.samples) +
+  throw InvalidArgument("layers " + widths_text(network.widths) + " with " + std::to_string(training.samples) +
                         " samples need more than 2^63 bytes of memory; make them smaller");
 }
 

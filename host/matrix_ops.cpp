@@ -8,16 +8,6 @@
 #include <deviceloop/error.h>
 
 namespace deviceloop {
-namespace {
-
-/// Calls f with a null pointer of the element type, so that one generic lambda serves both.
-template <class F>
-auto with_type(ElementType type, F f) {
-  return type == ElementType::float32 ? f(static_cast<float*>(nullptr)) : f(static_cast<double*>(nullptr));
-}
-
-}  // namespace
-
 void check_host_view(const ConstMatrix& view, const std::string& what) {
   const std::string shape = "[" + std::to_string(view.rows) + ", " + std::to_string(view.columns) + "]";
   if (view.rows < 0 || view.columns < 0)

@@ -9,6 +9,12 @@
 
 namespace deviceloop {
 
+/// Calls f with a null pointer of the element type, so that one generic lambda serves both.
+template <class F>
+auto with_type(ElementType type, F f) {
+  return type == ElementType::float32 ? f(static_cast<float*>(nullptr)) : f(static_cast<double*>(nullptr));
+}
+
 /// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
 /// stride of at least `columns`. `what` names it in the message.
 void check_host_view(const ConstMatrix& view, const std::string& what);

@@ -4,17 +4,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <limits>
 
 #include <deviceloop/error.h>
 
 #include "cpu_layout.h"
+#include "text.h"
 
 namespace deviceloop {
 namespace {
 
-constexpr std::int64_t kMaxWidth = std::numeric_limits<std::int32_t>::max();  // a BLAS counts in 32 bits
-constexpr int kMaxThreads = 256;
 // Steps shorter than this run on one thread: meeting another one twice a step costs microseconds when both run, and far
 // more on a machine that is shared.
 constexpr double kOneThreadUs = 1000;
@@ -24,18 +22,6 @@ constexpr double kLayerUs = 1;
 std::string text(double value) {
   char buffer[32];
   std::snprintf(buffer, sizeof buffer, "%g", value);
-  return buffer;
-}
-
-std::string bytes_text(std::uint64_t bytes) {
-  char buffer[32];
-  const double value = static_cast<double>(bytes);
-  if (value < 1024.0 * 1024)
-    std::snprintf(buffer, sizeof buffer, "%.1f KiB", value / 1024);
-  else if (value < 1024.0 * 1024 * 1024)
-    std::snprintf(buffer, sizeof buffer, "%.1f MiB", value / (1024 * 1024));
-  else
-    std::snprintf(buffer, sizeof buffer, "%.1f GiB", value / (1024.0 * 1024 * 1024));
   return buffer;
 }
 

@@ -9,12 +9,12 @@
 #include "commands.h"
 #include "files/npy.h"
 #include "files/output_file.h"
-#include "files/printable.h"
 #include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "run_options.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {
@@ -73,7 +73,7 @@ int run_data(const OptionSet& options) {
     // As drawn, as read, and as the file has them, transposed.
     ByteCount bytes;
     for (int copy = 0; copy < 3; ++copy) bytes.add_parameters(network, precision);
-    check_memory("weights for --layers " + layers_text(network.widths), bytes, caps);
+    check_memory("weights for --layers " + widths_text(network.widths), bytes, caps);
   }
   const auto open = [](const std::string& path) { return path.empty() ? nullptr : std::make_unique<OutputFile>(path); };
   const auto x_file = open(x), y_file = open(y), weights_file = open(weights);
@@ -92,7 +92,7 @@ int run_data(const OptionSet& options) {
     throw_if_interrupted();
     write_weights(*weights_file, network, parameters);
     weights_file->commit();
-    text.write(printable(weights) + ": weights of " + layers_text(network.widths) +
+    text.write(printable(weights) + ": weights of " + widths_text(network.widths) +
                (network.bias ? " with biases, " : ", ") + name(precision) + "\n");
   }
   text.check();

@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "machine.h"
 #include "memory.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {

@@ -8,10 +8,10 @@
 #include <deviceloop/random.h>
 
 #include "files/npy.h"
-#include "files/printable.h"
 #include "interrupt.h"
 #include "matrix_ops.h"
 #include "memory.h"
+#include "text.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -21,12 +21,6 @@ std::string count(std::int64_t number, const char* what) {
 }
 
 }  // namespace
-
-std::string layers_text(const std::vector<std::int64_t>& widths) {
-  std::string text;
-  for (const std::int64_t width : widths) text += (text.empty() ? "" : ",") + std::to_string(width);
-  return text;
-}
 
 HostMatrix read_finite_npy(const std::string& path, Precision precision) {
   HostMatrix matrix = read_npy(path);
@@ -65,8 +59,8 @@ Data read_data(const TrainOptions& run, const CpuCaps& caps) {
   const auto check_columns = [&](const std::string& path, std::int64_t columns, std::int64_t width, const char* what) {
     if (columns != width)
       throw InvalidArgument(printable(path) + " has " + count(columns, "column") + ", but --layers " +
-                            layers_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
-                            layers_text(fitting));
+                            widths_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
+                            widths_text(fitting));
   };
   check_columns(run.x, data.x.columns, run.network.widths.front(), "input");
   check_columns(run.y, data.y.columns, run.network.widths.back(), "output");

@@ -18,9 +18,6 @@ struct Data {
   HostMatrix y;
 };
 
-/// "1000,100,1": as --layers takes it.
-std::string layers_text(const std::vector<std::int64_t>& widths);
-
 /// A .npy file of finite values. Throws InvalidArgument, naming the file.
 HostMatrix read_finite_npy(const std::string& path, Precision precision);
 

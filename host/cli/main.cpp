@@ -17,8 +17,8 @@
 #include <deviceloop/version.h>
 
 #include "commands.h"
-#include "files/printable.h"
 #include "interrupt.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {

@@ -7,6 +7,7 @@
 #include <deviceloop/error.h>
 
 #include "inputs.h"
+#include "text.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -45,7 +46,7 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
 }
 
 Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps) {
-  const std::string what = "--layers " + layers_text(run.network.widths) +
+  const std::string what = "--layers " + widths_text(run.network.widths) +
                            (samples > 0 ? ", " + std::to_string(samples) + " samples" : "") + " and --steps " +
                            std::to_string(run.steps);
   const auto widths = static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back());
@@ -65,16 +66,6 @@ Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& c
   Plan plan = make_plan(run.network, training, caps, run.forced);
   check_memory(what, bytes.add(plan.executor == ExecutorKind::cpu ? plan.bytes : 0), caps.cpu);
   return plan;
-}
-
-std::string bytes_text(std::uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  double value = static_cast<double>(bytes);
-  std::size_t unit = 0;
-  for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-  return text;
 }
 
 }  // namespace deviceloop::cli

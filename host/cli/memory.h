@@ -31,7 +31,4 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
 /// losses.
 Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps);
 
-/// "1.2 GiB".
-std::string bytes_text(std::uint64_t bytes);
-
 }  // namespace deviceloop::cli

@@ -12,7 +12,7 @@
 
 #include <deviceloop/error.h>
 
-#include "files/printable.h"
+#include "text.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -184,8 +184,6 @@ void refuse_empty_values(const std::vector<std::string>& arguments) {
     if (argument.rfind("--", 0) == 0 && argument.find('=') == argument.size() - 1)
       throw InvalidArgument("nothing follows " + in_quotes(argument) + "; give it a value or leave it out");
 }
-
-std::string in_quotes(std::string_view text) { return "'" + printable(text, 100) + "'"; }
 
 std::string suggestion(std::string_view word, const std::vector<std::string>& known) {
   word = word.substr(0, std::min(word.find('='), std::size_t{64}));

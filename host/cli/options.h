@@ -63,9 +63,6 @@ class OptionSet {
 /// Refuses --option= with nothing behind it, for which CLI11 would take the next argument.
 void refuse_empty_values(const std::vector<std::string>& arguments);
 
-/// `text` as it appears in a message: printable, bounded, in quotes.
-std::string in_quotes(std::string_view text);
-
 /// " (did you mean '--steps'?)" where one of `known` is near to `word`, else nothing.
 std::string suggestion(std::string_view word, const std::vector<std::string>& known);
 

@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "report.h"
 #include "run_options.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {
@@ -37,7 +38,7 @@ int run_plan(const OptionSet& options) {
 
   // Files are not written, so that standard output is free even where one of them is '-'.
   TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);
-  text.write("--layers " + layers_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
+  text.write("--layers " + widths_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
   for (const Candidate& candidate : plan.candidates) text.write(candidate_line(candidate));
   text.write(plan_line(plan, run.training.precision));

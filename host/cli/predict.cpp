@@ -7,13 +7,13 @@
 #include "commands.h"
 #include "files/npy.h"
 #include "files/output_file.h"
-#include "files/printable.h"
 #include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "report.h"
 #include "run_options.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {
@@ -65,7 +65,7 @@ int run_predict(const OptionSet& options) {
   write_npy(file, std::as_const(prediction).view());
   file.commit();
   text.write(plan_line(trainer.plan(), training.precision) + printable(out) + ": " + std::to_string(prediction.rows) +
-             " x " + std::to_string(prediction.columns) + ", predicted by " + layers_text(network.widths) +
+             " x " + std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
              (network.bias ? " with biases\n" : "\n"));
   text.check();
   return 0;

@@ -9,14 +9,12 @@
 
 #include <deviceloop/error.h>
 
-#include "files/printable.h"
+#include "text.h"
 
 namespace deviceloop::cli {
 namespace {
 
-constexpr std::int64_t kMaxWidth = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
-constexpr std::int64_t kMaxThreads = 256;
 
 template <class T>
 struct Choice {

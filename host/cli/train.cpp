@@ -13,7 +13,6 @@
 
 #include "commands.h"
 #include "files/output_file.h"
-#include "files/printable.h"
 #include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
@@ -22,6 +21,7 @@
 #include "progress.h"
 #include "report.h"
 #include "run_options.h"
+#include "text.h"
 #include "text_output.h"
 
 namespace deviceloop::cli {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../matrix_ops.h"
-#include "printable.h"
+#include "../text.h"
 #include "read_file.h"
 #include "transpose.h"
 

@@ -18,7 +18,7 @@
 
 #include <deviceloop/error.h>
 
-#include "printable.h"
+#include "../text.h"
 
 namespace deviceloop {
 namespace {

@@ -11,7 +11,7 @@
 
 #include <deviceloop/error.h>
 
-#include "printable.h"
+#include "../text.h"
 
 namespace deviceloop {
 namespace {

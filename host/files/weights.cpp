@@ -13,7 +13,7 @@
 #include <deviceloop/error.h>
 
 #include "../matrix_ops.h"
-#include "printable.h"
+#include "../text.h"
 #include "safetensors.h"
 #include "transpose.h"
 
@@ -32,15 +32,6 @@ const SafeTensorInfo* find(const SafeTensorsFile& file, std::string_view name) {
 
 /// "0", "2", "4", ...: a layer's number as a module of a Sequential of Linear and ReLU.
 std::string module_number(int layer) { return std::to_string(2 * static_cast<std::int64_t>(layer)); }
-
-/// "1000,100,1"; cut where there are very many.
-std::string widths_text(const NetworkSpec& network) {
-  constexpr std::size_t kShown = 32;
-  std::string text;
-  for (std::size_t i = 0; i < std::min(network.widths.size(), kShown); ++i)
-    text += (i == 0 ? "" : ",") + std::to_string(network.widths[i]);
-  return network.widths.size() > kShown ? text + ",..." : text;
-}
 
 std::vector<std::int64_t> file_shape(const ParameterInfo& parameter) {
   if (parameter.is_bias) return {parameter.columns};
@@ -93,9 +84,9 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
         find(file, tensor.name.substr(0, tensor.name.size() - 4) + "weight"))
       file.refuse("holds " + in_quotes(tensor.name) +
                   " although it has no '0.bias'; switch bias on in all layers or off in all");
-    file.refuse("holds " + in_quotes(tensor.name) + ", which is no parameter of the network " + widths_text(network) +
-                " of the other tensors; save only the Linear layers, so that " + names + "'" +
-                module_number(network.layers()) + ".weight' comes next");
+    file.refuse("holds " + in_quotes(tensor.name) + ", which is no parameter of the network " +
+                widths_text(network.widths) + " of the other tensors; save only the Linear layers, so that " + names +
+                "'" + module_number(network.layers()) + ".weight' comes next");
   }
   return network;
 }
@@ -103,13 +94,13 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
 /// Refuses a file whose network is another one, naming the first tensor that differs.
 void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
   const NetworkSpec found = network_of(file);
-  const std::string widths = "; give the network these widths: " + widths_text(found);
+  const std::string widths = "; give the network these widths: " + widths_text(found.widths);
   for (int layer = 0; layer < std::max(found.layers(), wanted.layers()); ++layer) {
     const std::string name = in_quotes(module_number(layer) + ".weight");
     if (layer >= found.layers())
-      file.refuse("has no " + name + ", which the network " + widths_text(wanted) + " needs" + widths);
+      file.refuse("has no " + name + ", which the network " + widths_text(wanted.widths) + " needs" + widths);
     if (layer >= wanted.layers())
-      file.refuse("holds " + name + ", which the network " + widths_text(wanted) + " does not have" + widths);
+      file.refuse("holds " + name + ", which the network " + widths_text(wanted.widths) + " does not have" + widths);
     const std::vector<std::int64_t> has{found.out_features(layer), found.in_features(layer)};
     const std::vector<std::int64_t> needs{wanted.out_features(layer), wanted.in_features(layer)};
     if (has != needs)
@@ -117,15 +108,6 @@ void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
   }
   if (wanted.bias && !found.bias) file.refuse("has no '0.bias', and the network has biases; switch its bias off");
   if (!wanted.bias && found.bias) file.refuse("holds '0.bias', and the network has no biases; switch its bias on");
-}
-
-/// Calls f with a null pointer of the element type.
-template <class F>
-void with_type(ElementType type, F f) {
-  if (type == ElementType::float32)
-    f(static_cast<float*>(nullptr));
-  else
-    f(static_cast<double*>(nullptr));
 }
 
 ConstMatrix view_of(const std::vector<std::byte>& bytes, ElementType type, std::int64_t rows, std::int64_t columns) {
@@ -177,7 +159,7 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
   const std::string name = printable(file.path());
   if (parameters.size() != layout.size())
     throw InvalidArgument(name + ": " + std::to_string(parameters.size()) + " parameters were given, the network " +
-                          widths_text(network) + " has " + std::to_string(layout.size()) +
+                          widths_text(network.widths) + " has " + std::to_string(layout.size()) +
                           "; give one for each weight and bias");
   std::vector<SafeTensor> tensors;
   for (std::size_t i = 0; i < layout.size(); ++i) {

@@ -15,7 +15,7 @@ enum class Activation { relu };
 /// A multilayer perceptron. Layer l has a weight W_l [in_features, out_features] and, with `bias`, a bias b_l:
 ///   Z_l = H_{l-1} W_l (+ b_l),  H_0 = X,  H_l = activation(Z_l) on hidden layers,  prediction = Z of the last layer.
 struct NetworkSpec {
-  /// Input features, hidden widths, outputs: at least two, each from 1 to 2^31 - 1. {1000, 100, 1} is one hidden layer
+  /// Input features, hidden widths, outputs: at least two, each from 1 to kMaxWidth. {1000, 100, 1} is one hidden layer
   /// of 100; {D, O} is linear regression.
   std::vector<std::int64_t> widths;
   Activation activation = Activation::relu;
@@ -57,6 +57,10 @@ struct DeviceChoice {
   int index = 0;  ///< which CUDA device
 };
 
+/// The widest layer, and the most CPU threads, that a specification may ask for.
+constexpr std::int64_t kMaxWidth = 2147483647;
+constexpr int kMaxThreads = 256;
+
 /// One training run. The number of steps is not part of it but the argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
@@ -67,7 +71,7 @@ struct TrainingSpec {
   Formulation formulation = Formulation::primal;
   bool deterministic = true;  ///< the same bits on every run, for any number of threads
   DeviceChoice device;
-  int threads = 0;         ///< CPU threads, at most 256; 0: one where a step is short, else the cores at hand
+  int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one where a step is short, else the cores at hand
   std::uint64_t seed = 0;  ///< of the initial weights, see Trainer::initialize
 };
 

@@ -47,7 +47,7 @@ using TrainCallback = std::function<bool(const TrainProgress&)>;
 class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument where the specifications are wrong, and Unsupported where this version cannot serve them.
-  /// `forced` picks an executor. `caps` is for tests and for planning ahead.
+  /// `forced` picks an executor. With `caps` the machine is taken to be that one instead of asked.
   explicit Trainer(NetworkSpec network, TrainingSpec training = {}, std::optional<ExecutorKind> forced = std::nullopt);
   Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps);
   ~Trainer();

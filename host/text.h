@@ -1,9 +1,11 @@
-// Text from outside (paths, names inside files) made fit for a message of one line.
+// Pieces of messages: text from outside (paths, names inside files) made fit for one line, shapes and sizes.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,6 +62,26 @@ inline std::string printable(std::string_view text, std::size_t limit = static_c
 
 /// A name from inside a file, quoted and of bounded length.
 inline std::string in_quotes(std::string_view name) { return "'" + printable(name, 100) + "'"; }
+
+/// "1000,100,1": the widths of a network as --layers takes them; cut where there are very many.
+inline std::string widths_text(std::span<const std::int64_t> widths) {
+  constexpr std::size_t kShown = 32;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(widths.size(), kShown); ++i)
+    text += (i == 0 ? "" : ",") + std::to_string(widths[i]);
+  return widths.size() > kShown ? text + ",..." : text;
+}
+
+/// "17 bytes", "1.5 GiB".
+inline std::string bytes_text(std::uint64_t bytes) {
+  constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  double value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
+  return text;
+}
 
 /// "[100, 1000]"; long shapes are cut.
 inline std::string shape_text(std::span<const std::int64_t> shape) { return "[" + detail::joined(shape) + "]"; }
