@@ -194,7 +194,7 @@ template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_
 template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_t, double, const double*, std::int64_t,
                    const double*, std::int64_t, double, double*, std::int64_t);
 
-SingleThreadedBlas::SingleThreadedBlas() = default;
+SingleThreadedBlas::SingleThreadedBlas() { (void)saved_openmp_threads_; }
 SingleThreadedBlas::~SingleThreadedBlas() = default;
 void prepare_gemm_here() { prepare_own_gemm_here(); }
 

@@ -34,7 +34,7 @@ class SingleThreadedBlas {
   SingleThreadedBlas& operator=(const SingleThreadedBlas&) = delete;
 
  private:
-  [[maybe_unused]] int saved_openmp_threads_ = 0;
+  int saved_openmp_threads_ = 0;  // where that setting belongs to the thread
 };
 
 /// For threads of our own, once: gets the memory that gemm needs on this thread, and makes it single-threaded here

@@ -65,7 +65,7 @@ std::string describe(const NonFinite& where, ElementType type) {
   std::snprintf(value, sizeof value, "%g", where.value);
   std::string text = "row " + std::to_string(where.row) + ", column " + std::to_string(where.column) + " is " + value;
   if (std::isfinite(where.value)) text += type == ElementType::float32 ? ", which fp32 cannot hold" : "";
-  return text;
+  return text + " (counted from 0)";
 }
 
 }  // namespace deviceloop

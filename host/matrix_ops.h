@@ -31,7 +31,7 @@ struct NonFinite {
 /// The first element, in row order, that is NaN, infinite or becomes infinite in `type`.
 std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
 
-/// "row 3, column 17 is nan", "row 3, column 17 is 1e+300, which fp32 cannot hold": the end of a message.
+/// "row 3, column 17 is nan (counted from 0)", "row 3, column 17 is 1e+300, which fp32 cannot hold (counted from 0)".
 std::string describe(const NonFinite& where, ElementType type);
 
 }  // namespace deviceloop

@@ -232,9 +232,9 @@ TEST_F(Weights, ThatAreNotFiniteAreRefused) {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   const auto with = [](double last) { return std::vector{tensor<double>("0.weight", {2, 2}, {1, 2, 3, last})}; };
   EXPECT_MENTIONS(refused(with(nan), network({2, 2})),
-                  "'0.weight': row 1, column 1 is nan; save weights that have not");
+                  "'0.weight': row 1, column 1 is nan (counted from 0); save weights that have not");
   EXPECT_MENTIONS(refused(with(infinity), network({2, 2})), "is inf");
-  EXPECT_MENTIONS(refused(with(1e300), network({2, 2})), "is 1e+300, which fp32 cannot hold; read it as fp64");
+  EXPECT_MENTIONS(refused(with(1e300), network({2, 2})), "is 1e+300, which fp32 cannot hold (counted from 0); read it as fp64");
   EXPECT_MENTIONS(refused(with(nan), network({2, 2}), ElementType::float64), "is nan");
   EXPECT_EQ(value<double>(read_weights(write(with(1e300)), network({2, 2}), ElementType::float64)[0], 1, 1), 1e300);
 }

@@ -1,9 +1,9 @@
 """deviceloop's random numbers a second time, from their definition and in another language.
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in NumPy's integers.
-Element i of tensor t under a seed: key = (seed low, seed high), counter = (i/2 low, i/2 high, t, 0); element i takes the
-words 2 (i mod 2), the low one, and 2 (i mod 2) + 1, the high one; u = (k + 0.5) 2^-52 with k the top 52 bits of both.
-The normal is the inverse distribution function at u by Wichura's algorithm AS 241 (Applied Statistics 37, 1988).
+Element i of tensor t under a seed: key = (seed low, seed high), counter = (i/2 low, i/2 high, t, 0); element i takes
+the words 2 (i mod 2), the low one, and 2 (i mod 2) + 1, the high one; u = (k + 0.5) 2^-52 with k the top 52 bits of
+both. The normal is the inverse distribution function at u by Wichura's algorithm AS 241 (Applied Statistics 37, 1988).
 
 The numbers with |u - 0.5| <= 0.425, 85 % of them, take + - * / only and are the library's to the last bit. The others
 take a logarithm: here Python's, correct to about one unit in the last place, in the library its own. They may differ by
@@ -107,7 +107,10 @@ def inverse_normal(u):
     for i in np.flatnonzero(~is_central(u)):
         p = u.flat[i] if q.flat[i] < 0 else 1 - u.flat[i]
         r = math.sqrt(-math.log(p))
-        size = polynomial(C, r - 1.6) / polynomial(D, r - 1.6) if r <= 5 else polynomial(E, r - 5) / polynomial(F, r - 5)
+        if r <= 5:
+            size = polynomial(C, r - 1.6) / polynomial(D, r - 1.6)
+        else:
+            size = polynomial(E, r - 5) / polynomial(F, r - 5)
         value.flat[i] = -size if q.flat[i] < 0 else size
     return value
 
