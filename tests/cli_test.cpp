@@ -591,6 +591,7 @@ TEST(Train, StopsInGoodOrderWhenInterrupted) {
 }
 
 TEST(Train, ShowsProgressOnATerminalOnly) {
+  if (!testing::has_terminals()) GTEST_SKIP() << "this system has no pseudo-terminals";
   TemporaryFolder folder;
   CommandSetup setup = command(endless(folder));
   setup.terminal_err = true;
@@ -610,6 +611,7 @@ TEST(Train, ShowsProgressOnATerminalOnly) {
 }
 
 TEST(Train, ShowsNoProgressWhenPipedOrQuiet) {
+  if (!testing::has_terminals()) GTEST_SKIP() << "this system has no pseudo-terminals";
   TemporaryFolder folders[3];
   CommandSetup out_piped = command(endless(folders[0]));
   out_piped.terminal_err = true;

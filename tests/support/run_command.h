@@ -172,6 +172,15 @@ class RunningCommand {
   Stream out_, err_;
 };
 
+/// Whether this system has pseudo-terminals; a chroot or container without /dev/pts has not.
+inline bool has_terminals() {
+  const int descriptor = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  const char* const name = descriptor == -1 ? nullptr : ptsname(descriptor);
+  const bool has = name != nullptr && access(name, F_OK) == 0;
+  if (descriptor != -1) close(descriptor);
+  return has;
+}
+
 inline CommandResult run_command(const CommandSetup& setup) { return RunningCommand(setup).finish(); }
 
 }  // namespace deviceloop::testing
