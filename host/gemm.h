@@ -16,7 +16,8 @@ template <class T>
 void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
           const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);
 
-/// The own code behind gemm: its bits are the same on every x86-64 processor with AVX2 and FMA.
+/// The own code behind gemm. Built with optimisation, its bits are the same on every x86-64 processor with AVX2 and
+/// FMA.
 template <class T>
 void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, T alpha,
               const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T beta, T* c, std::int64_t ldc);

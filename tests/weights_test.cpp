@@ -234,7 +234,8 @@ TEST_F(Weights, ThatAreNotFiniteAreRefused) {
   EXPECT_MENTIONS(refused(with(nan), network({2, 2})),
                   "'0.weight': row 1, column 1 is nan (counted from 0); save weights that have not");
   EXPECT_MENTIONS(refused(with(infinity), network({2, 2})), "is inf");
-  EXPECT_MENTIONS(refused(with(1e300), network({2, 2})), "is 1e+300, which fp32 cannot hold (counted from 0); read it as fp64");
+  EXPECT_MENTIONS(refused(with(1e300), network({2, 2})),
+                  "is 1e+300, which fp32 cannot hold (counted from 0); read it as fp64");
   EXPECT_MENTIONS(refused(with(nan), network({2, 2}), ElementType::float64), "is nan");
   EXPECT_EQ(value<double>(read_weights(write(with(1e300)), network({2, 2}), ElementType::float64)[0], 1, 1), 1e300);
 }
