@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <initializer_list>
 #include <iterator>
 #include <limits>
@@ -172,7 +173,7 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
        {"--layers LIST .*1000,100,1", "--samples N .*128", "--steps N .*500", "--lr RATE .*1e-6",
         "--init NAME .*normal\\)", "--seed N .*0", "--precision NAME .*fp32\\)", "--device NAME .*auto\\)",
         "--plan NAME .*auto\\)", "--threads N .*0", "--bias", "--x FILE", "--y FILE", "--weights FILE", "--save FILE",
-        "--history FILE", "--json FILE", "--quiet"})
+        "--history FILE", "--json FILE", "--plot FILE", "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
 }
 
@@ -546,6 +547,170 @@ TEST(Train, KeepsTheFilesWhenStandardOutputFails) {
   full.arguments = command(arguments + Arguments{"--json", "-", "--quiet"}).arguments;
   expect_one_line(run_command(full), 1, {});
   EXPECT_EQ(losses_of(read_all(folder / "h")).size(), 5u);
+}
+
+TEST(Plot, RefusesWhatIsNoPicture) {
+  TemporaryFolder folder;
+  for (const std::string name : {"p", "p.pdf", "p.SVG", "svg", ".svgz"})
+    expect_refused(Arguments{"train", "--plot", folder / name}, {"--plot", folder / name, ".svg or .png"});
+  expect_refused({"train", "--plot", "-"}, {"--plot", "'-'", ".svg or .png"});
+  expect_refused({"plan", "--plot", "p.pdf"}, {"--plot", "p.pdf"});
+  expect_refused({"train", "--plot", "a.svg", "--json", "./a.svg"}, {"--json", "--plot", "a.svg"});
+  expect_refused({"train", "--x", "x.svg", "--y", "y", "--plot", "x.svg"}, {"--plot", "--x", "x.svg"});
+  EXPECT_EQ(folder.count(), 0);
+}
+
+/// A folder with a program gnuplot, or none, that is all of the command's PATH.
+class FakeGnuplot {
+ public:
+  FakeGnuplot() = default;
+  explicit FakeGnuplot(const std::string& script) {
+    std::filesystem::permissions(folder_.write("gnuplot", "#!/bin/sh\n" + script), std::filesystem::perms::owner_all);
+  }
+  CommandResult run(const Arguments& arguments) const {
+    CommandSetup setup = command(arguments);
+    setup.path = folder_.path().string();
+    return run_command(setup);
+  }
+
+ private:
+  TemporaryFolder folder_;
+};
+
+TEST(Plot, MissesGnuplotBeforeItReadsOrTrains) {
+  TemporaryFolder folder;
+  const std::string bad = folder.write("bad.npy", "no array");
+  const CommandResult result =
+      FakeGnuplot().run({"train", "--x", bad, "--y", bad, "--plot", folder / "p.svg", "--json", folder / "r.json"});
+  expect_one_line(result, 1, {"--plot", "gnuplot", "PATH", "install gnuplot-nox"});
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(folder.count(), 1);
+}
+
+TEST(Plot, FindsAnOutputItCannotWriteBeforeItReadsOrTrains) {
+  TemporaryFolder folder;
+  const std::string bad = folder.write("bad.npy", "no array"), plot = folder / "none/p.png";
+  expect_one_line(FakeGnuplot("exit 0").run({"train", "--x", bad, "--y", bad, "--plot", plot}), 2, {plot, "folder"});
+}
+
+TEST(Plot, ReportsWhatGnuplotSaysAndKeepsTheRest) {
+  TemporaryFolder folder;
+  const std::string kept = folder.write("kept.svg", "as it was");
+  const auto expect_failure = [&](const std::string& script, const std::vector<std::string>& expected) {
+    SCOPED_TRACE(script);
+    for (const std::string& plot : {kept, folder / "new.png"}) {
+      // Many steps: more is written to gnuplot than a pipe holds.
+      const CommandResult result = FakeGnuplot(script).run(
+          Arguments{"train"} + kSmall +
+          Arguments{"--steps", "5000", "--quiet", "--plot", plot, "--history", folder / "h.csv"});
+      expect_one_line(result, 1, Arguments{plot + " was not written", "gnuplot"} + expected);
+      EXPECT_EQ(losses_of(read_all(folder / "h.csv")).size(), 5000u);
+    }
+    EXPECT_EQ(read_all(kept), "as it was");
+    EXPECT_EQ(folder.count(), 2);
+  };
+  expect_failure("echo; echo 'line 3:' >&2; echo '  unknown terminal' >&2; exit 3",
+                 {"exit code 3", "line 3: unknown terminal"});
+  expect_failure("kill -9 $$", {"signal 9"});
+  expect_failure("exit 0", {"no whole picture"});
+  expect_failure("echo '<svg>'", {"no whole picture"});
+}
+
+bool has_gnuplot() {
+  CommandSetup setup;
+  setup.arguments = {"/bin/sh", "-c", "command -v gnuplot"};
+  return run_command(setup).exit_code == 0;
+}
+
+class Picture : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!has_gnuplot()) GTEST_SKIP() << "gnuplot is not installed";
+  }
+
+  /// The picture in SVG, whose tags must be closed in order, after a run with `exit_code`.
+  std::string svg(const Arguments& arguments, int exit_code = 0) {
+    const std::string file = folder_ / "p.svg";
+    const CommandResult result = run(arguments + Arguments{"--quiet", "--plot", file});
+    EXPECT_EQ(result.exit_code, exit_code) << result.err;
+    const std::string text = read_all(file);
+    std::vector<std::string> open;
+    for (std::size_t begin = text.find('<'); begin != std::string::npos; begin = text.find('<', begin + 1)) {
+      const std::size_t end = text.find('>', begin);
+      EXPECT_NE(end, std::string::npos);
+      const std::string tag = text.substr(begin + 1, end - begin - 1),
+                        name = tag.substr(0, tag.find_first_of(" \t\n/"));
+      if (tag[0] == '?' || tag[0] == '!' || tag.back() == '/') continue;
+      if (tag[0] != '/') {
+        open.push_back(name);
+        continue;
+      }
+      EXPECT_FALSE(open.empty()) << tag;
+      if (open.empty()) break;
+      EXPECT_EQ(tag.substr(1), open.back());
+      open.pop_back();
+    }
+    EXPECT_TRUE(open.empty());
+    return text;
+  }
+  static void expect_text(const std::string& svg, const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) EXPECT_TRUE(holds(svg, ">" + text)) << text << "\n" << svg;
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Picture, IsLabelled) {
+  const CommandResult result = train({"--steps", "50", "--bias", "--plot", folder_ / "p.svg"});
+  expect_done(result);
+  const std::vector<std::string> said = lines(result.out);
+  EXPECT_NE(said.back().find("wrote " + folder_ / "p.svg"), std::string::npos);
+  const std::size_t begin = said.back().find(", ") + 2;
+  const std::string time = said.back().substr(begin, said.back().find(';') - begin);
+  expect_text(read_all(folder_ / "p.svg"),
+              {"Training loss of 6-5-2 with biases on 9 samples<", "step<", "loss \\(sum of squared errors\\)<",
+               "plan cpu, 1 thread, fp32, 50 steps, " + time + "<"});
+  EXPECT_EQ(folder_.count(), 1);
+}
+
+TEST_F(Picture, IsAWholePng) {
+  expect_done(train({"--quiet", "--plot", folder_ / "p.png"}));
+  const std::string png = read_all(folder_ / "p.png");
+  EXPECT_EQ(png.substr(0, 8), "\x89PNG\r\n\x1a\n");
+  EXPECT_EQ(png.substr(png.size() - 8, 4), "IEND");
+}
+
+TEST_F(Picture, HasPowersOfTenWhereLossesFallFar) {
+  const std::string picture = svg(Arguments{"train"} + kSmall + Arguments{"--steps", "20000"});
+  // A tick's 10 with a raised exponent.
+  EXPECT_TRUE(holds(picture, ">10</tspan><tspan[^>]* dy=[^>]*>-2<"));
+  // 20000 losses are not 20000 points of the curve.
+  EXPECT_LT(picture.size(), 100000u);
+}
+
+TEST_F(Picture, IsThereForAnyLosses) {
+  const Arguments small = Arguments{"train"} + kSmall;
+  expect_text(svg(small + Arguments{"--steps", "0"}), {"plan cpu, 1 thread, fp32, 0 steps<"});
+  expect_text(svg(small + Arguments{"--steps", "1"}), {"plan cpu, 1 thread, fp32, 1 step, "});
+  expect_text(svg({"train", "--layers", "6,5,2", "--lr", "0", "--steps", "20"}),
+              {"plan cpu, 1 thread, fp32, 20 steps"});
+  // 0 cannot lie on a logarithmic axis; 1e-320 and 1.7e308 are about the least and the most that there is.
+  const std::string x = folder_.write("x.npy", npy<double>(1, 1, {0}));
+  for (const double y : {0.0, 1e-160, 1.3e154}) {
+    const std::string target = folder_.write("y.npy", npy<double>(1, 1, {y}));
+    const std::string picture = svg({"train", "--layers", "1,1", "--precision", "fp64", "--x", x, "--y", target});
+    expect_text(picture, {"plan cpu, 1 thread, fp64, 500 steps", "Training loss of 1-1 on 1 sample<"});
+    EXPECT_TRUE(holds(picture, "<path .*d='M[0-9.,]+ L[0-9.,]+ L")) << "no curve for " << y;
+  }
+}
+
+TEST_F(Picture, LeavesOutWhatIsNotFiniteAndSaysSo) {
+  expect_text(
+      svg({"train", "--layers", "6,5,2", "--samples", "9", "--steps", "60", "--lr", "1"}, 1),
+      {"plan cpu, 1 thread, fp32, 60 steps", "[0-9]+ losses, the first at step [0-9]+, are not finite and left out<"});
+  const std::string x = folder_.write("x.npy", npy<float>(1, 1, {1e30f}));
+  expect_text(svg({"train", "--layers", "1,1", "--x", x, "--y", x, "--steps", "1"}, 1),
+              {"no loss is finite<", "1 loss, the first at step 0, is not finite and left out<"});
 }
 
 /// A run that lasts until it is stopped.

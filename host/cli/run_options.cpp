@@ -9,6 +9,7 @@
 
 #include <deviceloop/error.h>
 
+#include "plot.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -153,6 +154,7 @@ void declare_train_options(OptionSet& options) {
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
   options.add("--history", "FILE", "", "the loss of every step (.csv)");
   options.add("--json", "FILE", "", "plan, times and losses (.json)");
+  options.add("--plot", "FILE", "", "the loss curve (.svg or .png; - is refused)");
   declare_quiet(options);
 }
 
@@ -179,6 +181,9 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.save = options.file("--save");
   run.history = options.file("--history");
   run.json = options.file("--json");
+  run.plot = options.file("--plot");
+  if (!run.plot.empty() && !picture_format(run.plot))
+    options.refuse("--plot", "be the name of a file that ends in .svg or .png");
   if (run.x.empty() != run.y.empty())
     throw InvalidArgument(run.y.empty() ? "--x " + printable(run.x) + " has no targets; add --y FILE or drop --x"
                                         : "--y " + printable(run.y) + " has no inputs; add --x FILE or drop --y");
@@ -189,7 +194,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
-  run.text = check_outputs(options, {"--save", "--history", "--json"}, {"--x", "--y"});
+  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y"});
   return run;
 }
 

@@ -42,7 +42,7 @@ struct TrainOptions {
   std::optional<ExecutorKind> forced;
   Init init = Init::normal;
   std::int64_t steps = 0;
-  std::string x, y, weights, save, history, json;  ///< empty: not given
+  std::string x, y, weights, save, history, json, plot;  ///< empty: not given
   TextOutput::Where text = TextOutput::Where::standard_output;
 };
 

@@ -18,6 +18,7 @@
 #include "interrupt.h"
 #include "matrix_ops.h"
 #include "memory.h"
+#include "plot.h"
 #include "progress.h"
 #include "report.h"
 #include "run_options.h"
@@ -29,17 +30,20 @@ namespace {
 
 constexpr std::int64_t kShownRows = 5;
 
-/// The outputs of a run. Making it finds out whether all of them can be written.
+/// The outputs of a run. Making it finds out whether all of them can be written and drawn.
 struct Outputs {
   explicit Outputs(const TrainOptions& run) {
+    if (!run.plot.empty()) gnuplot = find_gnuplot();
     const auto open = [](const std::string& path) {
       return path.empty() ? nullptr : std::make_unique<OutputFile>(path);
     };
     save = open(run.save);
     history = open(run.history);
     json = open(run.json);
+    plot = open(run.plot);
   }
-  std::unique_ptr<OutputFile> save, history, json;  // null: not asked for
+  std::unique_ptr<OutputFile> save, history, json, plot;  // null: not asked for
+  std::string gnuplot;
 };
 
 /// What went wrong in a run that was worth finishing all the same.
@@ -154,6 +158,13 @@ std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunRes
   if (outputs.json)
     writes.emplace_back(outputs.json.get(), [&](OutputFile& file) {
       write_json(file, result);
+      file.commit();
+    });
+  if (outputs.plot)
+    writes.emplace_back(outputs.plot.get(), [&](OutputFile& file) {
+      const PictureFormat format = *picture_format(file.path());
+      write_plot(file, format, outputs.gnuplot,
+                 plot_script(format, trainer.network(), trainer.training().samples, result));
       file.commit();
     });
   // Standard output last: who reads there may take its time.

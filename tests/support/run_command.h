@@ -28,6 +28,7 @@ struct CommandResult {
 
 struct CommandSetup {
   std::vector<std::string> arguments;    ///< the program first
+  std::string path;                      ///< its PATH; empty: that of the tests
   std::string out_file;                  ///< standard output is opened here instead of captured
   bool close_out = false;                ///< runs without a standard output
   bool terminal_err = false;             ///< standard error is a terminal
@@ -70,7 +71,13 @@ class RunningCommand {
     std::vector<char*> arguments;
     for (const std::string& argument : setup.arguments) arguments.push_back(const_cast<char*>(argument.c_str()));
     arguments.push_back(nullptr);
-    const int failed = posix_spawn(&process_, arguments[0], &files, &attributes, arguments.data(), environ);
+    const std::string path = "PATH=" + setup.path;
+    std::vector<char*> variables;
+    for (char** variable = environ; *variable != nullptr; ++variable)
+      if (setup.path.empty() || std::string_view(*variable).rfind("PATH=", 0) != 0) variables.push_back(*variable);
+    if (!setup.path.empty()) variables.push_back(const_cast<char*>(path.c_str()));
+    variables.push_back(nullptr);
+    const int failed = posix_spawn(&process_, arguments[0], &files, &attributes, arguments.data(), variables.data());
     posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&attributes);
     if (out_end != -1) close(out_end);
