@@ -179,13 +179,14 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
 
 TEST(Command, RefusesBadUsage) {
   expect_refused({"trian"}, {"unknown command", "'trian'", "'train'", "--help"});
-  expect_refused({"--layers", "3,1"}, {"unknown option", "'--layers'"});
+  expect_refused({"--layers", "3,1"}, {"unknown option", "'--layers'", "train", "--help"});
+  expect_refused({"--layers"}, {"'--layers'"});
   expect_refused({"train", "--stepz", "5"}, {"unknown option", "'--stepz'", "'--steps'"});
   expect_refused({"train", "-s", "5"}, {"unknown option", "'-s'"});
   expect_refused({"train", "five"}, {"unexpected argument", "'five'"});
   expect_refused({"train", "plan"}, {"unexpected argument", "'plan'"});
   expect_refused({"info", "--steps", "5"}, {"unknown option", "'--steps'"});
-  expect_refused({"train", "--steps"}, {"--steps", "needs a value"});
+  expect_refused({"train", "--steps"}, {"--steps", "needs a value", "train --help"});
   expect_refused({"train", "--steps", "--lr", "1"}, {"--steps", "needs a value", "--lr"});
   expect_refused({"train", "--steps=", "--bias"}, {"--steps=", "nothing"});
   expect_refused({"train", "--steps", "5", "--steps", "6"}, {"--steps", "more than once"});
@@ -885,10 +886,16 @@ TEST(PlanCommand, ShowsEveryCandidateAndTheChoice) {
   expect_done(result);
   EXPECT_TRUE(holds(result.out, "^--layers 1000,100,1, 128 samples$"));
   if (query_device_caps().gpus.empty()) {
-    EXPECT_TRUE(holds(result.out, "^persistent +refused +.+$")) << result.out;
-    EXPECT_TRUE(holds(result.out, "^graph +refused +.+$"));
-    EXPECT_TRUE(holds(result.out, "^cpu +accepted +[0-9.]+ MiB, predicted [0-9.]+ us a step.*\nplan cpu: .+$"))
-        << result.out;
+    const std::vector<std::string> shown = lines(result.out);
+    ASSERT_EQ(shown.size(), 6u) << result.out;
+    EXPECT_TRUE(is_all(shown[1], "executor +verdict +memory +predicted us a step +reason"));
+    EXPECT_TRUE(is_all(shown[2], "persistent +refused +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[3], "graph +refused +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[4], "cpu +accepted +[0-9.]+ MiB +[0-9.]+ +no GPU to use: .+")) << shown[4];
+    EXPECT_TRUE(is_all(shown[5], "plan cpu: .+"));
+    // The columns are aligned.
+    EXPECT_EQ(shown[4].find("no GPU"), shown[1].find("reason"));
+    EXPECT_EQ(shown[4].find("accepted"), shown[1].find("verdict"));
   }
 }
 
@@ -910,7 +917,8 @@ TEST(Info, TellsTheBuildAndTheMachine) {
   const CommandResult result = run({"info"});
   expect_done(result);
   for (const std::string& line :
-       {std::string("deviceloop +") + DEVICELOOP_VERSION, std::string("build +.+"), std::string("GEMM +.+verified"),
+       {std::string("deviceloop +") + DEVICELOOP_VERSION, std::string("build +.+"), std::string("GEMM +.+"),
+        std::string("same bits +for any number of threads: (not )?verified"),
         std::string("threads +up to [0-9]+ cores?"), std::string("SIMD +.+"), std::string("memory +.+"),
         std::string("CUDA toolkit +.+"), std::string("devices? .+")})
     EXPECT_TRUE(holds(result.out, "^" + line + "$")) << line << "\n" << result.out;

@@ -34,8 +34,8 @@ int run_info(const OptionSet&) {
   const std::string build_type = DEVICELOOP_BUILD_TYPE;
   line("deviceloop", DEVICELOOP_VERSION);
   line("build", (build_type.empty() ? "no build type" : build_type) + ", " + kCompiler);
-  line("GEMM", gemm_description() + (gemm_bits_verified() ? "; the same bits for any number of threads: verified"
-                                                          : "; the same bits for any number of threads: not verified"));
+  line("GEMM", gemm_description());
+  line("same bits", std::string("for any number of threads: ") + (gemm_bits_verified() ? "verified" : "not verified"));
   line("threads", "up to " + std::to_string(caps.cpu.cores) + (caps.cpu.cores == 1 ? " core" : " cores"));
   line("SIMD", simd_description());
   line("memory", caps.cpu.memory_bytes == 0 ? "unknown" : bytes_text(caps.cpu.memory_bytes) + " free");

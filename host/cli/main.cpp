@@ -27,16 +27,19 @@ namespace {
 struct Command {
   const char* name;
   const char* description;
+  const char* example;  // for the help; may be empty
   void (*declare)(OptionSet&);
   int (*run)(const OptionSet&);
 };
 
 constexpr Command kCommands[] = {
-    {"train", "train; without options, the starting case", declare_train, run_train},
-    {"predict", "apply saved weights to new rows", declare_predict, run_predict},
-    {"plan", "show which executor train would use, and why", declare_plan, run_plan},
-    {"data", "write what train would generate", declare_data, run_data},
-    {"info", "show what this build and this machine offer", declare_info, run_info},
+    {"train", "train a network; the defaults are an example", "", declare_train, run_train},
+    {"predict", "apply saved weights to new rows", "deviceloop predict --weights w.safetensors --x new.npy --out p.npy",
+     declare_predict, run_predict},
+    {"plan", "say what train would run, and why", "", declare_plan, run_plan},
+    {"data", "write what train would generate", "deviceloop data --x x.npy --y y.npy --weights w.safetensors",
+     declare_data, run_data},
+    {"info", "show what this build and this machine offer", "", declare_info, run_info},
 };
 
 /// A file opened while descriptor 1 is closed would become standard output.
@@ -60,6 +63,7 @@ int run(const std::vector<std::string>& arguments) {
   use_short_help(app);
   app.set_help_flag("-h,--help", "show help, also of a command");
   app.set_version_flag("--version", std::string("deviceloop ") + DEVICELOOP_VERSION, "show the version");
+  app.footer("deviceloop train --steps 200 --save w.safetensors --plot loss.svg");
   app.require_subcommand(0, 1);
   app.allow_extras();
   std::deque<OptionSet> option_sets;  // a deque: CLI11 and check() hold on to them
@@ -68,6 +72,7 @@ int run(const std::vector<std::string>& arguments) {
     CLI::App* subcommand = app.add_subcommand(command.name, command.description);
     subcommand->set_version_flag("--version", std::string("deviceloop ") + DEVICELOOP_VERSION, "show the version");
     subcommand->allow_extras();
+    subcommand->footer(command.example);
     command.declare(option_sets.emplace_back(*subcommand));
     names.push_back(command.name);
   }
@@ -81,13 +86,17 @@ int run(const std::vector<std::string>& arguments) {
     return print(std::string(version.what()) + "\n");
   } catch (const CLI::ArgumentMismatch&) {
     // All else that CLI11 could complain of is checked here: what is left is a value missing at the end.
-    throw InvalidArgument(in_quotes(arguments.back()) + " needs a value; see deviceloop --help");
+    const bool command = std::find(names.begin(), names.end(), arguments.front()) != names.end();
+    throw InvalidArgument(in_quotes(arguments.back()) + " needs a value; see deviceloop " +
+                          (command ? arguments.front() + " --help" : "--help"));
   }
   const std::vector<std::string> left = app.remaining();
   if (!left.empty()) {
     const bool option = left.front().rfind('-', 0) == 0;
-    throw InvalidArgument((option ? "unknown option " : "unknown command ") + in_quotes(left.front()) +
-                          (option ? "" : suggestion(left.front(), names)) + "; see deviceloop --help");
+    throw InvalidArgument(
+        (option ? "unknown option " : "unknown command ") + in_quotes(left.front()) +
+        (option ? ": options follow a command, as in deviceloop train --steps 100" : suggestion(left.front(), names)) +
+        "; see deviceloop --help");
   }
   for (std::size_t i = 0; i < option_sets.size(); ++i) {
     if (!app.got_subcommand(kCommands[i].name)) continue;

@@ -42,7 +42,7 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
       caps.memory_bytes != 0 ? caps.memory_bytes : std::uint64_t{std::numeric_limits<std::int64_t>::max()};
   if (bytes.total() > most)
     throw InvalidArgument(what + " take " + (bytes.total() == kMost ? "more than " : "") + bytes_text(bytes.total()) +
-                          " of memory, but only " + bytes_text(most) + " are free; use smaller ones");
+                          " of memory, but only " + bytes_text(most) + " are free; ask for less, or free some memory");
 }
 
 Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps) {

@@ -66,6 +66,8 @@ class ShortHelp : public CLI::FormatterBase {
                      option->get_description() + (value.empty() ? "" : " (default " + value + ")"));
       }
     }
+    const std::string example = app->get_footer();
+    if (!example.empty()) help += "Example:\n  " + example + "\n";
     return help;
   }
 

@@ -1,5 +1,8 @@
 // deviceloop plan: what train would run with the same options, and why. Trains and writes nothing.
+#include <array>
 #include <cstdio>
+#include <string>
+#include <vector>
 
 #include <deviceloop/plan.h>
 
@@ -14,20 +17,45 @@
 namespace deviceloop::cli {
 namespace {
 
-std::string candidate_line(const Candidate& candidate) {
-  char start[64];
-  std::snprintf(start, sizeof start, "%-11s %-9s", name(candidate.executor),
-                candidate.accepted ? "accepted" : "refused");
-  std::string line = start;
-  if (candidate.bytes != 0) line += " " + bytes_text(candidate.bytes);
-  if (candidate.predicted_us_per_step > 0) line += ", predicted " + step_time_text(candidate.predicted_us_per_step);
-  if (!candidate.reason.empty()) line += (candidate.bytes != 0 ? ": " : " ") + candidate.reason;
-  return line + "\n";
+/// A prediction is good to two digits or so.
+std::string prediction_text(double microseconds) {
+  if (microseconds <= 0) return "-";
+  char text[400];  // room for the largest double
+  std::snprintf(text, sizeof text, microseconds < 100 ? "%.1f" : "%.0f", microseconds);
+  return text;
+}
+
+using Row = std::array<std::string, 5>;
+
+Row row(const Candidate& candidate) {
+  return {name(candidate.executor), candidate.accepted ? "accepted" : "refused",
+          candidate.bytes == 0 ? "-" : bytes_text(candidate.bytes), prediction_text(candidate.predicted_us_per_step),
+          candidate.reason.empty() ? "-" : candidate.reason};
+}
+
+/// Every column as wide as its widest entry; numbers end together.
+std::string table(const std::vector<Candidate>& candidates) {
+  std::vector<Row> rows = {{"executor", "verdict", "memory", "predicted us a step", "reason"}};
+  for (const Candidate& candidate : candidates) rows.push_back(row(candidate));
+  Row widest;
+  for (const Row& entries : rows)
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      if (entries[i].size() > widest[i].size()) widest[i] = entries[i];
+  std::string text;
+  for (const Row& entries : rows) {
+    for (std::size_t i = 0; i + 1 < entries.size(); ++i) {
+      const std::string space(widest[i].size() - entries[i].size(), ' ');
+      const bool number = i == 2 || i == 3;
+      text += (number ? space + entries[i] : entries[i] + space) + "  ";
+    }
+    text += entries.back() + "\n";
+  }
+  return text;
 }
 
 }  // namespace
 
-void declare_plan(OptionSet& options) { declare_train_options(options); }
+void declare_plan(OptionSet& options) { declare_train_options(options, "Output of train (plan writes no file)"); }
 
 int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
@@ -40,7 +68,7 @@ int run_plan(const OptionSet& options) {
   TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);
   text.write("--layers " + widths_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
-  for (const Candidate& candidate : plan.candidates) text.write(candidate_line(candidate));
+  text.write(table(plan.candidates));
   text.write(plan_line(plan, run.training.precision));
   text.check();
   return 0;

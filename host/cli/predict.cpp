@@ -32,7 +32,9 @@ void declare_predict(OptionSet& options) {
 int run_predict(const OptionSet& options) {
   const std::string weights = options.file("--weights"), x = options.file("--x"), out = options.file("--out");
   for (const char* needed : {"--weights", "--x", "--out"})
-    if (!options.given(needed)) throw InvalidArgument(std::string("predict needs ") + needed + " FILE; add it");
+    if (!options.given(needed))
+      throw InvalidArgument(std::string("predict needs --weights FILE, --x FILE and --out FILE; add ") + needed +
+                            " FILE");
   TrainingSpec training;
   training.precision = read_precision(options);
   const std::optional<ExecutorKind> forced = read_execution(options, training);

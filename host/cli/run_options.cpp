@@ -76,7 +76,7 @@ Init read_init(const OptionSet& options) {
 
 void declare_samples(OptionSet& options) {
   options.add("--samples", "N", "128", "rows to generate, standard normal");
-  options.add("--seed", "N", "0", "seed of all that is drawn");
+  options.add("--seed", "N", "0", "seed of the data and weights that are drawn");
 }
 
 std::int64_t read_samples(const OptionSet& options) { return options.integer("--samples", 1, kMaxCount); }
@@ -89,8 +89,8 @@ Precision read_precision(const OptionSet& options) {
 
 void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
-  options.add("--plan", "NAME", "auto", "auto, cpu, graph or persistent");
-  options.add("--threads", "N", "0", "CPU threads; 0: as many as pay");
+  options.add("--plan", "NAME", "auto", "executor: auto, cpu, graph or persistent");
+  options.add("--threads", "N", "0", "CPU threads; 0: as many as make it faster");
 }
 
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training) {
@@ -136,7 +136,7 @@ TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std:
   return on_standard_output.empty() ? TextOutput::Where::standard_output : TextOutput::Where::standard_error;
 }
 
-void declare_train_options(OptionSet& options) {
+void declare_train_options(OptionSet& options, const std::string& output) {
   options.group("Network");
   declare_network(options);
   options.add("--weights", "FILE", "", "start from these weights (.safetensors)");
@@ -146,15 +146,15 @@ void declare_train_options(OptionSet& options) {
   options.add("--y", "FILE", "", "targets, one row a sample (.npy)");
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
-  options.add("--lr", "RATE", "1e-6", "learning rate");
+  options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
   options.add_hidden("--batch-size");
   declare_precision(options);
   declare_execution(options);
-  options.group("Output (FILE - is standard output)");
+  options.group(output);
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
   options.add("--history", "FILE", "", "the loss of every step (.csv)");
   options.add("--json", "FILE", "", "plan, times and losses (.json)");
-  options.add("--plot", "FILE", "", "the loss curve (.svg or .png; - is refused)");
+  options.add("--plot", "FILE", "", "the loss curve, by gnuplot (.svg or .png, not -)");
   declare_quiet(options);
 }
 
@@ -171,7 +171,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.training.seed = options.unsigned_integer("--seed");
   if (run.training.precision == Precision::fp32 &&
       !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))
-    options.refuse("--lr", "be in the range of fp32 (or add --precision fp64)");
+    options.refuse("--lr", "be in the range of fp32, up to 3.4e38 (or add --precision fp64)");
   run.forced = read_execution(options, run.training);
   const std::int64_t samples = read_samples(options);
 

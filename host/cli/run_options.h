@@ -46,7 +46,8 @@ struct TrainOptions {
   TextOutput::Where text = TextOutput::Where::standard_output;
 };
 
-void declare_train_options(OptionSet& options);
+/// `output` is the heading of the files that are written.
+void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
 
 }  // namespace deviceloop::cli

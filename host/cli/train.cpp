@@ -186,7 +186,7 @@ std::string summary(const RunResult& result) {
 
 }  // namespace
 
-void declare_train(OptionSet& options) { declare_train_options(options); }
+void declare_train(OptionSet& options) { declare_train_options(options, "Output (FILE - is standard output)"); }
 
 int run_train(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
