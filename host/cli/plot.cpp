@@ -208,8 +208,8 @@ std::string plot_script(PictureFormat format, const NetworkSpec& network, std::i
   const std::string left_out = left_out_text(result.losses);
   std::string script =
       format == PictureFormat::svg
-          ? "set terminal svg size 960,600 enhanced font 'sans-serif,14' background rgb 'white'\n"
-          : "set terminal pngcairo size 960,600 enhanced font 'sans-serif,12' background rgb 'white'\n";
+          ? "set terminal svg size 960,600 enhanced rounded font 'sans-serif,14' background rgb 'white'\n"
+          : "set terminal pngcairo size 960,600 enhanced rounded font 'sans-serif,12' background rgb 'white'\n";
   script +=
       "set encoding utf8\n"
       "unset key\n"
@@ -244,7 +244,7 @@ std::string plot_script(PictureFormat format, const NetworkSpec& network, std::i
   for (const PlotPoint& point : points) script += std::to_string(point.step) + " " + number("%.17g", point.loss) + "\n";
   script += "EOD\nplot $losses using 1:2 with ";
   script += points.size() <= kMarkedPoints ? "linespoints pt 7 ps 0.7" : "lines";
-  script += " lw 2.5 lc rgb '#1f5fa8'\n";
+  script += " lw 2.5 lc rgb '#1f5fa8' title 'loss'\n";
   return script;
 }
 
