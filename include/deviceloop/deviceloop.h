@@ -1,4 +1,5 @@
-// Everything that deviceloop offers to C++ programs.
+/// \file
+/// Everything that deviceloop offers to C++ programs.
 #pragma once
 
 #include <deviceloop/error.h>
@@ -9,3 +10,6 @@
 #include <deviceloop/spec.h>
 #include <deviceloop/trainer.h>
 #include <deviceloop/version.h>
+
+/// All of the library. What begins with `DEVICELOOP_` are macros.
+namespace deviceloop {}

@@ -1,4 +1,5 @@
-// The exceptions that deviceloop throws. Each message says what was wrong, with the offending value, and what to do.
+/// \file
+/// The exceptions that deviceloop throws. Each message says what was wrong, with the offending value, and what to do.
 #pragma once
 
 #include <stdexcept>
@@ -31,6 +32,7 @@ class DEVICELOOP_EXPORT Unsupported : public Error {
 /// A call into the device's API failed. The executor that threw it is dead and says so on every later call.
 class DEVICELOOP_EXPORT DeviceError : public Error {
  public:
+  /// `message` is the whole text of what(); the others are what the functions below return.
   DeviceError(const std::string& message, std::string api, int code, std::string expression, std::string file, int line)
       : Error(message),
         api_(std::move(api)),
@@ -39,11 +41,17 @@ class DEVICELOOP_EXPORT DeviceError : public Error {
         file_(std::move(file)),
         line_(line) {}
 
+  /// The interface that failed, such as "cuBLASLt".
   const std::string& api() const noexcept { return api_; }
+  /// Its error code.
   int code() const noexcept { return code_; }
+  /// The call as it stands in the source.
   const std::string& expression() const noexcept { return expression_; }
+  /// The library's source file and line of that call.
+  /// @{
   const std::string& file() const noexcept { return file_; }
   int line() const noexcept { return line_; }
+  /// @}
 
  private:
   std::string api_;

@@ -1,5 +1,6 @@
-// Plain views of row-major matrices: one row a sample. They own nothing; the caller keeps the memory alive for the
-// duration of the call they are passed to.
+/// \file
+/// Plain views of row-major matrices: one row a sample. They own nothing; the caller keeps the memory alive for the
+/// duration of the call they are passed to.
 #pragma once
 
 #include <cstddef>
@@ -8,21 +9,24 @@
 
 namespace deviceloop {
 
+/// What the elements are: IEEE 754 numbers of 32 or 64 bits.
 enum class ElementType { float32, float64 };
 
 /// Bytes of one element.
 constexpr std::size_t size_of(ElementType type) { return type == ElementType::float32 ? 4 : 8; }
 
+/// The type of `float` or `double`; no other type compiles.
 template <class T>
 constexpr ElementType element_type_of() {
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "elements are float or double");
   return std::is_same_v<T, float> ? ElementType::float32 : ElementType::float64;
 }
 
-/// Where the elements lie.
+/// Where the elements lie: in memory that the CPU reads, or in that of a GPU.
 enum class MemorySpace { host, device };
 
-/// A read-only view of a [rows, columns] matrix; element (r, c) lies at data + r * row_stride + c elements.
+/// A read-only view of a row-major [rows, columns] matrix; element (r, c) lies at data + r * row_stride + c elements. A
+/// view is checked by the function that takes it, not when it is made. A matrix without elements may have null data.
 struct ConstMatrix {
   const void* data = nullptr;
   ElementType type = ElementType::float32;
@@ -31,6 +35,7 @@ struct ConstMatrix {
   std::int64_t row_stride = 0;  ///< in elements, at least `columns`
   MemorySpace space = MemorySpace::host;
 
+  /// No matrix: null, [0, 0].
   ConstMatrix() = default;
   /// A contiguous host matrix.
   template <class T>
@@ -51,14 +56,18 @@ struct Matrix {
   std::int64_t row_stride = 0;  ///< in elements, at least `columns`
   MemorySpace space = MemorySpace::host;
 
+  /// No matrix: null, [0, 0].
   Matrix() = default;
+  /// A contiguous host matrix.
   template <class T>
   Matrix(T* elements, std::int64_t row_count, std::int64_t column_count)
       : Matrix(elements, row_count, column_count, column_count) {}
+  /// A host matrix whose rows lie `stride` elements apart.
   template <class T>
   Matrix(T* elements, std::int64_t row_count, std::int64_t column_count, std::int64_t stride)
       : data(elements), type(element_type_of<T>()), rows(row_count), columns(column_count), row_stride(stride) {}
 
+  /// The same view, read-only.
   operator ConstMatrix() const {
     ConstMatrix view;
     view.data = data;

@@ -1,5 +1,6 @@
-// Which executor runs a training run, and why. Planning is a function of plain data: it needs no device, so a plan for
-// any GPU can be made and tested anywhere.
+/// \file
+/// Which executor runs a training run, and why. Planning is a function of plain data: it needs no device, so a plan for
+/// any GPU can be made and tested anywhere.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,8 @@
 
 namespace deviceloop {
 
-/// cpu: the host. graph: cuBLASLt and own kernels, captured once and replayed. persistent: one launch for all steps.
+/// What runs a training. cpu: the host. graph: cuBLASLt and own kernels, captured once and replayed. persistent: one
+/// launch for all steps.
 enum class ExecutorKind { cpu, graph, persistent };
 
 /// "cpu", "graph", "persistent".
@@ -22,18 +24,20 @@ DEVICELOOP_EXPORT const char* name(Precision precision);
 /// "primal".
 DEVICELOOP_EXPORT const char* name(Formulation formulation);
 
+/// The part of the CPU that this process has.
 struct CpuCaps {
   int cores = 1;                   ///< cores this process may use (affinity and cgroup)
   std::uint64_t memory_bytes = 0;  ///< memory this process may still take
   double gflops_fp32 = 10;         ///< estimated GEMM rate of one core; fp64 is taken as half of it
 };
 
+/// One GPU.
 struct GpuCaps {
-  std::string name;
-  int index = 0;
-  int compute_capability = 0;  ///< 90 for sm_90
-  int multiprocessors = 0;
-  std::uint64_t memory_bytes = 0;
+  std::string name;                ///< as its driver calls it
+  int index = 0;                   ///< by which TrainingSpec::device asks for it
+  int compute_capability = 0;      ///< 90 for sm_90
+  int multiprocessors = 0;         ///< streaming multiprocessors
+  std::uint64_t memory_bytes = 0;  ///< memory that may still be taken
 };
 
 /// What a machine offers, as plain data.
@@ -50,16 +54,17 @@ DEVICELOOP_EXPORT DeviceCaps query_device_caps();
 struct Candidate {
   ExecutorKind executor = ExecutorKind::cpu;
   bool accepted = false;
-  std::string reason;       ///< one sentence
-  std::uint64_t bytes = 0;  ///< memory the executor takes, data included; 0 where it refused before counting
-  double predicted_us_per_step = 0;
+  std::string reason;                ///< one sentence
+  std::uint64_t bytes = 0;           ///< memory the executor takes, data included; 0 where it refused before counting
+  double predicted_us_per_step = 0;  ///< microseconds; 0 where it refused before counting
 };
 
+/// Which executor runs a training, and what was considered.
 struct Plan {
   ExecutorKind executor = ExecutorKind::cpu;
-  std::string reason;       ///< one sentence: why this executor
-  std::uint64_t bytes = 0;  ///< memory the executor takes, data included
-  double predicted_us_per_step = 0;
+  std::string reason;                 ///< one sentence: why this executor
+  std::uint64_t bytes = 0;            ///< memory the executor takes, data included
+  double predicted_us_per_step = 0;   ///< microseconds; an estimate, no promise
   int threads = 1;                    ///< CPU threads
   int device = 0;                     ///< CUDA device, where the executor is one of CUDA's
   std::vector<Candidate> candidates;  ///< all that were asked, in order of preference

@@ -1,5 +1,6 @@
-// Normal random numbers that are the same on every machine: Philox4x32-10 (Salmon et al. 2011) and the inverse normal
-// distribution function (Wichura 1988, AS 241), with + - * / and square roots only.
+/// \file
+/// Normal random numbers that are the same on every machine: Philox4x32-10 (Salmon et al. 2011) and the inverse normal
+/// distribution function (Wichura 1988, AS 241), with + - * / and square roots only.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +10,13 @@
 
 namespace deviceloop {
 
-/// Numbers of the tensors of a run, so that each draws its own stream under one seed.
+/// Numbers of the tensors of a run, so that each draws its own stream under one seed: the inputs, the targets, and the
+/// weight of each layer, counted from 0.
+/// @{
 constexpr std::uint32_t kTensorX = 0;
 constexpr std::uint32_t kTensorY = 1;
 constexpr std::uint32_t tensor_of_weight(int layer) { return 2 + 2 * static_cast<std::uint32_t>(layer); }
+/// @}
 
 /// Fills a host matrix with normal numbers of mean 0 and standard deviation `deviation`, drawn in double and rounded
 /// once. Element (r, c) is number r * columns + c of tensor `tensor` under `seed`. Throws InvalidArgument for a null,

@@ -1,4 +1,5 @@
-// What to train and how: two values that every executor understands in the same way.
+/// \file
+/// What to train and how: two values that every executor understands in the same way.
 #pragma once
 
 #include <cstdint>
@@ -18,19 +19,27 @@ struct NetworkSpec {
   /// Input features, hidden widths, outputs: at least two, each from 1 to kMaxWidth. {1000, 100, 1} is one hidden layer
   /// of 100; {D, O} is linear regression.
   std::vector<std::int64_t> widths;
-  Activation activation = Activation::relu;
-  bool bias = false;
+  Activation activation = Activation::relu;  ///< of the hidden layers
+  bool bias = false;                         ///< whether every layer has one
 
+  /// Layers with weights: one fewer than widths.
   int layers() const { return static_cast<int>(widths.size()) - 1; }
+  /// Rows and columns of the weight of a layer, counted from 0. Nothing checks `layer`.
+  /// @{
   std::int64_t in_features(int layer) const { return widths[static_cast<std::size_t>(layer)]; }
   std::int64_t out_features(int layer) const { return widths[static_cast<std::size_t>(layer) + 1]; }
+  /// @}
 };
 
-/// sum((prediction - target)^2) over all samples and outputs: a sum, not a mean.
+/// sum((prediction - target)^2) over all samples and outputs: a sum, not a mean. Its gradient is
+/// 2 (prediction - target).
 enum class Loss { squared_error };
 
+/// gradient_descent: W -= learning_rate dW, b -= learning_rate db, with the gradients of one step all taken before any
+/// weight changes.
 enum class OptimizerKind { gradient_descent };
 
+/// How gradients change the parameters.
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::gradient_descent;
   double learning_rate = 1e-6;  ///< finite in the working precision, at least 0
@@ -39,6 +48,7 @@ struct Optimizer {
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.
 enum class Precision { fp32, fp64 };
 
+/// The type of the elements of that precision.
 constexpr ElementType element_type(Precision precision) {
   return precision == Precision::fp32 ? ElementType::float32 : ElementType::float64;
 }
@@ -50,16 +60,20 @@ enum class Formulation { primal };
 /// al. 2015), xavier sqrt(2 / (in_features + out_features)) (Glorot and Bengio 2010).
 enum class Init { normal, he, xavier };
 
+/// automatic: a GPU where one can serve the request, else the CPU. cuda: a GPU, or the call throws Unsupported.
 enum class DeviceKind { automatic, cpu, cuda };
 
+/// Where to train.
 struct DeviceChoice {
   DeviceKind kind = DeviceKind::automatic;
   int index = 0;  ///< which CUDA device
 };
 
 /// The widest layer, and the most CPU threads, that a specification may ask for.
+/// @{
 constexpr std::int64_t kMaxWidth = 2147483647;
 constexpr int kMaxThreads = 256;
+/// @}
 
 /// One training run. The number of steps is not part of it but the argument of Trainer::train.
 struct TrainingSpec {

@@ -1,4 +1,5 @@
-// The front door: specification -> plan -> executor -> report.
+/// \file
+/// The front door: specification -> plan -> executor -> report.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ namespace deviceloop {
 
 /// What one call of Trainer::train did.
 struct TrainReport {
-  Plan plan;
+  Plan plan;                    ///< what ran it
   std::int64_t first_step = 0;  ///< number of the first step of this call; steps number on across calls
   std::vector<double> losses;   ///< losses[i] is the loss before update first_step + i: one entry for each step done
   double total_ms = 0;          ///< from the first enqueue to the last loss on the host
@@ -26,6 +27,7 @@ struct TrainReport {
   std::optional<std::int64_t> first_non_finite_step;
   bool stopped = false;  ///< the callback ended the run early
 
+  /// Steps done by this call.
   std::int64_t steps() const { return static_cast<std::int64_t>(losses.size()); }
   /// total_ms divided by the steps, in microseconds; empty without a step.
   std::optional<double> us_per_step() const;
@@ -36,7 +38,7 @@ struct TrainProgress {
   std::int64_t first_step = 0;     ///< number of the step that losses[0] belongs to
   std::span<const double> losses;  ///< of the steps since the last call
   std::int64_t steps_done = 0;     ///< of this call of train
-  std::int64_t steps_total = 0;
+  std::int64_t steps_total = 0;    ///< asked of this call of train
 };
 
 /// Return false to stop the run.
@@ -48,11 +50,17 @@ class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument where the specifications are wrong, and Unsupported where this version cannot serve them.
   /// `forced` picks an executor. With `caps` the machine is taken to be that one instead of asked.
+  /// @{
   explicit Trainer(NetworkSpec network, TrainingSpec training = {}, std::optional<ExecutorKind> forced = std::nullopt);
   Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps);
+  /// @}
+  /// Never throws.
   ~Trainer();
+  /// A trainer that was moved from may only be destroyed or assigned to.
+  /// @{
   Trainer(Trainer&&) noexcept;
   Trainer& operator=(Trainer&&) noexcept;
+  /// @}
 
   /// Copies x [samples, in_features] and y [samples, out_features], host views of float or double, into the executor,
   /// converted once to the working precision. Parameters and the step number stay as they are. Throws InvalidArgument
@@ -64,21 +72,28 @@ class DEVICELOOP_EXPORT Trainer {
   void initialize(std::uint64_t seed, Init init = Init::normal);
 
   /// Copies the weight [in_features, out_features] or bias [1, out_features] of a layer (counted from 0) out or in.
-  /// Throws InvalidArgument for a layer or bias that does not exist or a shape that does not match.
+  /// Elements are converted to or from the working precision. Throws InvalidArgument for a layer or bias that does not
+  /// exist, a shape that does not match, and, writing, a value that is not finite in the working precision.
+  /// @{
   void read_weight(int layer, Matrix out) const;
   void read_bias(int layer, Matrix out) const;
   void write_weight(int layer, ConstMatrix in);
   void write_bias(int layer, ConstMatrix in);
+  /// @}
 
   /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
   /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading takes F32 and F64; saving
-  /// writes the working precision, atomically. Throws InvalidArgument, naming the file, and changes nothing then.
+  /// writes the working precision, atomically. Throws InvalidArgument, naming the file, and changes nothing then;
+  /// Error where the file cannot be written.
+  /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;
+  /// @}
 
   /// Runs `steps` steps of gradient descent and returns their losses. Needs set_data. `callback` is called after every
   /// `steps_per_callback` steps (0: a number fixed by the plan) and may stop the run; without one, nothing waits
-  /// between steps.
+  /// between steps. Throws InvalidArgument for a negative number, without data, and where the losses do not fit into
+  /// memory. A loss that is not finite does not end the run: see TrainReport::first_non_finite_step.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
   /// The loss of the parameters as they are: what the next step would report. Needs set_data.
@@ -88,10 +103,13 @@ class DEVICELOOP_EXPORT Trainer {
   /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision.
   void predict(ConstMatrix x, Matrix out);
 
+  /// As given.
   const NetworkSpec& network() const;
-  const TrainingSpec& training() const;  ///< with `samples` as set by the data
+  /// As given, with `samples` as set by the data.
+  const TrainingSpec& training() const;
   /// The plan in force. Before set_data, that of a network which only predicts.
   const Plan& plan() const;
+  /// Steps over all calls of train.
   std::int64_t steps_done() const;
 
  private:
