@@ -7,7 +7,7 @@
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
-#include "files/npy.h"
+#include "files/reader.h"
 #include "interrupt.h"
 #include "matrix_ops.h"
 #include "memory.h"
@@ -22,8 +22,8 @@ std::string count(std::int64_t number, const char* what) {
 
 }  // namespace
 
-HostMatrix read_finite_npy(const std::string& path, Precision precision) {
-  HostMatrix matrix = read_npy(path);
+HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps) {
+  HostMatrix matrix = read_matrix(path, caps.memory_bytes != 0 ? caps.memory_bytes : UINT64_MAX);
   const HostMatrix& read = matrix;
   if (const auto bad = find_non_finite(read.view(), element_type(precision)))
     throw InvalidArgument(printable(path) + ": " + describe(*bad, element_type(precision)) +
@@ -47,8 +47,8 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 Data read_data(const TrainOptions& run, const CpuCaps& caps) {
   check_file_sizes({run.x, run.y}, caps);
   Data data;
-  data.x = read_finite_npy(run.x, run.training.precision);
-  data.y = read_finite_npy(run.y, run.training.precision);
+  data.x = read_finite_matrix(run.x, run.training.precision, caps);
+  data.y = read_finite_matrix(run.y, run.training.precision, caps);
   if (data.x.rows != data.y.rows)
     throw InvalidArgument(printable(run.x) + " has " + count(data.x.rows, "row") + ", " + printable(run.y) + " has " +
                           count(data.y.rows, "row") + "; both need one row a sample");

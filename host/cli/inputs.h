@@ -18,8 +18,8 @@ struct Data {
   HostMatrix y;
 };
 
-/// A .npy file of finite values. Throws InvalidArgument, naming the file.
-HostMatrix read_finite_npy(const std::string& path, Precision precision);
+/// A file of finite values, in any format that read_matrix knows. Throws InvalidArgument, naming the file.
+HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps);
 
 /// Throws InvalidArgument where the files together are larger than the memory.
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps);

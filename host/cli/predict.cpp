@@ -45,7 +45,7 @@ int run_predict(const OptionSet& options) {
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
   const NetworkSpec network = read_network(weights);
-  const HostMatrix input = read_finite_npy(x, training.precision);
+  const HostMatrix input = read_finite_matrix(x, training.precision, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
                           printable(weights) + " has " + std::to_string(network.widths.front()) +

@@ -8,11 +8,13 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "../matrix_ops.h"
 #include "../text.h"
 #include "read_file.h"
+#include "reader.h"
 #include "transpose.h"
 
 namespace deviceloop {
@@ -33,7 +35,7 @@ struct Header {
 /// those and nothing else of Python. It needs no recursion, so that no header is too deep.
 class HeaderParser {
  public:
-  HeaderParser(std::string_view text, const InputFile& file) : text_(text), file_(file) {}
+  HeaderParser(std::string_view text, const ByteSource& file) : text_(text), file_(file) {}
 
   Header parse() {
     Header header;
@@ -142,7 +144,7 @@ class HeaderParser {
   }
 
   std::string_view text_;
-  const InputFile& file_;
+  const ByteSource& file_;
   std::size_t at_ = 0;
 };
 
@@ -193,12 +195,12 @@ std::optional<std::string> refusal(const std::string& descr) {
   return std::string("holds ") + what + shown + "; save it with x.astype(numpy.float32)";
 }
 
-[[noreturn]] void refuse_truncated(const InputFile& file, const std::string& where) {
+[[noreturn]] void refuse_truncated(const ByteSource& file, const std::string& where) {
   file.refuse("is truncated " + where + "; copy or write it again");
 }
 
 /// Reads what precedes the elements and sets `data` to where they begin.
-Header read_header(const InputFile& file, std::uint64_t& data) {
+Header read_header(const ByteSource& file, std::uint64_t& data) {
   unsigned char start[12] = {};
   file.read(0, start, std::min<std::uint64_t>(file.size(), sizeof start));
   const auto* text = reinterpret_cast<const char*>(start);
@@ -229,7 +231,7 @@ Header read_header(const InputFile& file, std::uint64_t& data) {
 
 /// The file holds the columns one after the other.
 template <class T>
-void read_columns(const InputFile& file, std::uint64_t data, HostMatrix& matrix) {
+void read_columns(const ByteSource& file, std::uint64_t data, HostMatrix& matrix) {
   // Blocks that stay in a cache near the core and that are still long enough to be read at one go.
   constexpr std::int64_t kRows = 4096, kColumns = 32;
   T* out = static_cast<T*>(matrix.view().data);
@@ -249,8 +251,9 @@ void read_columns(const InputFile& file, std::uint64_t data, HostMatrix& matrix)
 
 }  // namespace
 
-HostMatrix read_npy(const std::string& path) {
-  const InputFile file(path);
+HostMatrix read_npy(const std::string& path) { return read_npy(InputFile(path)); }
+
+HostMatrix read_npy(const ByteSource& file, std::uint64_t most_bytes) {
   std::uint64_t data = 0;
   const Header header = read_header(file, data);
   if (const auto problem = refusal(header.descr)) file.refuse(*problem);
@@ -276,18 +279,29 @@ HostMatrix read_npy(const std::string& path) {
     file.refuse("has " + std::to_string(found - needed) + " bytes after the array of " + shape +
                 "; save one array in a file, with numpy.save");
 
+  const bool by_columns = header.fortran_order && rows > 1 && columns > 1;
+  const bool at_once = by_columns && file.is_sequential();
+  check_matrix_size(file, at_once ? 2 * needed : needed, most_bytes);
   HostMatrix matrix(type, rows, columns);
-  if (!header.fortran_order || rows == 1 || columns == 1)
+  if (at_once) {
+    std::vector<std::byte> elements(static_cast<std::size_t>(needed));
+    file.read(data, elements.data(), elements.size());
+    const MemorySource source(file.name(), elements);
+    with_type(type, [&](auto* element) { read_columns<std::remove_pointer_t<decltype(element)>>(source, 0, matrix); });
+  } else if (by_columns) {
+    with_type(type, [&](auto* element) { read_columns<std::remove_pointer_t<decltype(element)>>(file, data, matrix); });
+  } else {
     file.read(data, matrix.bytes.data(), matrix.bytes.size());
-  else if (type == ElementType::float32)
-    read_columns<float>(file, data, matrix);
-  else
-    read_columns<double>(file, data, matrix);
+  }
   return matrix;
 }
 
 void write_npy(OutputFile& file, ConstMatrix matrix) {
   check_host_view(matrix, printable(file.path()) + ": the matrix to write");
+  write_npy([&](const void* data, std::size_t bytes) { file.write(data, bytes); }, matrix);
+}
+
+void write_npy(const std::function<void(const void*, std::size_t)>& write, ConstMatrix matrix) {
   std::string header = std::string("{'descr': '") + (matrix.type == ElementType::float32 ? "<f4" : "<f8") +
                        "', 'fortran_order': False, 'shape': (" + std::to_string(matrix.rows) + ", " +
                        std::to_string(matrix.columns) + "), }";
@@ -298,13 +312,14 @@ void write_npy(OutputFile& file, ConstMatrix matrix) {
   header += '\n';
   std::string start(kMagic);
   start += {'\1', '\0', static_cast<char>(header.size() & 0xff), static_cast<char>(header.size() >> 8)};
-  file.write(start + header);
+  start += header;
+  write(start.data(), start.size());
 
   if (matrix.rows == 0 || matrix.columns == 0) return;
   const std::size_t row_bytes = static_cast<std::size_t>(matrix.columns) * size_of(matrix.type);
   const auto* data = static_cast<const char*>(matrix.data);
   if (matrix.row_stride == matrix.columns || matrix.rows == 1) {
-    file.write(data, row_bytes * static_cast<std::size_t>(matrix.rows));
+    write(data, row_bytes * static_cast<std::size_t>(matrix.rows));
     return;
   }
   // Several rows a write: rows of a few elements would cost a system call each.
@@ -315,7 +330,7 @@ void write_npy(OutputFile& file, ConstMatrix matrix) {
     buffer.clear();
     for (std::int64_t row = begin; row < std::min(begin + rows_at_once, matrix.rows); ++row)
       buffer.append(data + static_cast<std::size_t>(row * matrix.row_stride) * size_of(matrix.type), row_bytes);
-    file.write(buffer);
+    write(buffer.data(), buffer.size());
   }
 }
 

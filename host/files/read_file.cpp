@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <system_error>
+#include <utility>
 
 #include <deviceloop/error.h>
 
@@ -34,7 +36,18 @@ std::string remedy(int error) {
 
 }  // namespace
 
-InputFile::InputFile(const std::string& path) : name_(printable(path)) {
+void ByteSource::refuse(const std::string& problem) const { throw InvalidArgument(name_ + ": " + problem); }
+
+MemorySource::MemorySource(std::string name, std::span<const std::byte> bytes)
+    : ByteSource(std::move(name), bytes.size()), bytes_(bytes) {
+  if (bytes.empty()) refuse("is empty; write the file again");
+}
+
+void MemorySource::read(std::uint64_t offset, void* out, std::size_t bytes) const {
+  if (bytes != 0) std::memcpy(out, bytes_.data() + offset, bytes);
+}
+
+InputFile::InputFile(const std::string& path) : ByteSource(printable(path)) {
   if (path.empty()) throw InvalidArgument("the path of the file to read is empty; give the name of a file");
   if (path.find('\0') != std::string::npos) refuse("has a NUL character in its path; give the name of a file");
   do {
@@ -51,7 +64,7 @@ InputFile::InputFile(const std::string& path) : name_(printable(path)) {
     if (S_ISDIR(status.st_mode)) refuse("is a folder; give the name of a file in it");
     if (!S_ISREG(status.st_mode)) refuse("is a pipe or a device; write its content to a file and give that");
     if (status.st_size <= 0) refuse("is empty; write the file again");
-    size_ = static_cast<std::uint64_t>(status.st_size);
+    set_size(static_cast<std::uint64_t>(status.st_size));
   } catch (...) {
     ::close(descriptor_);
     throw;
@@ -66,14 +79,12 @@ void InputFile::read(std::uint64_t offset, void* out, std::size_t bytes) const {
     const std::size_t chunk = std::min(bytes, std::size_t{1} << 30);
     const ssize_t count = ::pread(descriptor_, to, chunk, static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw Error(name_ + ": reading failed: " + reason(errno) + "; check the disk and try again");
-    if (count == 0) throw Error(name_ + ": became shorter while it was read; try again once nobody writes to it");
+    if (count < 0) throw Error(name() + ": reading failed: " + reason(errno) + "; check the disk and try again");
+    if (count == 0) throw Error(name() + ": became shorter while it was read; try again once nobody writes to it");
     to += count;
     offset += static_cast<std::uint64_t>(count);
     bytes -= static_cast<std::size_t>(count);
   }
 }
-
-void InputFile::refuse(const std::string& problem) const { throw InvalidArgument(name_ + ": " + problem); }
 
 }  // namespace deviceloop
