@@ -238,6 +238,11 @@ TEST(Command, RefusesContradictions) {
   expect_refused({"train", "--history", "same", "--json", "./same"}, {"--history", "--json", "same"});
   expect_refused({"train", "--x", "x.npy", "--y", "y.npy", "--save", "x.npy"}, {"--save", "--x", "x.npy"});
   expect_refused({"predict", "--weights", "w", "--x", "x", "--out", "x"}, {"--out", "--x"});
+  expect_refused({"train", "--data", "d.csv", "--x", "x.npy", "--y", "y.npy"}, {"--data d.csv", "--x x.npy"});
+  expect_refused({"train", "--data", "d.csv", "--y", "y.npy"}, {"--data d.csv", "--y y.npy"});
+  expect_refused({"plan", "--targets", "1"}, {"--targets '1'", "--data"});
+  expect_refused({"train", "--data", "d.csv", "--samples", "128"}, {"--samples 128", "--data d.csv"});
+  expect_refused({"train", "--data", "d.csv", "--save", "d.csv"}, {"--save", "--data", "d.csv"});
   expect_refused({"train", "--x", "", "--y", "y.npy"}, {"--x", "''"});
   expect_refused({"train", "--save="}, {"--save="});
   expect_refused({"data"}, {"--x", "--y", "--weights"});
@@ -928,6 +933,29 @@ TEST(Info, FailsWhereStandardOutputFails) {
   CommandSetup setup = command({"info"});
   setup.out_file = "/dev/full";
   expect_one_line(run_command(setup), 1, {"standard output"});
+}
+
+/// What train says of the same data in one file and in two.
+TEST(Command, ReadsInputsAndTargetsFromOneFile) {
+  const TemporaryFolder folder;
+  const std::string x = folder.write("x.csv", "1,2\n3,4\n5,6\n"), y = folder.write("y.csv", "3\n7\n11\n");
+  const std::string data = folder.write("d.csv", "a,sum,b\n1,3,2\n3,7,4\n5,11,6\n");
+  const Arguments shape = {"--layers", "2,3,1", "--steps", "4", "--lr", "1e-3", "--plan", "cpu"};
+  const auto losses = [&](const Arguments& files) {
+    expect_done(run(Arguments{"train"} + shape + files + Arguments{"--history", folder / "h.csv"}));
+    return losses_of(read_all(folder / "h.csv"));
+  };
+  const std::vector<double> expected = losses({"--x", x, "--y", y});
+  EXPECT_EQ(expected.size(), 4u);
+  EXPECT_EQ(bits(losses({"--data", data, "--targets", "sum"})), bits(expected));
+  EXPECT_EQ(bits(losses({"--data", folder.write("e.csv", "1,2,3\n3,4,7\n5,6,11"), "--targets", "1"})), bits(expected));
+  const CommandResult plan = run(Arguments{"plan"} + shape + Arguments{"--data", data, "--targets", "sum"});
+  expect_done(plan);
+  EXPECT_NE(plan.out.find("3 samples"), std::string::npos) << plan.out;
+  expect_refused(Arguments{"train"} + shape + Arguments{"--data", data}, {data, "--targets"});
+  expect_refused(Arguments{"train"} + shape + Arguments{"--data", data, "--targets", "2"}, {data, "--layers 1,3,2"});
+  const std::string bad = folder.write("f.csv", "1,2,3\n3,nan,7\n");
+  expect_refused(Arguments{"train"} + shape + Arguments{"--data", bad, "--targets", "1"}, {bad, "row 1, column 1"});
 }
 
 }  // namespace

@@ -43,6 +43,8 @@ TEST(ReadMatrix, RefusesWhatIsOfNoKnownFormat) {
   EXPECT_MENTIONS(refused(folder.write("x.bin", "1")), ".npy");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "\x1f\x8b\x08")), "unpack it with gunzip");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "")), "is empty");
+  const std::string npy = npy_file(folder);
+  EXPECT_MENTIONS(refusal(npy + ": ", [&] { read_samples(npy, ""); }), "holds one matrix, not inputs and targets");
 }
 
 TEST(ReadMatrix, TakesNoMoreMemoryThanAllowed) {

@@ -20,14 +20,18 @@ std::string count(std::int64_t number, const char* what) {
   return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
 }
 
+std::uint64_t most_bytes(const CpuCaps& caps) { return caps.memory_bytes != 0 ? caps.memory_bytes : UINT64_MAX; }
+
+void check_finite(const std::string& start, const HostMatrix& matrix, Precision precision) {
+  if (const auto bad = find_non_finite(matrix.view(), element_type(precision)))
+    throw InvalidArgument(start + describe(*bad, element_type(precision)) + "; replace or drop such samples");
+}
+
 }  // namespace
 
 HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps) {
-  HostMatrix matrix = read_matrix(path, caps.memory_bytes != 0 ? caps.memory_bytes : UINT64_MAX);
-  const HostMatrix& read = matrix;
-  if (const auto bad = find_non_finite(read.view(), element_type(precision)))
-    throw InvalidArgument(printable(path) + ": " + describe(*bad, element_type(precision)) +
-                          "; replace or drop such samples");
+  HostMatrix matrix = read_matrix(path, most_bytes(caps));
+  check_finite(printable(path) + ": ", matrix, precision);
   throw_if_interrupted();
   return matrix;
 }
@@ -44,26 +48,36 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
   check_memory("the data of " + names, bytes, caps);
 }
 
-Data read_data(const TrainOptions& run, const CpuCaps& caps) {
-  check_file_sizes({run.x, run.y}, caps);
-  Data data;
-  data.x = read_finite_matrix(run.x, run.training.precision, caps);
-  data.y = read_finite_matrix(run.y, run.training.precision, caps);
+Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
+  Samples data;
+  std::string x = printable(run.x), y = printable(run.y);
+  if (run.data.empty()) {
+    check_file_sizes({run.x, run.y}, caps);
+    data.x = read_finite_matrix(run.x, run.training.precision, caps);
+    data.y = read_finite_matrix(run.y, run.training.precision, caps);
+  } else {
+    x = printable(run.data) + ": x";
+    y = printable(run.data) + ": y";
+    data = deviceloop::read_samples(run.data, run.targets, most_bytes(caps));
+    check_finite(x + ": ", data.x, run.training.precision);
+    check_finite(y + ": ", data.y, run.training.precision);
+    throw_if_interrupted();
+  }
   if (data.x.rows != data.y.rows)
-    throw InvalidArgument(printable(run.x) + " has " + count(data.x.rows, "row") + ", " + printable(run.y) + " has " +
-                          count(data.y.rows, "row") + "; both need one row a sample");
+    throw InvalidArgument(x + " has " + count(data.x.rows, "row") + ", " + y + " has " + count(data.y.rows, "row") +
+                          "; both need one row a sample");
 
   std::vector<std::int64_t> fitting = run.network.widths;
   fitting.front() = data.x.columns;
   fitting.back() = data.y.columns;
-  const auto check_columns = [&](const std::string& path, std::int64_t columns, std::int64_t width, const char* what) {
+  const auto check_columns = [&](const std::string& name, std::int64_t columns, std::int64_t width, const char* what) {
     if (columns != width)
-      throw InvalidArgument(printable(path) + " has " + count(columns, "column") + ", but --layers " +
+      throw InvalidArgument(name + " has " + count(columns, "column") + ", but --layers " +
                             widths_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
                             widths_text(fitting));
   };
-  check_columns(run.x, data.x.columns, run.network.widths.front(), "input");
-  check_columns(run.y, data.y.columns, run.network.widths.back(), "output");
+  check_columns(x, data.x.columns, run.network.widths.front(), "input");
+  check_columns(y, data.y.columns, run.network.widths.back(), "output");
   return data;
 }
 

@@ -61,7 +61,7 @@ int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
   const DeviceCaps caps = query_device_caps();
   std::int64_t samples = run.training.samples;
-  if (!run.x.empty()) samples = read_data(run, caps.cpu).x.rows;
+  if (run.has_files()) samples = read_data(run, caps.cpu).x.rows;
   const Plan plan = plan_run(run, samples, caps);
 
   // Files are not written, so that standard output is free even where one of them is '-'.

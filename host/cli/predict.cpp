@@ -21,7 +21,7 @@ namespace deviceloop::cli {
 void declare_predict(OptionSet& options) {
   options.group("Files, all three needed (FILE - is standard output)");
   options.add("--weights", "FILE", "", "the network (.safetensors)");
-  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, float32 or float64)");
+  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
   options.group("How it runs");
   declare_precision(options);

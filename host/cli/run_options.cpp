@@ -142,8 +142,10 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--weights", "FILE", "", "start from these weights (.safetensors)");
   options.group("Data");
   declare_samples(options);
-  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, float32 or float64)");
-  options.add("--y", "FILE", "", "targets, one row a sample (.npy)");
+  options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
+  options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
+  options.add("--data", "FILE", "", "both in one file (.csv and --targets N or NAME,...)");
+  options.add_hidden("--targets");  // in the line above: the help of a command fits a screen
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
@@ -177,6 +179,8 @@ TrainOptions read_train_options(const OptionSet& options) {
 
   run.x = options.file("--x");
   run.y = options.file("--y");
+  run.data = options.file("--data");
+  run.targets = options.text("--targets");
   run.weights = options.file("--weights");
   run.save = options.file("--save");
   run.history = options.file("--history");
@@ -184,17 +188,24 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.plot = options.file("--plot");
   if (!run.plot.empty() && !picture_format(run.plot))
     options.refuse("--plot", "be the name of a file that ends in .svg or .png");
+  for (const char* other : {"--x", "--y"})
+    if (!run.data.empty() && options.given(other))
+      throw InvalidArgument("--data " + printable(run.data) + " holds inputs and targets, but " + other + " " +
+                            printable(options.file(other)) + " is given too; drop --data, or --x and --y");
+  if (run.data.empty() && options.given("--targets"))
+    throw InvalidArgument("--targets " + in_quotes(run.targets) + " picks columns of --data FILE; add that or drop it");
   if (run.x.empty() != run.y.empty())
     throw InvalidArgument(run.y.empty() ? "--x " + printable(run.x) + " has no targets; add --y FILE or drop --x"
                                         : "--y " + printable(run.y) + " has no inputs; add --x FILE or drop --y");
-  if (!run.x.empty() && options.given("--samples"))
-    throw InvalidArgument("--samples " + options.text("--samples") + " is for generated data, but --x " +
-                          printable(run.x) + " is given; drop --samples, or --x and --y");
-  if (run.x.empty()) run.training.samples = samples;
+  if (run.has_files() && options.given("--samples"))
+    throw InvalidArgument("--samples " + options.text("--samples") + " is for generated data, but " +
+                          (run.x.empty() ? "--data " + printable(run.data) : "--x " + printable(run.x)) +
+                          " is given; drop --samples, or " + (run.x.empty() ? "--data" : "--x and --y"));
+  if (!run.has_files()) run.training.samples = samples;
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
-  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y"});
+  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data"});
   return run;
 }
 

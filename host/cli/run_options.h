@@ -42,8 +42,11 @@ struct TrainOptions {
   std::optional<ExecutorKind> forced;
   Init init = Init::normal;
   std::int64_t steps = 0;
-  std::string x, y, weights, save, history, json, plot;  ///< empty: not given
+  std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
   TextOutput::Where text = TextOutput::Where::standard_output;
+
+  /// Whether the data are read; they are generated otherwise.
+  bool has_files() const { return !x.empty() || !data.empty(); }
 };
 
 /// `output` is the heading of the files that are written.

@@ -67,11 +67,11 @@ class Problems {
   std::string text_;
 };
 
-Data load_data(const TrainOptions& run, const DeviceCaps& caps) {
-  if (!run.x.empty()) return read_data(run, caps.cpu);
+Samples load_data(const TrainOptions& run, const DeviceCaps& caps) {
+  if (run.has_files()) return read_data(run, caps.cpu);
   const NetworkSpec& network = run.network;
   const TrainingSpec& training = run.training;
-  Data data;
+  Samples data;
   data.x = generate(training.samples, network.widths.front(), training.precision, training.seed, kTensorX);
   data.y = generate(training.samples, network.widths.back(), training.precision, training.seed, kTensorY);
   return data;
@@ -80,7 +80,7 @@ Data load_data(const TrainOptions& run, const DeviceCaps& caps) {
 /// The first rows of the data, and how far the network is from them.
 class ShownRows {
  public:
-  ShownRows(const Data& data, Precision precision)
+  ShownRows(const Samples& data, Precision precision)
       : x_(first_rows(data.x, kShownRows, precision)), y_(first_rows(data.y, kShownRows, precision)) {}
 
   std::string text(const std::string& when, Trainer& trainer) const {
@@ -196,8 +196,8 @@ int run_train(const OptionSet& options) {
   Outputs outputs(run);
   TextOutput text(run.text);
 
-  Data data = load_data(run, caps);
-  if (!run.x.empty()) plan_run(run, data.x.rows, caps);
+  Samples data = load_data(run, caps);
+  if (run.has_files()) plan_run(run, data.x.rows, caps);
   TrainingSpec training = run.training;
   training.samples = data.x.rows;
   Trainer trainer(run.network, training, run.forced, caps);

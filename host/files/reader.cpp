@@ -5,21 +5,33 @@
 #include <string_view>
 
 #include "../text.h"
+#include "csv.h"
+#include "idx.h"
 #include "npy.h"
 
 namespace deviceloop {
 namespace {
 
+using ReadMatrix = HostMatrix (*)(const ByteSource& source, std::uint64_t most_bytes);
+using ReadSamples = Samples (*)(const ByteSource& source, const std::string& targets, std::uint64_t most_bytes);
+
 struct Format {
   const char* name;
+  const char* name_end;                          // in lower case
   bool (*begins)(std::string_view first_bytes);  // null: its files begin with anything
-  bool (*is_name)(std::string_view lower_case_name);
-  HostMatrix (*read)(const ByteSource& source, std::uint64_t most_bytes);
+  ReadMatrix read_matrix;
+  ReadSamples read_samples;  // null: its files hold one matrix
 };
 
+bool begins_as_npy(std::string_view start) { return start.starts_with("\x93NUMPY"); }
+bool begins_as_idx(std::string_view start) {
+  return start.size() >= 4 && start[0] == 0 && start[1] == 0 && start[2] >= 0x08 && start[2] <= 0x0e && start[3] != 0;
+}
+
 constexpr Format kFormats[] = {
-    {".npy", [](std::string_view start) { return start.starts_with("\x93NUMPY"); },
-     [](std::string_view name) { return name.ends_with(".npy"); }, read_npy},
+    {".npy", ".npy", begins_as_npy, read_npy, nullptr},
+    {"IDX", "-ubyte", begins_as_idx, read_idx, nullptr},
+    {".csv", ".csv", nullptr, read_csv, read_csv_samples},
 };
 
 constexpr std::size_t kFirstBytes = 8;
@@ -39,7 +51,7 @@ const Format& find_format(const ByteSource& source) {
     if (format.begins != nullptr && format.begins(start)) return format;
   if (start.starts_with("\x1f\x8b")) source.refuse("is compressed with gzip; unpack it with gunzip");
   for (const Format& format : kFormats)
-    if (format.is_name(name)) return format;
+    if (name.ends_with(format.name_end)) return format;
   std::string names;
   for (const Format& format : kFormats)
     names += (names.empty() ? "" : &format + 1 == std::end(kFormats) ? " and " : ", ") + std::string(format.name);
@@ -50,7 +62,16 @@ const Format& find_format(const ByteSource& source) {
 
 HostMatrix read_matrix(const std::string& path, std::uint64_t most_bytes) {
   const InputFile file(path);
-  return find_format(file).read(file, most_bytes);
+  return find_format(file).read_matrix(file, most_bytes);
+}
+
+Samples read_samples(const std::string& path, const std::string& targets, std::uint64_t most_bytes) {
+  const InputFile file(path);
+  const Format& format = find_format(file);
+  if (format.read_samples == nullptr)
+    file.refuse(std::string("is ") + format.name +
+                ", which holds one matrix, not inputs and targets; give them as two files");
+  return format.read_samples(file, targets, most_bytes);
 }
 
 void check_matrix_size(const ByteSource& source, std::uint64_t bytes, std::uint64_t most_bytes) {

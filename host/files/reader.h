@@ -14,6 +14,16 @@ namespace deviceloop {
 /// the format's reader refuses, and before more than `most_bytes` of memory are taken.
 HostMatrix read_matrix(const std::string& path, std::uint64_t most_bytes = UINT64_MAX);
 
+/// Inputs and targets, one row a sample.
+struct Samples {
+  HostMatrix x;
+  HostMatrix y;
+};
+
+/// Reads inputs and targets from one file. `targets` says which columns of a table are the targets (see csv.h); files
+/// that name their arrays x and y take none. Throws as read_matrix does, and where the format holds one matrix.
+Samples read_samples(const std::string& path, const std::string& targets, std::uint64_t most_bytes = UINT64_MAX);
+
 /// For the readers, before they allocate: throws InvalidArgument where `bytes` is more than `most_bytes`.
 void check_matrix_size(const ByteSource& source, std::uint64_t bytes, std::uint64_t most_bytes);
 
