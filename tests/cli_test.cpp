@@ -23,6 +23,7 @@
 #include <deviceloop/deviceloop.h>
 
 #include "files/npy.h"
+#include "files/reader.h"
 #include "files/safetensors.h"
 #include "support/run_command.h"
 #include "support/temporary_folder.h"
@@ -933,6 +934,24 @@ TEST(Info, FailsWhereStandardOutputFails) {
   CommandSetup setup = command({"info"});
   setup.out_file = "/dev/full";
   expect_one_line(run_command(setup), 1, {"standard output"});
+}
+
+TEST(Data, WritesInputsAndTargetsIntoOneArchive) {
+  const TemporaryFolder folder;
+  const std::string x = folder / "x.npy", y = folder / "y.npy", data = folder / "d.npz";
+  const Arguments shape = {"--layers", "6,5,2"};
+  expect_done(run(Arguments{"data", "--samples", "9"} + shape + Arguments{"--x", x, "--y", y, "--data", data}));
+  const Samples samples = read_samples(data, "");
+  EXPECT_TRUE(samples.x.bytes == read_npy(x).bytes);
+  EXPECT_TRUE(samples.y.bytes == read_npy(y).bytes);
+  const auto losses = [&](const Arguments& files) {
+    expect_done(run(Arguments{"train", "--steps", "3"} + shape + files + Arguments{"--history", folder / "h.csv"}));
+    return bits(losses_of(read_all(folder / "h.csv")));
+  };
+  EXPECT_EQ(losses({"--data", data}), losses({"--x", x, "--y", y}));
+  expect_refused(Arguments{"train"} + shape + Arguments{"--data", data, "--targets", "1"}, {data, "--targets"});
+  expect_refused(Arguments{"train"} + shape + Arguments{"--x", data, "--y", y}, {data, "--data"});
+  expect_refused({"train", "--data", data}, {data, "6 columns", "--layers 6,100,2"});
 }
 
 /// What train says of the same data in one file and in two.

@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "files/npy.h"
+#include "files/npz.h"
 #include "files/output_file.h"
 #include "files/weights.h"
 #include "inputs.h"
@@ -44,6 +45,7 @@ void declare_data(OptionSet& options) {
   options.group("Output, at least one (FILE - is standard output)");
   options.add("--x", "FILE", "", "inputs (.npy)");
   options.add("--y", "FILE", "", "targets (.npy)");
+  options.add("--data", "FILE", "", "inputs and targets, as x and y (.npz)");
   options.add("--weights", "FILE", "", "initial weights (.safetensors)");
   declare_quiet(options);
 }
@@ -55,9 +57,10 @@ int run_data(const OptionSet& options) {
   const std::uint64_t seed = options.unsigned_integer("--seed");
   const Precision precision = read_precision(options);
   const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
-  TextOutput text(check_outputs(options, {"--x", "--y", "--weights"}, {}));
-  if (x.empty() && y.empty() && weights.empty())
-    throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE or --weights FILE");
+  const std::string data = options.file("--data");
+  TextOutput text(check_outputs(options, {"--x", "--y", "--data", "--weights"}, {}));
+  if (x.empty() && y.empty() && data.empty() && weights.empty())
+    throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE, --data FILE or --weights FILE");
 
   catch_interrupts();
   const CpuCaps caps = query_device_caps().cpu;
@@ -69,6 +72,7 @@ int run_data(const OptionSet& options) {
   };
   if (!x.empty()) check_matrix(network.widths.front());
   if (!y.empty()) check_matrix(network.widths.back());
+  if (!data.empty()) check_matrix(network.widths.front() + network.widths.back());
   if (!weights.empty()) {
     // As drawn, as read, and as the file has them, transposed.
     ByteCount bytes;
@@ -76,7 +80,7 @@ int run_data(const OptionSet& options) {
     check_memory("weights for --layers " + widths_text(network.widths), bytes, caps);
   }
   const auto open = [](const std::string& path) { return path.empty() ? nullptr : std::make_unique<OutputFile>(path); };
-  const auto x_file = open(x), y_file = open(y), weights_file = open(weights);
+  const auto x_file = open(x), y_file = open(y), data_file = open(data), weights_file = open(weights);
 
   const auto write_generated = [&](OutputFile& file, std::int64_t columns, std::uint32_t tensor) {
     const HostMatrix matrix = generate(samples, columns, precision, seed, tensor);
@@ -87,6 +91,15 @@ int run_data(const OptionSet& options) {
   };
   if (x_file) write_generated(*x_file, network.widths.front(), kTensorX);
   if (y_file) write_generated(*y_file, network.widths.back(), kTensorY);
+  if (data_file) {
+    const HostMatrix inputs = generate(samples, network.widths.front(), precision, seed, kTensorX);
+    const HostMatrix targets = generate(samples, network.widths.back(), precision, seed, kTensorY);
+    write_npz(*data_file, inputs.view(), targets.view());
+    data_file->commit();
+    text.write(printable(data) + ": x of " + std::to_string(samples) + " x " + std::to_string(inputs.columns) +
+               ", y of " + std::to_string(samples) + " x " + std::to_string(targets.columns) + ", " + name(precision) +
+               "\n");
+  }
   if (weights_file) {
     const Parameters parameters = drawn_parameters(network, precision, seed, init);
     throw_if_interrupted();

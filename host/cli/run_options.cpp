@@ -144,7 +144,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   declare_samples(options);
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
-  options.add("--data", "FILE", "", "both in one file (.csv and --targets N or NAME,...)");
+  options.add("--data", "FILE", "", "both in one: .npz, or .csv and --targets N|NAME,...");
   options.add_hidden("--targets");  // in the line above: the help of a command fits a screen
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");

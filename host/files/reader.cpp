@@ -8,6 +8,7 @@
 #include "csv.h"
 #include "idx.h"
 #include "npy.h"
+#include "npz.h"
 
 namespace deviceloop {
 namespace {
@@ -24,12 +25,16 @@ struct Format {
 };
 
 bool begins_as_npy(std::string_view start) { return start.starts_with("\x93NUMPY"); }
+bool begins_as_zip(std::string_view start) {
+  return start.starts_with("PK\x03\x04") || start.starts_with("PK\x05\x06");
+}
 bool begins_as_idx(std::string_view start) {
   return start.size() >= 4 && start[0] == 0 && start[1] == 0 && start[2] >= 0x08 && start[2] <= 0x0e && start[3] != 0;
 }
 
 constexpr Format kFormats[] = {
     {".npy", ".npy", begins_as_npy, read_npy, nullptr},
+    {".npz", ".npz", begins_as_zip, refuse_npz, read_npz_samples},
     {"IDX", "-ubyte", begins_as_idx, read_idx, nullptr},
     {".csv", ".csv", nullptr, read_csv, read_csv_samples},
 };

@@ -173,7 +173,7 @@ class HeaderHandler {
 };
 
 /// Reads the header's text; sets `data` to where the tensors begin.
-std::string read_header(const InputFile& file, std::uint64_t& data) {
+std::string header_text(const ByteSource& file, std::uint64_t& data) {
   unsigned char start[9] = {};
   file.read(0, start, std::min<std::uint64_t>(file.size(), sizeof start));
   if (start[0] == 'P' && start[1] == 'K' && start[2] == 3 && start[3] == 4)
@@ -200,7 +200,7 @@ std::string read_header(const InputFile& file, std::uint64_t& data) {
 }
 
 /// Whether the tensors fill the data from its beginning to its end, each byte once.
-void check_layout(const InputFile& file, std::vector<Entry>& entries, std::uint64_t data_size) {
+void check_layout(const ByteSource& file, std::vector<Entry>& entries, std::uint64_t data_size) {
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.offsets < b.offsets; });
   std::uint64_t filled = 0;
   for (const Entry& entry : entries) {
@@ -222,7 +222,7 @@ void check_layout(const InputFile& file, std::vector<Entry>& entries, std::uint6
     file.refuse("has " + std::to_string(data_size - filled) + " bytes after its last tensor" + kWriteAgain);
 }
 
-void check_size(const InputFile& file, const Entry& entry) {
+void check_size(const ByteSource& file, const Entry& entry) {
   const SafeTensorInfo& info = entry.info;
   const std::uint64_t element = dtype_size(info.dtype);
   if (element == 0)
@@ -238,9 +238,16 @@ void check_size(const InputFile& file, const Entry& entry) {
 
 }  // namespace
 
-SafeTensorsFile::SafeTensorsFile(const std::string& path) : file_(path) {
+SafeTensorsFile::SafeTensorsFile(const std::string& path)
+    : file_(std::make_unique<const InputFile>(path)), source_(*file_) {
+  read_header();
+}
+
+SafeTensorsFile::SafeTensorsFile(const ByteSource& source) : source_(source) { read_header(); }
+
+void SafeTensorsFile::read_header() {
   std::uint64_t data = 0;
-  const std::string header = read_header(file_, data);
+  const std::string header = header_text(source_, data);
   // The JSON parser takes a NUL for the end of its input and would not see what follows.
   if (const auto nul = header.find('\0'); nul != std::string::npos)
     refuse("its header is not JSON from character " + std::to_string(nul + 1) + " on" + kWriteAgain);
@@ -248,8 +255,8 @@ SafeTensorsFile::SafeTensorsFile(const std::string& path) : file_(path) {
   if (!nlohmann::json::sax_parse(header, &handler)) refuse(handler.problem() + kWriteAgain);
 
   std::vector<Entry>& entries = handler.entries();
-  check_layout(file_, entries, file_.size() - data);
-  for (const Entry& entry : entries) check_size(file_, entry);
+  check_layout(source_, entries, source_.size() - data);
+  for (const Entry& entry : entries) check_size(source_, entry);
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.info.name < b.info.name; });
   for (std::size_t i = 1; i < entries.size(); ++i)
     if (entries[i].info.name == entries[i - 1].info.name)
@@ -264,7 +271,7 @@ SafeTensorsFile::SafeTensorsFile(const std::string& path) : file_(path) {
 
 std::vector<std::byte> SafeTensorsFile::read(const SafeTensorInfo& tensor) const {
   std::vector<std::byte> bytes(static_cast<std::size_t>(tensor.bytes));
-  file_.read(tensor.offset, bytes.data(), bytes.size());
+  source_.read(tensor.offset, bytes.data(), bytes.size());
   return bytes;
 }
 

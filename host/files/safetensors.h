@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,15 +36,20 @@ class SafeTensorsFile {
   /// or 100 MB, not JSON, duplicate keys, offsets that overlap, leave gaps, lie outside the file or do not match shape
   /// and dtype, an unknown dtype. Allocates nothing that the file's size does not justify.
   explicit SafeTensorsFile(const std::string& path);
+  /// The same, from any source, which must outlive it.
+  explicit SafeTensorsFile(const ByteSource& source);
 
   /// In order of their names.
   const std::vector<SafeTensorInfo>& tensors() const { return tensors_; }
   std::vector<std::byte> read(const SafeTensorInfo& tensor) const;
   /// Throws InvalidArgument: the path, ": ", `problem`.
-  [[noreturn]] void refuse(const std::string& problem) const { file_.refuse(problem); }
+  [[noreturn]] void refuse(const std::string& problem) const { source_.refuse(problem); }
 
  private:
-  InputFile file_;
+  void read_header();
+
+  std::unique_ptr<const InputFile> file_;  // null: the caller has it
+  const ByteSource& source_;
   std::vector<SafeTensorInfo> tensors_;
 };
 
