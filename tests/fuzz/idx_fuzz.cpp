@@ -1,0 +1,9 @@
+// IDX files.
+#include "files/idx.h"
+
+#include "fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace deviceloop;
+  return fuzz::run(data, size, [](const ByteSource& source) { fuzz::check(read_idx(source, fuzz::kMostBytes)); });
+}
