@@ -415,7 +415,7 @@ void ZipWriter::finish() {
     for (int i = 0; i < 2; ++i) put(bytes, size64 ? kInZip64 : entry.size, 4);
     put(bytes, entry.name.size(), 2);
     put(bytes, extra.size(), 2);
-    put(bytes, 0, 10);  // no comment, the first volume, no attributes
+    bytes.append(10, '\0');  // no comment, the first volume, no attributes
     put(bytes, local64 ? kInZip64 : entry.local, 4);
     bytes += entry.name + extra;
   }
