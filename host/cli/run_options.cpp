@@ -144,8 +144,8 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   declare_samples(options);
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
-  options.add("--data", "FILE", "", "both in one: .npz, or .csv and --targets N|NAME,...");
-  options.add_hidden("--targets");  // in the line above: the help of a command fits a screen
+  options.add("--data", "FILE", "", "both in one: .npz with x and y, or .csv");
+  options.add("--targets", "N|NAMES", "", "of that .csv: the last N columns, or NAME,NAME");
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
