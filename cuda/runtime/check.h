@@ -1,0 +1,27 @@
+// Turns the error codes of CUDA's runtime into exceptions that say what to do.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+namespace deviceloop::cuda {
+
+/// Throws for `code`, which `expression` returned at file:line: Unsupported where no driver, no GPU or no code for the
+/// GPU is found, InvalidArgument for a stream that is not the current device's, DeviceError for all else. `kernel` is the
+/// name of the one that was to be launched, or empty.
+[[noreturn]] void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line,
+                                   const std::string& kernel = {});
+
+inline void check_cuda(cudaError_t code, const char* expression, const char* file, int line) {
+  if (code != cudaSuccess) [[unlikely]]
+    throw_cuda_error(code, expression, file, line);
+}
+
+/// The architectures that the build holds code for, such as "sm_80, sm_90".
+std::string built_architectures();
+
+}  // namespace deviceloop::cuda
+
+/// Checks a call into CUDA's runtime.
+#define DEVICELOOP_CHECK_CUDA(call) ::deviceloop::cuda::check_cuda((call), #call, __FILE__, __LINE__)

@@ -1,0 +1,46 @@
+// The only way to start a kernel.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace deviceloop::cuda {
+
+/// A grid of one dimension; threads is a multiple of 32.
+struct LaunchConfig {
+  std::int64_t blocks = 1;
+  int threads = 256;
+  int shared_bytes = 0;  ///< a block
+};
+
+}  // namespace deviceloop::cuda
+
+#if defined(__CUDACC__)
+
+#include <tuple>
+#include <utility>
+
+namespace deviceloop::cuda {
+
+/// As launch, with the addresses of the arguments.
+void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments);
+
+/// Enqueues kernel(arguments...), whose return value is nothing, on `stream` of the current device. Throws as check_cuda
+/// does, naming the kernel; and InvalidArgument for a grid of no or too many blocks.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
+  std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+  std::apply(
+      [&](auto&... value) {
+        void* addresses[] = {&value...};
+        launch_erased(reinterpret_cast<const void*>(kernel), config, stream, addresses);
+      },
+      values);
+}
+
+}  // namespace deviceloop::cuda
+
+#else
+#include <simt/launch.h>
+#endif
