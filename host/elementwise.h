@@ -7,6 +7,7 @@
 #define DEVICELOOP_HOST_DEVICE
 #endif
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -53,6 +54,12 @@ DEVICELOOP_HOST_DEVICE inline T relu_gradient_marked(T h, T dh) {
 template <class T>
 DEVICELOOP_HOST_DEVICE inline T squared_error_gradient(T difference) {
   return difference + difference;
+}
+
+/// One step of gradient descent, rounded once.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate) {
+  return std::fma(-learning_rate, gradient, weight);
 }
 
 }  // namespace deviceloop::elementwise

@@ -8,8 +8,8 @@
 namespace deviceloop::cuda {
 
 /// Throws for `code`, which `expression` returned at file:line: Unsupported where no driver, no GPU or no code for the
-/// GPU is found, InvalidArgument for a stream that is not the current device's, DeviceError for all else. `kernel` is the
-/// name of the one that was to be launched, or empty.
+/// GPU is found, InvalidArgument for a stream that is not the current device's, DeviceError for all else. `kernel` is
+/// the name of the one that was to be launched, or empty.
 [[noreturn]] void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line,
                                    const std::string& kernel = {});
 

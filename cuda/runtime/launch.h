@@ -1,4 +1,4 @@
-// The only way to start a kernel.
+// The only way to start a kernel. As device.cuh it has two definitions: this one for nvcc, and that of tests/simt.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -26,8 +26,8 @@ namespace deviceloop::cuda {
 /// As launch, with the addresses of the arguments.
 void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments);
 
-/// Enqueues kernel(arguments...), whose return value is nothing, on `stream` of the current device. Throws as check_cuda
-/// does, naming the kernel; and InvalidArgument for a grid of no or too many blocks.
+/// Enqueues kernel(arguments...), whose return value is nothing, on `stream` of the current device. Throws as
+/// check_cuda does, naming the kernel; and InvalidArgument for a grid of no or too many blocks.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
   std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);

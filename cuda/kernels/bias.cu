@@ -1,0 +1,106 @@
+// What a bias adds to a layer: its sum with the pre-activation, fused with ReLU, and its gradient.
+#include "../../host/elementwise.h"
+#include "../runtime/launch.h"
+#include "alignment.h"
+#include "groups.cuh"
+#include "kernels.h"
+#include "slots.cuh"
+
+namespace deviceloop::cuda {
+namespace {
+
+/// h = relu_marked(z + bias) for [rows, groups * width] matrices without gaps. A thread has one group of columns, whose
+/// biases it loads once, and takes kTurns rows, all loaded before the first store: h may be z.
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads)
+    bias_relu_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout) {
+  const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
+  if (place.column >= groups) return;
+  const std::int64_t columns = groups * width;
+  Group<T, width> biases{};
+  if (bias != nullptr) load_group<true>(biases, bias, place.column * width, columns);
+  Group<T, width> sums[kTurns];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const std::int64_t row = place.row + turn * place.row_step;
+    if (row < place.end_row) load_group<true>(sums[turn], z + row * columns, place.column * width, columns);
+  }
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const std::int64_t row = place.row + turn * place.row_step;
+    if (row >= place.end_row) continue;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const T sum = bias != nullptr ? sums[turn].values[i] + biases.values[i] : sums[turn].values[i];
+      sums[turn].values[i] = elementwise::relu_marked(sum);
+    }
+    store_group<true>(h + row * columns, sums[turn], place.column * width, columns);
+  }
+}
+
+template <class T, int width>
+void launch_bias_relu_groups(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups,
+                             cudaStream_t stream) {
+  const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
+  launch(bias_relu_kernel<T, width>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows, groups, layout);
+}
+
+struct ThreadSums {
+  double values[kThreads];
+};
+
+/// sums[column * tiles_down + tile] = the column's sum over the rows of a tile. A thread adds at most kTerms rows in T;
+/// the threads of a column are then added in order in double. With one tile down, `sums` are the results and of type T.
+template <class T, class Sum>
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(Sum* sums, const T* matrix, std::int64_t rows, std::int64_t columns, PanelLayout layout) {
+  auto& partial = shared<ThreadSums>().values;
+  const auto thread = static_cast<int>(thread_index());
+  const PanelPlace place = panel_place(layout, rows, block_index(), thread);
+  T sum = 0;
+  if (place.column < columns)
+#pragma unroll 8
+    for (std::int64_t row = place.row; row < place.end_row; row += place.row_step)
+      sum += matrix[row * columns + place.column];
+  partial[thread] = static_cast<double>(sum);
+  block_barrier();
+  if (thread >= layout.threads_across || place.column >= columns) return;
+  double total = 0;
+  for (int other = thread; other < kThreads; other += layout.threads_across) total += partial[other];
+  sums[place.column * layout.tiles_down + place.tile_down] = static_cast<Sum>(total);
+}
+
+}  // namespace
+
+template <class T>
+void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
+  if (features % kVector<T> == 0 && aligned_to_16(h, z, bias))
+    launch_bias_relu_groups<T, kVector<T>>(h, z, bias, batch, features / kVector<T>, stream);
+  else
+    launch_bias_relu_groups<T, 1>(h, z, bias, batch, features, stream);
+}
+
+std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
+  const PanelLayout layout = row_sum_layout(batch, features);
+  return layout.tiles_down == 1 ? 0 : layout.tiles_down * features;
+}
+
+template <class T>
+void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
+                        cudaStream_t stream) {
+  const PanelLayout layout = row_sum_layout(batch, features);
+  const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
+  if (layout.tiles_down == 1) {
+    launch(column_sums_kernel<T, T>, config, stream, sums, matrix, batch, features, layout);
+    return;
+  }
+  launch(column_sums_kernel<T, double>, config, stream, slots, matrix, batch, features, layout);
+  launch_sum_slots(sums, slots, features, layout.tiles_down, stream);
+}
+
+template void launch_bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
+template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,119 @@
+// The element-wise kernels: one functor an element, kTurns groups a thread, all loads before the first store. An output
+// may therefore be exactly one of the inputs: a thread writes only what it alone has read.
+#include <cmath>
+
+#include "../../host/elementwise.h"
+#include "../runtime/launch.h"
+#include "alignment.h"
+#include "groups.cuh"
+#include "kernels.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+/// out[i] = function(in[i]...) for the groups of this thread.
+template <int width, class T, class Function, class... In>
+__device__ inline void map_groups(T* out, std::int64_t count, Function function, const In*... in) {
+  const auto thread = static_cast<int>(thread_index());
+  const std::int64_t block = block_index();
+  Group<T, width> loaded[kTurns][sizeof...(in)];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const std::int64_t begin = group_index(block, thread, turn) * width;
+    int input = 0;
+    (load_group<true>(loaded[turn][input++], in, begin, count), ...);
+  }
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const std::int64_t begin = group_index(block, thread, turn) * width;
+    Group<T, width> result;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      if constexpr (sizeof...(in) == 1)
+        result.values[i] = function(loaded[turn][0].values[i]);
+      else
+        result.values[i] = function(loaded[turn][0].values[i], loaded[turn][1].values[i]);
+    }
+    store_group<true>(out, result, begin, count);
+  }
+}
+
+/// out = relu(in)
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads) relu_kernel(T* out, const T* in, std::int64_t count) {
+  map_groups<width>(
+      out, count, [](T z) { return elementwise::relu(z); }, in);
+}
+
+/// dz = z < 0 ? 0 : dh
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T* z, const T* dh, std::int64_t count) {
+  map_groups<width>(
+      dz, count, [](T at, T gradient) { return elementwise::relu_gradient(at, gradient); }, z, dh);
+}
+
+/// dz = h is -0.0 ? 0 : dh
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads) mask_gradient_kernel(T* dz, const T* h, const T* dh, std::int64_t count) {
+  map_groups<width>(
+      dz, count, [](T at, T gradient) { return elementwise::relu_gradient_marked(at, gradient); }, h, dh);
+}
+
+/// weights -= learning_rate dweights
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads)
+    sgd_update_kernel(T* weights, const T* dweights, T learning_rate, std::int64_t count) {
+  map_groups<width>(
+      weights, count,
+      [learning_rate](T weight, T gradient) { return elementwise::sgd_update(weight, gradient, learning_rate); },
+      static_cast<const T*>(weights), dweights);
+}
+
+/// The grid of a kernel that takes groups of `width`.
+LaunchConfig config_for(std::int64_t count, int width) { return {group_blocks(count, width), kThreads, 0}; }
+
+}  // namespace
+
+template <class T>
+void launch_relu(T* out, const T* in, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(out, in))
+    launch(relu_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, out, in, count);
+  else
+    launch(relu_kernel<T, 1>, config_for(count, 1), stream, out, in, count);
+}
+
+template <class T>
+void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(dz, z, dh))
+    launch(relu_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, dz, z, dh, count);
+  else
+    launch(relu_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, z, dh, count);
+}
+
+template <class T>
+void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(dz, h, dh))
+    launch(mask_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, dz, h, dh, count);
+  else
+    launch(mask_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, h, dh, count);
+}
+
+template <class T>
+void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(weights, dweights))
+    launch(sgd_update_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, weights, dweights, learning_rate,
+           count);
+  else
+    launch(sgd_update_kernel<T, 1>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
+}
+
+template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
+template void launch_relu(double*, const double*, std::int64_t, cudaStream_t);
+template void launch_relu_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
+template void launch_relu_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
+template void launch_mask_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
+template void launch_mask_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
+template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
+template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,50 @@
+// The kernels' launch functions, for the executors and for the public functions of <deviceloop/cuda.h>, which say what
+// each computes. Nothing is checked here but the launch: pointers are of the current device and ranges as wide as told;
+// counts are above 0. T is float or double.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace deviceloop::cuda {
+
+template <class T>
+void launch_relu(T* out, const T* in, std::int64_t count, cudaStream_t stream);
+
+template <class T>
+void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cudaStream_t stream);
+
+template <class T>
+void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cudaStream_t stream);
+
+template <class T>
+void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
+
+template <class T>
+void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
+
+/// `slots` holds squared_error_slots<T>(count) doubles, and is not used where that is 0.
+template <class T>
+void launch_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
+                          double* slots, cudaStream_t stream);
+template <class T>
+std::int64_t squared_error_slots(std::int64_t count);
+
+/// `slots` holds column_sums_slots(batch, features) doubles, and is not used where that is 0.
+template <class T>
+void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
+                        cudaStream_t stream);
+std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features);
+
+template <class T>
+void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
+                          std::int64_t in_features, int out_features, cudaStream_t stream);
+
+/// `slots` holds narrow_linear_gradient_slots(...) doubles, and is not used where that is 0.
+template <class T>
+void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
+                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream);
+std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features, int out_features);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,108 @@
+// Which elements a thread of a kernel takes: functions of the sizes alone, so that sums have one order everywhere; in
+// 64 bits; and free of CUDA, so that they are tested at sizes that no test can allocate.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../host/elementwise.h"
+
+namespace deviceloop::cuda {
+
+/// Threads of every block of these kernels.
+inline constexpr int kThreads = 256;
+
+/// Elements of T in an access of 16 bytes.
+template <class T>
+inline constexpr int kVector = 16 / sizeof(T);
+
+/// Groups of elements that a thread of an element-wise kernel takes, all loaded before the first is used: so many loads
+/// hide the latency of memory.
+inline constexpr int kTurns = 4;
+
+/// At most so many terms of a sum are added in the working precision, from there in double.
+inline constexpr int kTerms = 32;
+
+DEVICELOOP_HOST_DEVICE constexpr std::int64_t divide_up(std::int64_t dividend, std::int64_t divisor) {
+  return dividend / divisor + (dividend % divisor != 0 ? 1 : 0);
+}
+
+/// The smallest power of two that is not less than `value`, or `most`, one too, where that is smaller.
+constexpr int power_of_two(std::int64_t value, int most) {
+  int power = 1;
+  while (power < most && power < value) power *= 2;
+  return power;
+}
+
+/// The group that `thread` of `block` takes in `turn`: neighbours take neighbouring groups.
+DEVICELOOP_HOST_DEVICE constexpr std::int64_t group_index(std::int64_t block, int thread, int turn) {
+  return (block * kTurns + turn) * kThreads + thread;
+}
+
+/// Blocks for `count` elements in groups of `width`.
+constexpr std::int64_t group_blocks(std::int64_t count, int width) {
+  return divide_up(count, std::int64_t{kThreads} * kTurns * width);
+}
+
+/// A matrix cut into tiles, one a block. A tile's columns lie across `threads_across` threads; the
+/// kThreads / threads_across rows of threads take its rows in turns.
+struct PanelLayout {
+  int threads_across = 1;  ///< a power of two
+  std::int64_t rows_per_tile = 1;
+  std::int64_t tiles_across = 1;
+  std::int64_t tiles_down = 1;
+
+  constexpr std::int64_t blocks() const { return tiles_across * tiles_down; }
+};
+
+/// At most `most_across` threads lie along the columns, and each takes `turns` rows.
+constexpr PanelLayout panel_layout(std::int64_t rows, std::int64_t columns, int most_across, int turns) {
+  PanelLayout layout;
+  layout.threads_across = power_of_two(columns, most_across);
+  layout.rows_per_tile = std::int64_t{kThreads} / layout.threads_across * turns;
+  layout.tiles_across = divide_up(columns, layout.threads_across);
+  layout.tiles_down = divide_up(rows, layout.rows_per_tile);
+  return layout;
+}
+
+/// The rows and the column of a thread.
+struct PanelPlace {
+  std::int64_t column;  ///< may lie beyond the matrix
+  std::int64_t row;     ///< the first
+  std::int64_t end_row;
+  int row_step;
+  std::int64_t tile_down;
+};
+
+DEVICELOOP_HOST_DEVICE constexpr PanelPlace panel_place(const PanelLayout& layout, std::int64_t rows,
+                                                        std::int64_t block, int thread) {
+  const std::int64_t down = block / layout.tiles_across, across = block % layout.tiles_across;
+  const std::int64_t begin = down * layout.rows_per_tile;
+  const std::int64_t end = begin + layout.rows_per_tile < rows ? begin + layout.rows_per_tile : rows;
+  return {across * layout.threads_across + thread % layout.threads_across, begin + thread / layout.threads_across, end,
+          kThreads / layout.threads_across, down};
+}
+
+/// For sums over rows: at most kTerms rows a thread.
+constexpr PanelLayout row_sum_layout(std::int64_t rows, std::int64_t columns) {
+  return panel_layout(rows, columns, 32, kTerms);
+}
+
+/// How the partial sums of an output, `slots` of them, are added: by `lanes` threads.
+struct SlotLayout {
+  int lanes = 1;  ///< a power of two
+  std::int64_t blocks = 1;
+};
+
+constexpr SlotLayout slot_layout(std::int64_t outputs, std::int64_t slots) {
+  SlotLayout layout;
+  layout.lanes = power_of_two(slots, kThreads);
+  layout.blocks = divide_up(outputs, kThreads / layout.lanes);
+  return layout;
+}
+
+/// Rows that a warp of the narrow layer takes together, to use each weight that it loads for all of them. Few rows are
+/// spread over more warps instead.
+constexpr int narrow_rows(std::int64_t batch) { return batch >= 8192 ? 4 : 1; }
+
+}  // namespace deviceloop::cuda

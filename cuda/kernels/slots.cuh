@@ -1,0 +1,58 @@
+// Sums in two stages and a fixed order: each block of a first kernel writes partial sums to slots of its own, a second
+// kernel adds the slots of each output.
+#pragma once
+
+#include <cstdint>
+
+#include "../runtime/device.cuh"
+#include "../runtime/launch.h"
+#include "layout.h"
+
+namespace deviceloop::cuda {
+
+/// The sum over all threads of a block of kThreads, in every thread of its first warp. `partial` is shared memory, one
+/// value a warp, free again after the next barrier.
+__device__ inline double block_sum(double value, double (&partial)[kThreads / kWarpThreads]) {
+  const unsigned thread = thread_index();
+  // In a butterfly both sides add the same two numbers, so that all lanes have the same bits.
+  for (unsigned mask = kWarpThreads / 2; mask > 0; mask /= 2) value += warp_shuffle_xor(value, mask);
+  if (thread % kWarpThreads == 0) partial[thread / kWarpThreads] = value;
+  block_barrier();
+  double sum = 0;
+  if (thread < kWarpThreads)
+    for (const double each : partial) sum += each;
+  return sum;
+}
+
+struct SlotSums {
+  double values[kThreads];
+};
+
+/// out[j] = sum of slots[j * count .. (j + 1) * count), for `outputs` of them. A row of slots is taken in turns by the
+/// layout's lanes, whose sums are then added pairwise.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_slots_kernel(T* out, const double* slots, std::int64_t outputs, std::int64_t count, SlotLayout layout) {
+  auto& sums = shared<SlotSums>().values;
+  const auto thread = static_cast<int>(thread_index());
+  const int lane = thread % layout.lanes;
+  const std::int64_t output = std::int64_t{block_index()} * (kThreads / layout.lanes) + thread / layout.lanes;
+  double sum = 0;
+  if (output < outputs)
+#pragma unroll 4
+    for (std::int64_t slot = lane; slot < count; slot += layout.lanes) sum += slots[output * count + slot];
+  sums[thread] = sum;
+  for (int half = layout.lanes / 2; half > 0; half /= 2) {
+    block_barrier();
+    if (lane < half) sums[thread] += sums[thread + half];
+  }
+  if (lane == 0 && output < outputs) out[output] = static_cast<T>(sums[thread]);
+}
+
+template <class T>
+void launch_sum_slots(T* out, const double* slots, std::int64_t outputs, std::int64_t count, cudaStream_t stream) {
+  const SlotLayout layout = slot_layout(outputs, count);
+  launch(sum_slots_kernel<T>, {layout.blocks, kThreads, sizeof(SlotSums)}, stream, out, slots, outputs, count, layout);
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,80 @@
+// The squared error: loss and gradient in one pass.
+#include "../../host/elementwise.h"
+#include "../runtime/launch.h"
+#include "alignment.h"
+#include "groups.cuh"
+#include "kernels.h"
+#include "slots.cuh"
+
+namespace deviceloop::cuda {
+namespace {
+
+struct WarpSums {
+  double values[kThreads / kWarpThreads];
+};
+
+/// sums[block] = sum over the block's elements of (prediction - target)^2; gradient = 2 (prediction - target), unless
+/// it is null. A thread adds its kTurns groups in T. Groups are counted from element 0 also where the pointers lie
+/// askew, so that the order of the sum does not depend on where the ranges lie.
+template <class T, bool aligned>
+__global__ void __launch_bounds__(kThreads)
+    squared_error_kernel(double* sums, T* gradient, const T* prediction, const T* target, std::int64_t count) {
+  constexpr int width = kVector<T>;
+  static_assert(kTurns * width <= kTerms);
+  const auto thread = static_cast<int>(thread_index());
+  const std::int64_t block = block_index();
+  Group<T, width> predictions[kTurns], targets[kTurns];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const std::int64_t begin = group_index(block, thread, turn) * width;
+    load_group<aligned>(predictions[turn], prediction, begin, count);
+    load_group<aligned>(targets[turn], target, begin, count);
+  }
+  T sum = 0;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    Group<T, width> differences;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const T difference = predictions[turn].values[i] - targets[turn].values[i];
+      sum += difference * difference;
+      differences.values[i] = elementwise::squared_error_gradient(difference);
+    }
+    if (gradient != nullptr)
+      store_group<aligned>(gradient, differences, group_index(block, thread, turn) * width, count);
+  }
+  const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
+  if (thread == 0) sums[block] = total;
+}
+
+template <class T>
+std::int64_t blocks_for(std::int64_t count) {
+  return group_blocks(count, kVector<T>);
+}
+
+}  // namespace
+
+template <class T>
+std::int64_t squared_error_slots(std::int64_t count) {
+  return blocks_for<T>(count) == 1 ? 0 : blocks_for<T>(count);
+}
+
+template <class T>
+void launch_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
+                          double* slots, cudaStream_t stream) {
+  const std::int64_t blocks = blocks_for<T>(count);
+  double* const sums = blocks == 1 ? loss : slots;
+  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
+  if (aligned_to_16(gradient, prediction, target))
+    launch(squared_error_kernel<T, true>, config, stream, sums, gradient, prediction, target, count);
+  else
+    launch(squared_error_kernel<T, false>, config, stream, sums, gradient, prediction, target, count);
+  if (blocks > 1) launch_sum_slots(loss, slots, 1, blocks, stream);
+}
+
+template std::int64_t squared_error_slots<float>(std::int64_t);
+template std::int64_t squared_error_slots<double>(std::int64_t);
+template void launch_squared_error(double*, float*, const float*, const float*, std::int64_t, double*, cudaStream_t);
+template void launch_squared_error(double*, double*, const double*, const double*, std::int64_t, double*, cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,78 @@
+#include "check.h"
+
+#include <string>
+
+#include <deviceloop/error.h>
+
+namespace deviceloop::cuda {
+namespace {
+
+/// What the caller can do about `code`.
+const char* remedy(cudaError_t code) {
+  switch (code) {
+    case cudaErrorMemoryAllocation:
+      return "the device has too little free memory; take fewer samples, or end what else runs on it";
+    case cudaErrorInitializationError:
+      return "CUDA cannot be used in a process forked from one that used it; start that process by exec";
+    case cudaErrorLaunchFailure:
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorLaunchTimeout:
+      return "work before it may have caused this, and CUDA is lost to this process; start it again with the "
+             "environment "
+             "variable CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer, to find the call";
+    case cudaErrorECCUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorDevicesUnavailable:
+      return "the device cannot be used; see nvidia-smi";
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated:
+    case cudaErrorStreamCaptureImplicit:
+      return "a stream is being captured into a graph; make this call before or after that";
+    default:
+      return "see this code in the documentation of CUDA's runtime";
+  }
+}
+
+}  // namespace
+
+std::string built_architectures() {
+#if defined(DEVICELOOP_CUDA_ARCHITECTURES)
+  return DEVICELOOP_CUDA_ARCHITECTURES;
+#else
+  return "none";
+#endif
+}
+
+void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line, const std::string& kernel) {
+  cudaGetLastError();  // an error that does not last must not surface in the host application's next check
+  const std::string what = std::string(cudaGetErrorName(code)) + " (" + std::to_string(static_cast<int>(code)) + ", " +
+                           cudaGetErrorString(code) + ")";
+  const std::string where = kernel.empty() ? "" : kernel + ": ";
+  switch (code) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+      throw Unsupported(where + "no GPU can be used: " + what +
+                        "; install a driver for this version of CUDA, or use the CPU");
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorUnsupportedPtxVersion:
+      throw Unsupported(where + "this build holds no code for the current GPU, only for " + built_architectures() +
+                        ": " + what + "; build it with CMAKE_CUDA_ARCHITECTURES set to the GPU's");
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorContextIsDestroyed:
+      throw InvalidArgument(where + "the stream is not one of the current device: " + what +
+                            "; call cudaSetDevice with the device that it was made on");
+    default:
+      throw DeviceError(
+          where + expression + " at " + file + ":" + std::to_string(line) + " failed: " + what + "; " + remedy(code),
+          "CUDA runtime", static_cast<int>(code), expression, file, line);
+  }
+}
+
+}  // namespace deviceloop::cuda
