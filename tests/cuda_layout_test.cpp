@@ -1,0 +1,111 @@
+// Which elements the threads of a kernel take: every one once, also at sizes that no test can allocate.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../cuda/kernels/layout.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+constexpr std::int64_t kMostBlocks = std::numeric_limits<std::int32_t>::max();
+
+TEST(CudaLayout, GroupsOfAKernelCoverEveryElementOnce) {
+  for (const int width : {1, 2, 4})
+    for (const std::int64_t count : {1, 31, 32, 33, 1023, 1024, 4095, 4096, 4097, 20000}) {
+      std::vector<int> taken(static_cast<std::size_t>(count));
+      for (std::int64_t block = 0; block < group_blocks(count, width); ++block)
+        for (int thread = 0; thread < kThreads; ++thread)
+          for (int turn = 0; turn < kTurns; ++turn)
+            for (int i = 0; i < width; ++i) {
+              const std::int64_t element = group_index(block, thread, turn) * width + i;
+              if (element < count) ++taken[static_cast<std::size_t>(element)];
+            }
+      for (const int times : taken) ASSERT_EQ(times, 1) << count << " elements in groups of " << width;
+    }
+}
+
+TEST(CudaLayout, GroupsReachBeyond32Bits) {
+  for (const int width : {1, 2, 4})
+    for (const std::int64_t count : {(std::int64_t{1} << 31) - 1, std::int64_t{1} << 31, (std::int64_t{1} << 31) + 1,
+                                     (std::int64_t{1} << 33) - 1, std::int64_t{1} << 33, (std::int64_t{1} << 33) + 1}) {
+      const std::int64_t blocks = group_blocks(count, width);
+      ASSERT_LE(blocks, kMostBlocks);
+      // The last block holds the last element, and a block less would not.
+      const std::int64_t last = (count - 1) / width;
+      EXPECT_LE(last, group_index(blocks - 1, kThreads - 1, kTurns - 1));
+      EXPECT_GE(last, group_index(blocks - 1, 0, 0));
+      // The end of a block is followed by the begin of the next.
+      for (const std::int64_t block : {std::int64_t{0}, blocks / 2, blocks - 2})
+        EXPECT_EQ(group_index(block, kThreads - 1, kTurns - 1) + 1, group_index(block + 1, 0, 0));
+    }
+}
+
+/// How often each element of [rows, columns] is taken.
+std::vector<int> taken_by(const PanelLayout& layout, std::int64_t rows, std::int64_t columns) {
+  std::vector<int> taken(static_cast<std::size_t>(rows * columns));
+  for (std::int64_t block = 0; block < layout.blocks(); ++block)
+    for (int thread = 0; thread < kThreads; ++thread) {
+      const PanelPlace place = panel_place(layout, rows, block, thread);
+      if (place.column >= columns) continue;
+      EXPECT_LT(place.tile_down, layout.tiles_down);
+      for (std::int64_t row = place.row; row < place.end_row; row += place.row_step)
+        ++taken[static_cast<std::size_t>(row * columns + place.column)];
+    }
+  return taken;
+}
+
+TEST(CudaLayout, TilesOfAPanelCoverEveryElementOnce) {
+  for (const std::int64_t rows : {1, 2, 7, 8, 255, 256, 257, 1000})
+    for (const std::int64_t columns : {1, 2, 3, 31, 32, 33, 100, 300}) {
+      SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns));
+      for (const int times : taken_by(row_sum_layout(rows, columns), rows, columns)) ASSERT_EQ(times, 1);
+      for (const int times : taken_by(panel_layout(rows, columns, kThreads, kTurns), rows, columns))
+        ASSERT_EQ(times, 1);
+    }
+}
+
+TEST(CudaLayout, AThreadOfARowSumHasAtMostTheTermsThatItMayAddInTheWorkingPrecision) {
+  for (const std::int64_t rows : {1, 32, 33, 256, 5000})
+    for (const std::int64_t columns : {1, 5, 32, 1000}) {
+      const PanelLayout layout = row_sum_layout(rows, columns);
+      for (std::int64_t block = 0; block < layout.blocks(); ++block)
+        for (int thread = 0; thread < kThreads; ++thread) {
+          const PanelPlace place = panel_place(layout, rows, block, thread);
+          const std::int64_t terms =
+              place.row < place.end_row ? divide_up(place.end_row - place.row, place.row_step) : 0;
+          ASSERT_LE(terms, kTerms);
+        }
+    }
+}
+
+TEST(CudaLayout, TilesReachBeyond32Bits) {
+  const std::int64_t shapes[][2] = {
+      {std::int64_t{1} << 31, 1}, {(std::int64_t{1} << 33) + 1, 3}, {1 << 20, 1 << 13}, {3, std::int64_t{1} << 33}};
+  for (const auto& [rows, columns] : shapes) {
+    const PanelLayout layout = row_sum_layout(rows, columns);
+    ASSERT_LE(layout.blocks(), kMostBlocks);
+    const PanelPlace last = panel_place(layout, rows, layout.blocks() - 1, kThreads - 1);
+    EXPECT_EQ(last.end_row, rows);
+    EXPECT_EQ(last.tile_down, layout.tiles_down - 1);
+    EXPECT_GE(last.column, columns - 1);
+    const PanelPlace first = panel_place(layout, rows, layout.blocks() - 1, 0);
+    EXPECT_LT(first.row, rows);
+    EXPECT_LT(first.column, columns);
+  }
+}
+
+TEST(CudaLayout, SlotsHaveAsManyLanesAsTheyCanUse) {
+  EXPECT_EQ(slot_layout(1, 1).lanes, 1);
+  EXPECT_EQ(slot_layout(1, 33).lanes, 64);
+  EXPECT_EQ(slot_layout(1, 1 << 20).lanes, kThreads);
+  EXPECT_EQ(slot_layout(1, 1 << 20).blocks, 1);
+  EXPECT_EQ(slot_layout(1000, 2).blocks, 8);  // 128 outputs a block
+}
+
+}  // namespace
+}  // namespace deviceloop::cuda
