@@ -1,4 +1,6 @@
 // What a bias adds to a layer: its sum with the pre-activation, fused with ReLU, and its gradient.
+#include <type_traits>
+
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
@@ -9,9 +11,10 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// h = relu_marked(z + bias) for [rows, groups * width] matrices without gaps. A thread has one group of columns, whose
-/// biases it loads once, and takes kTurns rows, all loaded before the first store: h may be z.
-template <class T, int width>
+/// h = relu_marked(z + bias), or without `activated` z + bias, for [rows, groups * width] matrices without gaps. A
+/// thread has one group of columns, whose biases it loads once, and takes kTurns rows, all loaded before the first
+/// store: h may be z.
+template <class T, int width, bool activated>
 __global__ void __launch_bounds__(kThreads)
     bias_relu_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout) {
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
@@ -32,28 +35,35 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const T sum = bias != nullptr ? sums[turn].values[i] + biases.values[i] : sums[turn].values[i];
-      sums[turn].values[i] = elementwise::relu_marked(sum);
+      sums[turn].values[i] = activated ? elementwise::relu_marked(sum) : sum;
     }
     store_group<true>(h + row * columns, sums[turn], place.column * width, columns);
   }
 }
 
-template <class T, int width>
-void launch_bias_relu_groups(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups,
-                             cudaStream_t stream) {
-  const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
-  launch(bias_relu_kernel<T, width>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows, groups, layout);
+template <bool activated, class T>
+void launch_bias(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
+  const auto launch_groups = [&](auto width) {
+    const std::int64_t groups = columns / width();
+    const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
+    launch(bias_relu_kernel<T, width(), activated>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows, groups,
+           layout);
+  };
+  if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias))
+    launch_groups(std::integral_constant<int, kVector<T>>());
+  else
+    launch_groups(std::integral_constant<int, 1>());
 }
 
 struct ThreadSums {
   double values[kThreads];
 };
 
-/// sums[column * tiles_down + tile] = the column's sum over the rows of a tile. A thread adds at most kTerms rows in T;
-/// the threads of a column are then added in order in double. With one tile down, `sums` are the results and of type T.
-template <class T, class Sum>
+/// finish(column * tiles_down + tile, the column's sum over the rows of a tile). A thread adds at most kTerms rows in
+/// T; the threads of a column are then added in order in double.
+template <class T, class Finish>
 __global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(Sum* sums, const T* matrix, std::int64_t rows, std::int64_t columns, PanelLayout layout) {
+    column_sums_kernel(Finish finish, const T* matrix, std::int64_t rows, std::int64_t columns, PanelLayout layout) {
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const PanelPlace place = panel_place(layout, rows, block_index(), thread);
@@ -67,17 +77,19 @@ __global__ void __launch_bounds__(kThreads)
   if (thread >= layout.threads_across || place.column >= columns) return;
   double total = 0;
   for (int other = thread; other < kThreads; other += layout.threads_across) total += partial[other];
-  sums[place.column * layout.tiles_down + place.tile_down] = static_cast<Sum>(total);
+  finish(place.column * layout.tiles_down + place.tile_down, total);
 }
 
 }  // namespace
 
 template <class T>
 void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  if (features % kVector<T> == 0 && aligned_to_16(h, z, bias))
-    launch_bias_relu_groups<T, kVector<T>>(h, z, bias, batch, features / kVector<T>, stream);
-  else
-    launch_bias_relu_groups<T, 1>(h, z, bias, batch, features, stream);
+  launch_bias<true>(h, z, bias, batch, features, stream);
+}
+
+template <class T>
+void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
+  launch_bias<false>(z, z, bias, batch, features, stream);
 }
 
 std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
@@ -85,22 +97,44 @@ std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
   return layout.tiles_down == 1 ? 0 : layout.tiles_down * features;
 }
 
-template <class T>
-void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
-                        cudaStream_t stream) {
+namespace {
+
+template <class T, class Finish>
+void launch_column_sums_to(const Finish& finish, const T* matrix, std::int64_t batch, std::int64_t features,
+                           double* slots, cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, features);
   const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
   if (layout.tiles_down == 1) {
-    launch(column_sums_kernel<T, T>, config, stream, sums, matrix, batch, features, layout);
+    launch(column_sums_kernel<T, Finish>, config, stream, finish, matrix, batch, features, layout);
     return;
   }
-  launch(column_sums_kernel<T, double>, config, stream, slots, matrix, batch, features, layout);
-  launch_sum_slots(sums, slots, features, layout.tiles_down, stream);
+  launch(column_sums_kernel<T, Store<double>>, config, stream, Store<double>{slots}, matrix, batch, features, layout);
+  launch_sum_slots(finish, slots, features, layout.tiles_down, stream);
+}
+
+}  // namespace
+
+template <class T>
+void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
+                        cudaStream_t stream) {
+  launch_column_sums_to(Store<T>{sums}, matrix, batch, features, slots, stream);
+}
+
+template <class T>
+void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64_t batch, std::int64_t features,
+                        double* slots, cudaStream_t stream) {
+  launch_column_sums_to(Descend<T>{bias, learning_rate}, dz, batch, features, slots, stream);
 }
 
 template void launch_bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
 template void launch_bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
 template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
+
+template void launch_bias_update(float*, const float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
+template void launch_bias_update(double*, const double*, const double*, std::int64_t, std::int64_t, double*,
+                                 cudaStream_t);
+template void launch_add_bias(float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_add_bias(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 
 }  // namespace deviceloop::cuda

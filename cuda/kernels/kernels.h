@@ -24,9 +24,24 @@ void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int6
 template <class T>
 void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
 
+/// z += bias in place.
+template <class T>
+void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
+
+/// Where the losses of steps go, in device memory: that of step i to losses[i % size], with i the number of steps so
+/// far, which the launch counts. A captured step so finds its own place on every replay.
+struct LossRing {
+  double* losses;
+  std::int64_t* steps;
+  std::int64_t size;
+};
+
 /// `slots` holds squared_error_slots<T>(count) doubles, and is not used where that is 0.
 template <class T>
 void launch_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
+                          double* slots, cudaStream_t stream);
+template <class T>
+void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction, const T* target, std::int64_t count,
                           double* slots, cudaStream_t stream);
 template <class T>
 std::int64_t squared_error_slots(std::int64_t count);
@@ -35,6 +50,10 @@ std::int64_t squared_error_slots(std::int64_t count);
 template <class T>
 void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
                         cudaStream_t stream);
+/// bias -= *learning_rate times the column sums of dz; `learning_rate` lies in device memory.
+template <class T>
+void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64_t batch, std::int64_t features,
+                        double* slots, cudaStream_t stream);
 std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features);
 
 template <class T>
@@ -45,6 +64,11 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 template <class T>
 void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream);
+/// As it, with weights -= *learning_rate dweights instead of the result; dz is that of the weights before.
+template <class T>
+void launch_narrow_linear_update(T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
+                                 std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                                 cudaStream_t stream);
 std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features, int out_features);
 
 }  // namespace deviceloop::cuda

@@ -66,12 +66,12 @@ struct ThreadSums {
 };
 
 /// dweights = h^T dout and dz = masked dout weights^T. A thread has one feature and takes at most kTerms samples, over
-/// which it adds in T; the threads of a feature are then added in order in double, into slots
-/// [in_features * out_features][tiles_down], or with one tile down into the results, of type T. dz may be h: a thread
-/// writes only what it alone has read.
-template <class T, class Sum, int outputs>
+/// which it adds in T; the threads of a feature are then added in order in double, for finish((feature * out_features +
+/// output) * tiles_down + tile, sum). dz may be h: a thread writes only what it alone has read. Only the block whose
+/// sums are final may change weights, which no other block reads then.
+template <class T, class Finish, int outputs>
 __global__ void __launch_bounds__(kThreads)
-    narrow_linear_gradient_kernel(T* dz, Sum* sums, const T* h, const T* dout, const T* weights, std::int64_t batch,
+    narrow_linear_gradient_kernel(T* dz, Finish finish, const T* h, const T* dout, const T* weights, std::int64_t batch,
                                   std::int64_t in_features, int out_features, PanelLayout layout) {
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     if (thread >= layout.threads_across || !inside) continue;
     double total = 0;
     for (int other = thread; other < kThreads; other += layout.threads_across) total += partial[other];
-    sums[(place.column * out_features + output) * layout.tiles_down + place.tile_down] = static_cast<Sum>(total);
+    finish((place.column * out_features + output) * layout.tiles_down + place.tile_down, total);
   }
 }
 
@@ -153,20 +153,38 @@ std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_fe
   return layout.tiles_down == 1 ? 0 : layout.tiles_down * in_features * out_features;
 }
 
-template <class T>
-void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
+namespace {
+
+template <class T, class Finish>
+void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights, std::int64_t batch,
+                        std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, in_features);
   const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
   with_outputs(out_features, [&](auto outputs) {
     if (layout.tiles_down == 1)
-      launch(narrow_linear_gradient_kernel<T, T, outputs()>, config, stream, dz, dweights, h, dout, weights, batch,
+      launch(narrow_linear_gradient_kernel<T, Finish, outputs()>, config, stream, dz, finish, h, dout, weights, batch,
              in_features, out_features, layout);
     else
-      launch(narrow_linear_gradient_kernel<T, double, outputs()>, config, stream, dz, slots, h, dout, weights, batch,
-             in_features, out_features, layout);
+      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs()>, config, stream, dz, Store<double>{slots}, h,
+             dout, weights, batch, in_features, out_features, layout);
   });
-  if (layout.tiles_down > 1) launch_sum_slots(dweights, slots, in_features * out_features, layout.tiles_down, stream);
+  if (layout.tiles_down > 1) launch_sum_slots(finish, slots, in_features * out_features, layout.tiles_down, stream);
+}
+
+}  // namespace
+
+template <class T>
+void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
+                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
+  launch_gradient_to(Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
+}
+
+template <class T>
+void launch_narrow_linear_update(T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
+                                 std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                                 cudaStream_t stream) {
+  launch_gradient_to(Descend<T>{weights, learning_rate}, dz, h, dout, static_cast<const T*>(weights), batch,
+                     in_features, out_features, slots, stream);
 }
 
 template void launch_narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, int,
@@ -177,5 +195,10 @@ template void launch_narrow_linear_gradient(float*, float*, const float*, const 
                                             std::int64_t, int, double*, cudaStream_t);
 template void launch_narrow_linear_gradient(double*, double*, const double*, const double*, const double*, std::int64_t,
                                             std::int64_t, int, double*, cudaStream_t);
+
+template void launch_narrow_linear_update(float*, float*, const float*, const float*, const float*, std::int64_t,
+                                          std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_update(double*, double*, const double*, const double*, const double*, std::int64_t,
+                                          std::int64_t, int, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

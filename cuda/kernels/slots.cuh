@@ -4,11 +4,30 @@
 
 #include <cstdint>
 
+#include "../../host/elementwise.h"
 #include "../runtime/device.cuh"
 #include "../runtime/launch.h"
 #include "layout.h"
 
 namespace deviceloop::cuda {
+
+/// What becomes of a sum over samples: the result itself.
+template <class T>
+struct Store {
+  T* out;
+  __device__ void operator()(std::int64_t index, double sum) const { out[index] = static_cast<T>(sum); }
+};
+
+/// One step of gradient descent with the sum as the gradient, rounded to T first. The rate lies in device memory, so
+/// that a captured graph follows it.
+template <class T>
+struct Descend {
+  T* parameters;
+  const T* learning_rate;
+  __device__ void operator()(std::int64_t index, double sum) const {
+    parameters[index] = elementwise::sgd_update(parameters[index], static_cast<T>(sum), *learning_rate);
+  }
+};
 
 /// The sum over all threads of a block of kThreads, in every thread of its first warp. `partial` is shared memory, one
 /// value a warp, free again after the next barrier.
@@ -28,11 +47,11 @@ struct SlotSums {
   double values[kThreads];
 };
 
-/// out[j] = sum of slots[j * count .. (j + 1) * count), for `outputs` of them. A row of slots is taken in turns by the
-/// layout's lanes, whose sums are then added pairwise.
-template <class T>
+/// finish(j, sum of slots[j * count .. (j + 1) * count)) for `outputs` of them. A row of slots is taken in turns by
+/// the layout's lanes, whose sums are then added pairwise.
+template <class Finish>
 __global__ void __launch_bounds__(kThreads)
-    sum_slots_kernel(T* out, const double* slots, std::int64_t outputs, std::int64_t count, SlotLayout layout) {
+    sum_slots_kernel(Finish finish, const double* slots, std::int64_t outputs, std::int64_t count, SlotLayout layout) {
   auto& sums = shared<SlotSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const int lane = thread % layout.lanes;
@@ -46,13 +65,15 @@ __global__ void __launch_bounds__(kThreads)
     block_barrier();
     if (lane < half) sums[thread] += sums[thread + half];
   }
-  if (lane == 0 && output < outputs) out[output] = static_cast<T>(sums[thread]);
+  if (lane == 0 && output < outputs) finish(output, sums[thread]);
 }
 
-template <class T>
-void launch_sum_slots(T* out, const double* slots, std::int64_t outputs, std::int64_t count, cudaStream_t stream) {
+template <class Finish>
+void launch_sum_slots(const Finish& finish, const double* slots, std::int64_t outputs, std::int64_t count,
+                      cudaStream_t stream) {
   const SlotLayout layout = slot_layout(outputs, count);
-  launch(sum_slots_kernel<T>, {layout.blocks, kThreads, sizeof(SlotSums)}, stream, out, slots, outputs, count, layout);
+  launch(sum_slots_kernel<Finish>, {layout.blocks, kThreads, sizeof(SlotSums)}, stream, finish, slots, outputs, count,
+         layout);
 }
 
 }  // namespace deviceloop::cuda

@@ -1,4 +1,6 @@
 // The squared error: loss and gradient in one pass.
+#include <type_traits>
+
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
@@ -9,6 +11,16 @@
 namespace deviceloop::cuda {
 namespace {
 
+/// The loss of one more step.
+struct Append {
+  LossRing ring;
+  __device__ void operator()(std::int64_t, double loss) const {
+    const std::int64_t step = *ring.steps;
+    ring.losses[step % ring.size] = loss;
+    *ring.steps = step + 1;
+  }
+};
+
 struct WarpSums {
   double values[kThreads / kWarpThreads];
 };
@@ -16,9 +28,9 @@ struct WarpSums {
 /// sums[block] = sum over the block's elements of (prediction - target)^2; gradient = 2 (prediction - target), unless
 /// it is null. A thread adds its kTurns groups in T. Groups are counted from element 0 also where the pointers lie
 /// askew, so that the order of the sum does not depend on where the ranges lie.
-template <class T, bool aligned>
+template <class T, bool aligned, class Finish>
 __global__ void __launch_bounds__(kThreads)
-    squared_error_kernel(double* sums, T* gradient, const T* prediction, const T* target, std::int64_t count) {
+    squared_error_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t count) {
   constexpr int width = kVector<T>;
   static_assert(kTurns * width <= kTerms);
   const auto thread = static_cast<int>(thread_index());
@@ -44,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
       store_group<aligned>(gradient, differences, group_index(block, thread, turn) * width, count);
   }
   const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
-  if (thread == 0) sums[block] = total;
+  if (thread == 0) finish(block, total);
 }
 
 template <class T>
@@ -59,22 +71,46 @@ std::int64_t squared_error_slots(std::int64_t count) {
   return blocks_for<T>(count) == 1 ? 0 : blocks_for<T>(count);
 }
 
+namespace {
+
+template <class T, class Finish>
+void launch_squared_error_to(const Finish& finish, T* gradient, const T* prediction, const T* target,
+                             std::int64_t count, double* slots, cudaStream_t stream) {
+  const std::int64_t blocks = blocks_for<T>(count);
+  const bool aligned = aligned_to_16(gradient, prediction, target);
+  const auto launch_blocks = [&](const auto& finish_block) {
+    using FinishBlock = std::decay_t<decltype(finish_block)>;
+    const auto kernel =
+        aligned ? squared_error_kernel<T, true, FinishBlock> : squared_error_kernel<T, false, FinishBlock>;
+    launch(kernel, {blocks, kThreads, sizeof(WarpSums)}, stream, finish_block, gradient, prediction, target, count);
+  };
+  if (blocks == 1) return launch_blocks(finish);
+  launch_blocks(Store<double>{slots});
+  launch_sum_slots(finish, slots, 1, blocks, stream);
+}
+
+}  // namespace
+
 template <class T>
 void launch_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
                           double* slots, cudaStream_t stream) {
-  const std::int64_t blocks = blocks_for<T>(count);
-  double* const sums = blocks == 1 ? loss : slots;
-  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
-  if (aligned_to_16(gradient, prediction, target))
-    launch(squared_error_kernel<T, true>, config, stream, sums, gradient, prediction, target, count);
-  else
-    launch(squared_error_kernel<T, false>, config, stream, sums, gradient, prediction, target, count);
-  if (blocks > 1) launch_sum_slots(loss, slots, 1, blocks, stream);
+  launch_squared_error_to(Store<double>{loss}, gradient, prediction, target, count, slots, stream);
+}
+
+template <class T>
+void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction, const T* target, std::int64_t count,
+                          double* slots, cudaStream_t stream) {
+  launch_squared_error_to(Append{ring}, gradient, prediction, target, count, slots, stream);
 }
 
 template std::int64_t squared_error_slots<float>(std::int64_t);
 template std::int64_t squared_error_slots<double>(std::int64_t);
 template void launch_squared_error(double*, float*, const float*, const float*, std::int64_t, double*, cudaStream_t);
 template void launch_squared_error(double*, double*, const double*, const double*, std::int64_t, double*, cudaStream_t);
+
+template void launch_squared_error(const LossRing&, float*, const float*, const float*, std::int64_t, double*,
+                                   cudaStream_t);
+template void launch_squared_error(const LossRing&, double*, const double*, const double*, std::int64_t, double*,
+                                   cudaStream_t);
 
 }  // namespace deviceloop::cuda
