@@ -94,6 +94,14 @@ CpuCaps query_cpu() {
   return cpu;
 }
 
+DeviceCaps query_caps_for(const DeviceChoice& device) {
+  if (device.kind != DeviceKind::cpu) return query_device_caps();
+  DeviceCaps caps;
+  caps.cpu = query_cpu();
+  caps.no_gpu_reason = "the CPU was asked for";
+  return caps;
+}
+
 DeviceCaps query_device_caps() {
   DeviceCaps caps;
   caps.cpu = query_cpu();

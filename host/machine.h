@@ -19,4 +19,7 @@ std::string simd_description();
 
 CpuCaps query_cpu();
 
+/// query_device_caps, but with no GPU asked for a training on the CPU, whose process then never meets CUDA's driver.
+DeviceCaps query_caps_for(const DeviceChoice& device);
+
 }  // namespace deviceloop

@@ -12,6 +12,7 @@
 #include "executor.h"
 #include "files/output_file.h"
 #include "files/weights.h"
+#include "machine.h"
 #include "matrix_ops.h"
 #include "parameters.h"
 
@@ -155,7 +156,7 @@ struct Trainer::Impl {
 };
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced)
-    : Trainer(std::move(network), training, forced, query_device_caps()) {}
+    : Trainer(std::move(network), training, forced, query_caps_for(training.device)) {}
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
     : impl_(std::make_unique<Impl>()) {

@@ -13,6 +13,7 @@
 #include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
+#include "machine.h"
 #include "memory.h"
 #include "run_options.h"
 #include "text.h"
@@ -63,7 +64,7 @@ int run_data(const OptionSet& options) {
     throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE, --data FILE or --weights FILE");
 
   catch_interrupts();
-  const CpuCaps caps = query_device_caps().cpu;
+  const CpuCaps caps = query_cpu();
   const auto check_matrix = [&](std::int64_t columns) {
     ByteCount bytes;
     bytes.add(size_of(element_type(precision)), static_cast<std::uint64_t>(samples),

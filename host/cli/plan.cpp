@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "inputs.h"
+#include "machine.h"
 #include "memory.h"
 #include "report.h"
 #include "run_options.h"
@@ -59,7 +60,7 @@ void declare_plan(OptionSet& options) { declare_train_options(options, "Output o
 
 int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
-  const DeviceCaps caps = query_device_caps();
+  const DeviceCaps caps = query_caps_for(run.training.device);
   std::int64_t samples = run.training.samples;
   if (run.has_files()) samples = read_data(run, caps.cpu).x.rows;
   const Plan plan = plan_run(run, samples, caps);

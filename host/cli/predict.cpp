@@ -10,6 +10,7 @@
 #include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
+#include "machine.h"
 #include "memory.h"
 #include "report.h"
 #include "run_options.h"
@@ -41,7 +42,7 @@ int run_predict(const OptionSet& options) {
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
 
   catch_interrupts();
-  const DeviceCaps caps = query_device_caps();
+  const DeviceCaps caps = query_caps_for(training.device);
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
   const NetworkSpec network = read_network(weights);

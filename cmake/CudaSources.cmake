@@ -1,0 +1,28 @@
+# The CUDA part of deviceloop_objects: .cpp by the host's compiler, .cu by nvcc; and of deviceloop_options: nvcc's options.
+target_sources(deviceloop_objects PRIVATE
+  cuda/device_query.cpp
+  cuda/kernels/bias.cu
+  cuda/kernels/elementwise.cu
+  cuda/kernels/narrow_linear.cu
+  cuda/kernels/public.cpp
+  cuda/kernels/squared_error.cu
+  cuda/runtime/check.cpp
+  cuda/runtime/launch.cu)
+target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)
+set_target_properties(deviceloop_objects PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_SEPARABLE_COMPILATION OFF)
+set_source_files_properties(cuda/runtime/check.cpp PROPERTIES
+                            COMPILE_DEFINITIONS "DEVICELOOP_CUDA_ARCHITECTURES=\"${deviceloop_cuda_code}\"")
+
+# Where a kernel wants a fused multiply-add it calls fma: with nothing fused behind its back, the same source gives the
+# same bits on the host and on every GPU. -std here because CMake before 3.26 does not know C++20 for nvcc.
+set(nvcc_options --fmad=false -std=c++20 -Xcompiler=-ffp-contract=off,-Wall,-Wextra,-Wshadow)
+if(DEVICELOOP_WERROR)
+  list(APPEND nvcc_options --Werror=all-warnings -Xcompiler=-Werror)
+endif()
+target_compile_options(deviceloop_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${nvcc_options}>")
+
+# Messages name a file of the repository, not where it was built.
+set(prefix_map "-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=")
+target_compile_options(deviceloop_objects PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${prefix_map}>"
+                                                  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${prefix_map}>")
