@@ -1,4 +1,5 @@
-// The joint's functions in a build without CUDA.
+// What stands in for cuda/ in a build without CUDA: the joint's functions and those of <deviceloop/cuda.h>.
+#include <deviceloop/cuda.h>
 #include <deviceloop/error.h>
 
 #include "../host/cuda_entry.h"
@@ -13,4 +14,65 @@ std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec&, const TrainingS
   throw Unsupported(std::string("plan ") + name(plan.executor) + ": built without CUDA; use the plan 'cpu'");
 }
 
+namespace cuda {
+namespace {
+
+/// `on_the_host` is the function that does the same there, if there is one.
+[[noreturn]] void refuse(const char* function, const char* on_the_host = nullptr) {
+  std::string message = std::string("deviceloop::cuda::") + function +
+                        ": built without CUDA; configure with -DDEVICELOOP_CUDA=ON where the CUDA toolkit is";
+  if (on_the_host != nullptr) message += std::string(", or call ") + on_the_host + " on host memory";
+  throw Unsupported(message);
+}
+
+}  // namespace
+
+void relu(float*, const float*, std::int64_t, Stream) { refuse("relu", "deviceloop::relu"); }
+void relu(double*, const double*, std::int64_t, Stream) { refuse("relu", "deviceloop::relu"); }
+void relu_gradient(float*, const float*, const float*, std::int64_t, Stream) {
+  refuse("relu_gradient", "deviceloop::relu_gradient");
+}
+void relu_gradient(double*, const double*, const double*, std::int64_t, Stream) {
+  refuse("relu_gradient", "deviceloop::relu_gradient");
+}
+void bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t, Stream) { refuse("bias_relu"); }
+void bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t, Stream) { refuse("bias_relu"); }
+void mask_gradient(float*, const float*, const float*, std::int64_t, Stream) { refuse("mask_gradient"); }
+void mask_gradient(double*, const double*, const double*, std::int64_t, Stream) { refuse("mask_gradient"); }
+void squared_error(double*, float*, const float*, const float*, std::int64_t, void*, std::size_t, Stream) {
+  refuse("squared_error", "deviceloop::squared_error");
+}
+void squared_error(double*, double*, const double*, const double*, std::int64_t, void*, std::size_t, Stream) {
+  refuse("squared_error", "deviceloop::squared_error");
+}
+std::size_t squared_error_workspace(std::int64_t) { refuse("squared_error_workspace"); }
+void column_sums(float*, const float*, std::int64_t, std::int64_t, void*, std::size_t, Stream) {
+  refuse("column_sums");
+}
+void column_sums(double*, const double*, std::int64_t, std::int64_t, void*, std::size_t, Stream) {
+  refuse("column_sums");
+}
+std::size_t column_sums_workspace(std::int64_t, std::int64_t) { refuse("column_sums_workspace"); }
+void narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, std::int64_t, Stream) {
+  refuse("narrow_linear");
+}
+void narrow_linear(double*, const double*, const double*, const double*, std::int64_t, std::int64_t, std::int64_t,
+                   Stream) {
+  refuse("narrow_linear");
+}
+void narrow_linear_gradient(float*, float*, const float*, const float*, const float*, std::int64_t, std::int64_t,
+                            std::int64_t, void*, std::size_t, Stream) {
+  refuse("narrow_linear_gradient");
+}
+void narrow_linear_gradient(double*, double*, const double*, const double*, const double*, std::int64_t, std::int64_t,
+                            std::int64_t, void*, std::size_t, Stream) {
+  refuse("narrow_linear_gradient");
+}
+std::size_t narrow_linear_gradient_workspace(std::int64_t, std::int64_t, std::int64_t) {
+  refuse("narrow_linear_gradient_workspace");
+}
+void sgd_update(float*, const float*, float, std::int64_t, Stream) { refuse("sgd_update"); }
+void sgd_update(double*, const double*, double, std::int64_t, Stream) { refuse("sgd_update"); }
+
+}  // namespace cuda
 }  // namespace deviceloop

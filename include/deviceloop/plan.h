@@ -37,7 +37,7 @@ struct GpuCaps {
   int index = 0;                   ///< by which TrainingSpec::device asks for it
   int compute_capability = 0;      ///< 90 for sm_90
   int multiprocessors = 0;         ///< streaming multiprocessors
-  std::uint64_t memory_bytes = 0;  ///< memory that may still be taken
+  std::uint64_t memory_bytes = 0;  ///< all of its memory; how much is free, only a context on it could tell
 };
 
 /// What a machine offers, as plain data.

@@ -1,0 +1,70 @@
+// The joint's functions in a build with CUDA.
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <string>
+
+#include <deviceloop/error.h>
+
+#include "../host/cuda_entry.h"
+#include "runtime/check.h"
+
+namespace deviceloop {
+namespace {
+
+/// "13.0" from 13000.
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::string no_driver_reason() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "no CUDA device: no NVIDIA driver found";
+  return "no CUDA device: the driver is for CUDA " + version_text(version) + ", older than the CUDA " + cuda_toolkit() +
+         " of this build; update the driver";
+}
+
+std::string no_device_reason() {
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return visible == nullptr ? std::string("no CUDA device: the driver finds none")
+                            : std::string("no CUDA device visible: CUDA_VISIBLE_DEVICES is '") + visible + "'";
+}
+
+}  // namespace
+
+// Asks nothing that creates a context: that takes tenths of a second and hundreds of megabytes on each GPU. Therefore
+// the memory is that of the whole GPU, and the current device stays what it was.
+void query_gpus(DeviceCaps& caps) {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice || (code == cudaSuccess && count == 0)) {
+    caps.no_gpu_reason = code == cudaErrorInsufficientDriver ? no_driver_reason() : no_device_reason();
+    cudaGetLastError();  // must not surface in the host application's next check
+    return;
+  }
+  cuda::check_cuda(code, "cudaGetDeviceCount(&count)", __FILE__, __LINE__);
+  for (int index = 0; index < count; ++index) {
+    cudaDeviceProp properties;
+    DEVICELOOP_CHECK_CUDA(cudaGetDeviceProperties(&properties, index));
+    GpuCaps gpu;
+    gpu.name = properties.name;
+    gpu.index = index;
+    gpu.compute_capability = properties.major * 10 + properties.minor;
+    gpu.multiprocessors = properties.multiProcessorCount;
+    gpu.memory_bytes = properties.totalGlobalMem;
+    caps.gpus.push_back(gpu);
+  }
+}
+
+const char* cuda_toolkit() {
+  static_assert(CUDART_VERSION >= 12040, "the oldest toolkit that cmake/Cuda.cmake takes");
+  static const std::string text = version_text(CUDART_VERSION);
+  return text.c_str();
+}
+
+std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec&, const TrainingSpec&, const Plan& plan) {
+  throw Unsupported(std::string("plan ") + name(plan.executor) +
+                    ": its executor is not part of this version; use the plan 'cpu'");
+}
+
+}  // namespace deviceloop
