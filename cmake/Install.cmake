@@ -1,6 +1,6 @@
 # What `cmake --install` puts where: headers, libraries, the command, and what CMake and pkg-config need to find them. A
 # moved prefix keeps working: nothing here holds an absolute path, but where the static library's BLAS was found, which
-# is looked for again where it is not there.
+# is looked for again where it is not there, and in deviceloop.pc the folder of CUDA's runtime.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -72,6 +72,10 @@ elseif(deviceloop_blas_found STREQUAL cblas)
     endif()
     string(APPEND deviceloop_pc_private " ${library}")
   endforeach()
+endif()
+if(deviceloop_cuda)
+  get_filename_component(folder "${CUDA_cudart_static_LIBRARY}" DIRECTORY)
+  string(APPEND deviceloop_pc_private " -L${folder} -lcudart_static -lrt")
 endif()
 if(deviceloop_has_shared)
   set(deviceloop_pc_public "")

@@ -3,7 +3,8 @@ parent_remember(after)
 
 # What project(deviceloop) and CMake's find modules put into the cache, under names that are not ours to choose.
 set(parent_foreign "^(CMAKE_PROJECT_.*|deviceloop_(BINARY_DIR|SOURCE_DIR|IS_TOP_LEVEL)|deviceloop_LIB_DEPENDS)$"
-    "^(nlohmann_json_DIR|CMAKE_HAVE_(LIBC_)?PTHREAD.*|FIND_PACKAGE_MESSAGE_DETAILS_.*|BLAS_.*|pkgcfg_.*|PKG_CONFIG_.*)$")
+    "^(nlohmann_json_DIR|CMAKE_HAVE_(LIBC_)?PTHREAD.*|FIND_PACKAGE_MESSAGE_DETAILS_.*|BLAS_.*|pkgcfg_.*|PKG_CONFIG_.*)$"
+    "^(CMAKE_CUDA_(COMPILER|FLAGS.*|HOST_COMPILER)|CUDA_[A-Za-z0-9_]+_LIBRARY|CUDA_CUDART|CUDAToolkit_.*)$")
 foreach(parent_name IN LISTS parent_after_cache)
   set(parent_known NO)
   if(parent_name IN_LIST parent_before_cache OR parent_name MATCHES "^DEVICELOOP_")
@@ -55,3 +56,9 @@ foreach(parent_name IN ITEMS COMPILE_OPTIONS COMPILE_DEFINITIONS LINK_OPTIONS SO
     message(SEND_ERROR "programs that link the library get ${parent_name} ${parent_value}")
   endif()
 endforeach()
+if(CMAKE_CUDA_ARCHITECTURES AND DEVICELOOP_CUDA)
+  get_target_property(parent_value deviceloop_objects CUDA_ARCHITECTURES)
+  if(NOT parent_value STREQUAL CMAKE_CUDA_ARCHITECTURES)
+    message(SEND_ERROR "the library is built for ${parent_value}, not for the parent's ${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+endif()
