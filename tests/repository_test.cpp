@@ -74,8 +74,8 @@ struct Include {
   std::string target;   ///< path in the repository, were it there
 };
 
-/// Quoted files are looked for beside the file and then, like the compiler, in host/, include/ and the root. What is
-/// not in `files` is taken as relative to the root, so that a rule also sees a file that does not exist yet.
+/// Quoted files are looked for beside the file and then, like the compilers, in include/, host/, cuda/ and the root.
+/// What is not in `files` is taken as relative to the root, so that a rule also sees a file that does not exist yet.
 std::vector<Include> includes_of(const std::string& path, const std::string& text, const Files& files) {
   static const std::regex pattern(R"re((^|\n)[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+)[>"])re");
   const std::string code = blank_out(text, false);
@@ -83,7 +83,7 @@ std::vector<Include> includes_of(const std::string& path, const std::string& tex
   for (std::sregex_iterator match(code.begin(), code.end(), pattern), end; match != end; ++match) {
     const std::string name = (*match)[3];
     Include include{line_of(code, match->position(3)), (*match)[2] == "<" ? "<" + name + ">" : "\"" + name + "\"", ""};
-    std::vector<fs::path> folders = {"include", "host", ""};
+    std::vector<fs::path> folders = {"include", "host", "cuda", ""};
     if ((*match)[2] == "\"") folders.insert(folders.begin(), fs::path(path).parent_path());
     for (const fs::path& folder : folders) {
       const std::string candidate = (folder / name).lexically_normal().generic_string();
@@ -172,8 +172,9 @@ std::string joined(const std::vector<std::string>& lines) {
 
 TEST(Repository, FilesAreFound) {
   const Files files = read_repository();
-  for (const char* path : {"include/deviceloop/trainer.h", "host/executor.h", "host/cuda_entry.h",
-                           "cuda/without_cuda.cpp", "tests/repository_test.cpp"})
+  for (const char* path :
+       {"include/deviceloop/trainer.h", "host/executor.h", "host/cuda_entry.h", "cuda/without_cuda.cpp",
+        "cuda/runtime/device.cuh", "cuda/kernels/elementwise.cu", "tests/repository_test.cpp"})
     EXPECT_EQ(files.count(path), 1u) << path;
 }
 
@@ -201,6 +202,17 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
       {"host/cli/new.cpp", "#include \"options.h\"\n#include \"executor.h\"\n", true},
       {"cuda/graph_executor.cpp", "#include \"../host/cuda_entry.h\"\n#include \"kernels/relu.h\"\n", true},
       {"cuda/kernels/relu.cu", "#include \"../runtime/device.cuh\"\n#include \"../../host/executor.h\"\n", true},
+      {"include/deviceloop/new.h", "#include <cuda_runtime_api.h>\n", false},
+      {"include/deviceloop/new.h", "#include \"cuda/executors/graph.h\"\n", false},
+      {"host/new.cpp", "#include \"../cuda/runtime/check.h\"\n", false},
+      {"host/cli/new.cpp", "#include \"../../cuda/executors/graph.h\"\n", false},
+      {"host/new.cpp", "#include \"runtime/check.h\"\n", false},
+      {"cuda/executors/graph.cpp", "#include \"../kernels/kernels.h\"\n#include \"../runtime/check.h\"\n", true},
+      {"cuda/kernels/relu.cu", "#include \"../runtime/launch.h\"\n#include \"groups.cuh\"\n", true},
+      {"cuda/kernels/relu.cu", "#include \"../device_query.h\"\n", false},
+      {"cuda/kernels/relu.cu", "#include \"executors/graph.h\"\n", false},
+      {"cuda/runtime/launch.cu", "#include \"../executors/graph.h\"\n", false},
+      {"cuda/runtime/launch.cu", "#include \"kernels/kernels.h\"\n", false},
       {"cuda/kernels/relu.cu", "#include \"../graph_executor.h\"\n", false},
       {"cuda/kernels/relu.cu", "#include \"../executors/graph.h\"\n", false},
       {"cuda/runtime/launch.h", "#include \"../kernels/relu.h\"\n", false},
@@ -210,7 +222,10 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
       {"tests/graph_test.cpp", "#include \"../cuda/graph_executor.h\"\n#include \"support/reference.h\"\n", true},
   };
   for (const Case& c : cases) {
-    Files files = {{"host/executor.h", ""}, {"host/cuda_entry.h", ""}, {"host/cli/options.h", ""}};
+    Files files;
+    for (const char* path : {"host/executor.h", "host/cuda_entry.h", "host/cli/options.h", "cuda/runtime/check.h",
+                             "cuda/kernels/kernels.h", "cuda/executors/graph.h"})
+      files[path] = "";
     files[c.path] = c.text;
     EXPECT_EQ(broken_arrows(files).empty(), c.allowed) << c.path << ":\n" << c.text;
   }
