@@ -1,61 +1,16 @@
 #include "cpu_layout.h"
 
 #include <algorithm>
-#include <limits>
-#include <string>
 
-#include <deviceloop/error.h>
-
-#include "text.h"
+#include "arena_space.h"
 
 namespace deviceloop {
 namespace {
 
-[[noreturn]] void throw_overflow(const NetworkSpec& network, const TrainingSpec& training) {
-  throw InvalidArgument("layers " + widths_text(network.widths) + " with " + std::to_string(training.samples) +
-                        " samples need more than 2^63 bytes of memory; make them smaller");
-}
-
-// Hands out space in an arena; every piece starts at a cache line.
-class Space {
- public:
-  Space(const NetworkSpec& network, const TrainingSpec& training) : network_(network), training_(training) {}
-
-  std::uint64_t take(std::int64_t rows, std::int64_t columns, std::uint64_t element_bytes) {
-    const std::uint64_t offset = used_;
-    std::uint64_t bytes =
-        multiply(multiply(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns)), element_bytes);
-    bytes = add(bytes, 63) / 64 * 64;
-    used_ = add(used_, bytes);
-    return offset;
-  }
-  std::uint64_t used() const { return used_; }
-
- private:
-  std::uint64_t check(bool overflow, std::uint64_t value) const {
-    if (overflow || value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
-      throw_overflow(network_, training_);
-    return value;
-  }
-  std::uint64_t multiply(std::uint64_t a, std::uint64_t b) const {
-    std::uint64_t product = 0;
-    const bool overflow = __builtin_mul_overflow(a, b, &product);
-    return check(overflow, product);
-  }
-  std::uint64_t add(std::uint64_t a, std::uint64_t b) const {
-    std::uint64_t sum = 0;
-    const bool overflow = __builtin_add_overflow(a, b, &sum);
-    return check(overflow, sum);
-  }
-
-  const NetworkSpec& network_;
-  const TrainingSpec& training_;
-  std::uint64_t used_ = 0;
-};
-
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
+constexpr std::uint64_t kCacheLine = 64;
 // A slot for each of at most this many blocks of rows.
 constexpr std::int64_t kMaxBlocks = 64;
 constexpr std::int64_t kChunkedPanelRows = 128;
@@ -74,7 +29,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   const std::uint64_t element = size_of(element_type(training.precision));
   const std::int64_t samples = training.samples;
   CpuLayout layout;
-  Space arena(network, training);
+  ArenaSpace arena(network, training, kCacheLine);
 
   std::int64_t widest = 0;  // of all layers' outputs
   for (int index = 0; index < network.layers(); ++index) {
@@ -120,14 +75,14 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     layout.y = arena.take(samples, network.widths.back(), element);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
   }
-  const auto take_activations = [&](Space& space, std::int64_t rows) {
+  const auto take_activations = [&](ArenaSpace& space, std::int64_t rows) {
     for (std::size_t index = 0; index < layout.layers.size(); ++index) {
       CpuLayout::Layer& layer = layout.layers[index];
       if (static_cast<std::int64_t>(index) < last) layer.hidden = space.take(rows, layer.out_features, element);
       layer.gradient = space.take(rows, layer.out_features, element);
     }
   };
-  Space scratch(network, training);
+  ArenaSpace scratch(network, training, kCacheLine);
   if (samples > 0 && layout.chunked) {
     layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
     take_activations(scratch, layout.panel_rows);

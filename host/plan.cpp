@@ -8,6 +8,7 @@
 #include <deviceloop/error.h>
 
 #include "cpu_layout.h"
+#include "graph_layout.h"
 #include "text.h"
 
 namespace deviceloop {
@@ -18,6 +19,12 @@ namespace {
 constexpr double kOneThreadUs = 1000;
 // What a step costs beside arithmetic, for each layer.
 constexpr double kLayerUs = 1;
+
+// A kernel of a graph on Hopper takes 1.24 to 1.4 us; see reference figures in bench/NOTES.md.
+constexpr double kNodeUs = 1.3;
+// A multiprocessor's fused multiply-adds a clock, its clock, and the part of that rate that products reach: an
+// estimate.
+constexpr double kLanesOfAMultiprocessor = 128, kGpuGhz = 1.7, kGemmEfficiency = 0.7;
 
 std::string text(double value) {
   char buffer[32];
@@ -90,7 +97,28 @@ Candidate ask_cpu(const NetworkSpec& network, const TrainingSpec& training, cons
   return candidate;
 }
 
-Candidate ask_gpu(ExecutorKind kind, const TrainingSpec& training, const DeviceCaps& caps) {
+// The graph executor's answer for one GPU.
+void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps, const GpuCaps& gpu,
+               Candidate& candidate) {
+  const GraphLayout layout = make_graph_layout(network, training);
+  candidate.bytes = layout.bytes;
+  const double lanes = kLanesOfAMultiprocessor / (training.precision == Precision::fp32 ? 1 : 2);
+  const double gflops = kGemmEfficiency * kGpuGhz * 2 * lanes * gpu.multiprocessors;
+  candidate.predicted_us_per_step = training.samples > 0 ? step_flops(network, training) / (gflops * 1e3) +
+                                                               kNodeUs * static_cast<double>(layout.nodes_per_step)
+                                                         : 0;
+  if (layout.has_gemm && !caps.no_cublaslt_reason.empty()) {
+    candidate.reason = caps.no_cublaslt_reason;
+  } else if (gpu.memory_bytes != 0 && candidate.bytes > gpu.memory_bytes) {
+    candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of the GPU's memory, which is " +
+                       bytes_text(gpu.memory_bytes) + "; use smaller layers or fewer samples";
+  } else {
+    candidate.accepted = true;
+    candidate.reason = gpu.name + " replays captured steps";
+  }
+}
+
+Candidate ask_gpu(ExecutorKind kind, const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps) {
   Candidate candidate;
   candidate.executor = kind;
   if (training.device.kind == DeviceKind::cpu)
@@ -100,6 +128,8 @@ Candidate ask_gpu(ExecutorKind kind, const TrainingSpec& training, const DeviceC
   else if (training.device.index >= static_cast<int>(caps.gpus.size()))
     candidate.reason = "there is no CUDA device " + std::to_string(training.device.index) + ", only " +
                        std::to_string(caps.gpus.size()) + ", counted from 0";
+  else if (kind == ExecutorKind::graph)
+    ask_graph(network, training, caps, caps.gpus[static_cast<std::size_t>(training.device.index)], candidate);
   else
     candidate.reason = "this version does not have it yet";
   return candidate;
@@ -141,7 +171,8 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
 
   Plan plan;
   plan.device = training.device.index;
-  plan.candidates = {ask_gpu(ExecutorKind::persistent, training, caps), ask_gpu(ExecutorKind::graph, training, caps),
+  plan.candidates = {ask_gpu(ExecutorKind::persistent, network, training, caps),
+                     ask_gpu(ExecutorKind::graph, network, training, caps),
                      ask_cpu(network, training, caps.cpu, plan.threads)};
 
   const auto wanted = [&](const Candidate& candidate) { return !forced || candidate.executor == *forced; };
@@ -154,7 +185,7 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
                         "; use the plan 'cpu' or 'auto'");
     }
     if (training.device.kind == DeviceKind::cuda)
-      throw Unsupported("CUDA device " + std::to_string(training.device.index) + ": " + plan.candidates.front().reason +
+      throw Unsupported("CUDA device " + std::to_string(training.device.index) + ": " + plan.candidates[1].reason +
                         "; use the device 'cpu' or 'auto'");
     throw InvalidArgument("plan 'cpu': " + plan.candidates.back().reason);
   }
@@ -163,6 +194,8 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
                      : training.device.kind == DeviceKind::cpu          ? "the CPU was asked for"
                      : caps.gpus.empty() && !caps.no_gpu_reason.empty() ? "no GPU to use: " + caps.no_gpu_reason
                                                                         : "no executor of a GPU takes it";
+  else if (forced)
+    chosen->reason = std::string("the plan '") + name(*forced) + "' was asked for";
   plan.executor = chosen->executor;
   plan.reason = chosen->reason;
   plan.bytes = chosen->bytes;

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../cuda/kernels/layout.h"
+#include "kernel_layout.h"
 
 namespace deviceloop::cuda {
 namespace {

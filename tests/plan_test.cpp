@@ -8,6 +8,8 @@
 #include <deviceloop/error.h>
 #include <deviceloop/plan.h>
 
+#include "graph_layout.h"
+
 namespace deviceloop {
 namespace {
 
@@ -101,6 +103,64 @@ TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
   caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37});
   training.device.index = 3;
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training, caps), "no CUDA device 3");
+}
+
+DeviceCaps machine_with_gpu(std::uint64_t memory = std::uint64_t{1} << 37) {
+  DeviceCaps caps = machine();
+  caps.no_gpu_reason.clear();
+  caps.gpus.push_back({"GPU 0", 0, 90, 132, memory});
+  caps.gpus.push_back({"GPU 1", 1, 80, 108, memory});
+  return caps;
+}
+
+TEST(MakePlan, TakesTheGraphOnAGpu) {
+  const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), machine_with_gpu());
+  EXPECT_EQ(plan.executor, ExecutorKind::graph);
+  EXPECT_CONTAINS(plan.reason, "GPU 0");
+  EXPECT_EQ(plan.bytes, make_graph_layout(network_of({1000, 100, 1}), training_of(128)).bytes);
+  EXPECT_GT(plan.predicted_us_per_step, 0);
+  EXPECT_EQ(plan.device, 0);
+  TrainingSpec training = training_of(128);
+  training.device = {DeviceKind::cuda, 1};
+  const Plan second = make_plan(network_of({1000, 100, 1}), training, machine_with_gpu());
+  EXPECT_EQ(second.device, 1);
+  EXPECT_CONTAINS(second.reason, "GPU 1");
+  training.device = {DeviceKind::cpu, 0};
+  EXPECT_EQ(make_plan(network_of({1000, 100, 1}), training, machine_with_gpu()).executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(
+      make_plan(network_of({1000, 100, 1}), training_of(128), machine_with_gpu(), ExecutorKind::graph).reason,
+      "asked for");
+}
+
+TEST(MakePlan, WithoutCublasLtTheGraphTakesNarrowLayersOnly) {
+  DeviceCaps caps = machine_with_gpu();
+  caps.no_cublaslt_reason = "cuBLASLt was not found: somewhere";
+  EXPECT_EQ(make_plan(network_of({1000, 16, 1}), training_of(128), caps).executor, ExecutorKind::graph);
+  EXPECT_EQ(make_plan(network_of({1000, 17, 1}), training_of(128), caps).executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({1000, 17, 1}), training_of(128), caps, ExecutorKind::graph),
+                  "cuBLASLt was not found: somewhere");
+}
+
+TEST(MakePlan, WhatDoesNotFitIntoTheGpuIsRefusedWithBothNumbers) {
+  const DeviceCaps caps = machine_with_gpu(std::uint64_t{40} << 20);
+  EXPECT_EQ(make_plan(network_of({1000, 1000, 1}), training_of(1000), caps).executor, ExecutorKind::cpu);
+  TrainingSpec training = training_of(1000);
+  training.device = {DeviceKind::cuda, 0};
+  const std::string message = message_of<Unsupported>(network_of({1000, 1000, 1}), training, caps);
+  EXPECT_CONTAINS(message, "of the GPU's memory, which is 40.0 MiB");
+}
+
+TEST(GraphLayout, CountsTheKernelsOfAStep) {
+  const auto nodes = [](std::vector<std::int64_t> widths, std::int64_t samples, bool bias) {
+    NetworkSpec network = network_of(std::move(widths));
+    network.bias = bias;
+    return make_graph_layout(network, training_of(samples)).nodes_per_step;
+  };
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 6);  // GEMM, ReLU, layer, error, its gradient, GEMM
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 8);   // and two bias updates
+  EXPECT_EQ(nodes({5, 1}, 10, false), 3);           // layer, error, gradient
+  EXPECT_EQ(nodes({50, 40, 30}, 128, false), 8);    // GEMM, ReLU, GEMM, error, then two GEMMs, mask, GEMM
+  EXPECT_EQ(nodes({5, 1}, 100000, false), 5);       // sums in two stages
 }
 
 TEST(MakePlan, ContradictionsAreInvalid) {

@@ -92,11 +92,6 @@ void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t featu
   launch_bias<false>(z, z, bias, batch, features, stream);
 }
 
-std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
-  const PanelLayout layout = row_sum_layout(batch, features);
-  return layout.tiles_down == 1 ? 0 : layout.tiles_down * features;
-}
-
 namespace {
 
 template <class T, class Finish>

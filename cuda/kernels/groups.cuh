@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "../../host/kernel_layout.h"
 #include "../runtime/device.cuh"
-#include "layout.h"
 
 namespace deviceloop::cuda {
 

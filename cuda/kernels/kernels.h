@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "../../host/kernel_layout.h"
+
 namespace deviceloop::cuda {
 
 template <class T>
@@ -43,8 +45,6 @@ void launch_squared_error(double* loss, T* gradient, const T* prediction, const 
 template <class T>
 void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction, const T* target, std::int64_t count,
                           double* slots, cudaStream_t stream);
-template <class T>
-std::int64_t squared_error_slots(std::int64_t count);
 
 /// `slots` holds column_sums_slots(batch, features) doubles, and is not used where that is 0.
 template <class T>
@@ -54,7 +54,6 @@ void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64
 template <class T>
 void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64_t batch, std::int64_t features,
                         double* slots, cudaStream_t stream);
-std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features);
 
 template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
@@ -69,6 +68,5 @@ template <class T>
 void launch_narrow_linear_update(T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
                                  std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
                                  cudaStream_t stream);
-std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features, int out_features);
 
 }  // namespace deviceloop::cuda

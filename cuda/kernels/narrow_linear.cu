@@ -148,11 +148,6 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
   });
 }
 
-std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features, int out_features) {
-  const PanelLayout layout = row_sum_layout(batch, in_features);
-  return layout.tiles_down == 1 ? 0 : layout.tiles_down * in_features * out_features;
-}
-
 namespace {
 
 template <class T, class Finish>

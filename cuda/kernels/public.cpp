@@ -279,7 +279,7 @@ std::size_t narrow_linear_gradient_workspace(std::int64_t batch, std::int64_t in
   constexpr const char* function = "narrow_linear_gradient_workspace";
   check_outputs(function, out_features);
   bytes_of(function, batch, in_features, sizeof(double) * static_cast<std::size_t>(kMaxNarrowOutputs));
-  return slot_bytes(narrow_linear_gradient_slots(batch, in_features, static_cast<int>(out_features)));
+  return slot_bytes(narrow_linear_gradient_slots(batch, in_features, out_features));
 }
 
 void sgd_update(float* weights, const float* dweights, float learning_rate, std::int64_t count, Stream stream) {

@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "../../host/elementwise.h"
+#include "../../host/kernel_layout.h"
 #include "../runtime/device.cuh"
 #include "../runtime/launch.h"
-#include "layout.h"
 
 namespace deviceloop::cuda {
 

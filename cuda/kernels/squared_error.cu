@@ -59,24 +59,10 @@ __global__ void __launch_bounds__(kThreads)
   if (thread == 0) finish(block, total);
 }
 
-template <class T>
-std::int64_t blocks_for(std::int64_t count) {
-  return group_blocks(count, kVector<T>);
-}
-
-}  // namespace
-
-template <class T>
-std::int64_t squared_error_slots(std::int64_t count) {
-  return blocks_for<T>(count) == 1 ? 0 : blocks_for<T>(count);
-}
-
-namespace {
-
 template <class T, class Finish>
 void launch_squared_error_to(const Finish& finish, T* gradient, const T* prediction, const T* target,
                              std::int64_t count, double* slots, cudaStream_t stream) {
-  const std::int64_t blocks = blocks_for<T>(count);
+  const std::int64_t blocks = group_blocks(count, kVector<T>);
   const bool aligned = aligned_to_16(gradient, prediction, target);
   const auto launch_blocks = [&](const auto& finish_block) {
     using FinishBlock = std::decay_t<decltype(finish_block)>;
@@ -103,8 +89,6 @@ void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction
   launch_squared_error_to(Append{ring}, gradient, prediction, target, count, slots, stream);
 }
 
-template std::int64_t squared_error_slots<float>(std::int64_t);
-template std::int64_t squared_error_slots<double>(std::int64_t);
 template void launch_squared_error(double*, float*, const float*, const float*, std::int64_t, double*, cudaStream_t);
 template void launch_squared_error(double*, double*, const double*, const double*, std::int64_t, double*, cudaStream_t);
 

@@ -45,6 +45,8 @@ struct DeviceCaps {
   CpuCaps cpu;
   std::vector<GpuCaps> gpus;
   std::string no_gpu_reason;  ///< why `gpus` is empty: "built without CUDA", "no CUDA device: no driver found"
+  /// Why GPUs cannot multiply matrices: "cuBLASLt was not found: ...". Empty where they can.
+  std::string no_cublaslt_reason;
 };
 
 /// What this process can use now. Never throws because a GPU is absent.

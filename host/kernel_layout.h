@@ -1,11 +1,12 @@
-// Which elements a thread of a kernel takes: functions of the sizes alone, so that sums have one order everywhere; in
-// 64 bits; and free of CUDA, so that they are tested at sizes that no test can allocate.
+// Which elements a thread of a CUDA kernel takes: functions of the sizes alone, so that sums have one order everywhere;
+// in 64 bits; and free of CUDA, so that they are tested at sizes that no test can allocate, and that the planner counts
+// what they need.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "../../host/elementwise.h"
+#include "elementwise.h"
 
 namespace deviceloop::cuda {
 
@@ -99,6 +100,21 @@ constexpr SlotLayout slot_layout(std::int64_t outputs, std::int64_t slots) {
   layout.lanes = power_of_two(slots, kThreads);
   layout.blocks = divide_up(outputs, kThreads / layout.lanes);
   return layout;
+}
+
+/// Slots of a sum whose blocks each leave one partial sum: none where a single block has the result.
+constexpr std::int64_t slots_of(std::int64_t blocks) { return blocks <= 1 ? 0 : blocks; }
+
+template <class T>
+constexpr std::int64_t squared_error_slots(std::int64_t count) {
+  return slots_of(group_blocks(count, kVector<T>));
+}
+constexpr std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
+  return slots_of(row_sum_layout(batch, features).tiles_down) * features;
+}
+constexpr std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features,
+                                                    std::int64_t out_features) {
+  return slots_of(row_sum_layout(batch, in_features).tiles_down) * in_features * out_features;
 }
 
 /// Rows that a warp of the narrow layer takes together, to use each weight that it loads for all of them. Few rows are

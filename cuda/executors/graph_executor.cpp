@@ -1,0 +1,365 @@
+// A step is a handful of kernels: products by cuBLASLt or, for narrow layers, own kernels, and own kernels around them.
+// Steps are captured once, a chunk to a graph, and replayed; between chunks the host only enqueues. Each step numbers
+// its loss by a counter on the device; the losses of a chunk are copied out on a second stream while the next one runs.
+//
+// Memory (host/graph_layout.h): the activations H of a layer are overwritten by its dZ, once the layer above has used
+// them; only dH below a GEMM has a place of its own. A layer's dH is enqueued before its weights change.
+#include "graph_executor.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/error.h>
+
+#include "../../host/graph_layout.h"
+#include "../../host/matrix_ops.h"
+#include "../../host/parameters.h"
+#include "../kernels/kernels.h"
+#include "../runtime/gemm.h"
+#include "../runtime/graph.h"
+#include "../runtime/owners.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+template <class T>
+constexpr cudaDataType_t kDataType = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_64F;
+
+template <class T>
+class GraphExecutor final : public Executor {
+ public:
+  GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
+      : network_(network),
+        samples_(training.samples),
+        parameters_(parameter_layout(network)),
+        layout_(make_graph_layout(network, training)),
+        device_(plan.device) {
+    const CurrentDevice current(device_);
+    resources_.emplace(layout_.bytes);
+    if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
+    const T rate = static_cast<T>(training.optimizer.learning_rate);
+    const std::array<T, 4> scalars = {T(1), T(0), -rate, rate};
+    upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
+    if (samples_ > 0) step_gemms_ = make_gemms(samples_, true);
+  }
+
+  ~GraphExecutor() override {
+    // Work that still runs must not lose its memory; what fails now has failed before.
+    if (resources_) cudaStreamSynchronize(stream());
+    if (resources_) cudaStreamSynchronize(resources_->copies.get());
+  }
+
+  void set_data(ConstMatrix x, ConstMatrix y) override {
+    alive([&] {
+      upload_matrix(at<T>(layout_.x), x);
+      upload_matrix(at<T>(layout_.y), y);
+    });
+  }
+
+  void enqueue(std::int64_t steps) override {
+    if (steps == 0) return;
+    alive([&] { enqueue_steps(steps); });
+  }
+
+  void losses(std::span<double> out) override {
+    if (out.empty()) return;
+    alive([&] {
+      DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(resources_->copied[last_half_].get()));
+      std::memcpy(out.data(), static_cast<const double*>(pinned_.data()) + fetched_, out.size_bytes());
+      fetched_ += static_cast<std::int64_t>(out.size());
+    });
+  }
+
+  void finish() override {
+    alive([&] { DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream())); });
+  }
+
+  double loss() override {
+    double loss = 0;
+    alive([&] {
+      enqueue_forward();
+      launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), output(), at<T>(layout_.y), errors(),
+                           at<double>(layout_.slots), stream());
+      download(&loss, at<double>(layout_.loss), sizeof loss);
+    });
+    return loss;
+  }
+
+  void read_state(int index, Matrix out) override {
+    alive([&] {
+      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
+      std::vector<T> values(static_cast<std::size_t>(info.rows * info.columns));
+      download(values.data(), parameter(info), values.size() * sizeof(T));
+      convert(out, ConstMatrix(values.data(), info.rows, info.columns));
+    });
+  }
+
+  void write_state(int index, ConstMatrix in) override {
+    alive([&] { upload_matrix(parameter(parameters_[static_cast<std::size_t>(index)]), in); });
+  }
+
+  void predict(ConstMatrix x, Matrix out) override {
+    alive([&] {
+      if (!predict_gemms_) predict_gemms_ = make_gemms(layout_.predict_rows, false);
+      std::vector<T> values;
+      for (std::int64_t first = 0; first < x.rows; first += layout_.predict_rows) {
+        const std::int64_t rows = std::min(layout_.predict_rows, x.rows - first);
+        upload_matrix(at<T>(layout_.predict_input), rows_of(x, first, rows));
+        const T* const result = enqueue_predict();
+        values.resize(static_cast<std::size_t>(rows * out.columns));
+        download(values.data(), result, values.size() * sizeof(T));
+        convert(rows_of(out, first, rows), ConstMatrix(values.data(), rows, out.columns));
+      }
+    });
+  }
+
+ private:
+  using Layer = GraphLayout::Layer;
+
+  /// The products of a layer; empty for a narrow one.
+  struct LayerGemms {
+    std::optional<Gemm> forward, input_gradient, weight_update;
+  };
+  using Gemms = std::vector<LayerGemms>;
+
+  struct Resources {
+    explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
+    DeviceBuffer arena;
+    StreamOwner stream;
+    StreamOwner copies;                ///< of losses, beside the steps
+    std::array<EventOwner, 2> done;    ///< the steps of the chunk in that half of the ring
+    std::array<EventOwner, 2> copied;  ///< its losses are on the host
+  };
+
+  /// Runs `call` on the executor's device; what it throws as DeviceError is the end of the executor.
+  template <class Call>
+  void alive(Call call) {
+    if (!cause_of_death_.empty())
+      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
+                            "; make a new one",
+                        "deviceloop", 0, "", "", 0);
+    try {
+      const CurrentDevice current(device_);
+      call();
+    } catch (const DeviceError& error) {
+      cause_of_death_ = error.what();
+      throw;
+    }
+  }
+
+  cudaStream_t stream() const { return resources_->stream.get(); }
+
+  template <class Element>
+  Element* at(std::uint64_t offset) const {
+    return reinterpret_cast<Element*>(static_cast<std::byte*>(resources_->arena.data()) + offset);
+  }
+  const T* one() const { return at<T>(layout_.scalars); }
+  const T* zero() const { return one() + 1; }
+  const T* negative_rate() const { return one() + 2; }
+  const T* rate() const { return one() + 3; }
+
+  bool is_last(std::size_t index) const { return index + 1 == layout_.layers.size(); }
+  T* weight(const Layer& layer) const { return at<T>(layer.weight); }
+  T* bias(const Layer& layer) const { return network_.bias ? at<T>(layer.bias) : nullptr; }
+  T* output() const { return at<T>(layout_.layers.back().hidden); }
+  std::int64_t errors() const { return samples_ * network_.widths.back(); }
+  T* parameter(const ParameterInfo& info) const {
+    const Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
+    return at<T>(info.is_bias ? layer.bias : layer.weight);
+  }
+
+  template <class View>
+  static View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
+    using Byte = std::conditional_t<std::is_same_v<View, Matrix>, std::byte, const std::byte>;
+    matrix.data =
+        static_cast<Byte*>(matrix.data) + static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
+    matrix.rows = rows;
+    return matrix;
+  }
+
+  // ---- to the device and back; both wait
+
+  void upload(void* to, const void* from, std::size_t bytes) {
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+  void download(void* to, const void* from, std::size_t bytes) {
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+  void upload_matrix(T* to, ConstMatrix from) {
+    std::vector<T> values(static_cast<std::size_t>(from.rows * from.columns));
+    convert(Matrix(values.data(), from.rows, from.columns), from);
+    upload(to, values.data(), values.size() * sizeof(T));
+  }
+
+  // ---- a step
+
+  Gemms make_gemms(std::int64_t rows, bool backward) const {
+    Gemms gemms(layout_.layers.size());
+    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
+      const Layer& layer = layout_.layers[index];
+      if (layer.narrow) continue;
+      const auto make = [&](const GemmShape& shape) { return Gemm(*library_, shape, kDataType<T>); };
+      gemms[index].forward = make({rows, layer.out_features, layer.in_features, false, false});
+      if (!backward) continue;
+      if (index > 0) gemms[index].input_gradient = make({rows, layer.in_features, layer.out_features, false, true});
+      gemms[index].weight_update = make({layer.in_features, layer.out_features, rows, true, false});
+    }
+    return gemms;
+  }
+
+  /// out [rows, out_features] = activation(in W + b)
+  void enqueue_layer(const Gemms& gemms, std::size_t index, const T* in, T* out, std::int64_t rows) const {
+    const Layer& layer = layout_.layers[index];
+    if (layer.narrow)
+      launch_narrow_linear(out, in, weight(layer), is_last(index) ? bias(layer) : nullptr, rows, layer.in_features,
+                           static_cast<int>(layer.out_features), stream());
+    else
+      gemms[index].forward->run(one(), in, weight(layer), zero(), out, stream());
+    if (!is_last(index))
+      launch_bias_relu(out, out, bias(layer), rows, layer.out_features, stream());
+    else if (!layer.narrow && network_.bias)
+      launch_add_bias(out, bias(layer), rows, layer.out_features, stream());
+  }
+
+  void enqueue_forward() const {
+    const T* in = at<T>(layout_.x);
+    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
+      T* const out = at<T>(layout_.layers[index].hidden);
+      enqueue_layer(*step_gemms_, index, in, out, samples_);
+      in = out;
+    }
+  }
+
+  /// The gradient of layer `index`, which lies in place of its output, to its parameters, and to the layer below.
+  void enqueue_backward(std::size_t index) const {
+    const Layer& layer = layout_.layers[index];
+    const T* const dz = at<T>(layer.hidden);
+    double* const slots = at<double>(layout_.slots);
+    T* const below = index > 0 ? at<T>(layout_.layers[index - 1].hidden) : nullptr;
+    const T* const in = index > 0 ? below : at<T>(layout_.x);
+    if (layer.narrow) {
+      launch_narrow_linear_update(below, weight(layer), rate(), in, dz, samples_, layer.in_features,
+                                  static_cast<int>(layer.out_features), slots, stream());
+    } else {
+      const LayerGemms& gemms = (*step_gemms_)[index];
+      T* const dh = at<T>(layout_.gradient);
+      if (index > 0) gemms.input_gradient->run(one(), dz, weight(layer), zero(), dh, stream());
+      gemms.weight_update->run(negative_rate(), in, dz, one(), weight(layer), stream());
+      if (index > 0) launch_mask_gradient<T>(below, below, dh, samples_ * layer.in_features, stream());
+    }
+    if (network_.bias) launch_bias_update(bias(layer), dz, rate(), samples_, layer.out_features, slots, stream());
+  }
+
+  void enqueue_step() const {
+    enqueue_forward();
+    const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
+    launch_squared_error(ring, output(), output(), at<T>(layout_.y), errors(), at<double>(layout_.slots), stream());
+    for (std::size_t index = layout_.layers.size(); index-- > 0;) enqueue_backward(index);
+  }
+
+  // ---- a run
+
+  void enqueue_steps(std::int64_t steps) {
+    const std::int64_t per_launch = layout_.steps_per_launch;
+    if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
+    if (steps % per_launch != 0 && !single_) single_ = captured(1);
+    make_room(steps);
+    const cudaStream_t copies = resources_->copies.get();
+    // Losses are numbered from 0 again, once those of the call before have been copied.
+    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), resources_->copied[last_half_].get(), 0));
+    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::int64_t>(layout_.steps), 0, sizeof(std::int64_t), stream()));
+    auto* const host = static_cast<double*>(pinned_.data());
+    for (std::int64_t done = 0, chunk = 0; done < steps; ++chunk) {
+      const std::int64_t count = std::min(per_launch, steps - done);
+      const auto half = static_cast<std::size_t>(chunk % 2);
+      const EventOwner& copied = resources_->copied[half];
+      if (chunk >= 2) DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), copied.get(), 0));
+      if (count == per_launch)
+        chunk_.launch(stream());
+      else
+        for (std::int64_t step = 0; step < count; ++step) single_.launch(stream());
+      const EventOwner& finished = resources_->done[half];
+      DEVICELOOP_CHECK_CUDA(cudaEventRecord(finished.get(), stream()));
+      DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, finished.get(), 0));
+      DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(
+          host + enqueued_ + done, at<double>(layout_.losses) + static_cast<std::int64_t>(half) * per_launch,
+          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost, copies));
+      DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied.get(), copies));
+      last_half_ = half;
+      done += count;
+    }
+    enqueued_ += steps;
+  }
+
+  Graph captured(std::int64_t steps) const {
+    return Graph::capture(stream(), [&](cudaStream_t) {
+      for (std::int64_t step = 0; step < steps; ++step) enqueue_step();
+    });
+  }
+
+  /// Pinned memory for `steps` more losses behind those that were not fetched yet, which come to its begin.
+  void make_room(std::int64_t steps) {
+    const std::int64_t kept = enqueued_ - fetched_;
+    if (kept > 0) DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(resources_->copied[last_half_].get()));
+    auto* const host = static_cast<double*>(pinned_.data());
+    const std::size_t needed = static_cast<std::size_t>(kept + steps) * sizeof(double);
+    if (needed > pinned_.bytes()) {
+      PinnedBuffer larger(needed);
+      if (kept > 0) std::memcpy(larger.data(), host + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
+      pinned_ = std::move(larger);
+    } else if (fetched_ > 0 && kept > 0) {
+      std::memmove(host, host + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
+    }
+    enqueued_ = kept;
+    fetched_ = 0;
+  }
+
+  // ---- prediction
+
+  const T* enqueue_predict() const {
+    const T* in = at<T>(layout_.predict_input);
+    T* const buffers[2] = {at<T>(layout_.predict_even), at<T>(layout_.predict_odd)};
+    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
+      T* const out = buffers[index % 2];
+      enqueue_layer(*predict_gemms_, index, in, out, layout_.predict_rows);
+      in = out;
+    }
+    return in;
+  }
+
+  const NetworkSpec network_;
+  const std::int64_t samples_;
+  const std::vector<ParameterInfo> parameters_;
+  const GraphLayout layout_;
+  const int device_;
+  std::string cause_of_death_;
+
+  std::optional<Resources> resources_;
+  std::optional<GemmLibrary> library_;
+  std::optional<Gemms> step_gemms_, predict_gemms_;
+  Graph chunk_, single_;  ///< steps_per_launch steps, and one
+
+  PinnedBuffer pinned_;  ///< losses, those not fetched yet from fetched_ to enqueued_
+  std::int64_t enqueued_ = 0;
+  std::int64_t fetched_ = 0;
+  std::size_t last_half_ = 0;  ///< whose event says that all losses so far were copied
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> make_graph_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                              const Plan& plan) {
+  if (training.precision == Precision::fp32) return std::make_unique<GraphExecutor<float>>(network, training, plan);
+  return std::make_unique<GraphExecutor<double>>(network, training, plan);
+}
+
+}  // namespace deviceloop::cuda

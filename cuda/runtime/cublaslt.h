@@ -1,0 +1,45 @@
+// cuBLASLt as a table of the functions in use, filled at run time: linked, it would cost every process about 50 ms and
+// 150 MB at its start, and keep programs without CUDA from linking at all. tests/simt has a table of its own.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <string>
+
+namespace deviceloop::cuda {
+
+struct CublasLt {
+  decltype(&cublasLtGetVersion) get_version = nullptr;
+  decltype(&cublasLtGetStatusName) get_status_name = nullptr;
+  decltype(&cublasLtCreate) create = nullptr;
+  decltype(&cublasLtDestroy) destroy = nullptr;
+  decltype(&cublasLtMatmulDescCreate) desc_create = nullptr;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy = nullptr;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set_attribute = nullptr;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create = nullptr;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create = nullptr;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy = nullptr;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set_attribute = nullptr;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) get_heuristic = nullptr;
+  decltype(&cublasLtMatmulAlgoConfigGetAttribute) algo_get_attribute = nullptr;
+  decltype(&cublasLtMatmul) matmul = nullptr;
+};
+
+/// The table, filled by the first call that finds the library: what the process has loaded already, the environment's
+/// DEVICELOOP_CUBLASLT (a file), the loader's path, the folders of the CUDA toolkit, those of Python's packages. Throws
+/// Unsupported, with what was tried, where there is none or one of another major version than the build's.
+const CublasLt& cublaslt();
+
+/// Throws DeviceError for a status that `expression` returned at file:line.
+[[noreturn]] void throw_cublaslt_error(cublasStatus_t status, const char* expression, const char* file, int line);
+
+inline void check_cublaslt(cublasStatus_t status, const char* expression, const char* file, int line) {
+  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
+    throw_cublaslt_error(status, expression, file, line);
+}
+
+}  // namespace deviceloop::cuda
+
+/// Checks a call through the table.
+#define DEVICELOOP_CHECK_CUBLASLT(call) ::deviceloop::cuda::check_cublaslt((call), #call, __FILE__, __LINE__)

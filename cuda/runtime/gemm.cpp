@@ -1,0 +1,93 @@
+#include "gemm.h"
+
+#include <deviceloop/error.h>
+
+namespace deviceloop::cuda {
+namespace {
+
+template <class Value>
+void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().desc_set_attribute(desc, attribute, &value, sizeof value));
+}
+
+struct DestroyPreference {
+  void operator()(cublasLtMatmulPreference_t preference) const { cublaslt().preference_destroy(preference); }
+};
+using Preference = std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, DestroyPreference>;
+
+Preference make_preference() {
+  cublasLtMatmulPreference_t made = nullptr;
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().preference_create(&made));
+  Preference preference(made);
+  const std::uint64_t bytes = GemmLibrary::kWorkspaceBytes;
+  DEVICELOOP_CHECK_CUBLASLT(
+      cublaslt().preference_set_attribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
+  return preference;
+}
+
+/// An attribute of an algorithm, or -1 where it has none.
+std::int64_t attribute_of(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute) {
+  std::int32_t value = -1;
+  std::size_t written = 0;
+  return cublaslt().algo_get_attribute(&algorithm, attribute, &value, sizeof value, &written) == CUBLAS_STATUS_SUCCESS
+             ? value
+             : -1;
+}
+
+}  // namespace
+
+GemmLibrary::GemmLibrary(void* workspace) : workspace_(workspace) {
+  cublasLtHandle_t handle = nullptr;
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().create(&handle));
+  handle_.reset(handle);
+}
+
+Gemm::Layout Gemm::make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns) {
+  // A row-major matrix is to the library, which counts by columns, the transposed one.
+  cublasLtMatrixLayout_t layout = nullptr;
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().layout_create(&layout, type, static_cast<std::uint64_t>(columns),
+                                                     static_cast<std::uint64_t>(rows), columns));
+  return Layout(layout);
+}
+
+Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type) : library_(&library) {
+  cublasLtMatmulDesc_t desc = nullptr;
+  const bool is_double = type == CUDA_R_64F;
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().desc_create(&desc, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, type));
+  desc_.reset(desc);
+  // out^T = op(b)^T op(a)^T: what is a here is the library's B.
+  const cublasOperation_t transpose_a = shape.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t transpose_b = shape.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  set(desc, CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
+  set(desc, CUBLASLT_MATMUL_DESC_TRANSB, transpose_b);
+  set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, std::int32_t{CUBLASLT_POINTER_MODE_DEVICE});
+  a_ = shape.transpose_a ? make_layout(type, shape.inner, shape.rows) : make_layout(type, shape.rows, shape.inner);
+  b_ =
+      shape.transpose_b ? make_layout(type, shape.columns, shape.inner) : make_layout(type, shape.inner, shape.columns);
+  out_ = make_layout(type, shape.rows, shape.columns);
+
+  const Preference preference = make_preference();
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  const std::string name =
+      std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + " x " + std::to_string(shape.inner);
+  const cublasStatus_t status = cublaslt().get_heuristic(library.handle(), desc, b_.get(), a_.get(), out_.get(),
+                                                         out_.get(), preference.get(), 1, &result, &found);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0))
+    throw Unsupported("cuBLASLt has no algorithm for a product of " + name + "; use the plan 'cpu'");
+  DEVICELOOP_CHECK_CUBLASLT(status);
+  algorithm_ = result.algo;
+  description_ = name + ": algorithm " + std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_ID)) + ", tile " +
+                 std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_TILE_ID)) + ", split " +
+                 std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_SPLITK_NUM)) + ", workspace " +
+                 std::to_string(result.workspaceSize) + " B";
+}
+
+void Gemm::run(const void* alpha, const void* a, const void* b, const void* beta, void* out,
+               cudaStream_t stream) const {
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().matmul(library_->handle(), desc_.get(), alpha, b, b_.get(), a, a_.get(), beta,
+                                              out, out_.get(), out, out_.get(), &algorithm_, library_->workspace(),
+                                              GemmLibrary::kWorkspaceBytes, stream));
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,78 @@
+// Matrix products by cuBLASLt on row-major matrices without gaps.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+#include "cublaslt.h"
+
+namespace deviceloop::cuda {
+
+/// out [rows, columns] = alpha op(a) op(b) + beta out, with op(a) [rows, inner] and op(b) [inner, columns].
+struct GemmShape {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::int64_t inner = 0;
+  bool transpose_a = false;  ///< a is [inner, rows]
+  bool transpose_b = false;  ///< b is [columns, inner]
+};
+
+/// cuBLASLt on the current device, with the memory that its products share; they run on one stream, one after the
+/// other.
+class GemmLibrary {
+ public:
+  /// The library's own share of the plan's bytes: what NVIDIA recommends for Hopper.
+  static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+  /// `workspace` has kWorkspaceBytes on a border of 256 bytes and outlives it. Throws Unsupported as cublaslt does.
+  explicit GemmLibrary(void* workspace);
+
+  cublasLtHandle_t handle() const { return handle_.get(); }
+  void* workspace() const { return workspace_; }
+
+ private:
+  struct Destroy {
+    void operator()(cublasLtHandle_t handle) const { cublaslt().destroy(handle); }
+  };
+  std::unique_ptr<cublasLtContext, Destroy> handle_;
+  void* workspace_;
+};
+
+/// One product of float or double, in exactly that precision: no TF32.
+class Gemm {
+ public:
+  /// Takes the first of the library's proposals, which is the same in every process. Throws DeviceError where it has
+  /// none.
+  Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type);
+
+  /// Enqueues it. alpha and beta lie in device memory, so that a captured graph follows them.
+  void run(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream) const;
+
+  /// Which algorithm was chosen, for reports: "128 x 100 x 1000: algorithm 21, tile 20, split 1, workspace 0 B".
+  const std::string& description() const { return description_; }
+
+ private:
+  struct DestroyDesc {
+    void operator()(cublasLtMatmulDesc_t desc) const { cublaslt().desc_destroy(desc); }
+  };
+  struct DestroyLayout {
+    void operator()(cublasLtMatrixLayout_t layout) const { cublaslt().layout_destroy(layout); }
+  };
+  using Desc = std::unique_ptr<std::remove_pointer_t<cublasLtMatmulDesc_t>, DestroyDesc>;
+  using Layout = std::unique_ptr<std::remove_pointer_t<cublasLtMatrixLayout_t>, DestroyLayout>;
+
+  static Layout make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns);
+
+  const GemmLibrary* library_;
+  Desc desc_;
+  Layout a_, b_, out_;
+  cublasLtMatmulAlgo_t algorithm_{};
+  std::string description_;
+};
+
+}  // namespace deviceloop::cuda

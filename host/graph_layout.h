@@ -1,0 +1,57 @@
+// How the graph executor uses its memory: a plain function of the shape, so that the planner counts the bytes that the
+// executor takes, without a device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// Offsets are in bytes from the start of one arena in device memory, each a multiple of 256.
+struct GraphLayout {
+  struct Layer {
+    std::int64_t in_features = 0;
+    std::int64_t out_features = 0;
+    bool narrow = false;       ///< own kernels instead of GEMMs
+    std::uint64_t weight = 0;  ///< [in_features, out_features]
+    std::uint64_t bias = 0;    ///< [out_features]; only with bias
+    /// [samples, out_features]: H, and after the backward pass of the layer above dZ, or of the last layer the
+    /// prediction and then its gradient. H is not needed any more where dZ takes its place.
+    std::uint64_t hidden = 0;
+  };
+  std::vector<Layer> layers;
+
+  std::uint64_t x = 0;         ///< [samples, in_features]
+  std::uint64_t y = 0;         ///< [samples, outputs]
+  std::uint64_t gradient = 0;  ///< dH of one layer at a time, [samples, widest layer below one that is not narrow]
+
+  /// T: 1, 0, -learning_rate, learning_rate.
+  std::uint64_t scalars = 0;
+  std::uint64_t steps = 0;   ///< int64: the steps since losses were last numbered from 0
+  std::uint64_t losses = 0;  ///< double [2 * steps_per_launch]
+  std::uint64_t loss = 0;    ///< double: of loss() alone
+  std::uint64_t slots = 0;   ///< double: partial sums of one reduction at a time
+
+  bool has_gemm = false;
+  std::uint64_t gemm_workspace = 0;  ///< where has_gemm
+
+  std::int64_t predict_rows = 0;
+  std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
+  std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
+  std::uint64_t predict_odd = 0;
+
+  std::int64_t steps_per_launch = 1;
+  std::int64_t nodes_per_step = 0;  ///< kernels of a step, taking a GEMM for one
+  std::uint64_t bytes = 0;
+};
+
+/// Bytes that cuBLASLt works in; what NVIDIA recommends for Hopper.
+constexpr std::uint64_t kGemmWorkspaceBytes = std::uint64_t{32} << 20;
+
+/// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
+/// specifications have been validated.
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);
+
+}  // namespace deviceloop
