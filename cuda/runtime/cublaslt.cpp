@@ -118,16 +118,4 @@ const CublasLt& cublaslt() {
   return table;
 }
 
-void throw_cublaslt_error(cublasStatus_t status, const char* expression, const char* file, int line) {
-  std::string name = std::to_string(static_cast<int>(status));
-  try {
-    name = std::string(cublaslt().get_status_name(status)) + " (" + name + ")";
-  } catch (const Unsupported&) {
-    // The number must do.
-  }
-  throw DeviceError(std::string(expression) + " at " + file + ":" + std::to_string(line) + " failed: " + name +
-                        "; set CUBLASLT_LOG_LEVEL=5 in the environment to see why",
-                    "cuBLASLt", static_cast<int>(status), expression, file, line);
-}
-
 }  // namespace deviceloop::cuda
