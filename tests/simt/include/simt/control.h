@@ -1,0 +1,64 @@
+// What a test can ask of the fixture, and tell it. The fixture stands in for CUDA's runtime library: streams are queues
+// whose work runs on the host, and only when somebody waits for it, so that a missing wait shows; a query runs one
+// piece. Device memory is poisoned for AddressSanitizer except while such work runs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace simt {
+
+/// A kernel broke a rule of the machine: a barrier or shuffle that not all reach, too little shared memory. Thrown by
+/// the runtime call that made the kernel run, as is what a kernel throws itself; all pending work is then dropped.
+class KernelError : public std::logic_error {
+ public:
+  using std::logic_error::logic_error;
+};
+
+/// In which order the threads and blocks of a grid begin, and go on after a barrier. Every grid draws anew from the
+/// seed.
+enum class Order { kForward, kReverse, kRandom };
+void set_order(Order order, std::uint64_t seed = 0);
+
+struct Device {
+  std::string name = "host fixture";
+  int major = 9;
+  int minor = 0;
+  int multiprocessors = 132;
+  std::size_t memory = std::size_t{4} << 30;  ///< cudaMalloc fails beyond it
+};
+
+/// One is there at first. Without any, calls return `absent`: cudaErrorNoDevice or cudaErrorInsufficientDriver.
+void set_devices(std::vector<Device> devices, cudaError_t absent = cudaErrorNoDevice);
+
+/// The k-th runtime call from now, 1 the next and a launch among them, does nothing and returns `code`; one that gives
+/// something back does so all the same, that leaks can be counted. Codes 700 and 719 last until reset().
+void fail_call(int k, cudaError_t code);
+
+struct Counts {
+  int allocations = 0;  ///< on the device and pinned, as are frees
+  int frees = 0;
+  int synchronisations = 0;
+  int launches = 0;
+  int copies = 0;
+  int memsets = 0;
+  std::int64_t waits = 0;  ///< of kernel threads at barriers and shuffles, each a switch of fibers
+};
+Counts counts();
+
+/// Buffers, streams and events made and not given back.
+int live_objects();
+
+/// The kernels that ran in this process, without namespaces and template arguments.
+const std::set<std::string>& kernels_run();
+
+/// Drops pending work and goes back to zero counts, one device, forward order and no failure. Objects live on.
+void reset();
+
+}  // namespace simt

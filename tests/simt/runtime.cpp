@@ -1,0 +1,666 @@
+// The functions of CUDA's runtime that the project calls, in place of libcudart, and the fixture's controls. Whatever
+// they return is what CUDA's reference says of the same call.
+#include <cuda_runtime_api.h>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/error.h>
+
+#include "../../cuda/runtime/check.h"
+#include "../../cuda/runtime/launch.h"
+#include "grid.h"
+
+namespace {
+
+/// Work up to the one of this number, on a stream.
+struct Point {
+  CUstream_st* stream = nullptr;
+  std::uint64_t number = 0;
+};
+
+struct Work {
+  std::uint64_t number;  // rising over all streams
+  std::vector<Point> after;
+  std::function<void()> run;
+};
+
+}  // namespace
+
+struct CUstream_st {
+  int device = 0;
+  bool with_default = true;  ///< in order with the device's default stream
+  std::deque<Work> queue;
+};
+
+struct CUevent_st {
+  int device = 0;
+  Point recorded;
+};
+
+namespace {
+
+constexpr std::size_t kBorder = 256;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxSharedBytes = 227 << 10;
+
+struct Allocation {
+  std::size_t bytes;
+  bool on_device;
+  int device;
+};
+
+struct Failure {
+  int calls = 0;  ///< until it happens; 0 for none
+  cudaError_t code = cudaSuccess;
+};
+
+struct Settings {
+  simt::Order order = simt::Order::kForward;
+  std::uint64_t seed = 0;
+  std::vector<simt::Device> devices{simt::Device{}};
+  cudaError_t absent = cudaErrorNoDevice;
+  Failure failure;
+  cudaError_t sticky = cudaSuccess;
+  simt::Counts counts;
+};
+
+struct State {
+  std::recursive_mutex mutex;
+  Settings settings;
+  std::map<const char*, Allocation> allocations;
+  std::map<CUstream_st*, std::unique_ptr<CUstream_st>> streams;
+  std::map<int, CUstream_st> default_streams;
+  std::map<CUevent_st*, std::unique_ptr<CUevent_st>> events;
+  std::map<const void*, std::string> kernel_names;
+  std::set<std::string> kernels_run;
+  std::uint64_t last_number = 0;
+};
+
+State& state() {
+  static State& never_destroyed = *new State;
+  return never_destroyed;
+}
+
+simt::Counts& tally() { return state().settings.counts; }
+
+thread_local int current_device = 0;
+thread_local cudaError_t last_error = cudaSuccess;
+
+enum class Kind { kOrdinary, kRelease };
+
+/// Every runtime call: takes the lock, fails where it is to fail, and remembers the error.
+template <class Body>
+cudaError_t call(Body body, Kind kind = Kind::kOrdinary) {
+  const std::lock_guard lock(state().mutex);
+  Settings& settings = state().settings;
+  Failure& failure = settings.failure;
+  cudaError_t code = settings.devices.empty() ? settings.absent : settings.sticky;
+  if (code == cudaSuccess && failure.calls > 0 && --failure.calls == 0) code = failure.code;
+  if (code == cudaErrorIllegalAddress || code == cudaErrorLaunchFailure) settings.sticky = code;
+  if (code == cudaSuccess)
+    code = body();
+  else if (kind == Kind::kRelease)
+    body();
+  if (code != cudaSuccess && code != cudaErrorNotReady) last_error = code;
+  return code;
+}
+
+// Memory.
+
+/// The allocation that holds the byte, or null, and what is left of it from there.
+const Allocation* find_allocation(const void* pointer, std::size_t* left = nullptr) {
+  const auto& allocations = state().allocations;
+  const char* const byte = static_cast<const char*>(pointer);
+  auto found = allocations.upper_bound(byte);
+  if (found == allocations.begin()) return nullptr;
+  --found;
+  const auto offset = static_cast<std::size_t>(byte - found->first);
+  if (offset >= found->second.bytes) return nullptr;
+  if (left != nullptr) *left = found->second.bytes - offset;
+  return &found->second;
+}
+
+std::size_t used_memory(int device) {
+  std::size_t bytes = 0;
+  for (const auto& [memory, allocation] : state().allocations)
+    if (allocation.on_device && allocation.device == device) bytes += allocation.bytes;
+  return bytes;
+}
+
+cudaError_t allocate(void** pointer, std::size_t bytes, bool on_device) {
+  if (pointer == nullptr) return cudaErrorInvalidValue;
+  *pointer = nullptr;
+  if (bytes == 0) return cudaSuccess;
+  const std::size_t memory = state().settings.devices[static_cast<std::size_t>(current_device)].memory;
+  if (on_device && used_memory(current_device) + bytes > memory) return cudaErrorMemoryAllocation;
+  *pointer = ::operator new (bytes, std::align_val_t{kBorder});
+  std::memset(*pointer, 0xff, bytes);
+  if (on_device) __asan_poison_memory_region(*pointer, bytes);
+  state().allocations[static_cast<char*>(*pointer)] = {bytes, on_device, current_device};
+  ++tally().allocations;
+  return cudaSuccess;
+}
+
+/// While one lives, device memory can be touched.
+class DeviceAccess {
+ public:
+  DeviceAccess() {
+    if (depth_++ == 0) for_device_memory(__asan_unpoison_memory_region);
+  }
+  ~DeviceAccess() {
+    if (--depth_ == 0) for_device_memory(__asan_poison_memory_region);
+  }
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+
+ private:
+  static void for_device_memory(void (*change)(const volatile void*, std::size_t)) {
+    for (const auto& [memory, allocation] : state().allocations)
+      if (allocation.on_device) change(memory, allocation.bytes);
+  }
+  static inline int depth_ = 0;
+};
+
+// Streams.
+
+CUstream_st& default_stream(int device) {
+  return state().default_streams.try_emplace(device, CUstream_st{device, true, {}}).first->second;
+}
+
+bool is_default(const CUstream_st& stream) { return &default_stream(stream.device) == &stream; }
+
+/// The stream behind a handle, or null where there is none.
+CUstream_st* find_stream(cudaStream_t handle) {
+  if (handle == nullptr) return &default_stream(current_device);
+  return state().streams.count(handle) != 0 ? handle : nullptr;
+}
+
+template <class Visit>
+void for_streams_of(int device, Visit visit) {
+  visit(default_stream(device));
+  for (const auto& [handle, stream] : state().streams)
+    if (stream->device == device) visit(*stream);
+}
+
+std::uint64_t last_number(const CUstream_st& stream) { return stream.queue.empty() ? 0 : stream.queue.back().number; }
+
+std::uint64_t enqueue(CUstream_st& stream, std::function<void()> run, std::vector<Point> after = {}) {
+  for_streams_of(stream.device, [&](CUstream_st& other) {
+    const bool ordered = stream.with_default && other.with_default && is_default(stream) != is_default(other);
+    if (ordered && !other.queue.empty()) after.push_back({&other, last_number(other)});
+  });
+  const std::uint64_t number = ++state().last_number;
+  stream.queue.push_back({number, std::move(after), std::move(run)});
+  return number;
+}
+
+void drop_all_work() {
+  for (auto& [device, stream] : state().default_streams) stream.queue.clear();
+  for (auto& [handle, stream] : state().streams) stream->queue.clear();
+}
+
+/// Runs a stream's work up to that number, and first what each piece waits for.
+void run_until(CUstream_st& stream, std::uint64_t number) {
+  const DeviceAccess access;
+  while (!stream.queue.empty() && stream.queue.front().number <= number) {
+    const Work work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    for (const Point& point : work.after) run_until(*point.stream, point.number);
+    try {
+      work.run();
+    } catch (...) {
+      drop_all_work();
+      throw;
+    }
+  }
+}
+
+void run_all(CUstream_st& stream) { run_until(stream, last_number(stream)); }
+
+/// Nothing waits for a stream without work.
+void forget(const CUstream_st* stream) {
+  for (auto& [handle, event] : state().events)
+    if (event->recorded.stream == stream) event->recorded = {};
+  const auto forget_in = [stream](CUstream_st& other) {
+    for (Work& work : other.queue)
+      std::erase_if(work.after, [&](const Point& point) { return point.stream == stream; });
+  };
+  for (auto& [device, other] : state().default_streams) forget_in(other);
+  for (auto& [handle, other] : state().streams) forget_in(*other);
+}
+
+bool pending(const Point& point) {
+  return point.stream != nullptr && !point.stream->queue.empty() && point.stream->queue.front().number <= point.number;
+}
+
+/// What a query says; one piece runs, so that a loop of queries ends.
+cudaError_t query(const Point& point) {
+  if (!pending(point)) return cudaSuccess;
+  run_until(*point.stream, point.stream->queue.front().number);
+  return cudaErrorNotReady;
+}
+
+/// The current device must be that of the stream.
+cudaError_t resolve(cudaStream_t handle, CUstream_st*& stream) {
+  stream = find_stream(handle);
+  return stream == nullptr || stream->device != current_device ? cudaErrorInvalidResourceHandle : cudaSuccess;
+}
+
+bool valid_event(cudaEvent_t event) { return state().events.count(event) != 0; }
+
+cudaError_t release_memory(void* pointer, bool on_device) {
+  if (pointer == nullptr) return cudaSuccess;
+  const auto found = state().allocations.find(static_cast<char*>(pointer));
+  if (found == state().allocations.end() || found->second.on_device != on_device) return cudaErrorInvalidValue;
+  for_streams_of(found->second.device, run_all);
+  __asan_unpoison_memory_region(pointer, found->second.bytes);
+  state().allocations.erase(found);
+  ::operator delete (pointer, std::align_val_t{kBorder});
+  ++tally().frees;
+  return cudaSuccess;
+}
+
+/// The end of a copy: whether the device is where `kind` says, and whether the range lies in one allocation.
+cudaError_t check_end(const void* pointer, std::size_t bytes, cudaMemcpyKind kind, bool kind_says_device) {
+  std::size_t left = bytes;
+  const Allocation* const allocation = find_allocation(pointer, &left);
+  const bool on_device = allocation != nullptr && allocation->on_device;
+  if (kind != cudaMemcpyDefault && on_device != kind_says_device) return cudaErrorInvalidMemcpyDirection;
+  return left < bytes ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+// Kernels.
+
+/// "relu_kernel" of "deviceloop::cuda::relu_kernel<float>(float*, float const*)".
+const std::string& kernel_name(const void* kernel) {
+  std::string& name = state().kernel_names[kernel];
+  if (!name.empty()) return name;
+  char text[1024];
+  // The symbolizer takes return addresses, which lie behind the call. Unlike dladdr it knows functions of this file
+  // alone.
+  __sanitizer_symbolize_pc(const_cast<char*>(static_cast<const char*>(kernel)) + 1, "%f", text, sizeof text);
+  name = text;
+  for (const std::string anonymous = "(anonymous namespace)::"; name.find(anonymous) != std::string::npos;)
+    name.erase(name.find(anonymous), anonymous.size());
+  name.erase(std::min(name.find_first_of("<("), name.size()));
+  name.erase(0, name.find_last_of(": ") + 1);
+  return name;
+}
+
+struct Text {
+  const char* name;
+  const char* meaning;
+};
+
+Text text_of(cudaError_t code) {
+  static const std::map<cudaError_t, Text> texts = {
+      {cudaSuccess, {"cudaSuccess", "no error"}},
+      {cudaErrorInvalidValue, {"cudaErrorInvalidValue", "invalid argument"}},
+      {cudaErrorMemoryAllocation, {"cudaErrorMemoryAllocation", "out of memory"}},
+      {cudaErrorInitializationError, {"cudaErrorInitializationError", "initialization error"}},
+      {cudaErrorInvalidConfiguration, {"cudaErrorInvalidConfiguration", "invalid configuration argument"}},
+      {cudaErrorInvalidMemcpyDirection, {"cudaErrorInvalidMemcpyDirection", "invalid copy direction for memcpy"}},
+      {cudaErrorInsufficientDriver,
+       {"cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"}},
+      {cudaErrorNoDevice, {"cudaErrorNoDevice", "no CUDA-capable device is detected"}},
+      {cudaErrorInvalidDevice, {"cudaErrorInvalidDevice", "invalid device ordinal"}},
+      {cudaErrorNoKernelImageForDevice,
+       {"cudaErrorNoKernelImageForDevice", "no kernel image is available for execution on the device"}},
+      {cudaErrorInvalidResourceHandle, {"cudaErrorInvalidResourceHandle", "invalid resource handle"}},
+      {cudaErrorNotReady, {"cudaErrorNotReady", "device not ready"}},
+      {cudaErrorIllegalAddress, {"cudaErrorIllegalAddress", "an illegal memory access was encountered"}},
+      {cudaErrorLaunchFailure, {"cudaErrorLaunchFailure", "unspecified launch failure"}},
+  };
+  const auto found = texts.find(code);
+  return found != texts.end() ? found->second : Text{"unrecognized error code", "unrecognized error code"};
+}
+
+const simt::Device* find_device(int device) {
+  const auto& devices = state().settings.devices;
+  return device >= 0 && device < static_cast<int>(devices.size()) ? &devices[static_cast<std::size_t>(device)]
+                                                                  : nullptr;
+}
+
+}  // namespace
+
+namespace simt {
+
+void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& config, cudaStream_t handle,
+                    std::function<void()> thread) {
+  const std::lock_guard lock(state().mutex);
+  const std::string& name = kernel_name(kernel);
+  const cudaError_t code = call([&] {
+    if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
+      throw deviceloop::InvalidArgument(name + ": a grid of " + std::to_string(config.blocks) +
+                                        " blocks, of 1 to 2147483647 that can be");
+    // CUDA would take blocks of incomplete warps; device.cuh does not.
+    if (config.threads < 1 || config.threads > kMaxThreads || config.threads % 32 != 0 || config.shared_bytes < 0 ||
+        config.shared_bytes > kMaxSharedBytes)
+      return cudaErrorInvalidConfiguration;
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
+    ++tally().launches;
+    GridLaunch grid{name, static_cast<unsigned>(config.blocks), static_cast<unsigned>(config.threads),
+                    static_cast<std::size_t>(config.shared_bytes), std::move(thread)};
+    enqueue(*stream, [grid = std::move(grid)] {
+      State& all = state();
+      all.kernels_run.insert(grid.kernel);
+      std::mt19937_64 random(all.settings.seed++);
+      tally().waits += run_grid(grid, all.settings.order, random);
+    });
+    return cudaSuccess;
+  });
+  if (code != cudaSuccess) deviceloop::cuda::throw_cuda_error(code, "cudaLaunchKernelExC", __FILE__, __LINE__, name);
+}
+
+void set_order(Order order, std::uint64_t seed) {
+  const std::lock_guard lock(state().mutex);
+  state().settings.order = order;
+  state().settings.seed = seed;
+}
+
+void set_devices(std::vector<Device> devices, cudaError_t absent) {
+  const std::lock_guard lock(state().mutex);
+  state().settings.devices = std::move(devices);
+  current_device = 0;
+  state().settings.absent = absent;
+}
+
+void fail_call(int k, cudaError_t code) {
+  const std::lock_guard lock(state().mutex);
+  state().settings.failure = {k, code};
+}
+
+Counts counts() {
+  const std::lock_guard lock(state().mutex);
+  return state().settings.counts;
+}
+
+int live_objects() {
+  const std::lock_guard lock(state().mutex);
+  return static_cast<int>(state().allocations.size() + state().streams.size() + state().events.size());
+}
+
+const std::set<std::string>& kernels_run() { return state().kernels_run; }
+
+void reset() {
+  const std::lock_guard lock(state().mutex);
+  drop_all_work();
+  state().settings = {};
+  current_device = 0;
+  last_error = cudaSuccess;
+}
+
+}  // namespace simt
+
+extern "C" {
+
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+  return call([&] { return allocate(pointer, bytes, true); });
+}
+
+cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
+  return call([&] { return allocate(pointer, bytes, false); });
+}
+
+cudaError_t cudaFree(void* pointer) {
+  return call([&] { return release_memory(pointer, true); }, Kind::kRelease);
+}
+
+cudaError_t cudaFreeHost(void* pointer) {
+  return call([&] { return release_memory(pointer, false); }, Kind::kRelease);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    cudaError_t code = resolve(handle, stream);
+    if (code == cudaSuccess)
+      code = check_end(to, bytes, kind, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
+    if (code == cudaSuccess)
+      code = check_end(from, bytes, kind, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
+    if (code != cudaSuccess) return code;
+    ++tally().copies;
+    if (find_allocation(from) != nullptr) {
+      enqueue(*stream, [=] { std::memmove(to, from, bytes); });
+    } else {  // pageable memory is read at the call
+      const char* const begin = static_cast<const char*>(from);
+      enqueue(*stream, [to, staged = std::vector<char>(begin, begin + bytes)] {
+        std::copy(staged.begin(), staged.end(), static_cast<char*>(to));
+      });
+    }
+    if (find_allocation(to) == nullptr) {  // and written before it returns
+      ++tally().synchronisations;
+      run_all(*stream);
+    }
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t code = resolve(handle, stream); code != cudaSuccess) return code;
+    std::size_t left = 0;
+    const Allocation* const allocation = find_allocation(to, &left);
+    if (bytes > 0 && (allocation == nullptr || !allocation->on_device || left < bytes)) return cudaErrorInvalidValue;
+    ++tally().memsets;
+    enqueue(*stream, [=] { std::memset(to, value, bytes); });
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  return call([&] {
+    if (stream == nullptr || (flags != cudaStreamDefault && flags != cudaStreamNonBlocking))
+      return cudaErrorInvalidValue;
+    auto made = std::make_unique<CUstream_st>();
+    made->device = current_device;
+    made->with_default = flags == cudaStreamDefault;
+    *stream = made.get();
+    state().streams[*stream] = std::move(made);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t handle) {
+  return call(
+      [&] {
+        if (state().streams.count(handle) == 0) return cudaErrorInvalidResourceHandle;
+        run_all(*handle);
+        forget(handle);
+        state().streams.erase(handle);
+        return cudaSuccess;
+      },
+      Kind::kRelease);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* const stream = find_stream(handle);
+    if (stream == nullptr) return cudaErrorInvalidResourceHandle;
+    ++tally().synchronisations;
+    run_all(*stream);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* const stream = find_stream(handle);
+    return stream == nullptr ? cudaErrorInvalidResourceHandle : query({stream, last_number(*stream)});
+  });
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
+  return call([&] {
+    CUstream_st* const stream = find_stream(handle);
+    if (stream == nullptr || !valid_event(event)) return cudaErrorInvalidResourceHandle;
+    if (pending(event->recorded)) enqueue(*stream, [] {}, {event->recorded});
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  return call([&] {
+    if (event == nullptr) return cudaErrorInvalidValue;
+    auto made = std::make_unique<CUevent_st>();
+    made->device = current_device;
+    *event = made.get();
+    state().events[*event] = std::move(made);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  return call([&] { return state().events.erase(event) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle; },
+              Kind::kRelease);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* const stream = find_stream(handle);
+    if (stream == nullptr || !valid_event(event) || event->device != stream->device)
+      return cudaErrorInvalidResourceHandle;
+    event->recorded = {stream, enqueue(*stream, [] {})};
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return call([&] { return valid_event(event) ? query(event->recorded) : cudaErrorInvalidResourceHandle; });
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return call([&] {
+    if (!valid_event(event)) return cudaErrorInvalidResourceHandle;
+    ++tally().synchronisations;
+    if (pending(event->recorded)) run_until(*event->recorded.stream, event->recorded.number);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  return call([&] {
+    *device = current_device;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaSetDevice(int device) {
+  return call([&] {
+    if (find_device(device) == nullptr) return cudaErrorInvalidDevice;
+    current_device = device;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  return call([&] {
+    *count = static_cast<int>(state().settings.devices.size());
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  return call([&] {
+    const simt::Device* const device = find_device(index);
+    if (device == nullptr) return cudaErrorInvalidDevice;
+    *properties = {};
+    std::snprintf(properties->name, sizeof properties->name, "%s", device->name.c_str());
+    properties->major = device->major;
+    properties->minor = device->minor;
+    properties->multiProcessorCount = device->multiprocessors;
+    properties->totalGlobalMem = device->memory;
+    properties->warpSize = 32;
+    properties->maxThreadsPerBlock = kMaxThreads;
+    properties->sharedMemPerBlock = 48 << 10;
+    properties->sharedMemPerBlockOptin = kMaxSharedBytes;
+    properties->sharedMemPerMultiprocessor = kMaxSharedBytes + 1024;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  return call([&] {
+    const simt::Device* const device = find_device(index);
+    if (device == nullptr) return cudaErrorInvalidDevice;
+    const std::map<cudaDeviceAttr, int> values = {
+        {cudaDevAttrComputeCapabilityMajor, device->major},
+        {cudaDevAttrComputeCapabilityMinor, device->minor},
+        {cudaDevAttrMultiProcessorCount, device->multiprocessors},
+        {cudaDevAttrWarpSize, 32},
+        {cudaDevAttrMaxThreadsPerBlock, kMaxThreads},
+        {cudaDevAttrMaxSharedMemoryPerBlock, 48 << 10},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kMaxSharedBytes},
+    };
+    const auto found = values.find(attribute);
+    if (found == values.end()) return cudaErrorInvalidValue;
+    *value = found->second;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  return call([&] {
+    *total = find_device(current_device)->memory;
+    *free = *total - used_memory(current_device);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  return call([&] {
+    const Allocation* const allocation = find_allocation(pointer);
+    *attributes = {};
+    attributes->type = allocation == nullptr   ? cudaMemoryTypeUnregistered
+                       : allocation->on_device ? cudaMemoryTypeDevice
+                                               : cudaMemoryTypeHost;
+    attributes->device = allocation == nullptr ? -2 : allocation->device;
+    if (allocation != nullptr && allocation->on_device) attributes->devicePointer = const_cast<void*>(pointer);
+    if (allocation != nullptr && !allocation->on_device)
+      attributes->hostPointer = attributes->devicePointer = const_cast<void*>(pointer);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaPeekAtLastError() {
+  const std::lock_guard lock(state().mutex);
+  return state().settings.sticky != cudaSuccess ? state().settings.sticky : last_error;
+}
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t code = cudaPeekAtLastError();
+  last_error = cudaSuccess;
+  return code;
+}
+
+const char* cudaGetErrorName(cudaError_t code) { return text_of(code).name; }
+
+const char* cudaGetErrorString(cudaError_t code) { return text_of(code).meaning; }
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = state().settings.devices.empty() ? 0 : CUDART_VERSION;
+  return cudaSuccess;
+}
+
+}  // extern "C"
