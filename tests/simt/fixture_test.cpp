@@ -44,19 +44,6 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(float* out, const float*
   if (i < count) out[i] = in[i];
 }
 
-constexpr int kLineOneTooFar = __LINE__ + 3;
-__global__ void one_too_far_kernel(float* out, const float* in, int count) {
-  const auto i = static_cast<int>(block_index() * block_threads() + thread_index());
-  if (i <= count) out[i] = in[i < count ? i : 0];
-}
-
-constexpr int kLineSharedTooFar = __LINE__ + 3;
-__global__ void shared_too_far_kernel(float* out) {
-  auto& values = shared<Sums>().values;
-  *(values + thread_index() + 1) = 1;
-  out[thread_index()] = 1;
-}
-
 template <bool barrier>
 __global__ void block_sum_kernel(float* out, const float* in) {
   auto& sums = shared<Sums>().values;
@@ -619,6 +606,19 @@ TEST_F(SimtRuntime, CallsAreCounted) {
 }
 
 #if defined(__SANITIZE_ADDRESS__)
+
+constexpr int kLineOneTooFar = __LINE__ + 3;
+__global__ void one_too_far_kernel(float* out, const float* in, int count) {
+  const auto i = static_cast<int>(block_index() * block_threads() + thread_index());
+  if (i <= count) out[i] = in[i < count ? i : 0];
+}
+
+constexpr int kLineSharedTooFar = __LINE__ + 3;
+__global__ void shared_too_far_kernel(float* out) {
+  auto& values = shared<Sums>().values;
+  *(values + thread_index() + 1) = 1;
+  out[thread_index()] = 1;
+}
 
 std::string overflow_at(int line) {
   return "heap-buffer-overflow(.|\n)*_too_far_kernel[^\n]*fixture_test.cpp:" + std::to_string(line);
