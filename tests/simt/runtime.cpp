@@ -4,6 +4,7 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -290,9 +291,8 @@ const std::string& kernel_name(const void* kernel) {
   std::string& name = state().kernel_names[kernel];
   if (!name.empty()) return name;
   char text[1024];
-  // The symbolizer takes return addresses, which lie behind the call. Unlike dladdr it knows functions of this file
-  // alone.
-  __sanitizer_symbolize_pc(const_cast<char*>(static_cast<const char*>(kernel)) + 1, "%f", text, sizeof text);
+  // Unlike dladdr this knows functions that are local to their file.
+  __sanitizer_symbolize_global(const_cast<void*>(kernel), "%g", text, sizeof text);
   name = text;
   for (const std::string anonymous = "(anonymous namespace)::"; name.find(anonymous) != std::string::npos;)
     name.erase(name.find(anonymous), anonymous.size());
