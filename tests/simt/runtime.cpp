@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -69,9 +70,20 @@ struct Failure {
   cudaError_t code = cudaSuccess;
 };
 
+/// DEVICELOOP_SIMT_ORDER: forward, reverse, or the seed of a random order.
+simt::Order first_order() {
+  const char* const text = std::getenv("DEVICELOOP_SIMT_ORDER");
+  if (text == nullptr || std::string(text) == "forward") return simt::Order::kForward;
+  return std::string(text) == "reverse" ? simt::Order::kReverse : simt::Order::kRandom;
+}
+std::uint64_t first_seed() {
+  const char* const text = std::getenv("DEVICELOOP_SIMT_ORDER");
+  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+}
+
 struct Settings {
-  simt::Order order = simt::Order::kForward;
-  std::uint64_t seed = 0;
+  simt::Order order = first_order();
+  std::uint64_t seed = first_seed();
   std::vector<simt::Device> devices{simt::Device{}};
   cudaError_t absent = cudaErrorNoDevice;
   Failure failure;

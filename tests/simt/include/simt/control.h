@@ -22,7 +22,7 @@ class KernelError : public std::logic_error {
 };
 
 /// In which order the threads and blocks of a grid begin, and go on after a barrier. Every grid draws anew from the
-/// seed.
+/// seed. A test program begins with the environment's DEVICELOOP_SIMT_ORDER: forward, reverse, or a seed.
 enum class Order { kForward, kReverse, kRandom };
 void set_order(Order order, std::uint64_t seed = 0);
 
@@ -58,7 +58,7 @@ int live_objects();
 /// The kernels that ran in this process, without namespaces and template arguments.
 const std::set<std::string>& kernels_run();
 
-/// Drops pending work and goes back to zero counts, one device, forward order and no failure. Objects live on.
+/// Drops pending work and goes back to zero counts, one device, the order of the environment and no failure. Objects live on.
 void reset();
 
 }  // namespace simt
