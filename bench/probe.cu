@@ -1585,6 +1585,1127 @@ void probe_fma_rate(const Context& context, Record& record) {
       show("fp32 FMA, %u threads a multiprocessor: %.1f TFLOP/s", blocks_each * kThreads, flop / median(us) / 1e6);
     });
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cuBLASLt: found at run time
+// ---------------------------------------------------------------------------------------------------------------------
+
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;  // as recommended for Hopper
+
+struct LtFunctions {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtDestroy) destroy;
+  decltype(&cublasLtGetVersion) version;
+  decltype(&cublasLtGetStatusName) status_name;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  decltype(&cublasLtMatmulAlgoConfigGetAttribute) algo_get;
+  decltype(&cublasLtMatmul) matmul;
+};
+
+// Where libraries of the toolkit and of Python wheels lie. The wheels' folder is derived from every folder in PATH,
+// because an environment's python3 stands in one of them, as itself or as a link.
+std::vector<std::string> library_folders() {
+  std::vector<std::string> folders;
+  const auto add_matches = [&](const std::string& pattern) {
+    glob_t found = {};
+    if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
+      for (std::size_t i = 0; i < found.gl_pathc; ++i) folders.push_back(found.gl_pathv[i]);
+    globfree(&found);
+  };
+  for (const char* variable : {"CUDA_HOME", "CUDA_PATH"})
+    if (const char* home = std::getenv(variable)) folders.push_back(std::string(home) + "/lib64");
+  add_matches("/usr/local/cuda/lib64");
+  add_matches("/usr/local/cuda-*/lib64");
+  std::vector<std::string> bins;
+  if (const char* environment = std::getenv("VIRTUAL_ENV")) bins.push_back(std::string(environment) + "/bin");
+  std::string path = std::getenv("PATH") != nullptr ? std::getenv("PATH") : "";
+  for (std::size_t begin = 0; begin <= path.size();) {
+    const std::size_t end = std::min(path.find(':', begin), path.size());
+    if (end > begin) bins.push_back(path.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  for (std::size_t i = 0, given = bins.size(); i < given; ++i) {
+    char target[4096];
+    const ssize_t length = readlink((bins[i] + "/python3").c_str(), target, sizeof target - 1);
+    const std::string link(target, length > 0 ? static_cast<std::size_t>(length) : 0);
+    if (link.rfind('/') != std::string::npos)
+      bins.push_back((link[0] == '/' ? "" : bins[i] + "/") + link.substr(0, link.rfind('/')));
+  }
+  for (const std::string& bin : bins)
+    for (const char* packages : {"site-packages", "dist-packages"})
+      add_matches(bin + "/../lib/python3*/" + packages + "/nvidia/*/lib");
+  for (const char* packages : {"/opt/*/lib", "/opt/*/.venv/lib", "/usr/local/lib"})
+    for (const char* kind : {"site-packages", "dist-packages"})
+      add_matches(std::string(packages) + "/python3*/" + kind + "/nvidia/*/lib");
+  return folders;
+}
+
+class Lt {
+ public:
+  // Loads the library once; a failure is remembered, so that every experiment that needs it says why it did not run.
+  static const Lt& get() {
+    static const Lt loaded;
+    if (!loaded.missing_.empty()) throw NotRun(loaded.missing_);
+    return loaded;
+  }
+
+  const LtFunctions& functions() const { return functions_; }
+  cublasLtHandle_t handle() const { return handle_; }
+  void* workspace() const { return workspace_; }
+  void describe(Record& out) const {
+    out.set("version", functions_.version());
+    out.set("header_version", CUBLAS_VERSION);
+    out.set("library", path_);
+    out.set("dlopen_us", open_us_);
+    out.set("create_us", create_us_);
+  }
+  void check(cublasStatus_t status, const char* expression, int line) const {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    throw Failure(
+        text("%s (%d) from %s, line %d", functions_.status_name(status), static_cast<int>(status), expression, line));
+  }
+
+ private:
+  Lt() {
+    const std::string soname = text("libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+    std::vector<std::string> names;
+    // Asked for by name: a version other than the loader's is to be measured.
+    if (const char* asked = std::getenv("DEVICELOOP_CUBLASLT")) {
+      struct stat status = {};
+      const bool folder = stat(asked, &status) == 0 && S_ISDIR(status.st_mode);
+      names.push_back(folder ? std::string(asked) + "/" + soname : asked);
+    }
+    names.push_back(soname);
+    for (const std::string& folder : library_folders()) names.push_back(folder + "/" + soname);
+    const Clock::time_point start = Clock::now();
+    void* library = nullptr;
+    std::string complaint;
+    for (const std::string& name : names) {
+      library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (library != nullptr) {
+        path_ = name;
+        break;
+      }
+      if (complaint.empty()) complaint = dlerror();
+    }
+    open_us_ = microseconds_since(start);
+    if (library == nullptr) {
+      missing_ = soname + " was not found (" + complaint + "); set DEVICELOOP_CUBLASLT to the library or its folder";
+      return;
+    }
+    const auto look_up = [&](auto& function, const char* symbol) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
+      if (function == nullptr && missing_.empty()) missing_ = path_ + " has no " + symbol;
+    };
+    look_up(functions_.create, "cublasLtCreate");
+    look_up(functions_.destroy, "cublasLtDestroy");
+    look_up(functions_.version, "cublasLtGetVersion");
+    look_up(functions_.status_name, "cublasLtGetStatusName");
+    look_up(functions_.desc_create, "cublasLtMatmulDescCreate");
+    look_up(functions_.desc_destroy, "cublasLtMatmulDescDestroy");
+    look_up(functions_.desc_set, "cublasLtMatmulDescSetAttribute");
+    look_up(functions_.layout_create, "cublasLtMatrixLayoutCreate");
+    look_up(functions_.layout_destroy, "cublasLtMatrixLayoutDestroy");
+    look_up(functions_.preference_create, "cublasLtMatmulPreferenceCreate");
+    look_up(functions_.preference_destroy, "cublasLtMatmulPreferenceDestroy");
+    look_up(functions_.preference_set, "cublasLtMatmulPreferenceSetAttribute");
+    look_up(functions_.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    look_up(functions_.algo_get, "cublasLtMatmulAlgoConfigGetAttribute");
+    look_up(functions_.matmul, "cublasLtMatmul");
+    if (!missing_.empty()) return;
+    const Clock::time_point before = Clock::now();
+    const cublasStatus_t status = functions_.create(&handle_);
+    create_us_ = microseconds_since(before);
+    if (status != CUBLAS_STATUS_SUCCESS) missing_ = text("cublasLtCreate gave %d", static_cast<int>(status));
+    if (missing_.empty() && cudaMalloc(&workspace_, kWorkspaceBytes) != cudaSuccess)
+      missing_ = "no memory for cuBLASLt's workspace";
+  }
+
+  LtFunctions functions_ = {};
+  cublasLtHandle_t handle_ = nullptr;  // lives as long as the process
+  void* workspace_ = nullptr;
+  std::string path_, missing_;
+  double open_us_ = 0, create_us_ = 0;
+};
+#define PROBE_LT(expression) Lt::get().check(Lt::get().functions().expression, #expression, __LINE__)
+
+struct Precision {
+  const char* name;
+  cudaDataType in, out;
+  cublasComputeType_t compute;
+  cudaDataType scale;
+  double tolerance;  // of one product against double, relative Frobenius
+};
+
+const Precision kFp32 = {"fp32", CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUDA_R_32F, 2e-6};
+const Precision kTf32 = {"tf32", CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUDA_R_32F, 1e-3};
+const Precision kFp64 = {"fp64", CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F, CUDA_R_64F, 1e-14};
+const Precision kBf16 = {"bf16", CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F, CUDA_R_32F, 4e-3};
+const Precision kBf16Fp32 = {"bf16_to_fp32", CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUDA_R_32F, 2e-6};
+
+std::size_t bytes_of(cudaDataType type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
+
+// Matrix elements on the host, of any of the types, kept as the device will see them.
+class HostArray {
+ public:
+  HostArray(cudaDataType type, std::size_t count) : type_(type), data_(count * bytes_of(type)) {}
+
+  std::size_t size() const { return data_.size() / bytes_of(type_); }
+  const void* get() const { return data_.data(); }
+  void* get() { return data_.data(); }
+  std::size_t bytes() const { return data_.size(); }
+
+  void set(std::size_t i, double value) {
+    if (type_ == CUDA_R_64F) {
+      std::memcpy(&data_[8 * i], &value, 8);
+      return;
+    }
+    const float narrow = static_cast<float>(value);
+    std::uint32_t word;
+    std::memcpy(&word, &narrow, 4);
+    if (type_ == CUDA_R_32F) {
+      std::memcpy(&data_[4 * i], &word, 4);
+      return;
+    }
+    if (std::isnan(narrow))
+      word |= 0x00400000;  // stays a NaN when its low half is cut off
+    else
+      word += 0x7fff + ((word >> 16) & 1);  // to nearest, ties to even
+    const std::uint16_t half = static_cast<std::uint16_t>(word >> 16);
+    std::memcpy(&data_[2 * i], &half, 2);
+  }
+
+  std::uint64_t bits(std::size_t i) const {
+    std::uint64_t value = 0;  // little-endian: the low bytes
+    std::memcpy(&value, &data_[bytes_of(type_) * i], bytes_of(type_));
+    return value;
+  }
+
+  double operator[](std::size_t i) const {
+    const std::uint64_t word = bits(i);
+    if (type_ == CUDA_R_64F) {
+      double value;
+      std::memcpy(&value, &word, 8);
+      return value;
+    }
+    const std::uint32_t low = static_cast<std::uint32_t>(type_ == CUDA_R_32F ? word : word << 16);
+    float value;
+    std::memcpy(&value, &low, 4);
+    return value;
+  }
+
+  std::string hex(std::size_t i) const {
+    return text("0x%0*llx", static_cast<int>(2 * bytes_of(type_)), static_cast<unsigned long long>(bits(i)));
+  }
+
+ private:
+  cudaDataType type_;
+  std::vector<unsigned char> data_;
+};
+
+using Bytes = Buffer<unsigned char>;
+
+void upload(const Stream& stream, const Bytes& device, const void* host, std::size_t bytes) {
+  if (bytes > device.bytes()) throw Failure("upload past the end of a buffer");
+  PROBE_CUDA(cudaMemcpyAsync(device.get(), host, bytes, cudaMemcpyHostToDevice, stream));
+  stream.wait();
+}
+
+void download(const Stream& stream, void* host, const Bytes& device, std::size_t bytes) {
+  if (bytes > device.bytes()) throw Failure("download past the end of a buffer");
+  PROBE_CUDA(cudaMemcpyAsync(host, device.get(), bytes, cudaMemcpyDeviceToHost, stream));
+  stream.wait();
+}
+
+void poison(const Stream& stream, const Bytes& device) {
+  PROBE_CUDA(cudaMemsetAsync(device.get(), 0xff, device.bytes(), stream));  // NaN in every type
+}
+
+// D [m x n] = alpha op(A) op(B) + beta C, all column-major with packed columns, epilogue applied.
+struct ProductSpec {
+  const Precision* precision = nullptr;
+  int m = 0, n = 0, k = 0;
+  cublasOperation_t op_a = CUBLAS_OP_N, op_b = CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  void* bias = nullptr;  // read by BIAS, written by BGRAD
+  void* aux = nullptr;
+  std::int64_t aux_ld = 0;
+  bool device_scalars = false;
+};
+
+// Our row-major [rows, features] is cuBLASLt's features x rows. Forward: Z = W X, op N N; backward: dH = W^T dZ, op T
+// N; update: dW = dZ H^T, op N T.
+std::int64_t mask_ld(int rows) { return (rows + 127) / 128 * 128; }
+
+// alpha and beta in the type that the scale wants.
+struct Scalars {
+  Scalars(const Precision& precision, double alpha, double beta) {
+    for (const bool first : {true, false}) {
+      const double value = first ? alpha : beta;
+      const float narrow = static_cast<float>(value);
+      std::memcpy(first ? this->alpha : this->beta,
+                  precision.scale == CUDA_R_64F ? static_cast<const void*>(&value) : &narrow,
+                  bytes_of(precision.scale));
+    }
+  }
+  alignas(8) unsigned char alpha[8] = {};
+  alignas(8) unsigned char beta[8] = {};
+};
+
+class Product {
+ public:
+  static constexpr int kMostCandidates = 16;
+  // Wrapped: nvcc 13.0 breaks down on a vector of cuBLASLt's unnamed struct.
+  struct Candidate {
+    cublasLtMatmulHeuristicResult_t result;
+  };
+
+  explicit Product(const ProductSpec& spec) : spec_(spec) {
+    const Precision& p = *spec.precision;
+    PROBE_LT(desc_create(&desc_, p.compute, p.scale));
+    set(CUBLASLT_MATMUL_DESC_TRANSA, spec.op_a);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, spec.op_b);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, spec.epilogue);
+    if (spec.bias != nullptr) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, spec.bias);
+    if (spec.aux != nullptr) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, spec.aux);
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, spec.aux_ld);
+    }
+    if (spec.device_scalars) set(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE);
+    const auto layout = [](cublasLtMatrixLayout_t* out, cudaDataType type, int rows, int columns) {
+      PROBE_LT(layout_create(out, type, static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), rows));
+    };
+    const bool plain_a = spec.op_a == CUBLAS_OP_N, plain_b = spec.op_b == CUBLAS_OP_N;
+    layout(&a_, p.in, plain_a ? spec.m : spec.k, plain_a ? spec.k : spec.m);
+    layout(&b_, p.in, plain_b ? spec.k : spec.n, plain_b ? spec.n : spec.k);
+    layout(&d_, p.out, spec.m, spec.n);
+  }
+  ~Product() {
+    const LtFunctions& lt = Lt::get().functions();
+    for (const cublasLtMatrixLayout_t layout : {a_, b_, d_})
+      if (layout != nullptr) (void)lt.layout_destroy(layout);
+    if (desc_ != nullptr) (void)lt.desc_destroy(desc_);
+  }
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
+
+  // What the heuristic offers, best first; none is an answer, not an error.
+  std::vector<Candidate> candidates(int wanted, cublasStatus_t* status = nullptr) const {
+    cublasLtMatmulPreference_t preference = nullptr;
+    PROBE_LT(preference_create(&preference));
+    cublasLtMatmulHeuristicResult_t offered[kMostCandidates] = {};
+    const std::size_t workspace = kWorkspaceBytes;
+    int count = 0;
+    const LtFunctions& lt = Lt::get().functions();
+    cublasStatus_t code =
+        lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (code == CUBLAS_STATUS_SUCCESS)
+      code = lt.heuristic(Lt::get().handle(), desc_, a_, b_, d_, d_, preference, std::min(wanted, kMostCandidates),
+                          offered, &count);
+    (void)lt.preference_destroy(preference);
+    if (status != nullptr) *status = code;
+    std::vector<Candidate> found;
+    for (int i = 0; code == CUBLAS_STATUS_SUCCESS && i < count; ++i)
+      if (offered[i].state == CUBLAS_STATUS_SUCCESS) found.push_back({offered[i]});
+    return found;
+  }
+
+  Candidate first() const {
+    const std::vector<Candidate> found = candidates(1);
+    if (found.empty()) throw NotRun("the heuristic offers no algorithm");
+    return found[0];
+  }
+
+  // alpha and beta point to host or device memory, as the spec says.
+  void run(const Candidate& choice, cudaStream_t stream, const void* alpha, const void* a, const void* b,
+           const void* beta, void* d) const {
+    PROBE_LT(matmul(Lt::get().handle(), desc_, alpha, a, a_, b, b_, beta, d, d_, d, d_, &choice.result.algo,
+                    Lt::get().workspace(), kWorkspaceBytes, stream));
+  }
+
+ private:
+  template <class Value>
+  void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
+    PROBE_LT(desc_set(desc_, attribute, &value, sizeof value));
+  }
+
+  ProductSpec spec_;
+  cublasLtMatmulDesc_t desc_ = nullptr;
+  cublasLtMatrixLayout_t a_ = nullptr, b_ = nullptr, d_ = nullptr;
+};
+
+int algorithm_id(const Product::Candidate& choice) {
+  int id = -1;
+  std::size_t written = 0;
+  if (Lt::get().functions().algo_get(&choice.result.algo, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof id, &written) !=
+      CUBLAS_STATUS_SUCCESS)
+    return -1;
+  return id;
+}
+
+void probe_lt_load(const Context&, Record& record) {
+  const Lt& lt = Lt::get();
+  lt.describe(record);
+  show("cuBLASLt %zu", lt.functions().version());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cuBLASLt: what the heuristic offers, and what is right
+// ---------------------------------------------------------------------------------------------------------------------
+
+struct NamedEpilogue {
+  const char* name;
+  cublasLtEpilogue_t epilogue;
+  bool bias, mask, gelu;
+  cublasOperation_t op_a, op_b;  // the layout in which a training step would use it
+};
+
+const NamedEpilogue kEpilogues[] = {
+    {"DEFAULT", CUBLASLT_EPILOGUE_DEFAULT, false, false, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"RELU", CUBLASLT_EPILOGUE_RELU, false, false, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"BIAS", CUBLASLT_EPILOGUE_BIAS, true, false, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"RELU_BIAS", CUBLASLT_EPILOGUE_RELU_BIAS, true, false, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"RELU_AUX", CUBLASLT_EPILOGUE_RELU_AUX, false, true, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"RELU_AUX_BIAS", CUBLASLT_EPILOGUE_RELU_AUX_BIAS, true, true, false, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"GELU_AUX_BIAS", CUBLASLT_EPILOGUE_GELU_AUX_BIAS, true, false, true, CUBLAS_OP_N, CUBLAS_OP_N},
+    {"DEFAULT_backward", CUBLASLT_EPILOGUE_DEFAULT, false, false, false, CUBLAS_OP_T, CUBLAS_OP_N},
+    {"DRELU", CUBLASLT_EPILOGUE_DRELU, false, true, false, CUBLAS_OP_T, CUBLAS_OP_N},
+    {"DRELU_BGRAD", CUBLASLT_EPILOGUE_DRELU_BGRAD, true, true, false, CUBLAS_OP_T, CUBLAS_OP_N},
+    {"DEFAULT_update", CUBLASLT_EPILOGUE_DEFAULT, false, false, false, CUBLAS_OP_N, CUBLAS_OP_T},
+    {"BGRADA", CUBLASLT_EPILOGUE_BGRADA, true, false, false, CUBLAS_OP_N, CUBLAS_OP_T},
+    {"BGRADB", CUBLASLT_EPILOGUE_BGRADB, true, false, false, CUBLAS_OP_N, CUBLAS_OP_T},
+};
+
+void probe_lt_epilogues(const Context&, Record& record) {
+  (void)Lt::get();
+  struct Size {
+    const char* name;
+    int in, out, batch;
+  };
+  // 104 columns: the GELU buffer's ld, and bf16's 16 bytes, want a multiple of 8.
+  const Size sizes[] = {{"1000_100_batch_128", 1000, 100, 128},
+                        {"1000_104_batch_128", 1000, 104, 128},
+                        {"4096_4096_batch_8192", 4096, 4096, 8192}};
+  // The heuristic looks at the pointers' alignment only.
+  Bytes bias(1 << 20), aux(1 << 20);
+  for (const Precision* precision : {&kFp32, &kTf32, &kFp64, &kBf16, &kBf16Fp32})
+    for (const Size& size : sizes)
+      attempt(record, text("%s_%s", precision->name, size.name), [&](Record& part) {
+        constexpr int kWanted = 8;
+        std::string offered, refused;
+        for (const NamedEpilogue& e : kEpilogues) {
+          ProductSpec spec;
+          spec.precision = precision;
+          spec.op_a = e.op_a;
+          spec.op_b = e.op_b;
+          const bool forward = e.op_a == CUBLAS_OP_N && e.op_b == CUBLAS_OP_N;
+          const bool backward = e.op_a == CUBLAS_OP_T;
+          spec.m = backward ? size.in : size.out;
+          spec.n = forward || backward ? size.batch : size.in;
+          spec.k = forward ? size.in : backward ? size.out : size.batch;
+          spec.epilogue = e.epilogue;
+          if (e.bias) spec.bias = bias.get();
+          if (e.mask || e.gelu) {
+            spec.aux = aux.get();
+            spec.aux_ld = e.mask ? mask_ld(spec.m) : (spec.m + 7) / 8 * 8;
+          }
+          cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+          const std::size_t count = Product(spec).candidates(kWanted, &status).size();
+          part.set(text("%s_algorithms", e.name), count);
+          if (count == 0) part.set(text("%s_status", e.name), Lt::get().functions().status_name(status));
+          (count > 0 ? offered : refused) += std::string(" ") + e.name;
+        }
+        part.set("algorithms_asked_for", kWanted);
+        show("%s %s: none for%s", precision->name, size.name, refused.empty() ? " nothing asked" : refused.c_str());
+      });
+}
+
+// Host products in double.
+double element_a(const HostArray& a, const ProductSpec& s, int row, int inner) {
+  return s.op_a == CUBLAS_OP_N ? a[static_cast<std::size_t>(inner) * s.m + row]
+                               : a[static_cast<std::size_t>(row) * s.k + inner];
+}
+
+double element_b(const HostArray& b, const ProductSpec& s, int inner, int column) {
+  return s.op_b == CUBLAS_OP_N ? b[static_cast<std::size_t>(column) * s.k + inner]
+                               : b[static_cast<std::size_t>(inner) * s.n + column];
+}
+
+std::vector<double> host_product(const HostArray& a, const HostArray& b, const ProductSpec& s) {
+  std::vector<double> out(static_cast<std::size_t>(s.m) * s.n);
+  for (int column = 0; column < s.n; ++column)
+    for (int row = 0; row < s.m; ++row) {
+      double sum = 0;
+      for (int inner = 0; inner < s.k; ++inner) sum += element_a(a, s, row, inner) * element_b(b, s, inner, column);
+      out[static_cast<std::size_t>(column) * s.m + row] = sum;
+    }
+  return out;
+}
+
+// ||out - wanted|| / ||wanted||; NaN passes through.
+template <class Got>
+double relative_error(const Got& got, const std::vector<double>& wanted) {
+  double wrong = 0, norm = 0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    wrong += (got[i] - wanted[i]) * (got[i] - wanted[i]);
+    norm += wanted[i] * wanted[i];
+  }
+  return std::sqrt(wrong / norm);
+}
+
+// Uniform in [-1, 1), the same on every run.
+HostArray random_array(cudaDataType type, std::size_t count, std::uint64_t seed) {
+  HostArray out(type, count);
+  std::uint64_t state = seed * 0x9e3779b97f4a7c15ull + 1;
+  for (std::size_t i = 0; i < count; ++i) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    out.set(i, static_cast<double>(state >> 11) * 0x1p-52 - 1);
+  }
+  return out;
+}
+
+void probe_lt_products(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  for (const Precision* precision : {&kFp32, &kTf32, &kFp64, &kBf16, &kBf16Fp32})
+    attempt(record, precision->name, [&](Record& part) {
+      // The weight update's layout and its use: W = -rate dZ H^T + 1 W, in place.
+      ProductSpec spec;
+      spec.precision = precision;
+      spec.m = 96, spec.n = 64, spec.k = 48;
+      spec.op_b = CUBLAS_OP_T;
+      const HostArray a = random_array(precision->in, static_cast<std::size_t>(spec.m) * spec.k, 1);
+      const HostArray b = random_array(precision->in, static_cast<std::size_t>(spec.n) * spec.k, 2);
+      const HostArray before = random_array(precision->out, static_cast<std::size_t>(spec.m) * spec.n, 3);
+      const std::vector<double> plain = host_product(a, b, spec);
+      Bytes device_a(a.bytes()), device_b(b.bytes()), device_d(before.bytes()), scalars(64);
+      upload(stream, device_a, a.get(), a.bytes());
+      upload(stream, device_b, b.get(), b.bytes());
+      HostArray got(precision->out, before.size());
+      const auto error_of = [&](double alpha, double beta) {
+        download(stream, got.get(), device_d, got.bytes());
+        std::vector<double> wanted(plain.size());
+        for (std::size_t i = 0; i < plain.size(); ++i)
+          wanted[i] = alpha * plain[i] + (beta == 0 ? 0 : beta * before[i]);
+        return relative_error(got, wanted);
+      };
+      bool good = true;
+      const auto judge = [&](const char* name, double error) {
+        part.set(text("%s_relative_error", name), error);
+        part.set(text("%s_correct", name), error <= precision->tolerance);
+        good = good && error <= precision->tolerance;
+      };
+      const Scalars update(*precision, -0.375, 1), fresh(*precision, 1, 0);
+      const Product product(spec);
+      poison(stream, device_d);  // beta = 0 must not read it
+      product.run(product.first(), stream, fresh.alpha, device_a.get(), device_b.get(), fresh.beta, device_d.get());
+      judge("product", error_of(1, 0));
+      upload(stream, device_d, before.get(), before.bytes());
+      product.run(product.first(), stream, update.alpha, device_a.get(), device_b.get(), update.beta, device_d.get());
+      judge("beta_one_in_place", error_of(-0.375, 1));
+
+      spec.device_scalars = true;
+      const Product pointed(spec);
+      const Product::Candidate choice = pointed.first();
+      upload(stream, scalars, update.alpha, 8);
+      PROBE_CUDA(cudaMemcpyAsync(scalars.get() + 16, update.beta, 8, cudaMemcpyHostToDevice, stream));
+      upload(stream, device_d, before.get(), before.bytes());
+      const auto enqueue = [&] {
+        pointed.run(choice, stream, scalars.get(), device_a.get(), device_b.get(), scalars.get() + 16, device_d.get());
+      };
+      enqueue();
+      judge("device_scalars", error_of(-0.375, 1));
+
+      // In a graph, alpha must be read at every replay; and no node may allocate.
+      Graph graph;
+      graph.capture(stream, enqueue);
+      std::size_t nodes = 0;
+      PROBE_CUDA(cudaGraphGetNodes(graph.get(), nullptr, &nodes));
+      std::vector<cudaGraphNode_t> list(nodes);
+      if (nodes > 0) PROBE_CUDA(cudaGraphGetNodes(graph.get(), list.data(), &nodes));
+      int kernels = 0, allocations = 0;
+      for (const cudaGraphNode_t node : list) {
+        cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
+        PROBE_CUDA(cudaGraphNodeGetType(node, &type));
+        kernels += type == cudaGraphNodeTypeKernel;
+        allocations += type == cudaGraphNodeTypeMemAlloc || type == cudaGraphNodeTypeMemFree;
+      }
+      part.set("graph_nodes", nodes);
+      part.set("graph_kernel_nodes", kernels);
+      part.set("graph_allocation_nodes", allocations);
+      graph.instantiate(stream);
+      for (const double alpha : {-0.375, 2.0}) {
+        upload(stream, scalars, Scalars(*precision, alpha, 1).alpha, 8);
+        upload(stream, device_d, before.get(), before.bytes());
+        graph.launch(stream);
+        judge(alpha < 0 ? "graph_replay" : "graph_replay_with_another_alpha", error_of(alpha, 1));
+      }
+      show("%s: beta = 1 in place, device scalars, alpha read at replay: %s; %zu nodes, %d allocations",
+           precision->name, good ? "correct" : "WRONG", nodes, allocations);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cuBLASLt: the ReLU mask
+// ---------------------------------------------------------------------------------------------------------------------
+
+// One row of Z by construction: its first product, its second, and all others.
+struct MaskCase {
+  const char* name;
+  double first, second, rest;
+};
+
+std::vector<MaskCase> mask_cases(cudaDataType type) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  const bool wide = type == CUDA_R_64F;
+  const double least_normal = wide ? std::numeric_limits<double>::min() : 0x1p-126;
+  const double least = wide ? 0x1p-1074 : type == CUDA_R_32F ? 0x1p-149 : 0x1p-133;
+  const double tiny = wide ? 1e-200 : 1e-30;
+  return {{"zero", 0, 0, 0},
+          {"sum_of_negative_zeros", -0.0, -0.0, -0.0},
+          {"cancelled_to_zero", 1, -1, 0},
+          {"all_products_may_underflow_to_negative_zero", -tiny, -tiny, -tiny},
+          {"nan", nan, 0, 0},
+          {"nan_with_sign", -nan, 0, 0},
+          {"negative", -1.5, 0, 0},
+          {"positive", 1.5, 0, 0},
+          {"least_negative_normal", -least_normal, 0, 0},
+          {"least_negative_subnormal", -least, 0, 0},
+          {"least_positive_subnormal", least, 0, 0},
+          {"minus_infinity", -infinity, 0, 0},
+          {"infinity", infinity, 0, 0}};
+}
+
+bool mask_bit(const std::vector<unsigned char>& mask, std::int64_t ld, int row, int column) {
+  return (mask[static_cast<std::size_t>(column * ld / 8 + row / 8)] >> (row % 8)) & 1;
+}
+
+// Output and mask of RELU_AUX(_BIAS) beside the Z that the epilogue without ReLU gives from the same operands. The left
+// half of the columns multiplies by 1, the right half by a tiny number, so that products underflow.
+void probe_mask(const Stream& stream, const Precision& precision, double alpha, bool with_bias, Record& part,
+                bool* output_obeys_all, bool* mask_obeys_all) {
+  ProductSpec spec;
+  spec.precision = &precision;
+  spec.m = 64, spec.n = 32, spec.k = 32;
+  const std::vector<MaskCase> cases = mask_cases(precision.in);
+  const int count = static_cast<int>(cases.size());
+  HostArray a(precision.in, static_cast<std::size_t>(spec.m) * spec.k);
+  HostArray b(precision.in, static_cast<std::size_t>(spec.k) * spec.n);
+  HostArray bias(precision.out, static_cast<std::size_t>(spec.m));
+  for (int row = 0; row < spec.m; ++row) {
+    const MaskCase& c = cases[static_cast<std::size_t>(row % count)];
+    for (int inner = 0; inner < spec.k; ++inner)
+      a.set(static_cast<std::size_t>(inner) * spec.m + row, inner == 0 ? c.first : inner == 1 ? c.second : c.rest);
+    bias.set(static_cast<std::size_t>(row), -0.0);
+  }
+  const double tiny = precision.in == CUDA_R_64F ? 1e-200 : 1e-30;
+  for (int column = 0; column < spec.n; ++column)
+    for (int inner = 0; inner < spec.k; ++inner)
+      b.set(static_cast<std::size_t>(column) * spec.k + inner, column < spec.n / 2 ? 1 : tiny);
+
+  const std::size_t elements = static_cast<std::size_t>(spec.m) * spec.n;
+  HostArray z(precision.out, elements), out(precision.out, elements);
+  spec.aux_ld = mask_ld(spec.m);
+  std::vector<unsigned char> mask(static_cast<std::size_t>(spec.aux_ld / 8 * spec.n));
+  Bytes device_a(a.bytes()), device_b(b.bytes()), device_d(z.bytes()), device_bias(bias.bytes()), aux(mask.size());
+  upload(stream, device_a, a.get(), a.bytes());
+  upload(stream, device_b, b.get(), b.bytes());
+  upload(stream, device_bias, bias.get(), bias.bytes());
+  const Scalars scalars(precision, alpha, 0);
+  const auto run = [&](const Product& product, const Product::Candidate& choice) {
+    poison(stream, device_d);
+    product.run(choice, stream, scalars.alpha, device_a.get(), device_b.get(), scalars.beta, device_d.get());
+  };
+  ProductSpec plain = spec;
+  plain.epilogue = with_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+  plain.bias = with_bias ? device_bias.get() : nullptr;
+  {
+    const Product product(plain);
+    run(product, product.first());
+    download(stream, z.get(), device_d, z.bytes());
+  }
+  ProductSpec fused = plain;
+  fused.epilogue = with_bias ? CUBLASLT_EPILOGUE_RELU_AUX_BIAS : CUBLASLT_EPILOGUE_RELU_AUX;
+  fused.aux = aux.get();
+  const Product product(fused);
+  const std::vector<Product::Candidate> choices = product.candidates(4);
+  part.set("algorithms", choices.size());
+  if (choices.empty()) throw NotRun("the heuristic offers no algorithm");
+  bool output_obeys = true, mask_obeys = true;
+  std::string differing;
+  for (std::size_t choice = 0; choice < choices.size(); ++choice) {
+    // Once on a mask of ones and once on zeros: a bit that is not written shows.
+    std::vector<unsigned char> again(mask.size());
+    for (const int fill : {0xff, 0x00}) {
+      PROBE_CUDA(cudaMemsetAsync(aux.get(), fill, aux.bytes(), stream));
+      run(product, choices[choice]);
+      download(stream, fill != 0 ? again.data() : mask.data(), aux, mask.size());
+    }
+    download(stream, out.get(), device_d, out.bytes());
+    int unwritten = 0;
+    for (int column = 0; column < spec.n; ++column)
+      for (int row = 0; row < spec.m; ++row) {
+        const std::size_t index = static_cast<std::size_t>(column) * spec.m + row;
+        const bool bit = mask_bit(mask, spec.aux_ld, row, column);
+        unwritten += bit != mask_bit(again, spec.aux_ld, row, column);
+        const double value = z[index], wanted = value < 0 ? 0 : value;
+        const bool output_good = std::isnan(wanted) ? std::isnan(out[index]) : out[index] == wanted;
+        const bool mask_good = bit == !(value < 0);
+        output_obeys = output_obeys && output_good;
+        mask_obeys = mask_obeys && mask_good;
+        const MaskCase& c = cases[static_cast<std::size_t>(row % count)];
+        const bool right = column >= spec.n / 2;
+        if (row < count && (column == 0 || column == spec.n / 2)) {
+          if (choice == 0) {
+            Record one;
+            one.set("z_hex", z.hex(index));
+            one.set("out_hex", out.hex(index));
+            one.set("mask_bit", bit ? 1 : 0);
+            one.set("output_obeys_rule", output_good);
+            one.set("mask_obeys_rule", mask_good);
+            part.set(text("%s%s", c.name, right ? "_times_tiny" : ""), std::move(one));
+          }
+          if (!output_good || !mask_good)
+            differing += text("%s%zu:%s%s(%s%s)", differing.empty() ? "" : " ", choice, c.name,
+                              right ? "_times_tiny" : "", output_good ? "" : "output", mask_good ? "" : "mask");
+        }
+      }
+    if (unwritten > 0) {
+      part.set(text("mask_bits_not_written_by_algorithm_%zu", choice), unwritten);
+      mask_obeys = false;
+    }
+  }
+  std::string words;
+  for (int byte = 0; byte < 8; ++byte) words += text("%02x", mask[static_cast<std::size_t>(byte)]);
+  part.set("mask_bytes_of_column_0_hex", words);
+  part.set("output_obeys_rule", output_obeys);
+  part.set("mask_obeys_rule", mask_obeys);
+  part.set("differing_by_algorithm", differing);
+  *output_obeys_all = *output_obeys_all && output_obeys;
+  *mask_obeys_all = *mask_obeys_all && mask_obeys;
+}
+
+void probe_lt_relu_mask(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  for (const Precision* precision : {&kFp32, &kTf32, &kFp64, &kBf16, &kBf16Fp32})
+    attempt(record, precision->name, [&](Record& part) {
+      bool output_obeys = true, mask_obeys = true;
+      int ran = 0;
+      // alpha = -1 turns a sum of +0 into -0; a bias of -0 keeps it.
+      for (const bool with_bias : {false, true})
+        for (const double alpha : {1.0, -1.0})
+          ran += attempt(
+              part,
+              text("%s_alpha_%s", with_bias ? "relu_aux_bias_of_minus_0" : "relu_aux", alpha > 0 ? "1" : "minus_1"),
+              [&](Record& one) { probe_mask(stream, *precision, alpha, with_bias, one, &output_obeys, &mask_obeys); });
+      part.set("variants_run", ran);
+      if (ran == 0) throw NotRun("no variant has an algorithm");
+      part.set("output_obeys_rule", output_obeys);
+      part.set("mask_obeys_rule", mask_obeys);
+      show("%s RELU_AUX(_BIAS), %d variants: output %s, mask %s", precision->name, ran,
+           output_obeys ? "obeys" : "DIFFERS", mask_obeys ? "obeys" : "DIFFERS");
+    });
+}
+
+// DRELU and DRELU_BGRAD at one size, with a mask made by hand or by RELU_AUX, against the host in double.
+void probe_drelu(const Stream& stream, const Precision& precision, int k, Record& record) {
+  ProductSpec spec;
+  spec.precision = &precision;
+  spec.m = 96, spec.n = 64, spec.k = k;
+  spec.op_a = CUBLAS_OP_T;
+  spec.aux_ld = mask_ld(spec.m);
+  const HostArray a = random_array(precision.in, static_cast<std::size_t>(spec.m) * spec.k, 11);
+  const HostArray b = random_array(precision.in, static_cast<std::size_t>(spec.k) * spec.n, 12);
+  const std::vector<double> product = host_product(a, b, spec);
+  Bytes device_a(a.bytes()), device_b(b.bytes());
+  upload(stream, device_a, a.get(), a.bytes());
+  upload(stream, device_b, b.get(), b.bytes());
+  HostArray out(precision.out, product.size()), sums(precision.out, static_cast<std::size_t>(spec.m));
+  Bytes device_d(out.bytes()), device_sums(sums.bytes());
+  std::vector<unsigned char> mask(static_cast<std::size_t>(spec.aux_ld / 8 * spec.n));
+  Bytes aux(mask.size());
+
+  for (const bool from_forward : {false, true})
+    for (const bool with_sums : {false, true})
+      for (const double alpha : {1.0, -0.5}) {
+        const std::string name = text("%s_%s_mask_alpha_%s", with_sums ? "drelu_bgrad" : "drelu",
+                                      from_forward ? "forward" : "made", alpha > 0 ? "1" : "minus_half");
+        attempt(record, name, [&](Record& part) {
+          if (from_forward) {
+            // A forward product of the same shape as the gradient makes the mask.
+            ProductSpec forward = spec;
+            forward.op_a = CUBLAS_OP_N;
+            forward.k = 32;
+            forward.epilogue = CUBLASLT_EPILOGUE_RELU_AUX;
+            forward.aux = aux.get();
+            const HostArray w = random_array(precision.in, static_cast<std::size_t>(forward.m) * forward.k, 13);
+            const HostArray x = random_array(precision.in, static_cast<std::size_t>(forward.k) * forward.n, 14);
+            const std::vector<double> z = host_product(w, x, forward);
+            Bytes device_w(w.bytes()), device_x(x.bytes());
+            upload(stream, device_w, w.get(), w.bytes());
+            upload(stream, device_x, x.get(), x.bytes());
+            const Scalars one(precision, 1, 0);
+            const Product relu(forward);
+            relu.run(relu.first(), stream, one.alpha, device_w.get(), device_x.get(), one.beta, device_d.get());
+            download(stream, mask.data(), aux, mask.size());
+            int wrong = 0;
+            for (int column = 0; column < spec.n; ++column)
+              for (int row = 0; row < spec.m; ++row) {
+                const double value = z[static_cast<std::size_t>(column) * spec.m + row];
+                // Near zero rounding may decide otherwise than the host does.
+                if (std::fabs(value) > 0.05) wrong += mask_bit(mask, spec.aux_ld, row, column) != (value > 0);
+              }
+            part.set("forward_mask_wrong_bits", wrong);
+          } else {
+            std::uint64_t state = 99;
+            for (unsigned char& byte : mask) {
+              state = state * 6364136223846793005ull + 1442695040888963407ull;
+              byte = static_cast<unsigned char>(state >> 56);
+            }
+            upload(stream, aux, mask.data(), mask.size());
+          }
+          ProductSpec fused = spec;
+          fused.epilogue = with_sums ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DRELU;
+          fused.aux = aux.get();
+          if (with_sums) fused.bias = device_sums.get();
+          const Product gradient(fused);
+          const Product::Candidate choice = gradient.first();
+          poison(stream, device_d);
+          poison(stream, device_sums);
+          const Scalars scalars(precision, alpha, 0);
+          gradient.run(choice, stream, scalars.alpha, device_a.get(), device_b.get(), scalars.beta, device_d.get());
+          download(stream, out.get(), device_d, out.bytes());
+          std::vector<double> wanted(product.size()), scaled(static_cast<std::size_t>(spec.m)), unscaled = scaled;
+          int wrong_mask = 0;
+          for (int column = 0; column < spec.n; ++column)
+            for (int row = 0; row < spec.m; ++row) {
+              const std::size_t index = static_cast<std::size_t>(column) * spec.m + row;
+              const bool kept = mask_bit(mask, spec.aux_ld, row, column);
+              wanted[index] = kept ? alpha * product[index] : 0;
+              scaled[static_cast<std::size_t>(row)] += wanted[index];
+              unscaled[static_cast<std::size_t>(row)] += kept ? product[index] : 0;
+              wrong_mask += (out[index] != 0) != (kept && product[index] != 0);
+            }
+          const double error = relative_error(out, wanted);
+          part.set("algorithm_id", algorithm_id(choice));
+          part.set("output_relative_error", error);
+          part.set("elements_masked_wrongly", wrong_mask);
+          bool good = error <= precision.tolerance && wrong_mask == 0;
+          if (with_sums) {
+            download(stream, sums.get(), device_sums, sums.bytes());
+            // Sums of `n` terms of either sign in the output's type: some digits are lost to cancellation.
+            const double with_alpha = relative_error(sums, scaled), without = relative_error(sums, unscaled);
+            part.set("bias_gradient_relative_error", with_alpha);
+            part.set("bias_gradient_relative_error_if_alpha_were_ignored", without);
+            good = good && with_alpha <= 4 * precision.tolerance;
+            if (alpha != 1) {
+              part.set("bias_gradient_honours_alpha", with_alpha <= 4 * precision.tolerance);
+              part.set("bias_gradient_ignores_alpha", without <= 4 * precision.tolerance);
+            }
+          }
+          part.set("correct", good);
+          show("%s k = %d %s: %s", precision.name, k, name.c_str(), good ? "correct" : "WRONG");
+        });
+      }
+}
+
+void probe_lt_drelu(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  for (const Precision* precision : {&kFp32, &kTf32, &kFp64, &kBf16, &kBf16Fp32})
+    attempt(record, precision->name, [&](Record& part) { probe_drelu(stream, *precision, 48, part); });
+}
+
+void probe_lt_drelu_k1(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  for (const Precision* precision : {&kFp32, &kTf32, &kFp64, &kBf16, &kBf16Fp32})
+    attempt(record, precision->name, [&](Record& part) { probe_drelu(stream, *precision, 1, part); });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// cuBLASLt: fused against unfused, and the best product rates
+// ---------------------------------------------------------------------------------------------------------------------
+
+// 16 bytes of elements.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T values[kSize];
+};
+
+// In place: Z [rows, packs of columns] becomes relu(Z + bias), with -0 stored where Z < 0, so that no mask is needed.
+// blockDim (32, 8): x runs over packs, y over rows.
+template <class T>
+__global__ void bias_relu_kernel(Pack<T>* z, const Pack<T>* bias, int rows, int packs) {
+  const int pack = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x);
+  if (pack >= packs) return;
+  const Pack<T> b = bias[pack];
+  for (int row = static_cast<int>(blockIdx.y * 8 + threadIdx.y); row < rows; row += static_cast<int>(gridDim.y * 8)) {
+    Pack<T> value = z[static_cast<std::size_t>(row) * packs + pack];
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kSize; ++i) {
+      const float sum = to_float(value.values[i]) + to_float(b.values[i]);
+      value.values[i] = from_float<T>(sum < 0 ? -0.0f : sum + 0.0f);  // + 0: a sum of -0 becomes +0
+    }
+    z[static_cast<std::size_t>(row) * packs + pack] = value;
+  }
+}
+
+// In place: dH becomes dZ, 0 where H is -0; partial column sums of each blockIdx.y go to a slot of their own.
+template <class T>
+__global__ void mask_and_sum_kernel(Pack<T>* gradient, float* slots, const Pack<T>* hidden, int rows, int packs) {
+  constexpr int kSize = Pack<T>::kSize;
+  __shared__ float partial[8][32][kSize + 1];
+  const int pack = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x);
+  float sums[kSize] = {};
+  if (pack < packs)
+    for (int row = static_cast<int>(blockIdx.y * 8 + threadIdx.y); row < rows; row += static_cast<int>(gridDim.y * 8)) {
+      const std::size_t index = static_cast<std::size_t>(row) * packs + pack;
+      Pack<T> value = gradient[index];
+      const Pack<T> h = hidden[index];
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        const bool blocked = __float_as_uint(to_float(h.values[i])) == 0x80000000u;
+        const float kept = blocked ? 0.0f : to_float(value.values[i]);
+        value.values[i] = from_float<T>(kept);
+        sums[i] += kept;
+      }
+      gradient[index] = value;
+    }
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) partial[threadIdx.y][threadIdx.x][i] = sums[i];
+  __syncthreads();
+  if (threadIdx.y != 0 || pack >= packs) return;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    float total = 0;
+    for (int y = 0; y < 8; ++y) total += partial[y][threadIdx.x][i];
+    slots[(static_cast<std::size_t>(blockIdx.y) * packs + pack) * kSize + i] = total;
+  }
+}
+
+template <class T>
+__global__ void add_slots_kernel(T* out, const float* slots, int columns, int count) {
+  const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (column >= columns) return;
+  float total = 0;
+  for (int slot = 0; slot < count; ++slot) total += slots[static_cast<std::size_t>(slot) * columns + column];
+  out[column] = from_float<T>(total);
+}
+
+// Times each candidate and returns the fastest's index.
+template <class Enqueue>
+std::size_t fastest(const Stream& stream, const std::vector<Product::Candidate>& choices, int repeats, int samples,
+                    Enqueue enqueue, std::vector<double>* medians = nullptr) {
+  std::size_t best = choices.size();
+  double best_us = std::numeric_limits<double>::infinity();
+  std::string complaint;
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    double us = std::numeric_limits<double>::infinity();
+    try {
+      us = median(time_replays_us(stream, repeats, samples, [&] { enqueue(choices[i]); }));
+    } catch (const Failure& error) {
+      complaint = error.what();
+      if (!context_works()) throw ContextDied(complaint);
+    }
+    if (medians != nullptr) medians->push_back(us);
+    if (us < best_us) best_us = us, best = i;
+  }
+  if (best == choices.size())
+    throw Failure(choices.empty() ? "the heuristic offers no algorithm" : "no algorithm ran: " + complaint);
+  return best;
+}
+
+// One hidden layer, forward (op N N) or backward (op T N): the product alone, the product and own kernels, and the
+// fused epilogue, each with its own fastest algorithm of eight.
+template <class T>
+void probe_fused(const Stream& stream, const Precision& precision, int m, int n, int k, bool forward, int repeats,
+                 Record& part) {
+  constexpr int kPack = Pack<T>::kSize;
+  if (m % kPack != 0) throw NotRun("the own kernels want whole packs of 16 bytes");
+  const std::size_t elements = static_cast<std::size_t>(m) * n;
+  Buffer<T> a(static_cast<std::size_t>(m) * k), b(static_cast<std::size_t>(k) * n), d(elements), hidden(elements);
+  Buffer<T> bias(static_cast<std::size_t>(m));
+  const int packs = m / kPack;
+  Launch shape;
+  shape.threads = dim3(32, 8);
+  shape.blocks = static_cast<unsigned>((packs + 31) / 32);
+  shape.blocks_y = static_cast<unsigned>(std::clamp(1056 / static_cast<int>(shape.blocks), 1, (n + 7) / 8));
+  Buffer<float> slots(static_cast<std::size_t>(shape.blocks_y) * m);
+  fill_normal(stream, a.get(), a.size(), 1);
+  fill_normal(stream, b.get(), b.size(), 2);
+  fill_normal(stream, bias.get(), bias.size(), 3);
+  fill_normal(stream, hidden.get(), elements, 4);
+  launch(shape, stream, bias_relu_kernel<T>, reinterpret_cast<Pack<T>*>(hidden.get()),
+         reinterpret_cast<const Pack<T>*>(bias.get()), n, packs);
+  ProductSpec spec;
+  spec.precision = &precision;
+  spec.m = m, spec.n = n, spec.k = k;
+  spec.op_a = forward ? CUBLAS_OP_N : CUBLAS_OP_T;
+  spec.aux_ld = mask_ld(m);
+  Bytes aux(static_cast<std::size_t>(spec.aux_ld / 8) * n);
+  // Half of the mask's bits are set.
+  PROBE_CUDA(cudaMemsetAsync(aux.get(), 0x5a, aux.bytes(), stream));
+  stream.wait();
+  // A small alpha keeps repeated in-place work away from overflow; every product overwrites D anyway.
+  const Scalars scalars(precision, 0.125, 0);
+  const int samples = repeats > 1 ? 15 : 5;
+
+  const Product plain(spec);
+  const auto run_plain = [&](const Product::Candidate& choice) {
+    plain.run(choice, stream, scalars.alpha, a.get(), b.get(), scalars.beta, d.get());
+  };
+  const std::vector<Product::Candidate> plain_choices = plain.candidates(8);
+  const std::size_t plain_best = fastest(stream, plain_choices, repeats, 3, run_plain);
+  const std::vector<double> alone =
+      time_replays_us(stream, repeats, samples, [&] { run_plain(plain_choices[plain_best]); });
+  const std::vector<double> unfused = time_replays_us(stream, repeats, samples, [&] {
+    run_plain(plain_choices[plain_best]);
+    Pack<T>* const out = reinterpret_cast<Pack<T>*>(d.get());
+    if (forward) {
+      launch(shape, stream, bias_relu_kernel<T>, out, reinterpret_cast<const Pack<T>*>(bias.get()), n, packs);
+    } else {
+      launch(shape, stream, mask_and_sum_kernel<T>, out, slots.get(), reinterpret_cast<const Pack<T>*>(hidden.get()), n,
+             packs);
+      Launch last;
+      last.threads = dim3(128);
+      last.blocks = static_cast<unsigned>((m + 127) / 128);
+      launch(last, stream, add_slots_kernel<T>, bias.get(), slots.get(), m, static_cast<int>(shape.blocks_y));
+    }
+  });
+  part.set("product_alone", figures(alone, "us"));
+  part.set("unfused", figures(unfused, "us"));
+  part.set("unfused_algorithm_index", plain_best);
+  part.set("own_kernels_us", median(unfused) - median(alone));
+
+  ProductSpec fused_spec = spec;
+  fused_spec.epilogue = forward ? CUBLASLT_EPILOGUE_RELU_AUX_BIAS : CUBLASLT_EPILOGUE_DRELU_BGRAD;
+  fused_spec.bias = bias.get();
+  fused_spec.aux = aux.get();
+  const Product fused(fused_spec);
+  const auto run_fused = [&](const Product::Candidate& choice) {
+    fused.run(choice, stream, scalars.alpha, a.get(), b.get(), scalars.beta, d.get());
+  };
+  const std::vector<Product::Candidate> fused_choices = fused.candidates(8);
+  part.set("fused_algorithms", fused_choices.size());
+  if (fused_choices.empty()) throw NotRun("no algorithm for the fused epilogue; the unfused time stands");
+  const std::size_t fused_best = fastest(stream, fused_choices, repeats, 3, run_fused);
+  const std::vector<double> together =
+      time_replays_us(stream, repeats, samples, [&] { run_fused(fused_choices[fused_best]); });
+  part.set("fused", figures(together, "us"));
+  part.set("fused_algorithm_index", fused_best);
+  part.set("fused_algorithm_id", algorithm_id(fused_choices[fused_best]));
+  part.set("unfused_by_fused", median(unfused) / median(together));
+  show("%s %s m=%d n=%d k=%d: product %.2f us, unfused %.2f us, fused %.2f us", precision.name,
+       forward ? "forward" : "backward", m, n, k, median(alone), median(unfused), median(together));
+}
+
+void probe_lt_fused(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  struct Case {
+    const char* name;
+    const Precision* precision;
+    int m, n, k, repeats;
+    bool forward;
+  };
+  const Case cases[] = {
+      {"fp32_forward_1000_100_batch_128", &kFp32, 100, 128, 1000, 20, true},
+      {"fp32_backward_100_100_batch_128", &kFp32, 100, 128, 100, 20, false},
+      {"fp32_forward_4096_batch_8192", &kFp32, 4096, 8192, 4096, 1, true},
+      {"fp32_backward_4096_batch_8192", &kFp32, 4096, 8192, 4096, 1, false},
+      {"tf32_forward_4096_batch_8192", &kTf32, 4096, 8192, 4096, 1, true},
+      {"tf32_backward_4096_batch_8192", &kTf32, 4096, 8192, 4096, 1, false},
+      {"bf16_forward_4096_batch_8192", &kBf16, 4096, 8192, 4096, 1, true},
+      {"bf16_backward_4096_batch_8192", &kBf16, 4096, 8192, 4096, 1, false},
+  };
+  for (const Case& c : cases)
+    attempt(record, c.name, [&](Record& part) {
+      if (c.precision->in == CUDA_R_16BF)
+        probe_fused<__nv_bfloat16>(stream, *c.precision, c.m, c.n, c.k, c.forward, c.repeats, part);
+      else
+        probe_fused<float>(stream, *c.precision, c.m, c.n, c.k, c.forward, c.repeats, part);
+    });
+}
+
+// A few elements of a product in double, for its error. One block an element.
+template <class In, class Out>
+__global__ void sample_kernel(double* errors, const In* a, const In* b, const Out* d, int m, int n, int k) {
+  __shared__ double partial[128];
+  const int row = static_cast<int>((blockIdx.x * 7919u + 13u) % static_cast<unsigned>(m));
+  const int column = static_cast<int>((blockIdx.x * 104729u + 7u) % static_cast<unsigned>(n));
+  double sum = 0;
+  for (int inner = static_cast<int>(threadIdx.x); inner < k; inner += 128)
+    sum += static_cast<double>(a[static_cast<std::size_t>(inner) * m + row]) *
+           static_cast<double>(b[static_cast<std::size_t>(column) * k + inner]);
+  partial[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < 128; ++i) sum += partial[i];
+  errors[2 * blockIdx.x] = static_cast<double>(d[static_cast<std::size_t>(column) * m + row]) - sum;
+  errors[2 * blockIdx.x + 1] = sum;
+}
+
+template <class T>
+void probe_product_rate(const Stream& stream, const Precision& precision, int size, Record& part) {
+  const std::size_t elements = static_cast<std::size_t>(size) * size;
+  Buffer<T> a(elements), b(elements), d(elements);
+  fill_normal(stream, a.get(), elements, 21);
+  fill_normal(stream, b.get(), elements, 22);
+  stream.wait();
+  ProductSpec spec;
+  spec.precision = &precision;
+  spec.m = spec.n = spec.k = size;
+  const Product product(spec);
+  const Scalars scalars(precision, 1, 0);
+  const auto run = [&](const Product::Candidate& choice) {
+    product.run(choice, stream, scalars.alpha, a.get(), b.get(), scalars.beta, d.get());
+  };
+  const std::vector<Product::Candidate> choices = product.candidates(8);
+  std::vector<double> medians;
+  const std::size_t best = fastest(stream, choices, 1, 3, run, &medians);
+  PROBE_CUDA(cudaMemsetAsync(d.get(), 0xff, d.bytes(), stream));
+  const std::vector<double> us = time_replays_us(stream, 1, 15, [&] { run(choices[best]); });
+  const double flop = 2.0 * size * size * size;
+  part = rate(us, flop, "tflops");
+  part.set("algorithms", choices.size());
+  part.set("best_index", best);
+  part.set("best_algorithm_id", algorithm_id(choices[best]));
+  part.set("first_offered_us", medians[0]);
+  constexpr unsigned kSampled = 256;
+  Buffer<double> errors(2 * kSampled);
+  Launch shape;
+  shape.blocks = kSampled;
+  shape.threads = dim3(128);
+  launch(shape, stream, sample_kernel<T, T>, errors.get(), a.get(), b.get(), d.get(), size, size, size);
+  std::vector<double> host(errors.size());
+  PROBE_CUDA(cudaMemcpyAsync(host.data(), errors.get(), errors.bytes(), cudaMemcpyDeviceToHost, stream));
+  stream.wait();
+  double wrong = 0, norm = 0;
+  for (unsigned i = 0; i < kSampled; ++i) wrong += host[2 * i] * host[2 * i], norm += host[2 * i + 1] * host[2 * i + 1];
+  part.set("relative_error_of_256_elements", std::sqrt(wrong / norm));
+  show("%s product, %d^3: %.1f TFLOP/s (algorithm %zu of %zu; the first took %.0f us, the best %.0f us)",
+       precision.name, size, flop / median(us) / 1e6, best, choices.size(), medians[0], median(us));
+}
+
+void probe_lt_rates(const Context&, Record& record) {
+  (void)Lt::get();
+  Stream stream;
+  attempt(record, "fp32_8192", [&](Record& part) { probe_product_rate<float>(stream, kFp32, 8192, part); });
+  attempt(record, "tf32_8192", [&](Record& part) { probe_product_rate<float>(stream, kTf32, 8192, part); });
+  attempt(record, "bf16_8192", [&](Record& part) { probe_product_rate<__nv_bfloat16>(stream, kBf16, 8192, part); });
+  attempt(record, "fp64_4096", [&](Record& part) { probe_product_rate<double>(stream, kFp64, 4096, part); });
+}
 // ---------------------------------------------------------------------------------------------------------------------
 // The list of experiments, the device's description, the program
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1608,6 +2729,14 @@ const Experiment kExperiments[] = {
     {"graph_while", "ns an iteration of a WHILE node", probe_graph_while},
     {"memory_rates", "copy, read and L2 bandwidth", probe_memory_rates},
     {"fma_rate", "fp32 FMA rate", probe_fma_rate},
+    {"lt_load", "cuBLASLt: where it was found, its version, what loading and creating it cost", probe_lt_load},
+    {"lt_epilogues", "cuBLASLt: which epilogues have algorithms", probe_lt_epilogues},
+    {"lt_products", "cuBLASLt: beta = 1 in place, scalars in device memory, replays", probe_lt_products},
+    {"lt_relu_mask", "cuBLASLt: RELU_AUX at +0, -0, NaN", probe_lt_relu_mask},
+    {"lt_drelu", "cuBLASLt: DRELU and DRELU_BGRAD against the host", probe_lt_drelu},
+    {"lt_fused", "cuBLASLt: fused epilogues against own kernels", probe_lt_fused},
+    {"lt_rates", "cuBLASLt: the best product rates", probe_lt_rates},
+    {"lt_drelu_k1", "cuBLASLt: DRELU and DRELU_BGRAD at k = 1", probe_lt_drelu_k1},
 };
 
 void write_file(const std::string& path, const std::string& content) {
