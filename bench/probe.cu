@@ -177,6 +177,10 @@ struct Failure : std::runtime_error {
 struct NotRun : Failure {
   using Failure::Failure;
 };
+// One answer among many, and not worth a line of the table.
+struct NoAlgorithm : NotRun {
+  NoAlgorithm() : NotRun("the heuristic offers no algorithm") {}
+};
 // The CUDA context did not survive; nothing can run after it.
 struct ContextDied : Failure {
   using Failure::Failure;
@@ -203,20 +207,20 @@ template <class Part>
 bool attempt(Record& parent, const std::string& name, Part part) {
   Record record;
   std::string status = "ok", message;
-  bool dead = false;
+  bool dead = false, quiet = false;
   try {
     part(record);
   } catch (const ContextDied& error) {
     status = "failed", message = error.what(), dead = true;
+  } catch (const NoAlgorithm& error) {
+    status = "not_run", message = error.what(), quiet = true;
   } catch (const NotRun& error) {
     status = "not_run", message = error.what();
   } catch (const std::exception& error) {
     status = "failed", message = error.what(), dead = !context_works();
   }
   failures += status == "failed";
-  if (status != "ok") {
-    show("%s %s: %s", name.c_str(), status.c_str(), message.c_str());
-  }
+  if (status != "ok" && !quiet) show("%s %s: %s", name.c_str(), status.c_str(), message.c_str());
   record.set("status", status);
   if (!message.empty()) record.set("message", message);
   parent.set(name, std::move(record));
@@ -1945,7 +1949,7 @@ class Product {
 
   Candidate first() const {
     const std::vector<Candidate> found = candidates(1);
-    if (found.empty()) throw NotRun("the heuristic offers no algorithm");
+    if (found.empty()) throw NoAlgorithm();
     return found[0];
   }
 
@@ -2025,7 +2029,7 @@ void probe_lt_epilogues(const Context&, Record& record) {
     for (const Size& size : sizes)
       attempt(record, text("%s_%s", precision->name, size.name), [&](Record& part) {
         constexpr int kWanted = 8;
-        std::string offered, refused;
+        std::string refused;
         for (const NamedEpilogue& e : kEpilogues) {
           ProductSpec spec;
           spec.precision = precision;
@@ -2046,10 +2050,11 @@ void probe_lt_epilogues(const Context&, Record& record) {
           const std::size_t count = Product(spec).candidates(kWanted, &status).size();
           part.set(text("%s_algorithms", e.name), count);
           if (count == 0) part.set(text("%s_status", e.name), Lt::get().functions().status_name(status));
-          (count > 0 ? offered : refused) += std::string(" ") + e.name;
+          if (count == 0) refused += std::string(" ") + e.name;
         }
         part.set("algorithms_asked_for", kWanted);
-        show("%s %s: none for%s", precision->name, size.name, refused.empty() ? " nothing asked" : refused.c_str());
+        show("%s %s: %s%s", precision->name, size.name, refused.empty() ? "all epilogues" : "no algorithm for",
+             refused.c_str());
       });
 }
 
@@ -2266,7 +2271,7 @@ void probe_mask(const Stream& stream, const Precision& precision, double alpha, 
   const Product product(fused);
   const std::vector<Product::Candidate> choices = product.candidates(4);
   part.set("algorithms", choices.size());
-  if (choices.empty()) throw NotRun("the heuristic offers no algorithm");
+  if (choices.empty()) throw NoAlgorithm();
   bool output_obeys = true, mask_obeys = true;
   std::string differing;
   for (std::size_t choice = 0; choice < choices.size(); ++choice) {
@@ -2362,6 +2367,8 @@ void probe_drelu(const Stream& stream, const Precision& precision, int k, Record
   std::vector<unsigned char> mask(static_cast<std::size_t>(spec.aux_ld / 8 * spec.n));
   Bytes aux(mask.size());
 
+  int ran = 0, right = 0;
+  std::string wrong_ones;
   for (const bool from_forward : {false, true})
     for (const bool with_sums : {false, true})
       for (const double alpha : {1.0, -0.5}) {
@@ -2441,9 +2448,15 @@ void probe_drelu(const Stream& stream, const Precision& precision, int k, Record
             }
           }
           part.set("correct", good);
-          show("%s k = %d %s: %s", precision.name, k, name.c_str(), good ? "correct" : "WRONG");
+          ++ran;
+          right += good;
+          if (!good) wrong_ones += " " + name;
         });
       }
+  record.set("variants_run", ran);
+  record.set("variants_correct", right);
+  show("%s DRELU(_BGRAD), k = %d: %d of %d variants correct%s%s", precision.name, k, right, ran,
+       wrong_ones.empty() ? "" : "; WRONG:", wrong_ones.c_str());
 }
 
 void probe_lt_drelu(const Context&, Record& record) {
