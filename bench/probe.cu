@@ -1005,6 +1005,7 @@ void probe_cluster_residency(const Context&, Record& record) {
           shape.blocks = static_cast<unsigned>(clusters) * size;
           return all_resident(stream, shape, 20'000'000);
         };
+        if (stated <= 0) throw NotRun("the occupancy query gives no cluster");
         // From the stated number down to the first that fits, or up to the last.
         int seen = stated;
         while (seen > 0 && !fits(seen)) --seen;
@@ -1538,6 +1539,8 @@ void probe_memory_rates(const Context& context, Record& record) {
   };
   for (const Case& copy : copies)
     attempt(record, copy.name, [&](Record& part) {
+      for (const Buffer<float4>* target : targets)
+        PROBE_CUDA(cudaMemsetAsync(target->get(), 0xff, target->bytes(), stream));
       Launch shape;
       shape.blocks = copy.blocks;
       const std::vector<double> us = time_events_us(stream, 15, [&](int i) {
