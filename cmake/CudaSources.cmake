@@ -1,12 +1,16 @@
 # The CUDA part of deviceloop_objects: .cpp by the host's compiler, .cu by nvcc; and of deviceloop_options: nvcc's options.
 target_sources(deviceloop_objects PRIVATE
   cuda/device_query.cpp
+  cuda/executors/graph_executor.cpp
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
   cuda/kernels/narrow_linear.cu
   cuda/kernels/public.cpp
   cuda/kernels/squared_error.cu
   cuda/runtime/check.cpp
+  cuda/runtime/cublaslt.cpp
+  cuda/runtime/cublaslt_error.cpp
+  cuda/runtime/gemm.cpp
   cuda/runtime/launch.cu)
 target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)

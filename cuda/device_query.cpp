@@ -7,7 +7,9 @@
 #include <deviceloop/error.h>
 
 #include "../host/cuda_entry.h"
+#include "executors/graph_executor.h"
 #include "runtime/check.h"
+#include "runtime/cublaslt.h"
 
 namespace deviceloop {
 namespace {
@@ -54,6 +56,11 @@ void query_gpus(DeviceCaps& caps) {
     gpu.memory_bytes = properties.totalGlobalMem;
     caps.gpus.push_back(gpu);
   }
+  try {
+    cuda::cublaslt();
+  } catch (const Unsupported& error) {
+    caps.no_cublaslt_reason = error.what();
+  }
 }
 
 const char* cuda_toolkit() {
@@ -62,9 +69,11 @@ const char* cuda_toolkit() {
   return text.c_str();
 }
 
-std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec&, const TrainingSpec&, const Plan& plan) {
+std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                             const Plan& plan) {
+  if (plan.executor == ExecutorKind::graph) return cuda::make_graph_executor(network, training, plan);
   throw Unsupported(std::string("plan ") + name(plan.executor) +
-                    ": its executor is not part of this version; use the plan 'cpu'");
+                    ": its executor is not part of this version; use the plan 'graph' or 'cpu'");
 }
 
 }  // namespace deviceloop

@@ -80,14 +80,16 @@ TEST(CudaEntry, HiddenGpusAreAbsentGpus) {
     EXPECT_MENTIONS(caps.no_gpu_reason, "CUDA_VISIBLE_DEVICES is ''");
 }
 
-TEST(CudaEntry, TheExecutorsAreRefused) {
+TEST(CudaEntry, AnExecutorThatIsNotThereIsUnsupported) {
   Plan plan;
-  for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
-    plan.executor = kind;
-    EXPECT_MENTIONS(
-        refusal<Unsupported>(std::string("plan ") + name(kind) + ": ", [&] { make_cuda_executor({}, {}, plan); }),
-        "use the plan 'cpu'");
-  }
+  plan.executor = ExecutorKind::persistent;
+  EXPECT_MENTIONS(refusal<Unsupported>("plan persistent: ", [&] { make_cuda_executor({}, {}, plan); }), "'cpu'");
+  if (!gpus().gpus.empty()) return;
+  NetworkSpec network;
+  network.widths = {3, 1};
+  plan.executor = ExecutorKind::graph;
+  EXPECT_MENTIONS(refusal<Unsupported>("", [&] { make_cuda_executor(network, {}, plan); }),
+                  built_with_cuda() ? "no GPU can be used" : "use the plan 'cpu'");
 }
 
 TEST(CudaEntry, ThePublicKernelsAreUnsupportedWithoutAGpu) {

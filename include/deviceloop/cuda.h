@@ -2,16 +2,16 @@
 /// The public kernel layer on NVIDIA GPUs, for people who bring their own loop: the element-wise passes, reductions and
 /// narrow output layer of a training step on raw device pointers. Needs no CUDA header.
 ///
-/// Every function is asynchronous on `stream`, which belongs to the current device (null: its default stream), allocates
-/// nothing, waits for nothing and may be captured into a graph. Matrices are row-major without gaps, one row a sample.
-/// Sums run in an order that depends on the sizes alone: the same bits on every run and every GPU. A count of 0 does
-/// nothing. Pointers need the alignment of their type only; ranges that begin on 16 bytes are faster.
+/// Every function is asynchronous on `stream`, which belongs to the current device (null: its default stream),
+/// allocates nothing, waits for nothing and may be captured into a graph. Matrices are row-major without gaps, one row
+/// a sample. Sums run in an order that depends on the sizes alone: the same bits on every run and every GPU. A count of
+/// 0 does nothing. Pointers need the alignment of their type only; ranges that begin on 16 bytes are faster.
 ///
-/// Throws InvalidArgument, and has done nothing then, for a null pointer, negative or overflowing sizes, a workspace that
-/// is too small, a stream that is not the current device's, and ranges that overlap: an output may be exactly one of the
-/// inputs where a function says so, and is apart from them otherwise. Throws Unsupported in a build without CUDA, where
-/// no driver or GPU is found, and for a GPU that the build holds no code for; DeviceError for what else CUDA reports,
-/// errors of earlier work among it.
+/// Throws InvalidArgument, and has done nothing then, for a null pointer, negative or overflowing sizes, a workspace
+/// that is too small, a stream that is not the current device's, and ranges that overlap: an output may be exactly one
+/// of the inputs where a function says so, and is apart from them otherwise. Throws Unsupported in a build without
+/// CUDA, where no driver or GPU is found, and for a GPU that the build holds no code for; DeviceError for what else
+/// CUDA reports, errors of earlier work among it.
 #pragma once
 
 #include <cstddef>
@@ -68,8 +68,8 @@ DEVICELOOP_EXPORT void squared_error(double* loss, double* gradient, const doubl
 DEVICELOOP_EXPORT std::size_t squared_error_workspace(std::int64_t count);
 /// @}
 
-/// sums[j] = sum over the rows of matrix[i][j], the gradient of a bias: `matrix` is [batch, features], `sums` [features].
-/// At most 32 terms are added in the working precision, from there in double. A batch of 0 writes zeros.
+/// sums[j] = sum over the rows of matrix[i][j], the gradient of a bias: `matrix` is [batch, features], `sums`
+/// [features]. At most 32 terms are added in the working precision, from there in double. A batch of 0 writes zeros.
 /// @{
 DEVICELOOP_EXPORT void column_sums(float* sums, const float* matrix, std::int64_t batch, std::int64_t features,
                                    void* workspace, std::size_t workspace_bytes, Stream stream);
