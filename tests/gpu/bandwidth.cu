@@ -767,7 +767,7 @@ void add_variants(std::vector<Case>& cases, const Arrays<float>& arrays) {
 
 std::string number(double value) {
   char text[40];
-  std::snprintf(text, sizeof text, "%.6g", value);
+  std::snprintf(text, sizeof text, "%.10g", value);
   return std::isfinite(value) ? text : "null";
 }
 
@@ -784,6 +784,14 @@ std::string listed(const std::vector<std::string>& items) {
   std::string out = "[";
   for (std::size_t i = 0; i < items.size(); ++i) out += (i > 0 ? ",\n    " : "\n    ") + items[i];
   return out + "\n  ]";
+}
+
+/// From names and values that are JSON already.
+std::string object_json(const std::vector<std::pair<std::string, std::string>>& members) {
+  std::string out = "{";
+  for (std::size_t i = 0; i < members.size(); ++i)
+    out += (i > 0 ? ",\n  " : "\n  ") + quoted(members[i].first) + ": " + members[i].second;
+  return out + "\n}\n";
 }
 
 /// Whether the bar is reached, and what was wrong.
@@ -902,17 +910,24 @@ int run(const Options& options) {
     for (const Case& each : others) variants.push_back(case_json(each, copy_rate(cases), summary));
   }
 
-  const std::string text =
-      "{\n  \"gpu\": " + quoted(device.name) +
-      ",\n  \"compute_capability\": " + quoted(std::to_string(device.major) + "." + std::to_string(device.minor)) +
-      ",\n  \"multiprocessors\": " + std::to_string(device.multiProcessorCount) +
-      ",\n  \"l2_bytes\": " + std::to_string(device.l2CacheSize) +
-      ",\n  \"memory_bytes\": " + std::to_string(total_bytes) + ",\n  \"cuda_driver\": " + std::to_string(driver) +
-      ",\n  \"cuda_runtime\": " + std::to_string(runtime) + ",\n  \"array_bytes\": " + std::to_string(bytes) +
-      ",\n  \"repetitions\": " + std::to_string(options.repetitions) + ",\n  \"copy_gb_per_s\": {" + copies + "}" +
-      ",\n  \"bar_percent\": " + number(kBarPercent) + ",\n  \"ok\": " + (summary.bar_reached ? "true" : "false") +
-      ",\n  \"wrong\": " + std::to_string(summary.wrong) + ",\n  \"rows\": " + listed(rows) +
-      ",\n  \"latency\": " + listed(latency) + ",\n  \"variants\": " + listed(variants) + "\n}\n";
+  const std::string text = object_json({
+      {"gpu", quoted(device.name)},
+      {"compute_capability", quoted(std::to_string(device.major) + "." + std::to_string(device.minor))},
+      {"multiprocessors", std::to_string(device.multiProcessorCount)},
+      {"l2_bytes", std::to_string(device.l2CacheSize)},
+      {"memory_bytes", std::to_string(total_bytes)},
+      {"cuda_driver", std::to_string(driver)},
+      {"cuda_runtime", std::to_string(runtime)},
+      {"array_bytes", std::to_string(bytes)},
+      {"repetitions", std::to_string(options.repetitions)},
+      {"copy_gb_per_s", "{" + copies + "}"},
+      {"bar_percent", number(kBarPercent)},
+      {"ok", summary.bar_reached ? "true" : "false"},
+      {"wrong", std::to_string(summary.wrong)},
+      {"rows", listed(rows)},
+      {"latency", listed(latency)},
+      {"variants", listed(variants)},
+  });
   if (!options.json.empty()) {
     std::FILE* const file = std::fopen(options.json.c_str(), "w");
     if (file == nullptr) throw Failure{"cannot write " + options.json};
