@@ -631,6 +631,8 @@ struct Launches {
 template <class Enqueue>
 Times time_launches(int launches, int repetitions, const Stream& stream, const std::function<void()>& before,
                     Enqueue enqueue) {
+  enqueue(0, stream.stream);  // code is loaded when it is first used, which had better not be while it is captured
+  stream.wait();
   const Graph graph(launches, stream, enqueue);
   std::vector<double> us;
   for (int i = -3; i < repetitions; ++i) {
