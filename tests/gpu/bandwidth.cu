@@ -27,14 +27,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <deviceloop/cuda.h>
-#include <deviceloop/error.h>
 
 namespace {
 
@@ -42,8 +41,8 @@ namespace dl = deviceloop::cuda;
 
 constexpr double kBarPercent = 92;
 
-struct Failure {
-  std::string what;
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 void check(cudaError_t code, const char* call) {
@@ -347,8 +346,8 @@ void measure(std::vector<Case>& cases, int repetitions, const Stream& stream) {
       each.run(stream.stream);
       stream.wait();
       each.verify();
-    } catch (const Failure& failure) {
-      each.error = failure.what;
+    } catch (const std::exception& failure) {
+      each.error = failure.what();
       CHECK(cudaDeviceSynchronize());  // an error that lasts ends the program here
     }
   }
@@ -670,8 +669,8 @@ std::vector<Launches> sizes_of_two(const Arrays<float>& arrays, int repetitions,
         row.times = time_launches(launches, repetitions, stream, flush, enqueue);
         verify();
         check_written(out, launches * n);
-      } catch (const Failure& failure) {
-        row.error = failure.what;
+      } catch (const std::exception& failure) {
+        row.error = failure.what();
         CHECK(cudaDeviceSynchronize());
       }
       rows.push_back(row);
@@ -713,8 +712,8 @@ std::vector<Launches> small_shapes(const Arrays<float>& arrays, int repetitions,
         row.times = time_launches(
             kMostLaunches, repetitions, stream, [] {}, [&](int, cudaStream_t s) { each.run(s); });
         each.verify();
-      } catch (const Failure& failure) {
-        row.error = failure.what;
+      } catch (const std::exception& failure) {
+        row.error = failure.what();
         CHECK(cudaDeviceSynchronize());
       }
       rows.push_back(row);
@@ -978,8 +977,6 @@ int main(int argc, char** argv) {
       return 2;
     }
     return run(options);
-  } catch (const Failure& failure) {
-    std::fprintf(stderr, "bandwidth: %s\n", failure.what.c_str());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "bandwidth: %s\n", error.what());
   }
