@@ -58,7 +58,8 @@ int live_objects();
 /// The kernels that ran in this process, without namespaces and template arguments.
 const std::set<std::string>& kernels_run();
 
-/// Drops pending work and goes back to zero counts, one device, the order of the environment and no failure. Objects live on.
+/// Drops pending work and goes back to zero counts, one device, the order of the environment and no failure. Objects
+/// live on.
 void reset();
 
 }  // namespace simt
