@@ -1,8 +1,9 @@
 // One suite over every executor: exact on small integers, within DESIGN's bounds over whole runs, the same bits on
-// every run. A new executor is one line in the list at the end.
+// every run. A new executor is one line in the lists at the end.
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <ostream>
 #include <string>
@@ -28,6 +29,15 @@ std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
 
 class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
  protected:
+  void SetUp() override {
+    if (GetParam().kind == ExecutorKind::cpu) return;
+    const DeviceCaps caps = query_device_caps();
+    if (!caps.gpus.empty()) return;
+    const char* required = std::getenv("DEVICELOOP_REQUIRE_CUDA");
+    ASSERT_FALSE(required != nullptr && std::string(required) == "1")
+        << "DEVICELOOP_REQUIRE_CUDA=1, but " << caps.no_gpu_reason;
+    GTEST_SKIP() << caps.no_gpu_reason;
+  }
   Trainer trainer_of(const Problem& problem) const { return problem.trainer(GetParam().threads, GetParam().kind); }
 };
 
@@ -87,6 +97,7 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
     ASSERT_GT(first.loss, 0);
 
     for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+      if (kHostFixture && c.samples > 1000 && precision == Precision::fp64) continue;
       Problem problem;
       problem.network.widths = c.widths;
       problem.network.bias = c.bias;
@@ -143,14 +154,20 @@ void check_run(const Problem& problem, Trainer trainer, std::int64_t steps) {
 
 // The rate is one at which the loss falls steadily: beyond it a run amplifies its rounding without bound.
 TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
+  const std::int64_t steps = kHostFixture ? 20 : 200;
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     for (const bool bias : {false, true}) {
       const Problem problem = Problem::random({24, 20, 12, 2}, bias, 70, precision, Init::he, 5e-5);
       Trainer trainer = trainer_of(problem);
-      check_run(problem, trainer_of(problem), 200);
-      const std::vector<double> losses = trainer.train(200).losses;
-      EXPECT_LT(losses.back(), 0.6 * losses.front());
-      const double live = reference::live_fraction(problem.parameters_of(trainer), problem.x);
+      reference::Network trained = problem.start;
+      const std::vector<double> expected =
+          reference::train(trained, problem.x, problem.y, problem.training.optimizer.learning_rate, steps);
+      const std::vector<double> losses = trainer.train(steps).losses;
+      const reference::Network network = problem.parameters_of(trainer);
+      expect_within_bounds(losses, expected, precision);
+      expect_within_bounds(network, trained, precision);
+      EXPECT_LT(losses.back(), (kHostFixture ? 0.95 : 0.6) * losses.front());
+      const double live = reference::live_fraction(network, problem.x);
       EXPECT_GE(live, 0.2);
       EXPECT_LE(live, 0.8);
     }
@@ -159,14 +176,14 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
 
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
-    const Problem problem = Problem::random({10, 16, 8, 2}, true, 3001, precision, Init::he, 1e-6);
-    check_run(problem, trainer_of(problem), kThreadSanitizer ? 3 : 40);
+    const Problem problem = Problem::random({10, 16, 8, 2}, true, kHostFixture ? 601 : 3001, precision, Init::he, 1e-6);
+    check_run(problem, trainer_of(problem), kSlowMachine ? 3 : 40);
   }
 }
 
 // More samples than one block of the sum over the batch, more parameters than a slot may hold.
 TEST_P(Conformance, FollowsTheReferenceOverManySamplesOfALargeNetwork) {
-  if (kThreadSanitizer) GTEST_SKIP() << "takes a minute there";
+  if (kSlowMachine) GTEST_SKIP() << "takes a minute there";
   const Problem problem = Problem::random({440, 300, 2}, true, 1030, Precision::fp64, Init::he, 1e-7);
   check_run(problem, trainer_of(problem), 2);
 }
@@ -177,7 +194,7 @@ TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
                                                          {17, 3, 257}, {257, 1, 3},     {5, 3, 17, 3, 5, 2},
                                                          {1, 257, 1},  {64, 64, 64, 1}, {2, 1, 2}};
   for (const auto& widths : shapes)
-    for (const std::int64_t samples : kThreadSanitizer ? Samples{1, 65} : Samples{1, 2, 63, 65, 130})
+    for (const std::int64_t samples : kSlowMachine ? Samples{1, 65} : Samples{1, 2, 63, 65, 130})
       for (const bool bias : {false, true})
         for (const Precision precision : {Precision::fp32, Precision::fp64}) {
           SCOPED_TRACE(testing::PrintToString(widths) + " samples " + std::to_string(samples));
@@ -202,16 +219,20 @@ Outcome run_of(const Problem& problem, Trainer trainer, std::int64_t steps) {
 }
 
 std::vector<Problem> repeat_problems() {
+  if (kHostFixture)
+    return {Problem::random({30, 20, 1}, false, 40, Precision::fp32, Init::normal, 1e-7),
+            Problem::random({9, 17, 3}, true, 300, Precision::fp64, Init::he, 1e-6)};
   return {Problem::random({300, 40, 1}, false, 128, Precision::fp32, Init::normal, 1e-7),
           Problem::random({20, 16, 8, 2}, true, 1500, Precision::fp32, Init::he, 1e-6),
           Problem::random({50, 30, 3}, true, 200, Precision::fp64, Init::he, 1e-5)};
 }
 
 TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
+  const std::int64_t steps = kHostFixture ? 5 : 25;
   for (const Problem& problem : repeat_problems()) {
-    const Outcome first = run_of(problem, problem.trainer(1, GetParam().kind), 25);
-    for (int rerun = 0; rerun < (kThreadSanitizer ? 2 : 20); ++rerun) {
-      const Outcome again = run_of(problem, trainer_of(problem), 25);
+    const Outcome first = run_of(problem, problem.trainer(1, GetParam().kind), steps);
+    for (int rerun = 0; rerun < (kSlowMachine ? 2 : 20); ++rerun) {
+      const Outcome again = run_of(problem, trainer_of(problem), steps);
       ASSERT_TRUE(same_bits(again.losses, first.losses)) << "rerun " << rerun;
       ASSERT_TRUE(same_bits(again.parameters, first.parameters)) << "rerun " << rerun;
     }
@@ -259,7 +280,8 @@ TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
     Trainer trainer = trainer_of(problem);
     trainer.train(20);
     const reference::Network network = problem.parameters_of(trainer);
-    for (const std::int64_t rows : {1, 63, 64, 65, 1000}) {
+    for (const std::int64_t rows :
+         kHostFixture ? std::vector<std::int64_t>{1, 1025} : std::vector<std::int64_t>{1, 63, 64, 65, 1000, 1025}) {
       const reference::Table x = Problem::filled(rows, 30, Precision::fp64, 99, kTensorX);
       const reference::Table expected = reference::forward(network, x).back();
       std::vector<double> wide(static_cast<std::size_t>(rows * 5), -7);
@@ -277,7 +299,7 @@ TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
 TEST_P(Conformance, ReportsWhereARunDiverges) {
   const Problem problem = Problem::random({20, 10, 1}, false, 32, Precision::fp32, Init::normal, 0.5);
   Trainer trainer = trainer_of(problem);
-  const TrainReport report = trainer.train(100);
+  const TrainReport report = trainer.train(kHostFixture ? 40 : 100);
   ASSERT_TRUE(report.first_non_finite_step.has_value());
   const std::int64_t first = *report.first_non_finite_step;
   EXPECT_GT(first, 0);
@@ -285,11 +307,16 @@ TEST_P(Conformance, ReportsWhereARunDiverges) {
     EXPECT_EQ(std::isfinite(report.losses[static_cast<std::size_t>(step)]), step < first) << step;
 }
 
+#if defined(DEVICELOOP_CONFORMANCE_ON_CUDA)
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance, testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1}),
+                         testing::PrintToStringParamName());
+#else
 INSTANTIATE_TEST_SUITE_P(Executors, Conformance,
                          testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1},
                                          ExecutorUnderTest{ExecutorKind::cpu, 2},
                                          ExecutorUnderTest{ExecutorKind::cpu, 7}),
                          testing::PrintToStringParamName());
+#endif
 
 }  // namespace
 }  // namespace deviceloop

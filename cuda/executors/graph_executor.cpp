@@ -21,6 +21,7 @@
 #include "../../host/graph_layout.h"
 #include "../../host/matrix_ops.h"
 #include "../../host/parameters.h"
+#include "../../host/text.h"
 #include "../kernels/kernels.h"
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
@@ -42,6 +43,7 @@ class GraphExecutor final : public Executor {
         layout_(make_graph_layout(network, training)),
         device_(plan.device) {
     const CurrentDevice current(device_);
+    check_memory();
     resources_.emplace(layout_.bytes);
     if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
     const T rate = static_cast<T>(training.optimizer.learning_rate);
@@ -152,6 +154,16 @@ class GraphExecutor final : public Executor {
       cause_of_death_ = error.what();
       throw;
     }
+  }
+
+  /// Before anything is taken: an allocation that fails says less.
+  void check_memory() const {
+    std::size_t free = 0, total = 0;
+    DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
+    if (layout_.bytes > free)
+      throw Unsupported("plan 'graph' takes " + bytes_text(layout_.bytes) + " of the memory of GPU " +
+                        std::to_string(device_) + ", of which " + bytes_text(free) +
+                        " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
   }
 
   cudaStream_t stream() const { return resources_->stream.get(); }

@@ -50,8 +50,9 @@ Graph Graph::capture(cudaStream_t stream, Enqueue enqueue) {
     cudaGetLastError();  // that of the ended capture; what matters is on its way up
     throw;
   }
-  DEVICELOOP_CHECK_CUDA(cudaStreamEndCapture(stream, &captured));
+  const cudaError_t ended = cudaStreamEndCapture(stream, &captured);
   const std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, DestroyGraph> graph(captured);
+  check_cuda(ended, "cudaStreamEndCapture(stream, &captured)", __FILE__, __LINE__);
   Graph made;
   DEVICELOOP_CHECK_CUDA(cudaGraphGetNodes(captured, nullptr, &made.nodes_));
   cudaGraphExec_t exec = nullptr;

@@ -25,6 +25,7 @@
 #include "../../cuda/runtime/check.h"
 #include "../../cuda/runtime/launch.h"
 #include "grid.h"
+#include "work.h"
 
 namespace {
 
@@ -40,12 +41,30 @@ struct Work {
   std::function<void()> run;
 };
 
+enum class WorkKind { kKernel, kCopy, kMemset, kEvent };
+
 }  // namespace
+
+/// Captured work, in order.
+struct CUgraph_st {
+  struct Node {
+    WorkKind kind;
+    std::function<void()> run;
+  };
+  int device = 0;
+  std::vector<Node> nodes;
+};
+
+struct CUgraphExec_st {
+  CUgraph_st graph;
+};
 
 struct CUstream_st {
   int device = 0;
   bool with_default = true;  ///< in order with the device's default stream
   std::deque<Work> queue;
+  std::unique_ptr<CUgraph_st> capture;  ///< where work goes instead
+  bool capture_is_broken = false;       ///< by a call that no capture allows
 };
 
 struct CUevent_st {
@@ -98,6 +117,9 @@ struct State {
   std::map<CUstream_st*, std::unique_ptr<CUstream_st>> streams;
   std::map<int, CUstream_st> default_streams;
   std::map<CUevent_st*, std::unique_ptr<CUevent_st>> events;
+  std::map<CUgraph_st*, std::unique_ptr<CUgraph_st>> graphs;
+  std::map<CUgraphExec_st*, std::unique_ptr<CUgraphExec_st>> graph_execs;
+  std::set<const void*> library_objects;
   std::map<const void*, std::string> kernel_names;
   std::set<std::string> kernels_run;
   std::uint64_t last_number = 0;
@@ -111,6 +133,7 @@ State& state() {
 simt::Counts& tally() { return state().settings.counts; }
 
 thread_local int current_device = 0;
+thread_local CUstream_st* captured_stream = nullptr;  ///< by this thread
 thread_local cudaError_t last_error = cudaSuccess;
 
 enum class Kind { kOrdinary, kRelease };
@@ -154,9 +177,12 @@ std::size_t used_memory(int device) {
   return bytes;
 }
 
+cudaError_t check_not_capturing();
+
 cudaError_t allocate(void** pointer, std::size_t bytes, bool on_device) {
   if (pointer == nullptr) return cudaErrorInvalidValue;
   *pointer = nullptr;
+  if (const cudaError_t code = check_not_capturing(); code != cudaSuccess) return code;
   if (bytes == 0) return cudaSuccess;
   const std::size_t memory = state().settings.devices[static_cast<std::size_t>(current_device)].memory;
   if (on_device && used_memory(current_device) + bytes > memory) return cudaErrorMemoryAllocation;
@@ -191,7 +217,9 @@ class DeviceAccess {
 // Streams.
 
 CUstream_st& default_stream(int device) {
-  return state().default_streams.try_emplace(device, CUstream_st{device, true, {}}).first->second;
+  CUstream_st& stream = state().default_streams[device];
+  stream.device = device;
+  return stream;
 }
 
 bool is_default(const CUstream_st& stream) { return &default_stream(stream.device) == &stream; }
@@ -211,7 +239,11 @@ void for_streams_of(int device, Visit visit) {
 
 std::uint64_t last_number(const CUstream_st& stream) { return stream.queue.empty() ? 0 : stream.queue.back().number; }
 
-std::uint64_t enqueue(CUstream_st& stream, std::function<void()> run, std::vector<Point> after = {}) {
+std::uint64_t enqueue(CUstream_st& stream, WorkKind kind, std::function<void()> run, std::vector<Point> after = {}) {
+  if (stream.capture) {
+    stream.capture->nodes.push_back({kind, std::move(run)});
+    return 0;
+  }
   for_streams_of(stream.device, [&](CUstream_st& other) {
     const bool ordered = stream.with_default && other.with_default && is_default(stream) != is_default(other);
     if (ordered && !other.queue.empty()) after.push_back({&other, last_number(other)});
@@ -254,6 +286,13 @@ void forget(const CUstream_st* stream) {
   };
   for (auto& [device, other] : state().default_streams) forget_in(other);
   for (auto& [handle, other] : state().streams) forget_in(*other);
+}
+
+/// What a thread that captures must not do: the call fails, and so does the capture.
+cudaError_t check_not_capturing() {
+  if (captured_stream == nullptr) return cudaSuccess;
+  captured_stream->capture_is_broken = true;
+  return cudaErrorStreamCaptureUnsupported;
 }
 
 bool pending(const Point& point) {
@@ -336,6 +375,10 @@ Text text_of(cudaError_t code) {
       {cudaErrorNotReady, {"cudaErrorNotReady", "device not ready"}},
       {cudaErrorIllegalAddress, {"cudaErrorIllegalAddress", "an illegal memory access was encountered"}},
       {cudaErrorLaunchFailure, {"cudaErrorLaunchFailure", "unspecified launch failure"}},
+      {cudaErrorStreamCaptureUnsupported,
+       {"cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"}},
+      {cudaErrorStreamCaptureInvalidated,
+       {"cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"}},
   };
   const auto found = texts.find(code);
   return found != texts.end() ? found->second : Text{"unrecognized error code", "unrecognized error code"};
@@ -368,7 +411,7 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
     ++tally().launches;
     GridLaunch grid{name, static_cast<unsigned>(config.blocks), static_cast<unsigned>(config.threads),
                     static_cast<std::size_t>(config.shared_bytes), std::move(thread)};
-    enqueue(*stream, [grid = std::move(grid)] {
+    enqueue(*stream, WorkKind::kKernel, [grid = std::move(grid)] {
       State& all = state();
       all.kernels_run.insert(grid.kernel);
       std::mt19937_64 random(all.settings.seed++);
@@ -397,6 +440,11 @@ void fail_call(int k, cudaError_t code) {
   state().settings.failure = {k, code};
 }
 
+int calls_until_failure() {
+  const std::lock_guard lock(state().mutex);
+  return state().settings.failure.calls;
+}
+
 Counts counts() {
   const std::lock_guard lock(state().mutex);
   return state().settings.counts;
@@ -404,7 +452,31 @@ Counts counts() {
 
 int live_objects() {
   const std::lock_guard lock(state().mutex);
-  return static_cast<int>(state().allocations.size() + state().streams.size() + state().events.size());
+  const State& all = state();
+  return static_cast<int>(all.allocations.size() + all.streams.size() + all.events.size() + all.graphs.size() +
+                          all.graph_execs.size() + all.library_objects.size());
+}
+
+cudaError_t library_call() {
+  return call([] { return cudaSuccess; });
+}
+
+void count_object(const void* object, bool is_new) {
+  const std::lock_guard lock(state().mutex);
+  if (is_new)
+    state().library_objects.insert(object);
+  else
+    state().library_objects.erase(object);
+}
+
+cudaError_t enqueue_library_kernel(cudaStream_t handle, std::function<void()> run) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
+    ++tally().launches;
+    enqueue(*stream, WorkKind::kKernel, std::move(run));
+    return cudaSuccess;
+  });
 }
 
 const std::set<std::string>& kernels_run() { return state().kernels_run; }
@@ -413,6 +485,7 @@ void reset() {
   const std::lock_guard lock(state().mutex);
   drop_all_work();
   state().settings = {};
+  captured_stream = nullptr;
   current_device = 0;
   last_error = cudaSuccess;
 }
@@ -447,11 +520,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
       code = check_end(from, bytes, kind, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
     if (code != cudaSuccess) return code;
     ++tally().copies;
+    if (stream->capture && (find_allocation(from) == nullptr || find_allocation(to) == nullptr))
+      return check_not_capturing();  // pageable memory, whose copies wait
     if (find_allocation(from) != nullptr) {
-      enqueue(*stream, [=] { std::memmove(to, from, bytes); });
+      enqueue(*stream, WorkKind::kCopy, [=] { std::memmove(to, from, bytes); });
     } else {  // pageable memory is read at the call
       const char* const begin = static_cast<const char*>(from);
-      enqueue(*stream, [to, staged = std::vector<char>(begin, begin + bytes)] {
+      enqueue(*stream, WorkKind::kCopy, [to, staged = std::vector<char>(begin, begin + bytes)] {
         std::copy(staged.begin(), staged.end(), static_cast<char*>(to));
       });
     }
@@ -471,7 +546,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
     const Allocation* const allocation = find_allocation(to, &left);
     if (bytes > 0 && (allocation == nullptr || !allocation->on_device || left < bytes)) return cudaErrorInvalidValue;
     ++tally().memsets;
-    enqueue(*stream, [=] { std::memset(to, value, bytes); });
+    enqueue(*stream, WorkKind::kMemset, [=] { std::memset(to, value, bytes); });
     return cudaSuccess;
   });
 }
@@ -505,6 +580,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   return call([&] {
     CUstream_st* const stream = find_stream(handle);
     if (stream == nullptr) return cudaErrorInvalidResourceHandle;
+    if (const cudaError_t code = check_not_capturing(); code != cudaSuccess) return code;
     ++tally().synchronisations;
     run_all(*stream);
     return cudaSuccess;
@@ -522,7 +598,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
   return call([&] {
     CUstream_st* const stream = find_stream(handle);
     if (stream == nullptr || !valid_event(event)) return cudaErrorInvalidResourceHandle;
-    if (pending(event->recorded)) enqueue(*stream, [] {}, {event->recorded});
+    if (stream->capture) return check_not_capturing();  // edges between streams are not needed here
+    if (pending(event->recorded)) enqueue(*stream, WorkKind::kEvent, [] {}, {event->recorded});
     return cudaSuccess;
   });
 }
@@ -548,7 +625,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
     CUstream_st* const stream = find_stream(handle);
     if (stream == nullptr || !valid_event(event) || event->device != stream->device)
       return cudaErrorInvalidResourceHandle;
-    event->recorded = {stream, enqueue(*stream, [] {})};
+    if (stream->capture) return check_not_capturing();
+    event->recorded = {stream, enqueue(*stream, WorkKind::kEvent, [] {})};
     return cudaSuccess;
   });
 }
@@ -560,8 +638,90 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return call([&] {
     if (!valid_event(event)) return cudaErrorInvalidResourceHandle;
+    if (const cudaError_t code = check_not_capturing(); code != cudaSuccess) return code;
     ++tally().synchronisations;
     if (pending(event->recorded)) run_until(*event->recorded.stream, event->recorded.number);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t code = resolve(handle, stream); code != cudaSuccess) return code;
+    // Another mode would break what other threads of the program do meanwhile; the default stream cannot be captured.
+    if (mode != cudaStreamCaptureModeThreadLocal || is_default(*stream) || captured_stream != nullptr)
+      return cudaErrorStreamCaptureUnsupported;
+    stream->capture = std::make_unique<CUgraph_st>();
+    stream->capture->device = stream->device;
+    stream->capture_is_broken = false;
+    captured_stream = stream;
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
+  return call(
+      [&] {
+        CUstream_st* const stream = find_stream(handle);
+        *graph = nullptr;
+        if (stream == nullptr || stream != captured_stream) return cudaErrorInvalidResourceHandle;
+        captured_stream = nullptr;
+        std::unique_ptr<CUgraph_st> captured = std::move(stream->capture);
+        if (stream->capture_is_broken) return cudaErrorStreamCaptureInvalidated;
+        *graph = captured.get();
+        state().graphs[*graph] = std::move(captured);
+        return cudaSuccess;
+      },
+      Kind::kRelease);
+}
+
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* count) {
+  return call([&] {
+    if (state().graphs.count(graph) == 0 || nodes != nullptr) return cudaErrorInvalidValue;
+    *count = graph->nodes.size();
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags) {
+  return call([&] {
+    if (state().graphs.count(graph) == 0 || flags != 0) return cudaErrorInvalidValue;
+    if (const cudaError_t code = check_not_capturing(); code != cudaSuccess) return code;
+    auto made = std::make_unique<CUgraphExec_st>(CUgraphExec_st{*graph});
+    for (const CUgraph_st::Node& node : graph->nodes)
+      ++(node.kind == WorkKind::kKernel ? tally().kernel_nodes : tally().other_nodes);
+    *exec = made.get();
+    state().graph_execs[*exec] = std::move(made);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  return call([&] { return state().graphs.erase(graph) != 0 ? cudaSuccess : cudaErrorInvalidValue; }, Kind::kRelease);
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  return call(
+      [&] {
+        if (state().graph_execs.count(exec) == 0) return cudaErrorInvalidValue;
+        for_streams_of(exec->graph.device, run_all);  // its launches hold it
+        state().graph_execs.erase(exec);
+        return cudaSuccess;
+      },
+      Kind::kRelease);
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t code = resolve(handle, stream); code != cudaSuccess) return code;
+    if (state().graph_execs.count(exec) == 0 || exec->graph.device != stream->device || stream->capture)
+      return cudaErrorInvalidValue;
+    ++tally().graph_launches;
+    enqueue(*stream, WorkKind::kKernel, [exec] {
+      for (const CUgraph_st::Node& node : exec->graph.nodes) node.run();
+    });
     return cudaSuccess;
   });
 }

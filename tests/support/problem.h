@@ -28,7 +28,9 @@ struct Problem {
     problem.training.optimizer.learning_rate = learning_rate;
     problem.x = filled(samples, problem.network.widths.front(), precision, seed, kTensorX);
     problem.y = filled(samples, problem.network.widths.back(), precision, seed, kTensorY);
-    Trainer trainer(problem.network, problem.training);
+    TrainingSpec on_cpu = problem.training;
+    on_cpu.device.kind = DeviceKind::cpu;
+    Trainer trainer(problem.network, on_cpu);
     trainer.initialize(seed, init);
     problem.start = problem.parameters_of(trainer);
     if (bias)  // zero biases would hide a bias that is left out

@@ -41,6 +41,9 @@ void set_devices(std::vector<Device> devices, cudaError_t absent = cudaErrorNoDe
 /// something back does so all the same, that leaks can be counted. Codes 700 and 719 last until reset().
 void fail_call(int k, cudaError_t code);
 
+/// Calls until the one that fail_call chose; 0 once it has come, or where none was chosen.
+int calls_until_failure();
+
 struct Counts {
   int allocations = 0;  ///< on the device and pinned, as are frees
   int frees = 0;
@@ -48,12 +51,18 @@ struct Counts {
   int launches = 0;
   int copies = 0;
   int memsets = 0;
+  int graph_launches = 0;
+  int kernel_nodes = 0;  ///< of the graphs that were instantiated
+  int other_nodes = 0;
   std::int64_t waits = 0;  ///< of kernel threads at barriers and shuffles, each a switch of fibers
 };
 Counts counts();
 
-/// Buffers, streams and events made and not given back.
+/// Buffers, streams, events, graphs and cuBLASLt's objects made and not given back.
 int live_objects();
+
+/// From now on cuBLASLt is not found, for `reason`; an empty one brings it back.
+void refuse_cublaslt(const std::string& reason);
 
 /// The kernels that ran in this process, without namespaces and template arguments.
 const std::set<std::string>& kernels_run();

@@ -1,0 +1,223 @@
+// What only the host fixture can show of the graph executor: what it asks of CUDA, and what it does when that fails.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <deviceloop/deviceloop.h>
+
+#include "../../cuda/runtime/owners.h"
+#include "graph_layout.h"
+#include "simt/control.h"
+#include "support/problem.h"
+#include "support/refusal.h"
+
+namespace deviceloop {
+namespace {
+
+using testing::refusal;
+
+class GraphExecutor : public ::testing::Test {
+ protected:
+  void SetUp() override { simt::reset(); }
+  void TearDown() override {
+    simt::reset();
+    simt::refuse_cublaslt("");
+    EXPECT_EQ(simt::live_objects(), 0);
+  }
+  static Trainer trainer_of(const Problem& problem) { return problem.trainer(1, ExecutorKind::graph); }
+  static Problem small(std::vector<std::int64_t> widths = {3, 20, 1}, std::int64_t samples = 4) {
+    return Problem::random(std::move(widths), true, samples, Precision::fp32, Init::he, 1e-4);
+  }
+  static int difference(int simt::Counts::*count, const simt::Counts& before) {
+    return simt::counts().*count - before.*count;
+  }
+};
+
+TEST_F(GraphExecutor, AStepIsKernelsAloneAndAChunkOneLaunchAndOneCopy) {
+  const Problem problem = small();
+  Trainer trainer = trainer_of(problem);
+  const std::int64_t steps = 5 * 32 + 3;
+  trainer.train(steps);
+  const GraphLayout layout = make_graph_layout(problem.network, trainer.training());
+  ASSERT_EQ(layout.steps_per_launch, 32);
+  EXPECT_EQ(simt::counts().kernel_nodes, 33 * layout.nodes_per_step);  // 32 steps, and one
+  EXPECT_EQ(simt::counts().other_nodes, 0);
+
+  const simt::Counts before = simt::counts();
+  trainer.train(steps);
+  EXPECT_EQ(difference(&simt::Counts::graph_launches, before), 5 + 3);
+  EXPECT_EQ(difference(&simt::Counts::copies, before), 6);
+  EXPECT_EQ(difference(&simt::Counts::memsets, before), 1);
+  EXPECT_EQ(difference(&simt::Counts::launches, before), 0);
+  EXPECT_EQ(difference(&simt::Counts::allocations, before), 0);
+  EXPECT_EQ(difference(&simt::Counts::kernel_nodes, before), 0);
+  EXPECT_EQ(difference(&simt::Counts::synchronisations, before), 2);  // the losses, the end
+}
+
+TEST_F(GraphExecutor, ThePlanCountsTheBytesThatAreTaken) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{3, 20, 1}, {5, 4, 2}, {7, 30, 40, 20}}) {
+    const Problem problem = small(widths, 33);
+    std::size_t before = 0, after = 0, total = 0;
+    ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+    const Trainer trainer = trainer_of(problem);
+    ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+    EXPECT_EQ(trainer.plan().bytes, before - after);
+  }
+}
+
+TEST_F(GraphExecutor, LossesStayInOrderOverManyChunksAndCalls) {
+  const Problem problem = small({3, 2, 1}, 5);
+  Trainer whole = trainer_of(problem), parts = trainer_of(problem);
+  const std::vector<double> losses = whole.train(300).losses;
+  ASSERT_EQ(losses.size(), 300u);
+  std::vector<double> joined;
+  for (const std::int64_t steps : {7, 64, 1, 96, 33, 31, 68}) {
+    const std::vector<double> some = parts.train(steps).losses;
+    joined.insert(joined.end(), some.begin(), some.end());
+  }
+  EXPECT_EQ(joined, losses);
+  EXPECT_EQ(flat(problem.parameters_of(parts)), flat(problem.parameters_of(whole)));
+  for (std::size_t i = 1; i < losses.size(); ++i) EXPECT_LT(losses[i], losses[i - 1]) << i;
+  // In chunks with a callback between them.
+  Trainer watched = trainer_of(problem);
+  EXPECT_EQ(watched
+                .train(
+                    300, [](const TrainProgress&) { return true; }, 45)
+                .losses,
+            losses);
+}
+
+TEST_F(GraphExecutor, RunsOnTheDeviceThatIsAskedForAndLeavesTheCurrentOneAsItWas) {
+  simt::set_devices({{"first", 9, 0, 132}, {"second", 8, 0, 108}});
+  Problem problem = small();
+  problem.training.device = {DeviceKind::cuda, 1};
+  Trainer trainer = trainer_of(problem);
+  EXPECT_EQ(trainer.plan().device, 1);
+  EXPECT_GT(trainer.train(3).losses[0], 0);
+  int device = -1;
+  ASSERT_EQ(cudaGetDevice(&device), cudaSuccess);
+  EXPECT_EQ(device, 0);
+}
+
+TEST_F(GraphExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
+  const Problem problem = small();
+  simt::set_devices({{"small", 9, 0, 132, std::size_t{64} << 20}});
+  const cuda::DeviceBuffer others(std::size_t{40} << 20);
+  const simt::Counts before = simt::counts();
+  const auto message = refusal<Unsupported>("plan 'graph' takes ", [&] { trainer_of(problem); });
+  EXPECT_MENTIONS(message, "of which 24.0 MiB are free");
+  EXPECT_EQ(difference(&simt::Counts::allocations, before), 0);
+}
+
+TEST_F(GraphExecutor, WithoutCublasLtTheCpuTrainsWhatNeedsProducts) {
+  simt::refuse_cublaslt("cuBLASLt was not found: it hides");
+  const Problem problem = small();
+  EXPECT_EQ(problem.trainer(1).plan().executor, ExecutorKind::cpu);
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'graph': ", [&] { trainer_of(problem); }), "it hides");
+  EXPECT_EQ(small({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::graph);
+}
+
+struct Outcome {
+  std::vector<double> losses, parameters;
+};
+
+/// Everything that a user does with a trainer.
+Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
+  TrainingSpec spec = problem.training;
+  trainer.emplace(problem.network, spec, ExecutorKind::graph);
+  problem.set_parameters(*trainer, problem.start);
+  trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
+  Outcome outcome;
+  outcome.losses = trainer->train(35).losses;
+  outcome.losses.push_back(trainer->loss());
+  std::vector<float> predictions(static_cast<std::size_t>(problem.x.rows));
+  trainer->predict(Problem::view(problem.x), Matrix(predictions.data(), problem.x.rows, 1));
+  outcome.parameters = flat(problem.parameters_of(*trainer));
+  return outcome;
+}
+
+// Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
+// says that it is dead.
+TEST_F(GraphExecutor, EveryCallMayFail) {
+  const Problem problem = small({3, 20, 1}, 4);
+  std::optional<Trainer> trainer;
+  const Outcome right = life(problem, trainer);
+  trainer.reset();
+  ASSERT_EQ(simt::live_objects(), 0);
+  int failures = 0, deaths = 0;
+  for (const cudaError_t code : {cudaErrorMemoryAllocation, cudaErrorIllegalAddress})
+    // The second code only now and then: it takes the same ways out.
+    for (int call = 1;; call += code == cudaErrorIllegalAddress ? 7 : 1) {
+      SCOPED_TRACE("call " + std::to_string(call) + " returns " + std::to_string(code));
+      simt::reset();
+      simt::fail_call(call, code);
+      bool failed = false;
+      try {
+        const Outcome outcome = life(problem, trainer);
+        EXPECT_EQ(outcome.losses, right.losses);
+        EXPECT_EQ(outcome.parameters, right.parameters);
+      } catch (const DeviceError& error) {
+        failed = true;
+        EXPECT_GT(std::string(error.what()).size(), 20u);
+      } catch (const Error& error) {
+        ADD_FAILURE() << "not a DeviceError: " << error.what();
+      }
+      const bool reached = simt::calls_until_failure() == 0;
+      if (failed) {
+        ++failures;
+        simt::reset();
+        if (trainer) {
+          try {
+            problem.set_parameters(*trainer, problem.start);
+            trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
+            Outcome again;
+            again.losses = trainer->train(35).losses;
+            again.losses.push_back(trainer->loss());
+            EXPECT_EQ(again.losses, right.losses);
+          } catch (const DeviceError& error) {
+            ++deaths;
+            EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
+          }
+        }
+      }
+      trainer.reset();
+      ASSERT_EQ(simt::live_objects(), 0);
+      if (!reached) break;
+    }
+  EXPECT_GT(failures, 100);
+  EXPECT_GT(deaths, 30);
+}
+
+// The starting case as a whole, against the CPU.
+TEST_F(GraphExecutor, TrainsTheStartingCaseAsTheCpuDoes) {
+  NetworkSpec network;
+  network.widths = {1000, 100, 1};
+  TrainingSpec training;
+  training.optimizer.learning_rate = 1e-6;
+  const std::int64_t samples = 128;
+  std::vector<float> x(static_cast<std::size_t>(samples * 1000)), y(static_cast<std::size_t>(samples));
+  fill_normal(Matrix(x.data(), samples, 1000), 0, kTensorX);
+  fill_normal(Matrix(y.data(), samples, 1), 0, kTensorY);
+  const auto losses_on = [&](ExecutorKind kind) {
+    Trainer trainer(network, training, kind);
+    trainer.initialize(0, Init::normal);
+    trainer.set_data(ConstMatrix(x.data(), samples, 1000), ConstMatrix(y.data(), samples, 1));
+    EXPECT_EQ(trainer.plan().executor, kind);
+    return trainer.train(500).losses;
+  };
+  const std::vector<double> graph = losses_on(ExecutorKind::graph), cpu = losses_on(ExecutorKind::cpu);
+  ASSERT_EQ(graph.size(), 500u);
+  EXPECT_LE(std::abs(graph[0] / cpu[0] - 1), 1e-6);
+  EXPECT_LE(std::abs(graph[499] / cpu[499] - 1), 1e-4);
+  for (std::size_t i = 0; i < graph.size(); ++i)
+    EXPECT_LE(std::abs(graph[i] - cpu[i]), 2e-4 * std::max(cpu[i], 1e-3 * cpu[0])) << "step " << i;
+}
+
+}  // namespace
+}  // namespace deviceloop
