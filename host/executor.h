@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 #include <deviceloop/matrix.h>
 #include <deviceloop/plan.h>
@@ -34,6 +36,9 @@ class Executor {
   /// Copies the parameter parameter_layout()[index] out or in, converted where the types differ, after finish().
   virtual void read_state(int index, Matrix out) = 0;
   virtual void write_state(int index, ConstMatrix in) = 0;
+
+  /// What a library chose for the matrix products of a step, a line each; empty where there was no choice.
+  virtual std::vector<std::string> algorithms() const { return {}; }
 
   /// out [rows, outputs] = network(x [rows, in_features]) with the parameters as they are, for any number of rows.
   virtual void predict(ConstMatrix x, Matrix out) = 0;

@@ -269,6 +269,7 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
     if (callback) report.stopped = !callback({report.first_step + done, losses, done + count, steps});
   }
   self.executor->finish();
+  report.algorithms = self.executor->algorithms();
   report.total_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   return report;
 }

@@ -1,4 +1,4 @@
-// One suite over every executor: exact on small integers, within DESIGN's bounds over whole runs, the same bits on
+// One suite over every executor: exact on small integers, within bounds over whole runs, the same bits on
 // every run. A new executor is one line in the lists at the end.
 #include <gtest/gtest.h>
 

@@ -26,6 +26,7 @@
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
 #include "../runtime/owners.h"
+#include "../runtime/range.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -39,9 +40,11 @@ class GraphExecutor final : public Executor {
   GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
       : network_(network),
         samples_(training.samples),
+        deterministic_(training.deterministic),
         parameters_(parameter_layout(network)),
         layout_(make_graph_layout(network, training)),
         device_(plan.device) {
+    const Range range("deviceloop: make executor");
     const CurrentDevice current(device_);
     check_memory();
     resources_.emplace(layout_.bytes);
@@ -73,6 +76,7 @@ class GraphExecutor final : public Executor {
   void losses(std::span<double> out) override {
     if (out.empty()) return;
     alive([&] {
+      const Range range("deviceloop: read losses");
       DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(resources_->copied[last_half_].get()));
       std::memcpy(out.data(), static_cast<const double*>(pinned_.data()) + fetched_, out.size_bytes());
       fetched_ += static_cast<std::int64_t>(out.size());
@@ -105,6 +109,21 @@ class GraphExecutor final : public Executor {
 
   void write_state(int index, ConstMatrix in) override {
     alive([&] { upload_matrix(parameter(parameters_[static_cast<std::size_t>(index)]), in); });
+  }
+
+  std::vector<std::string> algorithms() const override {
+    std::vector<std::string> lines;
+    if (!step_gemms_) return lines;
+    for (std::size_t index = 0; index < step_gemms_->size(); ++index) {
+      const auto add = [&](const char* what, const std::optional<Gemm>& gemm) {
+        if (gemm) lines.push_back("layer " + std::to_string(index) + ", " + what + ": " + gemm->description());
+      };
+      const LayerGemms& gemms = (*step_gemms_)[index];
+      add("forward", gemms.forward);
+      add("gradient of its input", gemms.input_gradient);
+      add("update of its weights", gemms.weight_update);
+    }
+    return lines;
   }
 
   void predict(ConstMatrix x, Matrix out) override {
@@ -280,8 +299,39 @@ class GraphExecutor final : public Executor {
 
   // ---- a run
 
+  /// One step of which each product tries its algorithms, on the data as they are; then the parameters are as before.
+  void tune_gemms() {
+    const Range range("deviceloop: tune products");
+    const std::size_t bytes = layout_.scalars;  // the parameters come first in the arena
+    const DeviceBuffer before(bytes);
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(before.data(), at<std::byte>(0), bytes, cudaMemcpyDeviceToDevice, stream()));
+    const T* in = at<T>(layout_.x);
+    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
+      const Layer& layer = layout_.layers[index];
+      T* const out = at<T>(layer.hidden);
+      if (!layer.narrow) (*step_gemms_)[index].forward->tune(one(), in, weight(layer), zero(), out, stream());
+      enqueue_layer(*step_gemms_, index, in, out, samples_);
+      in = out;
+    }
+    for (std::size_t index = layout_.layers.size(); index-- > 0;) {
+      const Layer& layer = layout_.layers[index];
+      const T* const below = index > 0 ? at<T>(layout_.layers[index - 1].hidden) : at<T>(layout_.x);
+      if (!layer.narrow) {
+        LayerGemms& gemms = (*step_gemms_)[index];
+        const T* const dz = at<T>(layer.hidden);
+        if (index > 0) gemms.input_gradient->tune(one(), dz, weight(layer), zero(), at<T>(layout_.gradient), stream());
+        gemms.weight_update->tune(negative_rate(), below, dz, one(), weight(layer), stream());
+      }
+      enqueue_backward(index);
+    }
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<std::byte>(0), before.data(), bytes, cudaMemcpyDeviceToDevice, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    is_tuned_ = true;
+  }
+
   void enqueue_steps(std::int64_t steps) {
     const std::int64_t per_launch = layout_.steps_per_launch;
+    if (!deterministic_ && layout_.has_gemm && !is_tuned_) tune_gemms();
     if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
     if (steps % per_launch != 0 && !single_) single_ = captured(1);
     make_room(steps);
@@ -289,6 +339,7 @@ class GraphExecutor final : public Executor {
     // Losses are numbered from 0 again, once those of the call before have been copied.
     DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), resources_->copied[last_half_].get(), 0));
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::int64_t>(layout_.steps), 0, sizeof(std::int64_t), stream()));
+    const Range range("deviceloop: launch");
     auto* const host = static_cast<double*>(pinned_.data());
     for (std::int64_t done = 0, chunk = 0; done < steps; ++chunk) {
       const std::int64_t count = std::min(per_launch, steps - done);
@@ -313,6 +364,7 @@ class GraphExecutor final : public Executor {
   }
 
   Graph captured(std::int64_t steps) const {
+    const Range range("deviceloop: capture");
     return Graph::capture(stream(), [&](cudaStream_t) {
       for (std::int64_t step = 0; step < steps; ++step) enqueue_step();
     });
@@ -350,6 +402,7 @@ class GraphExecutor final : public Executor {
 
   const NetworkSpec network_;
   const std::int64_t samples_;
+  const bool deterministic_;
   const std::vector<ParameterInfo> parameters_;
   const GraphLayout layout_;
   const int device_;
@@ -358,6 +411,7 @@ class GraphExecutor final : public Executor {
   std::optional<Resources> resources_;
   std::optional<GemmLibrary> library_;
   std::optional<Gemms> step_gemms_, predict_gemms_;
+  bool is_tuned_ = false;
   Graph chunk_, single_;  ///< steps_per_launch steps, and one
 
   PinnedBuffer pinned_;  ///< losses, those not fetched yet from fetched_ to enqueued_

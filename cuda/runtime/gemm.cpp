@@ -1,6 +1,10 @@
 #include "gemm.h"
 
+#include <chrono>
+
 #include <deviceloop/error.h>
+
+#include "check.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -66,21 +70,63 @@ Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t ty
       shape.transpose_b ? make_layout(type, shape.columns, shape.inner) : make_layout(type, shape.inner, shape.columns);
   out_ = make_layout(type, shape.rows, shape.columns);
 
+  name_ = std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + " x " + std::to_string(shape.inner);
+  choose(proposals(1).front());
+}
+
+std::vector<cublasLtMatmulAlgo_t> Gemm::proposals(int most) const {
+  struct Proposal {  // nvcc cannot have the library's struct, which has no name, in a vector
+    cublasLtMatmulHeuristicResult_t result;
+  };
+  static_assert(sizeof(Proposal) == sizeof(cublasLtMatmulHeuristicResult_t));
   const Preference preference = make_preference();
-  cublasLtMatmulHeuristicResult_t result{};
+  std::vector<Proposal> results(static_cast<std::size_t>(most));
   int found = 0;
-  const std::string name =
-      std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + " x " + std::to_string(shape.inner);
-  const cublasStatus_t status = cublaslt().get_heuristic(library.handle(), desc, b_.get(), a_.get(), out_.get(),
-                                                         out_.get(), preference.get(), 1, &result, &found);
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0))
-    throw Unsupported("cuBLASLt has no algorithm for a product of " + name + "; use the plan 'cpu'");
-  DEVICELOOP_CHECK_CUBLASLT(status);
-  algorithm_ = result.algo;
-  description_ = name + ": algorithm " + std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_ID)) + ", tile " +
-                 std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_TILE_ID)) + ", split " +
-                 std::to_string(attribute_of(algorithm_, CUBLASLT_ALGO_CONFIG_SPLITK_NUM)) + ", workspace " +
-                 std::to_string(result.workspaceSize) + " B";
+  const cublasStatus_t status =
+      cublaslt().get_heuristic(library_->handle(), desc_.get(), b_.get(), a_.get(), out_.get(), out_.get(),
+                               preference.get(), most, &results.data()->result, &found);
+  std::vector<cublasLtMatmulAlgo_t> algorithms;
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED) {
+    DEVICELOOP_CHECK_CUBLASLT(status);
+    for (int i = 0; i < found; ++i)
+      if (results[static_cast<std::size_t>(i)].result.state == CUBLAS_STATUS_SUCCESS)
+        algorithms.push_back(results[static_cast<std::size_t>(i)].result.algo);
+  }
+  if (algorithms.empty())
+    throw Unsupported("cuBLASLt has no algorithm for a product of " + name_ + "; use the plan 'cpu'");
+  return algorithms;
+}
+
+void Gemm::choose(const cublasLtMatmulAlgo_t& algorithm) {
+  algorithm_ = algorithm;
+  const auto number = [&](cublasLtMatmulAlgoConfigAttributes_t attribute) {
+    return std::to_string(attribute_of(algorithm_, attribute));
+  };
+  description_ = name_ + ": algorithm " + number(CUBLASLT_ALGO_CONFIG_ID) + ", tile " +
+                 number(CUBLASLT_ALGO_CONFIG_TILE_ID) + ", stages " + number(CUBLASLT_ALGO_CONFIG_STAGES_ID) +
+                 ", split " + number(CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+}
+
+void Gemm::tune(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream) {
+  constexpr int kProposals = 8, kRounds = 5, kProducts = 10;
+  using Clock = std::chrono::steady_clock;
+  Clock::duration best = Clock::duration::max();
+  cublasLtMatmulAlgo_t fastest = algorithm_;
+  for (const cublasLtMatmulAlgo_t& algorithm : proposals(kProposals)) {
+    algorithm_ = algorithm;
+    run(alpha, a, b, beta, out, stream);  // loads its code
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream));
+    for (int round = 0; round < kRounds; ++round) {
+      const Clock::time_point begin = Clock::now();
+      for (int product = 0; product < kProducts; ++product) run(alpha, a, b, beta, out, stream);
+      DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream));
+      const Clock::duration time = Clock::now() - begin;
+      if (time >= best) continue;
+      best = time;
+      fastest = algorithm;
+    }
+  }
+  choose(fastest);
 }
 
 void Gemm::run(const void* alpha, const void* a, const void* b, const void* beta, void* out,

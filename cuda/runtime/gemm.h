@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "cublaslt.h"
 
@@ -50,10 +51,14 @@ class Gemm {
   /// none.
   Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type);
 
+  /// Takes the fastest of the library's first proposals instead, timed on these operands, which `out` shares as in run;
+  /// it may be another one next time, and with it the last bits of the result. Waits.
+  void tune(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream);
+
   /// Enqueues it. alpha and beta lie in device memory, so that a captured graph follows them.
   void run(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream) const;
 
-  /// Which algorithm was chosen, for reports: "128 x 100 x 1000: algorithm 21, tile 20, split 1, workspace 0 B".
+  /// Which algorithm was chosen, for reports: "128 x 100 x 1000: algorithm 21, tile 20, stages 5, split 1".
   const std::string& description() const { return description_; }
 
  private:
@@ -67,10 +72,14 @@ class Gemm {
   using Layout = std::unique_ptr<std::remove_pointer_t<cublasLtMatrixLayout_t>, DestroyLayout>;
 
   static Layout make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns);
+  /// The library's proposals, at most `most` and at least one.
+  std::vector<cublasLtMatmulAlgo_t> proposals(int most) const;
+  void choose(const cublasLtMatmulAlgo_t& algorithm);
 
   const GemmLibrary* library_;
   Desc desc_;
   Layout a_, b_, out_;
+  std::string name_;  ///< "128 x 100 x 1000"
   cublasLtMatmulAlgo_t algorithm_{};
   std::string description_;
 };

@@ -102,6 +102,7 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["total_ms"] = result.total_ms;
   json["first_non_finite_step"] =
       result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();
+  if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;
   file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 

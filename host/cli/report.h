@@ -43,6 +43,7 @@ struct RunResult {
   double total_ms = 0;
   std::optional<double> us_per_step;
   std::optional<std::int64_t> first_non_finite_step;
+  std::vector<std::string> algorithms;
 };
 
 /// Neither commits.

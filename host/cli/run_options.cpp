@@ -152,6 +152,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add_hidden("--batch-size");
   declare_precision(options);
   declare_execution(options);
+  options.add_flag("--tune", "on a GPU, try algorithms first; last bits may vary");
   options.group(output);
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
   options.add("--history", "FILE", "", "the loss of every step (.csv)");
@@ -182,6 +183,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.data = options.file("--data");
   run.targets = options.text("--targets");
   run.weights = options.file("--weights");
+  run.training.deterministic = !options.given("--tune");
   run.save = options.file("--save");
   run.history = options.file("--history");
   run.json = options.file("--json");

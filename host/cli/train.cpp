@@ -223,6 +223,7 @@ int run_train(const OptionSet& options) {
   result.steps = report.steps();
   result.total_ms = report.total_ms;
   result.us_per_step = report.us_per_step();
+  result.algorithms = report.algorithms;
   result.first_non_finite_step = report.first_non_finite_step;
   if (run.steps == 0) {
     report.losses = {trainer.loss()};

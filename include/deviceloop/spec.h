@@ -83,7 +83,9 @@ struct TrainingSpec {
   std::int64_t batch_size = 0;  ///< samples a step; 0: all. Anything else than all throws Unsupported.
   Precision precision = Precision::fp32;
   Formulation formulation = Formulation::primal;
-  bool deterministic = true;  ///< the same bits on every run, for any number of threads
+  /// The same bits on every run, for any number of threads. False: a GPU's executor times the algorithms that cuBLASLt
+  /// proposes for each matrix product before the first step and takes the fastest, which may be another one next time.
+  bool deterministic = true;
   DeviceChoice device;
   int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one where a step is short, else the cores at hand
   std::uint64_t seed = 0;  ///< of the initial weights, see Trainer::initialize

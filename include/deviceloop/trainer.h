@@ -26,6 +26,8 @@ struct TrainReport {
   /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
   std::optional<std::int64_t> first_non_finite_step;
   bool stopped = false;  ///< the callback ended the run early
+  /// On a GPU the algorithms that cuBLASLt took for the matrix products of a step, a line each.
+  std::vector<std::string> algorithms;
 
   /// Steps done by this call.
   std::int64_t steps() const { return static_cast<std::int64_t>(losses.size()); }

@@ -123,6 +123,29 @@ TEST_F(GraphExecutor, WithoutCublasLtTheCpuTrainsWhatNeedsProducts) {
   EXPECT_EQ(small({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::graph);
 }
 
+TEST_F(GraphExecutor, TuningTriesAlgorithmsAndChangesNothingElse) {
+  Problem problem = small({6, 30, 20, 1}, 9);
+  Trainer first = trainer_of(problem);
+  const TrainReport expected = first.train(6);
+  ASSERT_EQ(expected.algorithms.size(), 5u);
+  EXPECT_EQ(expected.algorithms[0].substr(0, 41), "layer 0, forward: 9 x 30 x 6: algorithm 1");
+  const simt::Counts before = simt::counts();
+  trainer_of(problem).train(6);
+  const int launches = difference(&simt::Counts::launches, before);
+  problem.training.deterministic = false;
+  Trainer tuned = trainer_of(problem);
+  const simt::Counts before_tuning = simt::counts();
+  const TrainReport report = tuned.train(6);
+  // Two algorithms for each of five products, 51 times each.
+  EXPECT_EQ(difference(&simt::Counts::launches, before_tuning) / 500, 1);
+  EXPECT_LT(launches, 200);
+  ASSERT_EQ(report.losses.size(), expected.losses.size());
+  EXPECT_EQ(report.losses[0], expected.losses[0]);
+  for (std::size_t i = 0; i < report.losses.size(); ++i)
+    EXPECT_NEAR(report.losses[i] / expected.losses[i], 1, 1e-6) << i;
+  EXPECT_EQ(report.algorithms.size(), 5u);
+}
+
 struct Outcome {
   std::vector<double> losses, parameters;
 };
