@@ -70,6 +70,7 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
       {{5, 4, 1}, true, 6, 0x1p-2, true},       {{6, 5, 2}, true, 70, 0x1p-3, false},
       {{4, 3, 3, 2}, true, 9, 0x1p-1, true},    {{257, 17, 1}, false, 65, 0x1p-4, false},
       {{33, 20, 3}, true, 1500, 0x1p-5, false}, {{4, 6, 5, 1}, true, 4096, 0x1p-6, false},
+      {{4, 20, 18, 1}, true, 5, 0x1p-2, false}, {{3, 17, 18}, false, 4, 0x1p-2, false},
   };
   std::uint32_t state = 5;
   for (const ExactCase& c : cases) {

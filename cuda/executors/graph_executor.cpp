@@ -179,8 +179,9 @@ class GraphExecutor final : public Executor {
   void check_memory() const {
     std::size_t free = 0, total = 0;
     DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
-    if (layout_.bytes > free)
-      throw Unsupported("plan 'graph' takes " + bytes_text(layout_.bytes) + " of the memory of GPU " +
+    const std::uint64_t needed = layout_.bytes + layout_.scalars;  // rehearse() keeps the parameters twice
+    if (needed > free)
+      throw Unsupported("plan 'graph' takes " + bytes_text(needed) + " of the memory of GPU " +
                         std::to_string(device_) + ", of which " + bytes_text(free) +
                         " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
   }
@@ -299,12 +300,23 @@ class GraphExecutor final : public Executor {
 
   // ---- a run
 
-  /// One step of which each product tries its algorithms, on the data as they are; then the parameters are as before.
-  void tune_gemms() {
-    const Range range("deviceloop: tune products");
+  /// A step before the first capture, after which the parameters are as before: it loads the kernels' code, which is
+  /// not sure to be allowed while a stream is captured, and where the run need not be repeatable its products are
+  /// tuned.
+  void rehearse() {
+    const Range range("deviceloop: rehearse");
     const std::size_t bytes = layout_.scalars;  // the parameters come first in the arena
     const DeviceBuffer before(bytes);
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(before.data(), at<std::byte>(0), bytes, cudaMemcpyDeviceToDevice, stream()));
+    if (!deterministic_) tune_gemms();
+    enqueue_step();
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<std::byte>(0), before.data(), bytes, cudaMemcpyDeviceToDevice, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    is_rehearsed_ = true;
+  }
+
+  /// Each product tries its algorithms on the data as they are in a step; changes the parameters.
+  void tune_gemms() {
     const T* in = at<T>(layout_.x);
     for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
       const Layer& layer = layout_.layers[index];
@@ -324,14 +336,11 @@ class GraphExecutor final : public Executor {
       }
       enqueue_backward(index);
     }
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<std::byte>(0), before.data(), bytes, cudaMemcpyDeviceToDevice, stream()));
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-    is_tuned_ = true;
   }
 
   void enqueue_steps(std::int64_t steps) {
     const std::int64_t per_launch = layout_.steps_per_launch;
-    if (!deterministic_ && layout_.has_gemm && !is_tuned_) tune_gemms();
+    if (!is_rehearsed_) rehearse();
     if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
     if (steps % per_launch != 0 && !single_) single_ = captured(1);
     make_room(steps);
@@ -411,7 +420,7 @@ class GraphExecutor final : public Executor {
   std::optional<Resources> resources_;
   std::optional<GemmLibrary> library_;
   std::optional<Gemms> step_gemms_, predict_gemms_;
-  bool is_tuned_ = false;
+  bool is_rehearsed_ = false;
   Graph chunk_, single_;  ///< steps_per_launch steps, and one
 
   PinnedBuffer pinned_;  ///< losses, those not fetched yet from fetched_ to enqueued_

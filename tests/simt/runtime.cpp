@@ -259,12 +259,11 @@ void drop_all_work() {
 }
 
 /// Runs a stream's work up to that number, and first what each piece waits for.
-void run_until(CUstream_st& stream, std::uint64_t number) {
-  const DeviceAccess access;
+void run_work(CUstream_st& stream, std::uint64_t number) {
   while (!stream.queue.empty() && stream.queue.front().number <= number) {
     const Work work = std::move(stream.queue.front());
     stream.queue.pop_front();
-    for (const Point& point : work.after) run_until(*point.stream, point.number);
+    for (const Point& point : work.after) run_work(*point.stream, point.number);
     try {
       work.run();
     } catch (...) {
@@ -272,6 +271,23 @@ void run_until(CUstream_st& stream, std::uint64_t number) {
       throw;
     }
   }
+}
+
+/// What waits, waits for no more than that number; but on a device other streams may be ahead of it, as far as what
+/// they wait for lets them: never in forward order, always in reverse, by chance in a random one.
+void run_until(CUstream_st& stream, std::uint64_t number) {
+  const DeviceAccess access;
+  Settings& settings = state().settings;
+  std::mt19937_64 random(settings.seed);
+  const bool ahead =
+      settings.order == simt::Order::kReverse || (settings.order == simt::Order::kRandom && random() % 2 == 0);
+  if (ahead && stream.queue.size() > 0) {
+    if (settings.order == simt::Order::kRandom) ++settings.seed;
+    for_streams_of(stream.device, [&](CUstream_st& other) {
+      if (&other != &stream) run_work(other, last_number(other));
+    });
+  }
+  run_work(stream, number);
 }
 
 void run_all(CUstream_st& stream) { run_until(stream, last_number(stream)); }

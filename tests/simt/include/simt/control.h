@@ -21,8 +21,9 @@ class KernelError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// In which order the threads and blocks of a grid begin, and go on after a barrier. Every grid draws anew from the
-/// seed. A test program begins with the environment's DEVICELOOP_SIMT_ORDER: forward, reverse, or a seed.
+/// In which order the threads and blocks of a grid begin, and go on after a barrier, and whether streams that nobody
+/// waits for run ahead. Every grid draws anew from the seed. A test program begins with the environment's
+/// DEVICELOOP_SIMT_ORDER: forward, reverse, or a seed.
 enum class Order { kForward, kReverse, kRandom };
 void set_order(Order order, std::uint64_t seed = 0);
 
