@@ -54,6 +54,10 @@ void query_gpus(DeviceCaps& caps) {
     gpu.compute_capability = properties.major * 10 + properties.minor;
     gpu.multiprocessors = properties.multiProcessorCount;
     gpu.memory_bytes = properties.totalGlobalMem;
+    if (!cuda::runs_on(cuda::built_architectures(), gpu.compute_capability))
+      gpu.no_code_reason = "this build holds code for " + cuda::built_architectures() + ", none for " + gpu.name +
+                           ", which is sm_" + std::to_string(gpu.compute_capability) +
+                           "; build it with CMAKE_CUDA_ARCHITECTURES=" + std::to_string(gpu.compute_capability);
     caps.gpus.push_back(gpu);
   }
   try {

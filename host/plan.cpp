@@ -107,7 +107,9 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
   candidate.predicted_us_per_step = training.samples > 0 ? step_flops(network, training) / (gflops * 1e3) +
                                                                kNodeUs * static_cast<double>(layout.nodes_per_step)
                                                          : 0;
-  if (layout.has_gemm && !caps.no_cublaslt_reason.empty()) {
+  if (!gpu.no_code_reason.empty()) {
+    candidate.reason = gpu.no_code_reason;
+  } else if (layout.has_gemm && !caps.no_cublaslt_reason.empty()) {
     candidate.reason = caps.no_cublaslt_reason;
   } else if (gpu.memory_bytes != 0 && candidate.bytes > gpu.memory_bytes) {
     candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of the GPU's memory, which is " +

@@ -51,6 +51,20 @@ TEST(CudaCheck, AGpuThatTheBuildHasNoCodeForIsUnsupportedAndTheArchitecturesInsi
   EXPECT_MENTIONS(message, "CMAKE_CUDA_ARCHITECTURES");
 }
 
+TEST(CudaCheck, CodeRunsOnGpusOfItsOwnGenerationAndPtxOnAllThatAreNewer) {
+  const std::string code = "sm_75, sm_80, sm_86, compute_86";
+  for (const int capability : {75, 80, 86, 87, 89, 90, 100, 120}) EXPECT_TRUE(runs_on(code, capability)) << capability;
+  for (const int capability : {50, 70, 72}) EXPECT_FALSE(runs_on(code, capability)) << capability;
+  EXPECT_FALSE(runs_on("sm_80", 90));
+  EXPECT_FALSE(runs_on("sm_86", 80));
+  EXPECT_TRUE(runs_on("sm_90a", 90));
+  EXPECT_FALSE(runs_on("sm_100a, compute_100a", 103));
+  EXPECT_TRUE(runs_on("sm_100f", 103));
+  EXPECT_FALSE(runs_on("compute_100f", 120));
+  EXPECT_FALSE(runs_on("none", 90));
+  EXPECT_FALSE(runs_on("", 90));
+}
+
 TEST(CudaCheck, AStreamOfAnotherDeviceIsAnInvalidArgument) {
   EXPECT_MENTIONS(refusal("relu_kernel: the stream is not one of the current device",
                           [&] {

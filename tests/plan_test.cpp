@@ -100,7 +100,7 @@ TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "no driver found");
   DeviceCaps caps = machine();
   caps.no_gpu_reason.clear();
-  caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37});
+  caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37, ""});
   training.device.index = 3;
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training, caps), "no CUDA device 3");
 }
@@ -108,8 +108,8 @@ TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
 DeviceCaps machine_with_gpu(std::uint64_t memory = std::uint64_t{1} << 37) {
   DeviceCaps caps = machine();
   caps.no_gpu_reason.clear();
-  caps.gpus.push_back({"GPU 0", 0, 90, 132, memory});
-  caps.gpus.push_back({"GPU 1", 1, 80, 108, memory});
+  caps.gpus.push_back({"GPU 0", 0, 90, 132, memory, ""});
+  caps.gpus.push_back({"GPU 1", 1, 80, 108, memory, ""});
   return caps;
 }
 
@@ -139,6 +139,14 @@ TEST(MakePlan, WithoutCublasLtTheGraphTakesNarrowLayersOnly) {
   EXPECT_EQ(make_plan(network_of({1000, 17, 1}), training_of(128), caps).executor, ExecutorKind::cpu);
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({1000, 17, 1}), training_of(128), caps, ExecutorKind::graph),
                   "cuBLASLt was not found: somewhere");
+}
+
+TEST(MakePlan, AGpuThatTheBuildHasNoCodeForIsRefused) {
+  DeviceCaps caps = machine_with_gpu();
+  caps.gpus[0].no_code_reason = "no code for it; build for it";
+  EXPECT_EQ(make_plan(network_of({1000, 16, 1}), training_of(128), caps).executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training_of(5), caps, ExecutorKind::graph),
+                  "no code for it; build for it");
 }
 
 TEST(MakePlan, WhatDoesNotFitIntoTheGpuIsRefusedWithBothNumbers) {

@@ -1,5 +1,7 @@
 #include "check.h"
 
+#include <cstdlib>
+#include <sstream>
 #include <string>
 
 #include <deviceloop/error.h>
@@ -47,6 +49,21 @@ std::string built_architectures() {
 #else
   return "none";
 #endif
+}
+
+bool runs_on(const std::string& architectures, int compute_capability) {
+  std::istringstream entries(architectures);
+  for (std::string entry; std::getline(entries, entry, ',');) {
+    const std::size_t begin = entry.find_first_not_of(' '), mark = entry.find('_');
+    if (begin == std::string::npos || mark == std::string::npos) continue;
+    const std::string kind = entry.substr(begin, mark - begin), number = entry.substr(mark + 1);
+    const int code = std::atoi(number.c_str());
+    const bool for_one_alone = number.back() == 'a', for_family = number.back() == 'f';
+    if (for_one_alone && code == compute_capability) return true;
+    if (for_one_alone || code > compute_capability) continue;
+    if (code / 10 == compute_capability / 10 || (kind == "compute" && !for_family)) return true;
+  }
+  return false;
 }
 
 void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line, const std::string& kernel) {

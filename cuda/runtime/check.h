@@ -21,6 +21,11 @@ inline void check_cuda(cudaError_t code, const char* expression, const char* fil
 /// The architectures that the build holds code for, such as "sm_80, sm_90".
 std::string built_architectures();
 
+/// Whether code for `architectures`, as above, runs on a GPU of that compute capability, 90 for 9.0: machine code (sm)
+/// on GPUs of the same major and no smaller minor number, PTX (compute) on all that are not older. Code for one GPU
+/// alone (sm_90a) on no other.
+bool runs_on(const std::string& architectures, int compute_capability);
+
 }  // namespace deviceloop::cuda
 
 /// Checks a call into CUDA's runtime.

@@ -45,7 +45,9 @@ int run_info(const OptionSet&) {
     line("device " + std::to_string(gpu.index),
          gpu.name + ", compute capability " + std::to_string(gpu.compute_capability / 10) + "." +
              std::to_string(gpu.compute_capability % 10) + ", " + std::to_string(gpu.multiprocessors) +
-             " multiprocessors, " + bytes_text(gpu.memory_bytes));
+             " multiprocessors, " + bytes_text(gpu.memory_bytes) +
+             (gpu.no_code_reason.empty() ? "" : "; " + gpu.no_code_reason));
+  if (!caps.gpus.empty()) line("cuBLASLt", caps.no_cublaslt_reason.empty() ? "found" : caps.no_cublaslt_reason);
   text.check();
   return 0;
 }

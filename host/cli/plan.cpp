@@ -71,6 +71,8 @@ int run_plan(const OptionSet& options) {
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
   text.write(table(plan.candidates));
   text.write(plan_line(plan, run.training.precision));
+  if (plan.executor != ExecutorKind::cpu)
+    text.write("CUDA's context and cuBLASLt's code take memory of the GPU beside what is counted here\n");
   text.check();
   return 0;
 }

@@ -38,6 +38,7 @@ struct GpuCaps {
   int compute_capability = 0;      ///< 90 for sm_90
   int multiprocessors = 0;         ///< streaming multiprocessors
   std::uint64_t memory_bytes = 0;  ///< all of its memory; how much is free, only a context on it could tell
+  std::string no_code_reason;      ///< why this build's kernels cannot run on it; empty where they can
 };
 
 /// What a machine offers, as plain data.
