@@ -34,6 +34,7 @@ import time
 
 STEPS, RATE = 500, 1e-6
 STEPS_OF_A_GRAPH = 100
+START_LIMIT_S = 100
 RIVALS = ("pytorch-eager", "pytorch-graph", "jax-scan", "cupy-loop")
 
 
@@ -244,7 +245,7 @@ class Worker:
         try:
             line = self.lines.get(timeout=timeout)
         except queue.Empty:
-            self.gone = f"no answer within {timeout} s"
+            self.gone = f"no answer within {timeout:.0f} s"
             return None
         if line is None:
             self.process.wait()
@@ -262,8 +263,8 @@ class Worker:
             return None
         return answer
 
-    def start(self):
-        answer = self.receive(120)
+    def start(self, timeout):
+        answer = self.receive(timeout)
         self.version = answer and answer["ready"]
 
     def ask(self):
@@ -272,7 +273,7 @@ class Worker:
             self.process.stdin.flush()
         except OSError:
             pass  # receive() says why
-        answer = self.receive(60)
+        answer = self.receive(20)
         if answer is not None:
             self.answers.append(answer)
 
@@ -344,8 +345,10 @@ def main():
         itself = [sys.executable, __file__, "--device", arguments.device, "--folder", folder]
         workers = [ours] + [Worker(rival, [*itself, "--worker", rival]) for rival in names]
         try:
+            # They start side by side.
+            deadline = time.monotonic() + START_LIMIT_S
             for worker in workers:
-                worker.start()
+                worker.start(max(1, deadline - time.monotonic()))
             for _ in range(arguments.rounds):
                 for worker in workers:
                     if worker.gone is None:
