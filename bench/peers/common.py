@@ -1,0 +1,136 @@
+"""What every peer shares: the options of a case, its arrays, and the lines it exchanges with bench/compare.
+
+bench/README.md describes the contract, which an executable in any language can keep. Needs NumPy, no more. Import this
+before a framework: it sets the numbers of threads, which frameworks read when they are loaded.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+import typing
+
+
+def _threads() -> str:
+    return sys.argv[sys.argv.index("--threads") + 1] if "--threads" in sys.argv[:-1] else "1"
+
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = _threads()
+
+# What a peer prints while it loads or compiles must not get between the lines of the protocol.
+_protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+
+import numpy as np  # noqa: E402, after the numbers of threads
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import numpy_loop  # noqa: E402, found through the line above
+
+
+@dataclasses.dataclass
+class Case:
+    """One training run. The arrays are in the precision of the case, weights as [in, out], biases None or [out]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    weights: list
+    biases: "list | None"
+    steps: int
+    rate: float
+    precision: str
+    device: str
+    threads: int
+
+    def copies(self, convert: typing.Callable) -> tuple:
+        """The initial weights and biases, each through `convert`, for a run that may change them."""
+        biases = None if self.biases is None else [convert(bias.copy()) for bias in self.biases]
+        return [convert(weight.copy()) for weight in self.weights], biases
+
+
+@dataclasses.dataclass
+class Row:
+    """One way of running the case. `prepare` makes the untimed start and returns the function that trains, which
+    returns once all losses are on the host."""
+
+    name: str
+    prepare: typing.Callable
+    includes: dict
+
+
+def read_case() -> Case:
+    """The case of the command line."""
+    parser = argparse.ArgumentParser(description="A peer of bench/compare; see bench/README.md.")
+    for option in ("--data", "--weights", "--precision", "--device"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    dtype = {"fp32": np.float32, "fp64": np.float64}[options.precision]
+    arrays = np.load(options.data)
+    weights, biases = numpy_loop.read_weights([options.weights])
+    return Case(
+        np.ascontiguousarray(arrays["x"], dtype),
+        np.ascontiguousarray(arrays["y"], dtype),
+        [np.array(weight, dtype, order="C") for weight in weights],
+        None if biases is None else [np.array(bias, dtype) for bias in biases],
+        options.steps, options.rate, options.precision, options.device, options.threads,
+    )  # fmt: skip
+
+
+def includes(case: Case, **changes: object) -> dict:
+    """What a row says of itself; compare prints it."""
+    values = {
+        "precision": {"fp32": "true fp32", "fp64": "fp64"}[case.precision],
+        "bias": case.biases is not None,
+        "loss_every_step": True,
+        "update": True,
+        "data_resident": True,
+        "threads": case.threads,
+        "device": case.device,
+        "note": "",
+    }
+    return {**values, **changes}
+
+
+def _say(message: dict) -> None:
+    _protocol.write(json.dumps(message) + "\n")
+    _protocol.flush()
+
+
+def _try(row: Row) -> "str | None":
+    """One run, which loads, compiles and captures; the reason in a line where that fails."""
+    try:
+        row.prepare()()
+        return None
+    except Exception as error:  # whatever a framework throws makes this row missing, and no other
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:160]}"
+
+
+def serve(name: str, version: str, rows: "list[Row]", missing: "dict[str, str]") -> None:
+    """Warms every row up, then answers `run ROW` lines until standard input ends."""
+    missing = dict(missing)
+    for row in rows:
+        reason = _try(row)
+        if reason:
+            missing[row.name] = reason
+    rows = [row for row in rows if row.name not in missing]
+    described = [{"name": row.name, "includes": row.includes} for row in rows]
+    _say({"ready": name, "version": version, "rows": described, "missing": missing})
+    by_name = {row.name: row for row in rows}
+    for line in sys.stdin:
+        run = by_name[line.split(None, 1)[1].strip()].prepare()
+        start = time.perf_counter()
+        losses = run()
+        seconds = time.perf_counter() - start
+        _say({"seconds": seconds, "losses": [float(loss) for loss in losses]})
+
+
+def cannot(name: str, reason: str) -> None:
+    """Ends a peer that cannot run here; compare prints the reason."""
+    _say({"ready": name, "version": "", "rows": [], "missing": {name: reason}})
+    sys.exit(0)
