@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include <deviceloop/cuda.h>
+
 #include "arena_space.h"
 #include "kernel_layout.h"
 
@@ -11,8 +13,6 @@ namespace {
 
 // What cudaMalloc gives, and what makes every access of 16 bytes possible.
 constexpr std::uint64_t kAlignment = 256;
-// As the public narrow_linear: wider layers are worth a GEMM.
-constexpr std::int64_t kNarrowOutputs = 16;
 // A launch costs the host a few microseconds: with so many steps that is far below what the steps take.
 constexpr std::int64_t kStepsPerLaunch = 32;
 constexpr std::int64_t kPredictRows = 1024;
@@ -30,7 +30,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     GraphLayout::Layer layer;
     layer.in_features = network.in_features(index);
     layer.out_features = network.out_features(index);
-    layer.narrow = layer.out_features <= kNarrowOutputs;
+    layer.narrow = layer.out_features <= cuda::kMaxNarrowOutputs;
     layer.weight = arena.take(layer.in_features, layer.out_features, element);
     if (network.bias) layer.bias = arena.take(1, layer.out_features, element);
     widest = std::max(widest, layer.out_features);

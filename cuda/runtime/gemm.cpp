@@ -23,7 +23,7 @@ Preference make_preference() {
   cublasLtMatmulPreference_t made = nullptr;
   DEVICELOOP_CHECK_CUBLASLT(cublaslt().preference_create(&made));
   Preference preference(made);
-  const std::uint64_t bytes = GemmLibrary::kWorkspaceBytes;
+  const std::uint64_t bytes = kGemmWorkspaceBytes;
   DEVICELOOP_CHECK_CUBLASLT(
       cublaslt().preference_set_attribute(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
   return preference;
@@ -133,7 +133,7 @@ void Gemm::run(const void* alpha, const void* a, const void* b, const void* beta
                cudaStream_t stream) const {
   DEVICELOOP_CHECK_CUBLASLT(cublaslt().matmul(library_->handle(), desc_.get(), alpha, b, b_.get(), a, a_.get(), beta,
                                               out, out_.get(), out, out_.get(), &algorithm_, library_->workspace(),
-                                              GemmLibrary::kWorkspaceBytes, stream));
+                                              kGemmWorkspaceBytes, stream));
 }
 
 }  // namespace deviceloop::cuda

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../../host/graph_layout.h"
 #include "cublaslt.h"
 
 namespace deviceloop::cuda {
@@ -27,10 +28,7 @@ struct GemmShape {
 /// other.
 class GemmLibrary {
  public:
-  /// The library's own share of the plan's bytes: what NVIDIA recommends for Hopper.
-  static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-
-  /// `workspace` has kWorkspaceBytes on a border of 256 bytes and outlives it. Throws Unsupported as cublaslt does.
+  /// `workspace` has kGemmWorkspaceBytes on a border of 256 bytes and outlives it. Throws Unsupported as cublaslt does.
   explicit GemmLibrary(void* workspace);
 
   cublasLtHandle_t handle() const { return handle_.get(); }
