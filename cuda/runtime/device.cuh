@@ -2,7 +2,35 @@
 // runs the same kernels on the host. Grids and blocks have one dimension; blocks are whole warps.
 #pragma once
 
+#include <cstdint>
+
+namespace deviceloop::cuda {
+
+/// Ends what waits too long: by the time, of clock_ns(), 0 for never; and by the word that all blocks of a grid share,
+/// 0 while all is well, else the code that the first of them gave up with.
+struct Deadline {
+  std::uint64_t time;
+  std::uint64_t* failed;
+};
+
+/// A value and the number of the step that it belongs to, written and read in one piece: who has waited for the number
+/// has the value, without a flag beside it. Lies on its own size; the number 0 means that nothing was published yet.
+template <class T>
+struct Tagged;
+template <>
+struct alignas(8) Tagged<float> {
+  std::uint64_t words[1];
+};
+template <>
+struct alignas(16) Tagged<double> {
+  std::uint64_t words[2];
+};
+
+}  // namespace deviceloop::cuda
+
 #if defined(__CUDACC__)
+
+#include <cuda/atomic>
 
 namespace deviceloop::cuda {
 
@@ -31,6 +59,145 @@ __device__ inline void block_barrier() { __syncthreads(); }
 template <class T>
 __device__ T warp_shuffle_xor(T value, unsigned mask) {
   return __shfl_xor_sync(0xffffffffu, value, static_cast<int>(mask));
+}
+
+/// Whether `value` holds in a lane of the warp; all 32 lanes call it together.
+__device__ inline bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
+
+/// Of this block in its cluster, and the blocks of that: 0 of 1 where the launch has no clusters.
+/// @{
+__device__ inline unsigned cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterRelativeBlockRank();
+#else
+  return 0;
+#endif
+}
+__device__ inline unsigned cluster_blocks() {
+#if __CUDA_ARCH__ >= 900
+  return __clusterSizeInBlocks();
+#else
+  return 1;
+#endif
+}
+/// @}
+
+/// All threads of the cluster's blocks meet; what they wrote before, to any memory, each of them sees after.
+__device__ inline void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+#else
+  __syncthreads();
+#endif
+}
+
+/// What lies at `mine` in this block's shared memory, in that of the cluster's block `rank`: which must have begun, and
+/// must not have ended, so that a cluster_barrier stands before the first use and after the last.
+template <class T>
+__device__ T* peer_shared(T* mine, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<T*>(__cluster_map_shared_rank(mine, rank));
+#else
+  return mine;
+#endif
+}
+
+/// The GPU's clock in nanoseconds, the same for all of its blocks; it may go on in leaps of a microsecond.
+__device__ inline std::uint64_t clock_ns() {
+  std::uint64_t time;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+  return time;
+}
+
+namespace detail {
+
+template <class T>
+using DeviceAtomic = ::cuda::atomic_ref<T, ::cuda::thread_scope_device>;
+
+/// Polls `arrived` until it holds, and between looks now and then whether to give up.
+template <class Arrived>
+__device__ bool poll(Arrived arrived, const Deadline& deadline, std::uint64_t code) {
+  constexpr int kPolls = 64;
+  for (;;) {
+    for (int i = 0; i < kPolls; ++i)
+      if (arrived()) return true;
+    if (DeviceAtomic<std::uint64_t>(*deadline.failed).load(::cuda::memory_order_relaxed) != 0) return false;
+    if (deadline.time != 0 && clock_ns() > deadline.time) {
+      std::uint64_t none = 0;
+      DeviceAtomic<std::uint64_t>(*deadline.failed).compare_exchange_strong(none, code, ::cuda::memory_order_relaxed);
+      return false;
+    }
+  }
+}
+
+/// Half a value and its tag; the value in the upper half.
+__device__ inline std::uint64_t tagged_word(std::uint32_t bits, unsigned tag) {
+  return std::uint64_t{bits} << 32 | tag;
+}
+
+}  // namespace detail
+
+/// Adds 1 to the counter that all blocks share; whoever waits for the sum sees what this thread, and those that it met
+/// at a block_barrier, wrote before.
+__device__ inline void arrive(unsigned* counter) {
+  detail::DeviceAtomic<unsigned>(*counter).fetch_add(1u, ::cuda::memory_order_release);
+}
+
+/// Waits until *counter, which wraps around, has come to `value`, less than 2^31 ahead. False where the deadline was
+/// missed, by this block, which leaves `code` (not 0) in deadline.failed then, or by another.
+__device__ inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadline, std::uint64_t code) {
+  detail::DeviceAtomic<unsigned> shared_counter(*counter);
+  return detail::poll([&] { return static_cast<int>(shared_counter.load(::cuda::memory_order_acquire) - value) >= 0; },
+                      deadline, code);
+}
+
+/// Writes a value with its tag, to global memory or to a peer's shared memory. Orders nothing else.
+/// @{
+__device__ inline void publish(Tagged<float>* word, float value, unsigned tag) {
+  detail::DeviceAtomic<std::uint64_t>(word->words[0])
+      .store(detail::tagged_word(__float_as_uint(value), tag), ::cuda::memory_order_relaxed);
+}
+__device__ inline void publish(Tagged<double>* word, double value, unsigned tag) {
+  const auto bits = static_cast<std::uint64_t>(__double_as_longlong(value));
+  detail::DeviceAtomic<std::uint64_t>(word->words[0])
+      .store(detail::tagged_word(static_cast<std::uint32_t>(bits >> 32), tag), ::cuda::memory_order_relaxed);
+  detail::DeviceAtomic<std::uint64_t>(word->words[1])
+      .store(detail::tagged_word(static_cast<std::uint32_t>(bits), tag), ::cuda::memory_order_relaxed);
+}
+/// @}
+
+/// Reads a value; false where it does not have that tag yet.
+/// @{
+__device__ inline bool try_read(Tagged<float>* word, unsigned tag, float& value) {
+  const std::uint64_t got = detail::DeviceAtomic<std::uint64_t>(word->words[0]).load(::cuda::memory_order_relaxed);
+  value = __uint_as_float(static_cast<std::uint32_t>(got >> 32));
+  return static_cast<std::uint32_t>(got) == tag;
+}
+__device__ inline bool try_read(Tagged<double>* word, unsigned tag, double& value) {
+  const std::uint64_t high = detail::DeviceAtomic<std::uint64_t>(word->words[0]).load(::cuda::memory_order_relaxed);
+  const std::uint64_t low = detail::DeviceAtomic<std::uint64_t>(word->words[1]).load(::cuda::memory_order_relaxed);
+  value = __longlong_as_double(static_cast<long long>((high & 0xffffffff00000000u) | low >> 32));
+  return static_cast<std::uint32_t>(high) == tag && static_cast<std::uint32_t>(low) == tag;
+}
+/// @}
+
+/// Waits for `used` values of that tag, at most `count`, `stride` words apart; all are asked for at once. The rest of
+/// `values` becomes 0. False as wait_until.
+template <int count, class T>
+__device__ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int used, unsigned tag,
+                            const Deadline& deadline, std::uint64_t code) {
+  return detail::poll(
+      [&] {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          values[i] = T(0);
+          if (i < used) all &= try_read(words + i * stride, tag, values[i]);
+        }
+        return all;
+      },
+      deadline, code);
 }
 
 }  // namespace deviceloop::cuda

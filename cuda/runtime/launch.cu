@@ -15,17 +15,61 @@ std::string kernel_name(const void* kernel) {
   return cudaFuncGetName(&name, kernel) == cudaSuccess && name != nullptr ? name : "a kernel";
 }
 
-}  // namespace
-
-void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments) {
-  if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
-    throw InvalidArgument(kernel_name(kernel) + ": a grid of " + std::to_string(config.blocks) +
-                          " blocks, of 1 to 2147483647 that can be; pass smaller ranges");
+/// `attributes` outlives what is returned.
+cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
   launch.blockDim = dim3(static_cast<unsigned>(config.threads));
   launch.dynamicSmemBytes = static_cast<std::size_t>(config.shared_bytes);
   launch.stream = stream;
+  launch.attrs = attributes;
+  if (config.cluster_blocks > 1) {
+    cudaLaunchAttribute& cluster = attributes[launch.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(config.cluster_blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
+  if (config.cooperative) {
+    cudaLaunchAttribute& cooperative = attributes[launch.numAttrs++];
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+  }
+  return launch;
+}
+
+}  // namespace
+
+void prepare_kernel(const void* kernel, const LaunchConfig& config) {
+  constexpr int kPortableClusterBlocks = 8;
+  DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
+  if (config.cluster_blocks > kPortableClusterBlocks)
+    DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+}
+
+std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config) {
+  int count = 0;
+  if (config.cluster_blocks > 1) {
+    cudaLaunchAttribute attributes[2];
+    LaunchConfig alone = config;
+    alone.cooperative = false;
+    const cudaLaunchConfig_t launch = cuda_config(alone, nullptr, attributes);
+    DEVICELOOP_CHECK_CUDA(cudaOccupancyMaxActiveClusters(&count, kernel, &launch));
+    return count;
+  }
+  int device = 0, multiprocessors = 0;
+  DEVICELOOP_CHECK_CUDA(cudaGetDevice(&device));
+  DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  DEVICELOOP_CHECK_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, config.threads,
+                                                                      static_cast<std::size_t>(config.shared_bytes)));
+  return std::int64_t{count} * multiprocessors;
+}
+
+void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments) {
+  if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
+    throw InvalidArgument(kernel_name(kernel) + ": a grid of " + std::to_string(config.blocks) +
+                          " blocks, of 1 to 2147483647 that can be; pass smaller ranges");
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t launch = cuda_config(config, stream, attributes);
   const cudaError_t code = cudaLaunchKernelExC(&launch, kernel, arguments);
   if (code != cudaSuccess) [[unlikely]]
     throw_cuda_error(code, "cudaLaunchKernelExC", __FILE__, __LINE__, kernel_name(kernel));

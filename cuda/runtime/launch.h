@@ -11,8 +11,17 @@ namespace deviceloop::cuda {
 struct LaunchConfig {
   std::int64_t blocks = 1;
   int threads = 256;
-  int shared_bytes = 0;  ///< a block
+  int shared_bytes = 0;      ///< a block; more than 48 KiB only after prepare_kernel
+  int cluster_blocks = 1;    ///< blocks of a cluster, from 2 on where the GPU has clusters; divides blocks
+  bool cooperative = false;  ///< all blocks run at once, or the launch fails
 };
+
+/// The current device lets the kernel have config.shared_bytes, and clusters of any size. Once before the first launch.
+void prepare_kernel(const void* kernel, const LaunchConfig& config);
+
+/// How many clusters of such a launch the current device runs at once when nothing else is on it, or blocks where
+/// cluster_blocks is 1. After prepare_kernel.
+std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config);
 
 }  // namespace deviceloop::cuda
 
