@@ -90,7 +90,8 @@ std::vector<Include> includes_of(const std::string& path, const std::string& tex
       if (include.target.empty() && files.count(candidate) != 0) include.target = candidate;
     }
     if (include.target.empty()) {
-      const bool from_root = starts_with(name, "cuda/") || starts_with(name, "tests/");
+      // In brackets <cuda/...> is CUDA's own library.
+      const bool from_root = (starts_with(name, "cuda/") && (*match)[2] == "\"") || starts_with(name, "tests/");
       include.target = ((from_root ? fs::path() : folders.front()) / name).lexically_normal().generic_string();
     }
     includes.push_back(include);
@@ -196,6 +197,8 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
       {"host/files/new.cpp", "  #  include \"../../cuda/kernels/relu.h\"\n", false},
       {"host/new.cpp", "#include \"cuda/runtime/checks.h\"\n", false},
       {"host/new.cpp", "#include <cuda_runtime.h>\n", false},
+      {"host/new.cpp", "#include <cuda/atomic>\n", false},
+      {"cuda/runtime/device.cuh", "#include <cuda/atomic>\n", true},
       {"host/new.cpp", "int a;\n#include \"../tests/support/reference.h\"\n", false},
       {"host/new.cpp", "// #include \"../cuda/graph_executor.h\"\n/*\n#include <cuda_runtime.h>\n*/\n", true},
       {"host/new.cpp", "#include \"cli/options.h\"\n", false},
