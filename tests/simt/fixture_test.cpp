@@ -18,14 +18,29 @@
 
 namespace {
 
+using deviceloop::cuda::arrive;
 using deviceloop::cuda::block_barrier;
 using deviceloop::cuda::block_index;
 using deviceloop::cuda::block_threads;
+using deviceloop::cuda::clock_ns;
+using deviceloop::cuda::cluster_barrier;
+using deviceloop::cuda::cluster_blocks;
+using deviceloop::cuda::cluster_rank;
+using deviceloop::cuda::Deadline;
 using deviceloop::cuda::grid_blocks;
 using deviceloop::cuda::kWarpThreads;
 using deviceloop::cuda::launch;
+using deviceloop::cuda::LaunchConfig;
+using deviceloop::cuda::peer_shared;
+using deviceloop::cuda::prepare_kernel;
+using deviceloop::cuda::publish;
+using deviceloop::cuda::resident_clusters;
 using deviceloop::cuda::shared;
+using deviceloop::cuda::Tagged;
 using deviceloop::cuda::thread_index;
+using deviceloop::cuda::wait_tagged;
+using deviceloop::cuda::wait_until;
+using deviceloop::cuda::warp_any;
 using deviceloop::cuda::warp_shuffle_xor;
 using deviceloop::testing::refusal;
 using simt::Order;
@@ -137,6 +152,174 @@ __global__ void poison_kernel(bool* all_nan) {
 
 __global__ void fill_kernel(float* out, float value) { out[thread_index()] = value; }
 
+/// Whether a lane of each warp holds a negative number.
+__global__ void any_negative_kernel(int* out, const float* in) {
+  const unsigned i = block_index() * block_threads() + thread_index();
+  out[i] = warp_any(in[i] < 0) ? 1 : 0;
+}
+
+__global__ void any_against_shuffle_kernel(float* out) {
+  if (thread_index() < 7)
+    *out = warp_any(true) ? 1 : 0;
+  else
+    *out = warp_shuffle_xor(1.0f, 1);
+}
+
+// Grids whose blocks meet.
+
+constexpr std::uint64_t kSecond = 1'000'000'000;
+constexpr std::uint64_t kCode = 77;
+
+/// What a grid's blocks share: zero at first.
+struct Meeting {
+  unsigned arrived;
+  unsigned ended;
+  std::uint64_t failed;
+};
+
+Deadline deadline_in(std::uint64_t time, Meeting* meeting) {
+  return {time == 0 ? 0 : clock_ns() + time, &meeting->failed};
+}
+
+/// Each block adds the numbers of all blocks, three times over; block `absent` does not come to the last meeting.
+__global__ void grid_sum_kernel(float* out, float* slots, Meeting* meeting, int absent, std::uint64_t time) {
+  bool& all_came = shared<bool>();
+  const unsigned thread = thread_index(), block = block_index(), blocks = grid_blocks();
+  const Deadline deadline = deadline_in(time, meeting);
+  float value = static_cast<float>(block + 1);
+  for (unsigned turn = 1; turn <= 3; ++turn) {
+    float* const row = slots + turn % 2 * blocks;
+    if (thread == 0) row[block] = value;
+    if (turn == 3 && static_cast<int>(block) == absent) break;
+    block_barrier();
+    if (thread == 0) {
+      arrive(&meeting->arrived);
+      all_came = wait_until(&meeting->arrived, turn * blocks, deadline, kCode);
+    }
+    block_barrier();
+    if (!all_came) break;
+    value = 0;
+    for (unsigned i = 0; i < blocks; ++i) value += row[i];
+  }
+  out[block * block_threads() + thread] = value;
+  if (thread == 0) ++meeting->ended;
+}
+
+/// A block diverges while the others wait for it.
+__global__ void diverging_block_kernel(Meeting* meeting, std::uint64_t time) {
+  if (block_index() != 1)
+    wait_until(&meeting->arrived, 1, deadline_in(time, meeting), kCode);
+  else if (thread_index() < 5)
+    block_barrier();
+}
+
+/// Tells how long it waited, in nanoseconds.
+__global__ void late_kernel(Meeting* meeting, std::uint64_t* waited) {
+  const std::uint64_t begin = clock_ns();
+  const std::uint64_t time = (thread_index() + 1) * kSecond;
+  if (!wait_until(&meeting->arrived, 1, {begin + time, &meeting->failed}, kCode + thread_index()))
+    waited[thread_index()] = clock_ns() - begin;
+}
+
+// Clusters.
+
+constexpr int kPeers = 4;
+
+struct Peers {
+  float from[kPeers];
+};
+
+enum class Planted { kNothing, kNoBarrierBefore, kNoBarrierBetween };
+
+/// Each block gives its number to all of its cluster.
+template <Planted planted>
+__global__ void cluster_sum_kernel(float* out) {
+  auto& from = shared<Peers>().from;
+  if (planted != Planted::kNoBarrierBefore) cluster_barrier();
+  if (thread_index() < cluster_blocks())
+    *peer_shared(&from[cluster_rank()], thread_index()) = static_cast<float>(block_index() + 1);
+  if (planted != Planted::kNoBarrierBetween) cluster_barrier();
+  float sum = 0;
+  for (unsigned i = 0; i < cluster_blocks(); ++i) sum += from[i];
+  if (thread_index() == 0) out[block_index()] = sum;
+  cluster_barrier();
+}
+
+/// Each block reads the number of the next one, which in the mistake may have ended.
+template <bool barrier>
+__global__ void neighbour_kernel(float* out) {
+  float& mine = shared<float>();
+  if (thread_index() == 0) mine = static_cast<float>(block_index());
+  cluster_barrier();
+  const float value = *peer_shared(&mine, (cluster_rank() + 1) % cluster_blocks());
+  if (thread_index() == 0) out[block_index()] = value;
+  if (barrier) cluster_barrier();
+}
+
+/// Takes the index in the grid for that in the cluster.
+__global__ void index_for_rank_kernel(float* out) {
+  float& mine = shared<float>();
+  cluster_barrier();
+  *peer_shared(&mine, block_index()) = 1;
+  *out = mine;
+  cluster_barrier();
+}
+
+/// Takes another cluster's shared memory for its own.
+__global__ void other_cluster_kernel(float** places, Meeting* meeting) {
+  const unsigned block = block_index(), blocks = grid_blocks();
+  places[block] = &shared<float>();
+  if (thread_index() == 0) arrive(&meeting->arrived);
+  wait_until(&meeting->arrived, blocks, deadline_in(kSecond, meeting), kCode);
+  *peer_shared(places[(block + cluster_blocks()) % blocks], 0) = 1;
+  cluster_barrier();
+}
+
+__global__ void half_cluster_barrier_kernel() {
+  if (cluster_rank() == 0) cluster_barrier();
+}
+
+template <class T>
+struct Words {
+  Tagged<T> rows[2][kPeers];
+};
+
+/// Each block tells its value to the others, by its cluster's shared memory or by `words` in global memory (two rows of
+/// a word a block, 0 at first), and takes on half their sum less its own index, three times over.
+template <class T, bool in_cluster>
+__global__ void tagged_sum_kernel(T* out, Tagged<T>* words, Meeting* meeting) {
+  auto& rows = shared<Words<T>>().rows;
+  const unsigned thread = thread_index();
+  const unsigned blocks = in_cluster ? cluster_blocks() : grid_blocks();
+  const unsigned rank = in_cluster ? cluster_rank() : block_index();
+  if (thread < 2 * kPeers) rows[thread / kPeers][thread % kPeers] = {};
+  cluster_barrier();
+  T value = T(block_index() + 1) / T(3);
+  for (unsigned step = 1; step <= 3; ++step) {
+    Tagged<T>* const row = in_cluster ? rows[step % 2] : words + step % 2 * blocks;
+    if (in_cluster && thread < blocks) publish(peer_shared(row + rank, thread), value, step);
+    if (!in_cluster && thread == 0) publish(row + rank, value, step);
+    T values[kPeers];
+    if (!wait_tagged(values, row, 1, static_cast<int>(blocks), step, deadline_in(kSecond, meeting), kCode)) break;
+    T sum = 0;
+    for (const T& each : values) sum += each;
+    value = sum / T(2) - T(rank);
+    block_barrier();
+  }
+  out[block_index() * block_threads() + thread] = value;
+  cluster_barrier();
+}
+
+/// Waits for two of three values, of which one is not published.
+__global__ void missing_word_kernel(float* out, Tagged<float>* words, Meeting* meeting, int used) {
+  if (thread_index() == 0) publish(words + 2, -2.5f, 9);
+  float values[3];
+  const bool came = wait_tagged(values, words + 2, -2, used, 9, deadline_in(kSecond, meeting), kCode);
+  if (thread_index() > 0) return;
+  for (int i = 0; i < 3; ++i) out[i] = values[i];
+  out[3] = came ? 1 : 0;
+}
+
 void check(cudaError_t code) { ASSERT_EQ(code, cudaSuccess) << cudaGetErrorName(code); }
 
 /// Device memory of `count` elements, from `values` where there are any.
@@ -215,6 +398,8 @@ class SimtFixture : public ::testing::Test {
 };
 
 using SimtKernel = SimtFixture;
+using SimtResident = SimtFixture;
+using SimtCluster = SimtFixture;
 using SimtStream = SimtFixture;
 using SimtRuntime = SimtFixture;
 using SimtDeathTest = SimtFixture;
@@ -299,7 +484,7 @@ TEST_F(SimtKernel, SharedMemoryOfEveryBlockIsUndefinedAtFirst) {
 
 /// The message of the KernelError that a kernel with a pointer to memory causes.
 template <class Kernel, class... Arguments>
-std::string kernel_error(Kernel kernel, const deviceloop::cuda::LaunchConfig& config, Arguments... arguments) {
+std::string kernel_error(Kernel kernel, const LaunchConfig& config, Arguments... arguments) {
   launch(kernel, config, nullptr, arguments...);
   std::string message;
   try {
@@ -312,24 +497,22 @@ std::string kernel_error(Kernel kernel, const deviceloop::cuda::LaunchConfig& co
 }
 
 TEST_F(SimtKernel, DivergentBarrierIsReported) {
-  EXPECT_EQ(
-      kernel_error(half_barrier_kernel, {1, 64, 0}),
-      "half_barrier_kernel, block 0 of 1: divergent barrier: of its 64 threads 32 wait at block_barrier, 0 wait at "
-      "warp_shuffle_xor, 32 have returned");
+  EXPECT_EQ(kernel_error(half_barrier_kernel, {1, 64, 0}),
+            "half_barrier_kernel, block 0 of 1: divergent barrier: of its 64 threads 32 wait at block_barrier, 32 have "
+            "returned");
 }
 
 TEST_F(SimtKernel, DivergentShuffleIsReported) {
   const Array<float> out(1);
-  EXPECT_EQ(
-      kernel_error(half_shuffle_kernel, {1, 64, 0}, out.data),
-      "half_shuffle_kernel, block 0 of 1: divergent shuffle: of its 64 threads 0 wait at block_barrier, 7 wait at "
-      "warp_shuffle_xor, 57 have returned");
+  EXPECT_EQ(kernel_error(half_shuffle_kernel, {1, 64, 0}, out.data),
+            "half_shuffle_kernel, block 0 of 1: divergent shuffle: of its 64 threads 7 wait at "
+            "warp_shuffle_xor, 57 have returned");
   EXPECT_MENTIONS(kernel_error(barrier_against_shuffle_kernel, {1, 32, 0}, out.data),
                   "25 wait at block_barrier, 7 wait at warp_shuffle_xor");
   EXPECT_EQ(
       kernel_error(two_masks_kernel, {1, 32, 0}, out.data),
       "two_masks_kernel, block 0 of 1, thread 7 of 32: warp_shuffle_xor with mask 2 of 4 bytes, while other lanes "
-      "of the warp have called it with mask 1 of 4 bytes");
+      "of the warp have called warp_shuffle_xor with mask 1 of 4 bytes");
   EXPECT_MENTIONS(kernel_error(wide_mask_kernel, {1, 32, 0}, out.data), "mask 32, of 0 to 31 that can be");
 }
 
@@ -352,17 +535,18 @@ TEST_F(SimtKernel, ExceptionOfAThreadEndsTheGridAndUnwindsTheOthers) {
   }
 }
 
+/// What a launch of fill_kernel with that configuration is refused with.
+std::string launch_refusal(const LaunchConfig& config) {
+  return refusal<deviceloop::DeviceError>("fill_kernel: ", [&] {
+    float out[kThreads];
+    launch(fill_kernel, config, nullptr, out, 1.0f);
+  });
+}
+
 TEST_F(SimtKernel, LaunchChecksItsConfiguration) {
   const Array<float> out(32);
-  for (const deviceloop::cuda::LaunchConfig& config : {deviceloop::cuda::LaunchConfig{1, 0, 0},
-                                                       {1, 33, 0},
-                                                       {1, 1056, 0},
-                                                       {1, -32, 0},
-                                                       {1, 32, -1},
-                                                       {1, 32, 227 * 1024 + 1}})
-    EXPECT_MENTIONS(refusal<deviceloop::DeviceError>("fill_kernel: ",
-                                                     [&] { launch(fill_kernel, config, nullptr, out.data, 1.0f); }),
-                    "cudaErrorInvalidConfiguration");
+  for (const LaunchConfig& config : {LaunchConfig{1, 0, 0}, {1, 33, 0}, {1, 1056, 0}, {1, -32, 0}, {1, 32, -1}})
+    EXPECT_MENTIONS(launch_refusal(config), "cudaErrorInvalidConfiguration");
   for (const std::int64_t blocks : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1} << 31})
     EXPECT_MENTIONS(refusal("fill_kernel: a grid of " + std::to_string(blocks),
                             [&] {
@@ -370,9 +554,304 @@ TEST_F(SimtKernel, LaunchChecksItsConfiguration) {
                             }),
                     "1 to 2147483647");
   EXPECT_EQ(simt::counts().launches, 0);
-  launch(fill_kernel, {1, 32, 227 * 1024}, nullptr, out.data, 2);
+  launch(fill_kernel, {1, 32, 48 * 1024}, nullptr, out.data, 2);
   EXPECT_EQ(out.read(), std::vector<float>(32, 2.0f));
   EXPECT_EQ(simt::kernels_run().count("fill_kernel"), 1u);
+}
+
+TEST_F(SimtKernel, VotesOfWarps) {
+  std::vector<float> values(4 * kWarpThreads, 1);
+  values[kWarpThreads + 5] = -1;
+  std::vector<int> expected(values.size());
+  for (std::size_t i = kWarpThreads; i < 2 * kWarpThreads; ++i) expected[i] = 1;
+  const Array<float> in(values);
+  const Array<int> out(values.size());
+  EXPECT_EQ(orders_that_give(expected,
+                             [&] {
+                               launch(any_negative_kernel, {2, 2 * kWarpThreads, 0}, nullptr, out.data, in.data);
+                               return out.read();
+                             }),
+            10);
+  simt::set_order(Order::kForward);
+  EXPECT_MENTIONS(kernel_error(any_against_shuffle_kernel, {1, 32, 0}, reinterpret_cast<float*>(out.data)),
+                  "warp_shuffle_xor with mask 1 of 4 bytes, while other lanes of the warp have called warp_any");
+}
+
+/// A word that a grid's blocks share, zero at first.
+struct SharedMeeting : Array<Meeting> {
+  SharedMeeting() : Array(1) { clear(); }
+  void clear() { check(cudaMemsetAsync(data, 0, bytes(), nullptr)); }
+  Meeting read() const { return Array::read()[0]; }
+};
+
+constexpr int kGridBlocks = 9;
+
+/// What each thread of grid_sum_kernel has at its end.
+std::vector<float> grid_sum(int threads) {
+  const float sum = kGridBlocks * (kGridBlocks + 1) / 2;
+  return std::vector<float>(static_cast<std::size_t>(kGridBlocks * threads), sum * kGridBlocks * kGridBlocks);
+}
+
+TEST_F(SimtResident, BlocksOfACooperativeGridMeet) {
+  SharedMeeting meeting;
+  const Array<float> slots(2 * kGridBlocks), out(kGridBlocks * 64);
+  for (const std::uint64_t time : {std::uint64_t{0}, kSecond})
+    EXPECT_EQ(orders_that_give(grid_sum(64),
+                               [&] {
+                                 meeting.clear();
+                                 launch(grid_sum_kernel, {kGridBlocks, 64, 16, 1, true}, nullptr, out.data, slots.data,
+                                        meeting.data, -1, time);
+                                 EXPECT_EQ(meeting.read().failed, 0u);
+                                 return out.read();
+                               }),
+              10);
+}
+
+TEST_F(SimtResident, BlocksThatAreNotResidentAreMissed) {
+  SharedMeeting meeting;
+  const Array<float> slots(2 * kGridBlocks), out(kGridBlocks * 64);
+  const LaunchConfig config{kGridBlocks, 64, 16};
+  for (const Order order : {Order::kForward, Order::kReverse, Order::kRandom}) {
+    simt::set_order(order, 5);
+    meeting.clear();
+    launch(grid_sum_kernel, config, nullptr, out.data, slots.data, meeting.data, -1, kSecond);
+    EXPECT_EQ(meeting.read().failed, kCode);
+    EXPECT_EQ(meeting.read().ended, unsigned{kGridBlocks});
+  }
+  simt::set_order(Order::kForward);
+  meeting.clear();
+  EXPECT_EQ(kernel_error(grid_sum_kernel, config, out.data, slots.data, meeting.data, -1, std::uint64_t{0}),
+            "grid_sum_kernel, block 0 of 9: endless wait: of its 64 threads 63 wait at block_barrier, 1 wait at "
+            "wait_until, 0 have returned; 5 blocks of the grid have not begun");
+}
+
+TEST_F(SimtResident, BlockThatNeverArrivesEndsTheGridByItsDeadline) {
+  SharedMeeting meeting;
+  const Array<float> slots(2 * kGridBlocks), out(kGridBlocks * 64);
+  const LaunchConfig config{kGridBlocks, 64, 16, 1, true};
+  for (const Order order : {Order::kForward, Order::kReverse, Order::kRandom}) {
+    simt::set_order(order, 5);
+    meeting.clear();
+    launch(grid_sum_kernel, config, nullptr, out.data, slots.data, meeting.data, 4, kSecond);
+    EXPECT_EQ(meeting.read().failed, kCode);
+    EXPECT_EQ(meeting.read().ended, unsigned{kGridBlocks});
+    EXPECT_EQ(out.read()[0], grid_sum(1)[0] / kGridBlocks);
+    meeting.clear();
+    EXPECT_MENTIONS(
+        kernel_error(grid_sum_kernel, config, out.data, slots.data, meeting.data, 4, std::uint64_t{0}),
+        ": endless wait: of its 64 threads 63 wait at block_barrier, 1 wait at wait_until, 0 have returned");
+  }
+}
+
+TEST_F(SimtResident, BarrierThatDivergedIsReportedOnceTheOthersHaveGivenUp) {
+  SharedMeeting meeting;
+  for (const std::uint64_t time : {std::uint64_t{0}, kSecond}) {
+    meeting.clear();
+    EXPECT_EQ(kernel_error(diverging_block_kernel, {3, 32, 0, 1, true}, meeting.data, time),
+              "diverging_block_kernel, block 1 of 3: divergent barrier: of its 32 threads 5 wait at block_barrier, 27 "
+              "have returned");
+    EXPECT_EQ(meeting.read().failed, time == 0 ? 0u : kCode);
+  }
+}
+
+TEST_F(SimtResident, ClockLeapsToTheFirstDeadlineWhenNothingHappens) {
+  for (const Order order : {Order::kForward, Order::kReverse, Order::kRandom}) {
+    simt::set_order(order, 3);
+    SharedMeeting meeting;
+    const Array<std::uint64_t> waited(64);
+    launch(late_kernel, {1, 64, 0}, nullptr, meeting.data, waited.data);
+    EXPECT_EQ(meeting.read().failed, kCode);  // that of thread 0, whose deadline is the first
+    for (const std::uint64_t time : waited.read()) {
+      EXPECT_GT(time, kSecond - 1000);
+      EXPECT_LT(time, kSecond + 1000);
+    }
+  }
+}
+
+TEST_F(SimtResident, ThousandsOfThreadsWaitAtOnce) {
+  SharedMeeting meeting;
+  const Array<float> slots(2 * kGridBlocks), out(kGridBlocks * 1024);
+  launch(grid_sum_kernel, {kGridBlocks, 1024, 16, 1, true}, nullptr, out.data, slots.data, meeting.data, -1, kSecond);
+  EXPECT_EQ(out.read(), grid_sum(1024));
+}
+
+TEST_F(SimtCluster, BlocksReachEachOthersSharedMemory) {
+  const Array<float> out(3 * kPeers);
+  const auto run = [&](auto kernel, LaunchConfig config) {
+    launch(kernel, config, nullptr, out.data);
+    return out.read();
+  };
+  const LaunchConfig config{3 * kPeers, 64, sizeof(Peers), kPeers};
+  std::vector<float> sums, numbers_of_next;
+  for (int block = 0; block < 3 * kPeers; ++block) {
+    const int first = block / kPeers * kPeers;
+    sums.push_back(static_cast<float>(kPeers * first + kPeers * (kPeers + 1) / 2));
+    numbers_of_next.push_back(static_cast<float>(first + (block + 1) % kPeers));
+  }
+  for (const bool cooperative : {false, true}) {
+    LaunchConfig each = config;
+    each.cooperative = cooperative;
+    EXPECT_EQ(orders_that_give(sums, [&] { return run(cluster_sum_kernel<Planted::kNothing>, each); }), 10);
+    EXPECT_EQ(orders_that_give(numbers_of_next, [&] { return run(neighbour_kernel<true>, each); }), 10);
+  }
+  EXPECT_LT(orders_that_give(sums, [&] { return run(cluster_sum_kernel<Planted::kNoBarrierBetween>, config); }), 5);
+}
+
+TEST_F(SimtCluster, WithoutClustersABlockIsItsOnlyPeer) {
+  const Array<float> out(3);
+  launch(cluster_sum_kernel<Planted::kNothing>, {3, 64, sizeof(Peers)}, nullptr, out.data);
+  EXPECT_EQ(out.read(), (std::vector<float>{1, 2, 3}));
+}
+
+TEST_F(SimtCluster, PeersThatAreNoneAreReported) {
+  const Array<float> out(8);
+  const Array<float*> places(8);
+  const SharedMeeting meeting;
+  EXPECT_EQ(kernel_error(neighbour_kernel<false>, {4, 64, 16, 2}, out.data),
+            "neighbour_kernel, block 1 of 4, thread 0 of 64: peer_shared(mine, 0): that block has ended");
+  EXPECT_EQ(kernel_error(index_for_rank_kernel, {4, 64, 16, 2}, out.data),
+            "index_for_rank_kernel, block 2 of 4, thread 0 of 64: peer_shared(mine, 2): a cluster has 2 blocks");
+  EXPECT_MENTIONS(kernel_error(other_cluster_kernel, {4, 32, 16, 2, true}, places.data, meeting.data),
+                  "peer_shared(mine, 0): mine is not in the block's own shared memory");
+  EXPECT_EQ(kernel_error(half_cluster_barrier_kernel, {2, 32, 0, 2}),
+            "half_cluster_barrier_kernel, block 0 of 2: divergent barrier: of its 32 threads 32 wait at "
+            "cluster_barrier, 0 have returned");
+}
+
+/// tagged_sum_kernel for a set of blocks that begins with `first`.
+template <class T>
+std::vector<T> tagged_sums(int first, int blocks) {
+  std::vector<T> values;
+  for (int i = 0; i < blocks; ++i) values.push_back(T(first + i + 1) / T(3));
+  for (int step = 0; step < 3; ++step) {
+    const T sum = std::accumulate(values.begin(), values.end(), T(0));
+    for (int i = 0; i < blocks; ++i) values[static_cast<std::size_t>(i)] = sum / T(2) - T(i);
+  }
+  return values;
+}
+
+template <class T>
+class SimtTagged : public SimtFixture {};
+using Precisions = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(SimtTagged, Precisions, );
+
+TYPED_TEST(SimtTagged, ValuesPassThroughPeersAndThroughGlobalMemory) {
+  constexpr int kTaggedBlocks = 3, kTaggedThreads = 32;
+  for (const bool in_cluster : {false, true}) {
+    const int clusters = in_cluster ? 2 : 1;
+    std::vector<TypeParam> expected;
+    for (int cluster = 0; cluster < clusters; ++cluster)
+      for (const TypeParam value : tagged_sums<TypeParam>(cluster * kTaggedBlocks, kTaggedBlocks))
+        expected.insert(expected.end(), kTaggedThreads, value);
+    const Array<Tagged<TypeParam>> words(2 * kTaggedBlocks);
+    const Array<TypeParam> out(expected.size());
+    const SharedMeeting meeting;
+    const LaunchConfig config{clusters * kTaggedBlocks, kTaggedThreads, sizeof(Words<TypeParam>),
+                              in_cluster ? kTaggedBlocks : 1, true};
+    const auto kernel = in_cluster ? tagged_sum_kernel<TypeParam, true> : tagged_sum_kernel<TypeParam, false>;
+    EXPECT_EQ(orders_that_give(expected,
+                               [&] {
+                                 check(cudaMemsetAsync(words.data, 0, words.bytes(), nullptr));
+                                 launch(kernel, config, nullptr, out.data, words.data, meeting.data);
+                                 return out.read();
+                               }),
+              10);
+    EXPECT_EQ(meeting.read().failed, 0u);
+  }
+}
+
+TEST_F(SimtResident, TaggedWaitTakesWhatIsUsedAndEndsByItsDeadline) {
+  const Array<Tagged<float>> words(3);
+  const Array<float> out(4);
+  const SharedMeeting meeting;
+  check(cudaMemsetAsync(words.data, 0, words.bytes(), nullptr));
+  launch(missing_word_kernel, {1, 32, 0}, nullptr, out.data, words.data, meeting.data, 1);
+  EXPECT_EQ(out.read(), (std::vector<float>{-2.5f, 0, 0, 1}));
+  EXPECT_EQ(meeting.read().failed, 0u);
+  launch(missing_word_kernel, {1, 32, 0}, nullptr, out.data, words.data, meeting.data, 2);
+  EXPECT_EQ(out.read()[3], 0);
+  EXPECT_EQ(meeting.read().failed, kCode);
+}
+
+const void* address_of(void (*kernel)(float*, float)) { return reinterpret_cast<const void*>(kernel); }
+
+TEST_F(SimtResident, LaunchesThatCannotBeResidentAreRefused) {
+  simt::Device device;
+  device.multiprocessors = 10;
+  simt::set_devices({device});
+  EXPECT_MENTIONS(launch_refusal({11, 32, 0, 1, true}), "cudaErrorCooperativeLaunchTooLarge");
+  EXPECT_MENTIONS(launch_refusal({12, 32, 0, 4, true}), "cudaErrorCooperativeLaunchTooLarge");
+  EXPECT_MENTIONS(launch_refusal({7, 32, 0, 4}), "cudaErrorInvalidClusterSize");
+  EXPECT_MENTIONS(launch_refusal({9, 32, 0, 9}), "cudaErrorInvalidClusterSize");
+  EXPECT_EQ(resident_clusters(address_of(fill_kernel), {1, 32, 0}), 10);
+  EXPECT_EQ(resident_clusters(address_of(fill_kernel), {16, 32, 0, 4, true}), 2);
+  prepare_kernel(address_of(fill_kernel), {9, 32, 0, 9});
+  EXPECT_EQ(resident_clusters(address_of(fill_kernel), {9, 32, 0, 9}), 1);
+  EXPECT_MENTIONS(launch_refusal({11, 32, 0, 11}), "cudaErrorInvalidClusterSize");  // more than multiprocessors
+  EXPECT_MENTIONS(launch_refusal({17, 32, 0, 17}), "cudaErrorInvalidClusterSize");
+  device.resident_clusters = 1;
+  device.cooperative_with_clusters = false;
+  simt::set_devices({device});
+  EXPECT_EQ(resident_clusters(address_of(fill_kernel), {16, 32, 0, 4}), 1);
+  EXPECT_MENTIONS(launch_refusal({4, 32, 0, 4, true}), "cudaErrorNotSupported");
+  device.major = 8;
+  simt::set_devices({device});
+  EXPECT_MENTIONS(launch_refusal({2, 32, 0, 2}), "cudaErrorNotSupported");
+  EXPECT_EQ(simt::counts().launches, 0);
+  const Array<float> out(32);
+  launch(fill_kernel, {10, 32, 0, 1, true}, nullptr, out.data, 3.0f);
+  EXPECT_EQ(out.read(), std::vector<float>(32, 3.0f));
+}
+
+TEST_F(SimtResident, ClustersBeyondTheDeviceWait) {
+  simt::Device device;
+  device.multiprocessors = 9;
+  simt::set_devices({device});
+  SharedMeeting meeting;
+  const Array<float> slots(20), out(10 * 32);
+  for (const int blocks : {8, 10}) {
+    meeting.clear();
+    launch(grid_sum_kernel, {blocks, 32, 16, 2}, nullptr, out.data, slots.data, meeting.data, -1, kSecond);
+    EXPECT_EQ(meeting.read().failed, blocks == 8 ? 0 : kCode);
+  }
+}
+
+TEST_F(SimtResident, LargeSharedMemoryNeedsPreparation) {
+  constexpr int kMost = 100 << 10;
+  simt::Device device;
+  device.shared_bytes = kMost;
+  simt::set_devices({device, device});
+  const Array<float> out(32);
+  EXPECT_MENTIONS(launch_refusal({1, 32, 48 * 1024 + 1}), "cudaErrorInvalidValue");
+  EXPECT_MENTIONS(refusal<deviceloop::DeviceError>("cudaFuncSetAttribute",
+                                                   [] {
+                                                     prepare_kernel(address_of(fill_kernel), {1, 32, kMost + 1});
+                                                   }),
+                  "cudaErrorInvalidValue");
+  prepare_kernel(address_of(fill_kernel), {1, 32, kMost});
+  launch(fill_kernel, {1, 32, kMost}, nullptr, out.data, 2);
+  EXPECT_EQ(out.read(), std::vector<float>(32, 2.0f));
+  check(cudaSetDevice(1));
+  EXPECT_MENTIONS(launch_refusal({1, 32, kMost}), "cudaErrorInvalidValue");
+  check(cudaSetDevice(0));
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  EXPECT_EQ(value, kMost);
+}
+
+TEST_F(SimtResident, PreparationFailsWhenItIsTold) {
+  for (const bool prepare : {true, false}) {
+    simt::fail_call(1, cudaErrorUnknown);
+    EXPECT_THROW(
+        {
+          if (prepare)
+            prepare_kernel(address_of(fill_kernel), {});
+          else
+            resident_clusters(address_of(fill_kernel), {});
+        },
+        deviceloop::DeviceError);
+    EXPECT_EQ(simt::calls_until_failure(), 0);
+  }
 }
 
 TEST_F(SimtStream, WorkRunsWhenSomebodyWaits) {
@@ -620,6 +1099,15 @@ __global__ void shared_too_far_kernel(float* out) {
   out[thread_index()] = 1;
 }
 
+constexpr int kLinePeerTooFar = __LINE__ + 4;
+__global__ void peer_too_far_kernel(float* out) {
+  auto& from = shared<Peers>().from;
+  cluster_barrier();
+  *(peer_shared(&from[0], (cluster_rank() + 1) % cluster_blocks()) + kPeers) = 1;
+  cluster_barrier();
+  *out = from[0];
+}
+
 std::string overflow_at(int line) {
   return "heap-buffer-overflow(.|\n)*_too_far_kernel[^\n]*fixture_test.cpp:" + std::to_string(line);
 }
@@ -642,6 +1130,26 @@ TEST_F(SimtDeathTest, SharedMemoryEndsWithItsLastByte) {
         cudaStreamSynchronize(nullptr);
       },
       overflow_at(kLineSharedTooFar));
+}
+
+TEST_F(SimtDeathTest, SharedMemoryOfAPeerEndsWithItsLastByte) {
+  const Array<float> out(1);
+  EXPECT_DEATH(
+      {
+        launch(peer_too_far_kernel, {4, 32, sizeof(Peers), 2}, nullptr, out.data);
+        cudaStreamSynchronize(nullptr);
+      },
+      overflow_at(kLinePeerTooFar));
+}
+
+TEST_F(SimtDeathTest, SharedMemoryOfAPeerBeginsWithItsBlock) {
+  const Array<float> out(2);
+  EXPECT_DEATH(
+      {
+        launch(cluster_sum_kernel<Planted::kNoBarrierBefore>, {2, 32, sizeof(Peers), 2}, nullptr, out.data);
+        cudaStreamSynchronize(nullptr);
+      },
+      "use-after-poison(.|\n)*cluster_sum_kernel");
 }
 
 TEST_F(SimtDeathTest, HostMayNotTouchDeviceMemory) {

@@ -1,6 +1,8 @@
 // A grid's threads are begun one after the other on one fiber. A thread that has to wait keeps that fiber, and the next
-// begins on another: kernels without barriers are plain loops. One queue holds all threads that can run, of a few
-// resident blocks at once; the order of the queue is the order of the grid.
+// begins on another: kernels without barriers are plain loops. One queue holds all threads that can run, of the
+// resident blocks; the order of the queue is the order of the grid. A thread that polls stays in the queue, and whoever
+// takes the next thread looks in its stead whether its wait has ended. Time is simulated: a nanosecond for each turn of
+// a thread, and where no look brings anything, a leap to the earliest deadline.
 #include "grid.h"
 
 #include <sanitizer/asan_interface.h>
@@ -13,13 +15,14 @@
 #include <deque>
 #include <exception>
 #include <list>
+#include <map>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <utility>
 #include <vector>
 
-#include "simt/device.h"
+#include "../../cuda/runtime/device.cuh"
 
 namespace simt {
 namespace {
@@ -28,7 +31,6 @@ using boost::context::fiber;
 using boost::context::stack_context;
 
 constexpr unsigned kWarpThreads = 32;
-constexpr std::size_t kResidentBlocks = 4;
 constexpr std::size_t kStackBytes = std::size_t{128} << 10;  // AddressSanitizer writes its report on it
 
 /// Of a fiber, as AddressSanitizer is told.
@@ -59,40 +61,81 @@ struct StackPool {
 
 struct Abandoned {};  // unwinds a waiting thread of a grid that has failed
 
+/// Of who waits.
+struct Context {
+  fiber suspended;
+  Stack stack;
+};
+
 struct Block;
 
 struct Thread {
   Place place;
   Block* block = nullptr;
-  fiber context;  // while it waits
-  Stack stack;
-  std::uint64_t bits = 0;  // given to a shuffle, and got from it
+  Context context;
+  const char* waits_at = nullptr;
+  Poll* poll = nullptr;      // where it polls
+  std::uint64_t looked = 0;  // in which turn, of all threads, it last looked in vain
+  std::uint64_t bits = 0;    // given to the other lanes, and got from them
+};
+
+/// Threads that wait for each other.
+struct Meeting {
+  Thread* first = nullptr;
+  unsigned members = 0;
+  unsigned waiting = 0;
+};
+
+/// What the lanes of a warp call together.
+struct LaneCall {
+  bool any = false;       // warp_any, else warp_shuffle_xor
+  unsigned mask = 0;      // of the shuffle
+  std::size_t bytes = 0;  // of the shuffle
+  bool operator==(const LaneCall&) const = default;
+  const char* name() const { return any ? "warp_any" : "warp_shuffle_xor"; }
+  std::string text() const {
+    if (any) return name();
+    return std::string(name()) + " with mask " + std::to_string(mask) + " of " + std::to_string(bytes) + " bytes";
+  }
 };
 
 struct Warp {
-  unsigned waiting = 0;
-  std::size_t bytes = 0;  // of the shuffle
-  unsigned mask = 0;
+  Meeting meeting;
+  LaneCall call;
 };
 
 struct FreeShared {
   void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{16}); }
 };
 
+struct Cluster;
+
 struct Block {
+  Cluster* cluster = nullptr;
   std::unique_ptr<std::byte, FreeShared> shared;
-  std::vector<Thread> threads;
+  Meeting barrier;
   std::vector<Warp> warps;
-  unsigned at_barrier = 0;
+  bool begun = false;
   unsigned returned = 0;
+};
+
+/// Of one block where the launch has no clusters.
+struct Cluster {
+  std::vector<Thread> threads;
+  std::vector<Block> blocks;
+  Meeting barrier;
+  unsigned returned = 0;  // threads
 };
 
 class Grid {
  public:
   Grid(const GridLaunch& launch, Order order, std::mt19937_64& random);
   void run();
-  void block_barrier();
-  std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask);
+  void block_barrier() { meet(current_->block->barrier, "block_barrier"); }
+  void cluster_barrier() { meet(current_->block->cluster->barrier, "cluster_barrier"); }
+  std::uint64_t exchange(const LaneCall& call, std::uint64_t bits);
+  void poll(Poll& poll);
+  void* peer_shared(const void* mine, unsigned rank) const;
   std::size_t shared_bytes() const { return launch_.shared_bytes; }
   std::int64_t waits() const { return waits_; }
   [[noreturn]] void refuse(const std::string& why) const {
@@ -102,25 +145,30 @@ class Grid {
   }
 
  private:
-  void admit_block();
+  void admit_cluster();
   void make_runnable(Thread* first, std::size_t count);
   Thread* take();
-  void enter_current();
-  fiber run_threads(fiber&& scheduler);
+  bool leap();
+  void go_on(Context& from, Thread* next);
+  void arrive(void* fake_stack, fiber&& from);
+  fiber run_threads(fiber&& from);
   void run_current();
-  void wait();
-  std::string describe_stuck(const Block& block) const;
+  void meet(Meeting& meeting, const char* where);
+  void wait(const char* where);
+  std::string describe_stuck() const;
   void abandon();
 
   const GridLaunch& launch_;
   const Order order_;
   std::mt19937_64& random_;
-  std::vector<unsigned> pending_;  // blocks, the next one last
-  std::list<Block> resident_;
+  std::vector<unsigned> pending_;  // clusters, the next one last
+  std::list<Cluster> resident_;
   std::deque<Thread*> runnable_;
-  Thread* current_ = nullptr;
-  fiber scheduler_;  // while a thread runs
-  Stack scheduler_stack_;
+  std::uint64_t turn_ = 0;     // counts the threads that were taken
+  std::size_t idle_ = 0;       // threads that have looked in vain since
+  Thread* current_ = nullptr;  // null: the caller of run()
+  Context caller_;
+  Context* left_ = nullptr;  // of who ran before
   std::exception_ptr failure_;
   bool abandoning_ = false;
   std::int64_t waits_ = 0;
@@ -129,160 +177,244 @@ class Grid {
 thread_local Grid* grid = nullptr;
 
 Grid::Grid(const GridLaunch& launch, Order order, std::mt19937_64& random)
-    : launch_(launch), order_(order), random_(random), pending_(launch.blocks) {
+    : launch_(launch), order_(order), random_(random), pending_(launch.blocks / launch.cluster_blocks) {
   std::iota(pending_.begin(), pending_.end(), 0u);
   if (order == Order::kForward) std::reverse(pending_.begin(), pending_.end());
   if (order == Order::kRandom) std::shuffle(pending_.begin(), pending_.end(), random);
 }
 
-void Grid::admit_block() {
-  const unsigned index = pending_.back();
+void Grid::admit_cluster() {
+  const unsigned first_block = pending_.back() * launch_.cluster_blocks;
   pending_.pop_back();
-  Block& block = resident_.emplace_back();
-  if (launch_.shared_bytes > 0) {
-    block.shared.reset(static_cast<std::byte*>(::operator new (launch_.shared_bytes, std::align_val_t{16})));
-    std::memset(block.shared.get(), 0xff, launch_.shared_bytes);
+  Cluster& cluster = resident_.emplace_back();
+  cluster.blocks.resize(launch_.cluster_blocks);
+  cluster.threads.resize(std::size_t{launch_.cluster_blocks} * launch_.threads);
+  cluster.barrier = {cluster.threads.data(), launch_.cluster_blocks * launch_.threads};
+  Thread* thread = cluster.threads.data();
+  for (unsigned rank = 0; rank < launch_.cluster_blocks; ++rank) {
+    Block& block = cluster.blocks[rank];
+    block.cluster = &cluster;
+    if (launch_.shared_bytes > 0) {
+      block.shared.reset(static_cast<std::byte*>(::operator new (launch_.shared_bytes, std::align_val_t{16})));
+      std::memset(block.shared.get(), 0xff, launch_.shared_bytes);
+      // Until the block begins nobody may touch it.
+      if (launch_.cluster_blocks > 1) __asan_poison_memory_region(block.shared.get(), launch_.shared_bytes);
+    }
+    block.barrier = {thread, launch_.threads};
+    block.warps.resize(launch_.threads / kWarpThreads);
+    for (unsigned i = 0; i < launch_.threads; ++i, ++thread) {
+      if (i % kWarpThreads == 0) block.warps[i / kWarpThreads].meeting = {thread, kWarpThreads};
+      thread->place = {i,    launch_.threads,        first_block + rank, launch_.blocks,
+                       rank, launch_.cluster_blocks, block.shared.get()};
+      thread->block = &block;
+    }
   }
-  block.warps.resize(launch_.threads / kWarpThreads);
-  block.threads.resize(launch_.threads);
-  for (unsigned thread = 0; thread < launch_.threads; ++thread) {
-    block.threads[thread].place = {thread, launch_.threads, index, launch_.blocks, block.shared.get()};
-    block.threads[thread].block = &block;
-  }
-  make_runnable(block.threads.data(), block.threads.size());
+  make_runnable(cluster.threads.data(), cluster.threads.size());
 }
 
 void Grid::make_runnable(Thread* first, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) runnable_.push_back(first + (order_ == Order::kReverse ? count - 1 - i : i));
 }
 
+/// The next thread to run; null where the grid has ended, failed or is stuck.
 Thread* Grid::take() {
-  if (failure_ || runnable_.empty()) return nullptr;
-  if (order_ == Order::kRandom) std::swap(runnable_.front(), runnable_[random_() % runnable_.size()]);
-  Thread* thread = runnable_.front();
-  runnable_.pop_front();
-  return thread;
+  while (!failure_ && !runnable_.empty()) {
+    if (order_ == Order::kRandom) std::swap(runnable_.front(), runnable_[random_() % runnable_.size()]);
+    Thread* const thread = runnable_.front();
+    runnable_.pop_front();
+    if (thread->poll == nullptr || thread->poll->has_ended()) {
+      thread->poll = nullptr;
+      ++turn_;
+      ++simulated_time;
+      idle_ = 0;
+      return thread;
+    }
+    runnable_.push_back(thread);
+    if (std::exchange(thread->looked, turn_) == turn_) continue;
+    if (++idle_ == runnable_.size() && !leap()) break;
+  }
+  return nullptr;
+}
+
+/// Nothing will happen before the earliest deadline.
+bool Grid::leap() {
+  std::uint64_t earliest = 0;
+  for (const Thread* thread : runnable_)
+    if (const std::uint64_t time = thread->poll->deadline; time != 0 && (earliest == 0 || time < earliest))
+      earliest = time;
+  simulated_time = std::max(simulated_time, earliest + 1);
+  return earliest != 0;
 }
 
 void Grid::run() {
-  while (!pending_.empty() && resident_.size() < kResidentBlocks) admit_block();
-  for (current_ = take(); current_ != nullptr;) enter_current();
-  if (!failure_ && !resident_.empty())
-    failure_ = std::make_exception_ptr(KernelError(describe_stuck(resident_.front())));
+  while (!pending_.empty() && resident_.size() < launch_.resident_clusters) admit_cluster();
+  if (Thread* const first = take()) go_on(caller_, first);
+  if (!failure_ && !resident_.empty()) failure_ = std::make_exception_ptr(KernelError(describe_stuck()));
   if (failure_) {
     abandon();
     std::rethrow_exception(failure_);
   }
 }
 
-/// Runs the current thread, and those that begin after it, until one waits or must be entered itself.
-void Grid::enter_current() {
-  fiber to = std::move(current_->context);
-  Stack stack = current_->stack;
-  if (!to) {
+/// Lets `next` run until somebody goes on with `from`, who calls.
+void Grid::go_on(Context& from, Thread* next) {
+  Context to = std::move(next == nullptr ? caller_ : next->context);
+  if (!to.suspended) {
     StackPool pool;
-    const stack_context memory = pool.allocate();
-    stack = {StackPool::bottom_of(memory), memory.size};
-    to = fiber(std::allocator_arg, boost::context::preallocated(memory.sp, memory.size, memory), pool,
-               [this](fiber&& scheduler) { return run_threads(std::move(scheduler)); });
+    stack_context memory;
+    try {
+      memory = pool.allocate();
+    } catch (const std::bad_alloc&) {
+      refuse("no memory for another stack: too many threads wait at once");
+    }
+    to.stack = {StackPool::bottom_of(memory), memory.size};
+    to.suspended = fiber(std::allocator_arg, boost::context::preallocated(memory.sp, memory.size, memory), pool,
+                         [this](fiber&& before) { return run_threads(std::move(before)); });
   }
+  current_ = next;
+  left_ = &from;
   void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, stack.bottom, stack.bytes);
-  fiber from = std::move(to).resume();
+  __sanitizer_start_switch_fiber(&fake_stack, to.stack.bottom, to.stack.bytes);
+  fiber before = std::move(to.suspended).resume();
+  arrive(fake_stack, std::move(before));
+}
+
+/// After each switch: keeps the fiber that was left, unless it has ended.
+void Grid::arrive(void* fake_stack, fiber&& before) {
+  Stack stack;
   __sanitizer_finish_switch_fiber(fake_stack, &stack.bottom, &stack.bytes);
-  if (!from) return;
-  current_->context = std::move(from);
-  current_->stack = stack;
-  current_ = take();
+  if (before) *left_ = {std::move(before), stack};
 }
 
 /// The life of a fiber.
-fiber Grid::run_threads(fiber&& scheduler) {
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_.bottom, &scheduler_stack_.bytes);
-  scheduler_ = std::move(scheduler);
+fiber Grid::run_threads(fiber&& before) {
+  arrive(nullptr, std::move(before));
   do run_current();
-  while (current_ != nullptr && !current_->context);
-  __sanitizer_start_switch_fiber(nullptr, scheduler_stack_.bottom, scheduler_stack_.bytes);
-  return std::move(scheduler_);
+  while (current_ != nullptr && !current_->context.suspended);
+  Context& next = current_ == nullptr ? caller_ : current_->context;
+  __sanitizer_start_switch_fiber(nullptr, next.stack.bottom, next.stack.bytes);
+  return std::move(next.suspended);
 }
 
 void Grid::run_current() {
+  Block& block = *current_->block;
+  Cluster& cluster = *block.cluster;
   place = &current_->place;
+  if (!std::exchange(block.begun, true) && launch_.cluster_blocks > 1)
+    __asan_unpoison_memory_region(block.shared.get(), launch_.shared_bytes);
   try {
     launch_.thread();
   } catch (const Abandoned&) {
   } catch (...) {
     if (!failure_) failure_ = std::current_exception();
   }
-  Block& block = *current_->block;
-  if (++block.returned == launch_.threads && !failure_) {
-    resident_.remove_if([&](const Block& each) { return &each == &block; });
-    if (!pending_.empty()) admit_block();
+  if (++block.returned == launch_.threads) block.shared.reset();
+  if (++cluster.returned == cluster.threads.size() && !failure_) {
+    resident_.remove_if([&](const Cluster& each) { return &each == &cluster; });
+    if (!pending_.empty()) admit_cluster();
   }
   current_ = take();
 }
 
-/// Gives way to the scheduler until the current thread is taken again.
-void Grid::wait() {
+/// Lets others run until the current thread is taken again.
+void Grid::wait(const char* where) {
+  Thread& self = *current_;
   ++waits_;
-  const Thread* const self = current_;
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, scheduler_stack_.bottom, scheduler_stack_.bytes);
-  scheduler_ = std::move(scheduler_).resume();
-  __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack_.bottom, &scheduler_stack_.bytes);
-  place = &self->place;
+  self.waits_at = where;
+  Thread* const next = take();
+  if (next != &self) go_on(self.context, next);
+  self.waits_at = nullptr;
+  place = &self.place;
   if (abandoning_) throw Abandoned{};
 }
 
-void Grid::block_barrier() {
-  Block& block = *current_->block;
-  if (++block.at_barrier == launch_.threads) {
-    block.at_barrier = 0;
-    make_runnable(block.threads.data(), block.threads.size());
+void Grid::meet(Meeting& meeting, const char* where) {
+  if (++meeting.waiting == meeting.members) {
+    meeting.waiting = 0;
+    make_runnable(meeting.first, meeting.members);
   }
-  wait();
+  wait(where);
 }
 
-std::uint64_t Grid::warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask) {
-  if (mask >= kWarpThreads) refuse("warp_shuffle_xor with mask " + std::to_string(mask) + ", of 0 to 31 that can be");
+void Grid::poll(Poll& poll) {
+  current_->poll = &poll;
+  make_runnable(current_, 1);
+  wait(poll.where);
+}
+
+std::uint64_t Grid::exchange(const LaneCall& call, std::uint64_t bits) {
+  if (call.mask >= kWarpThreads)
+    refuse("warp_shuffle_xor with mask " + std::to_string(call.mask) + ", of 0 to 31 that can be");
   Thread& self = *current_;
   Warp& warp = self.block->warps[self.place.thread / kWarpThreads];
-  if (warp.waiting > 0 && (warp.mask != mask || warp.bytes != bytes))
-    refuse("warp_shuffle_xor with mask " + std::to_string(mask) + " of " + std::to_string(bytes) +
-           " bytes, while other lanes of the warp have called it with mask " + std::to_string(warp.mask) + " of " +
-           std::to_string(warp.bytes) + " bytes");
-  warp.mask = mask;
-  warp.bytes = bytes;
+  if (warp.meeting.waiting > 0 && warp.call != call)
+    refuse(call.text() + ", while other lanes of the warp have called " + warp.call.text());
+  warp.call = call;
   self.bits = bits;
-  if (++warp.waiting == kWarpThreads) {
-    warp.waiting = 0;
-    Thread* lanes = &self - self.place.thread % kWarpThreads;
+  if (warp.meeting.waiting + 1 == kWarpThreads) {
+    Thread* const lanes = warp.meeting.first;
+    std::uint64_t any = 0;
+    for (unsigned lane = 0; lane < kWarpThreads; ++lane) any |= lanes[lane].bits;
     for (unsigned lane = 0; lane < kWarpThreads; ++lane)
-      if (lane < (lane ^ mask)) std::swap(lanes[lane].bits, lanes[lane ^ mask].bits);
-    make_runnable(lanes, kWarpThreads);
+      if (call.any)
+        lanes[lane].bits = any;
+      else if (lane < (lane ^ call.mask))
+        std::swap(lanes[lane].bits, lanes[lane ^ call.mask].bits);
   }
-  wait();
+  meet(warp.meeting, call.name());
   return self.bits;
 }
 
-std::string Grid::describe_stuck(const Block& block) const {
-  unsigned at_shuffle = 0;
-  for (const Warp& warp : block.warps) at_shuffle += warp.waiting;
-  return launch_.kernel + ", block " + std::to_string(block.threads.front().place.block) + " of " +
-         std::to_string(launch_.blocks) + ": divergent " + (at_shuffle > 0 ? "shuffle" : "barrier") + ": of its " +
-         std::to_string(launch_.threads) + " threads " + std::to_string(block.at_barrier) + " wait at block_barrier, " +
-         std::to_string(at_shuffle) + " wait at warp_shuffle_xor, " + std::to_string(block.returned) + " have returned";
+void* Grid::peer_shared(const void* mine, unsigned rank) const {
+  const std::string name = "peer_shared(mine, " + std::to_string(rank) + ")";
+  const auto offset = reinterpret_cast<std::uintptr_t>(mine) - reinterpret_cast<std::uintptr_t>(place->shared);
+  if (offset >= launch_.shared_bytes) refuse(name + ": mine is not in the block's own shared memory");
+  if (rank >= launch_.cluster_blocks)
+    refuse(name + ": a cluster has " + std::to_string(launch_.cluster_blocks) + " blocks");
+  const Block& peer = current_->block->cluster->blocks[rank];
+  if (peer.returned == launch_.threads) refuse(name + ": that block has ended");
+  return peer.shared.get() + offset;
+}
+
+/// Of the block with the fewest threads that poll, which others may wait for.
+std::string Grid::describe_stuck() const {
+  std::map<std::string, unsigned> fewest;
+  unsigned block_index = 0, returned = 0, polling = 0;
+  for (const Cluster& cluster : resident_)
+    for (const Block& block : cluster.blocks) {
+      std::map<std::string, unsigned> waiting;
+      unsigned polls = 0;
+      for (unsigned i = 0; i < launch_.threads; ++i) {
+        const Thread& thread = block.barrier.first[i];
+        if (thread.waits_at != nullptr) ++waiting[thread.waits_at];
+        polls += thread.poll != nullptr ? 1 : 0;
+      }
+      if (waiting.empty() || (!fewest.empty() && polls >= polling)) continue;
+      fewest = waiting;
+      block_index = block.barrier.first->place.block;
+      returned = block.returned;
+      polling = polls;
+    }
+  const bool in_warp = fewest.count("warp_shuffle_xor") + fewest.count("warp_any") > 0;
+  std::string text = launch_.kernel + ", block " + std::to_string(block_index) + " of " +
+                     std::to_string(launch_.blocks) + ": " +
+                     (polling > 0 ? "endless wait"
+                      : in_warp   ? "divergent shuffle"
+                                  : "divergent barrier") +
+                     ": of its " + std::to_string(launch_.threads) + " threads ";
+  for (const auto& [where, threads] : fewest) text += std::to_string(threads) + " wait at " + where + ", ";
+  text += std::to_string(returned) + " have returned";
+  if (!pending_.empty())
+    text += "; " + std::to_string(pending_.size() * launch_.cluster_blocks) + " blocks of the grid have not begun";
+  return text;
 }
 
 /// Unwinds all threads that wait.
 void Grid::abandon() {
   abandoning_ = true;
-  for (Block& block : resident_)
-    for (Thread& thread : block.threads)
-      if (thread.context) {
-        current_ = &thread;
-        enter_current();
-      }
+  for (Cluster& cluster : resident_)
+    for (Thread& thread : cluster.threads)
+      if (thread.context.suspended) go_on(caller_, &thread);
 }
 
 }  // namespace
@@ -307,10 +439,18 @@ void* shared_memory(std::size_t layout_bytes) {
   return place->shared;
 }
 
+void* peer_shared(const void* mine, unsigned rank) { return grid->peer_shared(mine, rank); }
+
 void block_barrier() { grid->block_barrier(); }
 
+void cluster_barrier() { grid->cluster_barrier(); }
+
+void poll(Poll& poll) { grid->poll(poll); }
+
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask) {
-  return grid->warp_shuffle_xor(bits, bytes, mask);
+  return grid->exchange({false, mask, bytes}, bits);
 }
+
+bool warp_any(bool value) { return grid->exchange({true}, value ? 1 : 0) != 0; }
 
 }  // namespace simt

@@ -16,6 +16,8 @@ struct GridLaunch {
   unsigned blocks = 1;
   unsigned threads = 32;  ///< a block
   std::size_t shared_bytes = 0;
+  unsigned cluster_blocks = 1;
+  std::size_t resident_clusters = 1;  ///< that run at once
   std::function<void()> thread;
 };
 

@@ -76,7 +76,12 @@ namespace {
 
 constexpr std::size_t kBorder = 256;
 constexpr int kMaxThreads = 1024;
-constexpr int kMaxSharedBytes = 227 << 10;
+constexpr int kSharedBytes = 48 << 10;  ///< of a block, without prepare_kernel
+constexpr int kPortableClusterBlocks = 8;
+constexpr int kMaxClusterBlocks = 16;
+constexpr int kFirstMajorWithClusters = 9;
+constexpr int kClockKilohertz = 1'980'000;
+constexpr std::size_t kResidentBlocks = 4;  ///< of a grid that cannot count on more
 
 struct Allocation {
   std::size_t bytes;
@@ -100,6 +105,12 @@ std::uint64_t first_seed() {
   return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
 }
 
+/// What prepare_kernel has set.
+struct Prepared {
+  int shared_bytes = kSharedBytes;
+  int cluster_blocks = kPortableClusterBlocks;
+};
+
 struct Settings {
   simt::Order order = first_order();
   std::uint64_t seed = first_seed();
@@ -107,6 +118,7 @@ struct Settings {
   cudaError_t absent = cudaErrorNoDevice;
   Failure failure;
   cudaError_t sticky = cudaSuccess;
+  std::map<std::pair<int, const void*>, Prepared> prepared;  ///< by device and kernel
   simt::Counts counts;
 };
 
@@ -391,6 +403,10 @@ Text text_of(cudaError_t code) {
       {cudaErrorNotReady, {"cudaErrorNotReady", "device not ready"}},
       {cudaErrorIllegalAddress, {"cudaErrorIllegalAddress", "an illegal memory access was encountered"}},
       {cudaErrorLaunchFailure, {"cudaErrorLaunchFailure", "unspecified launch failure"}},
+      {cudaErrorCooperativeLaunchTooLarge,
+       {"cudaErrorCooperativeLaunchTooLarge", "too many blocks in cooperative launch"}},
+      {cudaErrorNotSupported, {"cudaErrorNotSupported", "operation not supported"}},
+      {cudaErrorInvalidClusterSize, {"cudaErrorInvalidClusterSize", "cluster size error"}},
       {cudaErrorStreamCaptureUnsupported,
        {"cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"}},
       {cudaErrorStreamCaptureInvalidated,
@@ -406,6 +422,43 @@ const simt::Device* find_device(int device) {
                                                                   : nullptr;
 }
 
+std::int64_t blocks_of_cluster(const deviceloop::cuda::LaunchConfig& config) {
+  return std::max(config.cluster_blocks, 1);
+}
+
+/// One block a multiprocessor, and clusters of any of them.
+std::int64_t resident_clusters_of(const simt::Device& device, const deviceloop::cuda::LaunchConfig& config) {
+  const std::int64_t clusters = device.multiprocessors / blocks_of_cluster(config);
+  return config.cluster_blocks > 1 && device.resident_clusters > 0 ? std::min(clusters, device.resident_clusters)
+                                                                   : clusters;
+}
+
+cudaError_t check_clusters(const simt::Device& device, const deviceloop::cuda::LaunchConfig& config, int allowed) {
+  if (config.cluster_blocks <= 1) return cudaSuccess;
+  if (device.major < kFirstMajorWithClusters) return cudaErrorNotSupported;
+  return config.cluster_blocks > allowed || resident_clusters_of(device, config) == 0 ? cudaErrorInvalidClusterSize
+                                                                                      : cudaSuccess;
+}
+
+/// What CUDA says of such a launch on the current device.
+cudaError_t check_launch(const void* kernel, const deviceloop::cuda::LaunchConfig& config) {
+  const simt::Device& device = *find_device(current_device);
+  const auto found = state().settings.prepared.find({current_device, kernel});
+  const Prepared prepared = found != state().settings.prepared.end() ? found->second : Prepared{};
+  // CUDA would take blocks of incomplete warps; device.cuh does not.
+  if (config.threads < 1 || config.threads > kMaxThreads || config.threads % 32 != 0 || config.shared_bytes < 0)
+    return cudaErrorInvalidConfiguration;
+  if (config.shared_bytes > prepared.shared_bytes) return cudaErrorInvalidValue;
+  if (const cudaError_t wrong = check_clusters(device, config, prepared.cluster_blocks); wrong != cudaSuccess)
+    return wrong;
+  if (config.blocks % blocks_of_cluster(config) != 0) return cudaErrorInvalidClusterSize;
+  if (config.cooperative && config.cluster_blocks > 1 && !device.cooperative_with_clusters)
+    return cudaErrorNotSupported;
+  return config.cooperative && config.blocks / blocks_of_cluster(config) > resident_clusters_of(device, config)
+             ? cudaErrorCooperativeLaunchTooLarge
+             : cudaSuccess;
+}
+
 }  // namespace
 
 namespace simt {
@@ -418,15 +471,19 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
     if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
       throw deviceloop::InvalidArgument(name + ": a grid of " + std::to_string(config.blocks) +
                                         " blocks, of 1 to 2147483647 that can be");
-    // CUDA would take blocks of incomplete warps; device.cuh does not.
-    if (config.threads < 1 || config.threads > kMaxThreads || config.threads % 32 != 0 || config.shared_bytes < 0 ||
-        config.shared_bytes > kMaxSharedBytes)
-      return cudaErrorInvalidConfiguration;
     CUstream_st* stream = nullptr;
+    if (const cudaError_t wrong = check_launch(kernel, config); wrong != cudaSuccess) return wrong;
     if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
     ++tally().launches;
-    GridLaunch grid{name, static_cast<unsigned>(config.blocks), static_cast<unsigned>(config.threads),
-                    static_cast<std::size_t>(config.shared_bytes), std::move(thread)};
+    const bool as_on_device = config.cooperative || config.cluster_blocks > 1;
+    GridLaunch grid{name,
+                    static_cast<unsigned>(config.blocks),
+                    static_cast<unsigned>(config.threads),
+                    static_cast<std::size_t>(config.shared_bytes),
+                    static_cast<unsigned>(blocks_of_cluster(config)),
+                    as_on_device ? static_cast<std::size_t>(resident_clusters_of(*find_device(current_device), config))
+                                 : kResidentBlocks,
+                    std::move(thread)};
     enqueue(*stream, WorkKind::kKernel, [grid = std::move(grid)] {
       State& all = state();
       all.kernels_run.insert(grid.kernel);
@@ -507,6 +564,34 @@ void reset() {
 }
 
 }  // namespace simt
+
+void deviceloop::cuda::prepare_kernel(const void* kernel, const LaunchConfig& config) {
+  const cudaError_t code = call([&] {
+    const simt::Device& device = *find_device(current_device);
+    if (config.shared_bytes < 0 || config.shared_bytes > device.shared_bytes) return cudaErrorInvalidValue;
+    Prepared& prepared = state().settings.prepared[{current_device, kernel}];
+    prepared.shared_bytes = config.shared_bytes;
+    if (config.cluster_blocks > kPortableClusterBlocks) prepared.cluster_blocks = kMaxClusterBlocks;
+    return cudaSuccess;
+  });
+  check_cuda(code, "cudaFuncSetAttribute", __FILE__, __LINE__);
+}
+
+std::int64_t deviceloop::cuda::resident_clusters(const void* kernel, const LaunchConfig& config) {
+  std::int64_t count = 0;
+  const cudaError_t code = call([&] {
+    LaunchConfig alone = config;
+    alone.blocks = blocks_of_cluster(config);
+    alone.cooperative = false;
+    count = resident_clusters_of(*find_device(current_device), config);
+    return check_launch(kernel, alone);
+  });
+  check_cuda(
+      code,
+      config.cluster_blocks > 1 ? "cudaOccupancyMaxActiveClusters" : "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+      __FILE__, __LINE__);
+  return count;
+}
 
 extern "C" {
 
@@ -776,9 +861,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
     properties->totalGlobalMem = device->memory;
     properties->warpSize = 32;
     properties->maxThreadsPerBlock = kMaxThreads;
-    properties->sharedMemPerBlock = 48 << 10;
-    properties->sharedMemPerBlockOptin = kMaxSharedBytes;
-    properties->sharedMemPerMultiprocessor = kMaxSharedBytes + 1024;
+    properties->sharedMemPerBlock = kSharedBytes;
+    properties->sharedMemPerBlockOptin = static_cast<std::size_t>(device->shared_bytes);
+    properties->sharedMemPerMultiprocessor = static_cast<std::size_t>(device->shared_bytes) + 1024;
+    properties->l2CacheSize = device->l2_bytes;
+    properties->cooperativeLaunch = 1;
+    properties->clusterLaunch = device->major >= kFirstMajorWithClusters ? 1 : 0;
     return cudaSuccess;
   });
 }
@@ -793,8 +881,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
         {cudaDevAttrMultiProcessorCount, device->multiprocessors},
         {cudaDevAttrWarpSize, 32},
         {cudaDevAttrMaxThreadsPerBlock, kMaxThreads},
-        {cudaDevAttrMaxSharedMemoryPerBlock, 48 << 10},
-        {cudaDevAttrMaxSharedMemoryPerBlockOptin, kMaxSharedBytes},
+        {cudaDevAttrMaxSharedMemoryPerBlock, kSharedBytes},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, device->shared_bytes},
+        {cudaDevAttrL2CacheSize, device->l2_bytes},
+        {cudaDevAttrClockRate, kClockKilohertz},
+        {cudaDevAttrCooperativeLaunch, 1},
+        {cudaDevAttrClusterLaunch, device->major >= kFirstMajorWithClusters ? 1 : 0},
     };
     const auto found = values.find(attribute);
     if (found == values.end()) return cudaErrorInvalidValue;

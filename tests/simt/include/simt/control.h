@@ -14,14 +14,15 @@
 
 namespace simt {
 
-/// A kernel broke a rule of the machine: a barrier or shuffle that not all reach, too little shared memory. Thrown by
-/// the runtime call that made the kernel run, as is what a kernel throws itself; all pending work is then dropped.
+/// A kernel broke a rule of the machine: a barrier or shuffle that not all reach, a wait without deadline for what
+/// never comes, too little shared memory, a peer that has none. Thrown by the runtime call that made the kernel run, as
+/// is what a kernel throws itself; all pending work is then dropped.
 class KernelError : public std::logic_error {
  public:
   using std::logic_error::logic_error;
 };
 
-/// In which order the threads and blocks of a grid begin, and go on after a barrier, and whether streams that nobody
+/// In which order the threads and blocks of a grid begin, and go on after a wait, and whether streams that nobody
 /// waits for run ahead. Every grid draws anew from the seed. A test program begins with the environment's
 /// DEVICELOOP_SIMT_ORDER: forward, reverse, or a seed.
 enum class Order { kForward, kReverse, kRandom };
@@ -33,6 +34,11 @@ struct Device {
   int minor = 0;
   int multiprocessors = 132;
   std::size_t memory = std::size_t{4} << 30;  ///< cudaMalloc fails beyond it
+  int shared_bytes = 227 << 10;               ///< that prepare_kernel can give a block
+  int l2_bytes = 50 << 20;
+  /// At once; 0 for as many as the multiprocessors hold, one block on each. From major 9 on there are clusters.
+  std::int64_t resident_clusters = 0;
+  bool cooperative_with_clusters = true;  ///< else such a launch is refused
 };
 
 /// One is there at first. Without any, calls return `absent`: cudaErrorNoDevice or cudaErrorInsufficientDriver.
@@ -55,7 +61,7 @@ struct Counts {
   int graph_launches = 0;
   int kernel_nodes = 0;  ///< of the graphs that were instantiated
   int other_nodes = 0;
-  std::int64_t waits = 0;  ///< of kernel threads at barriers and shuffles, each a switch of fibers
+  std::int64_t waits = 0;  ///< of kernel threads, at barriers, shuffles and polls
 };
 Counts counts();
 

@@ -1,12 +1,14 @@
-// The second definition of what cuda/runtime/device.cuh declares, for kernels compiled by g++. Outside of a kernel none
-// of it may be called.
+// The second definition of what cuda/runtime/device.cuh declares, which includes this file behind Deadline and Tagged;
+// for kernels compiled by g++. Outside of a kernel none of it may be called.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 
 // The other attributes of kernels are empty in CUDA's own headers already.
@@ -16,17 +18,38 @@ namespace simt {
 
 /// Where a thread stands, and the shared memory of its block.
 struct Place {
-  unsigned thread = 0, threads = 0, block = 0, blocks = 0;
+  unsigned thread = 0, threads = 0, block = 0, blocks = 0, rank = 0, cluster_blocks = 0;
   void* shared = nullptr;
 };
 
 /// Of the thread that runs.
 inline constinit thread_local const Place* place = nullptr;
 
+/// In nanoseconds, of the grids that this host thread runs; never 0.
+inline constinit thread_local std::uint64_t simulated_time = 1'000'000'000;
+
 /// The block's shared memory; throws KernelError where it has fewer than `layout_bytes`.
 void* shared_memory(std::size_t layout_bytes);
 
+/// The same place in the shared memory of a block of the cluster; throws KernelError where there is none.
+void* peer_shared(const void* mine, unsigned rank);
+
 void block_barrier();
+
+void cluster_barrier();
+
+/// A wait for what other threads write.
+struct Poll {
+  const char* where;       ///< the function that waits
+  std::uint64_t deadline;  ///< when it ends at the latest; 0 for never
+  std::function<bool()> has_ended;
+};
+
+/// Returns when `poll` has ended.
+void poll(Poll& poll);
+
+/// Whether any lane of the warp has given true, all lanes having called it.
+bool warp_any(bool value);
 
 /// The `bits` of the lane whose index differs by `mask`, all lanes having called it with the same `mask` and `bytes`.
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask);
@@ -48,7 +71,18 @@ Layout& shared() {
   return *static_cast<Layout*>(simt::shared_memory(sizeof(Layout)));
 }
 
+inline unsigned cluster_rank() { return simt::place->rank; }
+inline unsigned cluster_blocks() { return simt::place->cluster_blocks; }
+
+template <class T>
+T* peer_shared(T* mine, unsigned rank) {
+  return static_cast<T*>(simt::peer_shared(mine, rank));
+}
+
 inline void block_barrier() { simt::block_barrier(); }
+inline void cluster_barrier() { simt::cluster_barrier(); }
+
+inline bool warp_any(bool value) { return simt::warp_any(value); }
 
 template <class T>
 T warp_shuffle_xor(T value, unsigned mask) {
@@ -58,6 +92,76 @@ T warp_shuffle_xor(T value, unsigned mask) {
   bits = simt::warp_shuffle_xor(bits, sizeof(T), mask);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
+}
+
+inline std::uint64_t clock_ns() { return simt::simulated_time; }
+
+// All threads of a grid run on one host thread: what follows needs no atomic access.
+
+namespace detail {
+
+template <class Arrived>
+bool poll(const char* where, Arrived arrived, const Deadline& deadline, std::uint64_t code) {
+  bool has_arrived = false;
+  const auto has_ended = [&] {
+    has_arrived = arrived();
+    if (has_arrived || *deadline.failed != 0) return true;
+    if (deadline.time == 0 || clock_ns() <= deadline.time) return false;
+    *deadline.failed = code;
+    return true;
+  };
+  if (!has_ended()) {
+    simt::Poll waiting{where, deadline.time, std::ref(has_ended)};
+    simt::poll(waiting);
+  }
+  return has_arrived;
+}
+
+inline std::uint64_t tagged_word(std::uint64_t bits, unsigned tag) { return bits << 32 | tag; }
+
+}  // namespace detail
+
+inline void arrive(unsigned* counter) { ++*counter; }
+
+inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadline, std::uint64_t code) {
+  return detail::poll(
+      "wait_until", [&] { return static_cast<int>(*counter - value) >= 0; }, deadline, code);
+}
+
+inline void publish(Tagged<float>* word, float value, unsigned tag) {
+  word->words[0] = detail::tagged_word(std::bit_cast<std::uint32_t>(value), tag);
+}
+inline void publish(Tagged<double>* word, double value, unsigned tag) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  word->words[0] = detail::tagged_word(bits >> 32, tag);
+  word->words[1] = detail::tagged_word(bits & 0xffffffffu, tag);
+}
+
+inline bool try_read(Tagged<float>* word, unsigned tag, float& value) {
+  const std::uint64_t got = word->words[0];
+  value = std::bit_cast<float>(static_cast<std::uint32_t>(got >> 32));
+  return static_cast<std::uint32_t>(got) == tag;
+}
+inline bool try_read(Tagged<double>* word, unsigned tag, double& value) {
+  const std::uint64_t high = word->words[0], low = word->words[1];
+  value = std::bit_cast<double>((high & 0xffffffff00000000u) | low >> 32);
+  return static_cast<std::uint32_t>(high) == tag && static_cast<std::uint32_t>(low) == tag;
+}
+
+template <int count, class T>
+bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int used, unsigned tag,
+                 const Deadline& deadline, std::uint64_t code) {
+  return detail::poll(
+      "wait_tagged",
+      [&] {
+        bool all = true;
+        for (int i = 0; i < count; ++i) {
+          values[i] = T(0);
+          if (i < used && !try_read(words + i * stride, tag, values[i])) all = false;
+        }
+        return all;
+      },
+      deadline, code);
 }
 
 }  // namespace deviceloop::cuda
