@@ -12,13 +12,17 @@
 namespace deviceloop {
 
 template <class T>
-void bias_relu(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) {
-  for (std::int64_t row = 0; row < rows; ++row, panel += columns) {
-    if (bias != nullptr)
-      for (std::int64_t column = 0; column < columns; ++column)
-        panel[column] = elementwise::relu_marked(panel[column] + bias[column]);
-    else
-      for (std::int64_t column = 0; column < columns; ++column) panel[column] = elementwise::relu_marked(panel[column]);
+void bias_relu(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns) {
+  // ivdep: h may be z, which the compiler would otherwise meet with scalar code.
+  if (bias == nullptr) {
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = elementwise::relu_marked(z[i]);
+    return;
+  }
+  for (std::int64_t row = 0; row < rows; ++row, h += columns, z += columns) {
+#pragma GCC ivdep
+    for (std::int64_t column = 0; column < columns; ++column)
+      h[column] = elementwise::relu_marked(z[column] + bias[column]);
   }
 }
 
@@ -32,6 +36,11 @@ void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) 
 template <class T>
 void mask_gradient(T* dh, const T* h, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) dh[i] = elementwise::relu_gradient_marked(h[i], dh[i]);
+}
+
+template <class T>
+void add_scaled(T* sum, T factor, const T* values, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) sum[i] += factor * values[i];
 }
 
 template <class T>
@@ -74,12 +83,14 @@ void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64
   }
 }
 
-template void bias_relu(float*, const float*, std::int64_t, std::int64_t);
-template void bias_relu(double*, const double*, std::int64_t, std::int64_t);
+template void bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t);
+template void bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t);
 template void add_bias(float*, const float*, std::int64_t, std::int64_t);
 template void add_bias(double*, const double*, std::int64_t, std::int64_t);
 template void mask_gradient(float*, const float*, std::int64_t);
 template void mask_gradient(double*, const double*, std::int64_t);
+template void add_scaled(float*, float, const float*, std::int64_t);
+template void add_scaled(double*, double, const double*, std::int64_t);
 template double squared_error(float*, const float*, const float*, std::int64_t);
 template double squared_error(double*, const double*, const double*, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);

@@ -5,17 +5,21 @@
 
 namespace deviceloop {
 
-/// panel = relu_marked(panel + bias); bias [columns] may be null.
+/// h = relu_marked(z + bias); bias [columns] may be null, and h may be z.
 template <class T>
-void bias_relu(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
+void bias_relu(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns);
 
-/// As bias_relu, without the activation.
+/// panel += bias, which may be null.
 template <class T>
 void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
 
 /// dh = relu_gradient_marked(h, dh), in place.
 template <class T>
 void mask_gradient(T* dh, const T* h, std::int64_t count);
+
+/// sum[i] += factor * values[i], rounded twice.
+template <class T>
+void add_scaled(T* sum, T factor, const T* values, std::int64_t count);
 
 /// As the public squared_error: returns the loss; gradient may be null or the prediction itself.
 template <class T>

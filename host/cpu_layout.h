@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <deviceloop/spec.h>
@@ -17,6 +18,9 @@ namespace deviceloop {
 ///   gradients dZ; then each weight is updated by W -= lr H^T dZ over the whole batch, in panels of its rows.
 /// - `chunked`, for many samples and few parameters: each block of rows goes through in panels small enough to stay in
 ///   a core's cache, and adds its weight gradients to a slot of its own; then the slots are added in order.
+///
+/// In the Gram formulation steps are always folded: it pays where samples are few. Its first layer is then updated as a
+/// weight Z would be whose input is K.
 struct CpuLayout {
   struct Layer {
     std::int64_t in_features = 0;
@@ -35,6 +39,16 @@ struct CpuLayout {
     std::int64_t slot_bias = 0;
   };
   std::vector<Layer> layers;
+
+  /// What the Gram formulation keeps of the first layer; see Formulation.
+  struct Gram {
+    std::uint64_t kernel = 0;          ///< K [samples, samples]
+    std::uint64_t pre_activation = 0;  ///< Z [samples, out_features], with the bias in it
+    std::uint64_t sum = 0;             ///< S [samples, out_features]
+    std::uint64_t start_weight = 0;    ///< W_0 [in_features, out_features]; Layer::weight is the result
+    std::uint64_t start_bias = 0;      ///< b_0 [out_features]; only with bias
+  };
+  std::optional<Gram> gram;
 
   bool chunked = false;
   std::int64_t panel_rows = 0;  ///< rows of a panel; the last one may have fewer

@@ -28,7 +28,7 @@ class Executor {
   /// Fetches the next out.size() losses in order of steps; waits for those steps. At most as many as were enqueued and
   /// not fetched yet.
   virtual void losses(std::span<double> out) = 0;
-  /// Waits for all that was enqueued.
+  /// Waits for all that was enqueued; the parameters are then those that the last step has led to.
   virtual void finish() = 0;
   /// The loss of the parameters as they are, after finish().
   virtual double loss() = 0;

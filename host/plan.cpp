@@ -32,6 +32,17 @@ std::string text(double value) {
   return buffer;
 }
 
+// Where gram would not train as primal does: for what it is exact instead, and what to do. Empty where it is exact.
+std::string why_not_gram(const TrainingSpec& training) {
+  if (training.batch_size != 0 && training.batch_size != training.samples)
+    return "for steps that take all samples, not " + std::to_string(training.batch_size) + "; set the batch size to 0";
+  switch (training.optimizer.kind) {
+    case OptimizerKind::gradient_descent:
+      break;
+  }
+  return "";
+}
+
 void validate(const NetworkSpec& network, const TrainingSpec& training) {
   if (network.widths.size() < 2)
     throw InvalidArgument("a network of " + std::to_string(network.widths.size()) +
@@ -56,20 +67,50 @@ void validate(const NetworkSpec& network, const TrainingSpec& training) {
     throw InvalidArgument("the CUDA device is " + std::to_string(training.device.index) + "; devices count from 0");
   if (training.batch_size < 0)
     throw InvalidArgument("the batch size is " + std::to_string(training.batch_size) + "; it must not be negative");
+  if (training.formulation == Formulation::gram && !why_not_gram(training).empty())
+    throw InvalidArgument("the formulation 'gram' is exact " + why_not_gram(training) + ", or use 'primal'");
+  if (training.reprojection_steps < 0)
+    throw InvalidArgument("the steps between reprojections are " + std::to_string(training.reprojection_steps) +
+                          "; they must not be negative, and 0 is none");
+  if (training.reprojection_steps > 0 && training.formulation != Formulation::gram)
+    throw InvalidArgument("a reprojection every " + std::to_string(training.reprojection_steps) +
+                          " steps belongs to the formulation 'gram'; ask for that, or set it to 0");
   if (training.batch_size != 0 && training.batch_size != training.samples)
     throw Unsupported("a batch size of " + std::to_string(training.batch_size) +
                       " is not supported: every step takes all samples; set it to 0");
 }
 
+// Of the first layer: no gradient of its input is needed.
+double first_layer_flops(const NetworkSpec& network, const TrainingSpec& training) {
+  const auto samples = static_cast<double>(training.samples);
+  const double inner =
+      training.formulation == Formulation::gram ? samples : 2.0 * static_cast<double>(network.in_features(0));
+  return 2 * samples * inner * static_cast<double>(network.out_features(0));
+}
+
 double step_flops(const NetworkSpec& network, const TrainingSpec& training) {
-  double flops = 0;
-  for (int layer = 0; layer < network.layers(); ++layer) {
-    const double product = 2.0 * static_cast<double>(training.samples) *
-                           static_cast<double>(network.in_features(layer)) *
-                           static_cast<double>(network.out_features(layer));
-    flops += product * (layer == 0 ? 2 : 3);  // the first layer's input needs no gradient
-  }
+  double flops = first_layer_flops(network, training);
+  for (int layer = 1; layer < network.layers(); ++layer)
+    flops += 3 * 2.0 * static_cast<double>(training.samples) * static_cast<double>(network.in_features(layer)) *
+             static_cast<double>(network.out_features(layer));
   return flops;
+}
+
+// What is said of gram where primal is the faster formulation.
+std::string slower_note(const NetworkSpec& network, const TrainingSpec& training) {
+  if (training.formulation != Formulation::gram) return "";
+  TrainingSpec primal = training;
+  primal.formulation = Formulation::primal;
+  const double times = first_layer_flops(network, training) / first_layer_flops(network, primal);
+  if (!(times > 1)) return "";
+  return "; gram is slower than primal here, its first layer takes " + text(times) + " times the arithmetic for " +
+         std::to_string(training.samples) + " samples of " + std::to_string(network.in_features(0)) + " features";
+}
+
+// What makes a run smaller.
+std::string smaller_text(const TrainingSpec& training) {
+  return training.formulation == Formulation::gram ? "use fewer samples or the formulation 'primal'"
+                                                   : "use smaller layers or fewer samples";
 }
 
 // The CPU's answer, and the threads it would take.
@@ -90,7 +131,7 @@ Candidate ask_cpu(const NetworkSpec& network, const TrainingSpec& training, cons
   candidate.bytes = make_cpu_layout(network, training, threads).bytes;
   if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {
     candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of memory and " + bytes_text(caps.memory_bytes) +
-                       " are free; use smaller layers or fewer samples";
+                       " are free; " + smaller_text(training);
     return candidate;
   }
   candidate.accepted = true;
@@ -113,7 +154,7 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
     candidate.reason = caps.no_cublaslt_reason;
   } else if (gpu.memory_bytes != 0 && candidate.bytes > gpu.memory_bytes) {
     candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of the GPU's memory, which is " +
-                       bytes_text(gpu.memory_bytes) + "; use smaller layers or fewer samples";
+                       bytes_text(gpu.memory_bytes) + "; " + smaller_text(training);
   } else {
     candidate.accepted = true;
     candidate.reason = gpu.name + " replays captured steps";
@@ -130,6 +171,8 @@ Candidate ask_gpu(ExecutorKind kind, const NetworkSpec& network, const TrainingS
   else if (training.device.index >= static_cast<int>(caps.gpus.size()))
     candidate.reason = "there is no CUDA device " + std::to_string(training.device.index) + ", only " +
                        std::to_string(caps.gpus.size()) + ", counted from 0";
+  else if (kind == ExecutorKind::graph && training.formulation == Formulation::gram)
+    candidate.reason = "it does not have the formulation 'gram' yet";
   else if (kind == ExecutorKind::graph)
     ask_graph(network, training, caps, caps.gpus[static_cast<std::size_t>(training.device.index)], candidate);
   else
@@ -164,7 +207,7 @@ const char* name(ExecutorKind kind) {
 
 const char* name(Precision precision) { return precision == Precision::fp32 ? "fp32" : "fp64"; }
 
-const char* name(Formulation) { return "primal"; }
+const char* name(Formulation formulation) { return formulation == Formulation::primal ? "primal" : "gram"; }
 
 Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
                std::optional<ExecutorKind> forced) {
@@ -173,6 +216,7 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
 
   Plan plan;
   plan.device = training.device.index;
+  plan.formulation = training.formulation;
   plan.candidates = {ask_gpu(ExecutorKind::persistent, network, training, caps),
                      ask_gpu(ExecutorKind::graph, network, training, caps),
                      ask_cpu(network, training, caps.cpu, plan.threads)};
@@ -199,7 +243,7 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
   else if (forced)
     chosen->reason = std::string("the plan '") + name(*forced) + "' was asked for";
   plan.executor = chosen->executor;
-  plan.reason = chosen->reason;
+  plan.reason = chosen->reason + slower_note(network, training);
   plan.bytes = chosen->bytes;
   plan.predicted_us_per_step = chosen->predicted_us_per_step;
   return plan;

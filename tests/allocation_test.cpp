@@ -31,9 +31,15 @@ namespace deviceloop {
 namespace {
 
 TEST(Allocations, DoNotGrowWithSteps) {
-  for (const std::int64_t samples : {70, 2000})
+  struct Case {
+    std::int64_t samples;
+    Formulation formulation;
+  };
+  for (const Case c : {Case{70, Formulation::primal}, Case{2000, Formulation::primal}, Case{70, Formulation::gram}})
     for (const int threads : {1, 3}) {
-      const Problem problem = Problem::random({20, 10, 2}, true, samples, Precision::fp32, Init::he, 1e-7);
+      Problem problem = Problem::random({20, 10, 2}, true, c.samples, Precision::fp32, Init::he, 1e-7);
+      problem.training.formulation = c.formulation;
+      problem.training.reprojection_steps = c.formulation == Formulation::gram ? 3 : 0;
       const auto count = [&](std::int64_t steps) {
         Trainer trainer = problem.trainer(threads);
         trainer.train(1);  // what a thread needs once

@@ -176,6 +176,8 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
         "--plan NAME .*auto\\)", "--threads N .*0", "--bias", "--x FILE", "--y FILE", "--weights FILE", "--save FILE",
         "--history FILE", "--json FILE", "--plot FILE", "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
+  EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
+  EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
 }
 
 TEST(Command, RefusesBadUsage) {
@@ -405,6 +407,38 @@ TEST(Train, WritesHistoryAndJson) {
   EXPECT_GT(json["total_ms"].get<double>(), 0);
   EXPECT_DOUBLE_EQ(json["us_per_step"].get<double>(), json["total_ms"].get<double>() * 1000 / 30);
   EXPECT_TRUE(json["first_non_finite_step"].is_null());
+}
+
+TEST(Train, NamesTheGramFormulationWhereverItShowsATime) {
+  TemporaryFolder folder;
+  const CommandResult result =
+      train({"--steps", "30", "--formulation", "gram", "--reproject", "8", "--json", folder / "r.json", "--history",
+             folder / "gram.csv", "--precision", "fp64", "--device", "cpu"});
+  expect_done(result);
+  const std::vector<std::string> shown = lines(result.out);
+  EXPECT_TRUE(holds(shown.front(), "^plan cpu: .*, fp64, gram, reprojected every 8 steps\\)$")) << shown.front();
+  EXPECT_TRUE(holds(shown.back(), "^30 steps in .* us a step, gram; loss ")) << shown.back();
+  const auto json = nlohmann::json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(json["formulation"], "gram");
+  EXPECT_EQ(json["reprojection_steps"], 8);
+
+  const CommandResult primal =
+      train({"--steps", "30", "--formulation", "primal", "--history", folder / "primal.csv", "--precision", "fp64"});
+  expect_done(primal);
+  EXPECT_EQ(primal.out.find("gram"), std::string::npos);
+  const std::vector<double> losses = losses_of(read_all(folder / "gram.csv")),
+                            expected = losses_of(read_all(folder / "primal.csv"));
+  ASSERT_EQ(losses.size(), 30u);
+  for (std::size_t i = 0; i < losses.size(); ++i) EXPECT_LE(std::abs(losses[i] / expected[i] - 1), 1e-10) << i;
+
+  const CommandResult plan = run({"plan", "--formulation", "gram", "--device", "cpu", "--layers", "10,5,1"});
+  expect_done(plan);
+  EXPECT_TRUE(holds(plan.out, "predicted us a step, gram")) << plan.out;
+  EXPECT_TRUE(holds(plan.out, "plan cpu: .*gram is slower than primal here.*fp32, gram\\)")) << plan.out;
+
+  expect_refused({"train", "--formulation", "dual"}, {"--formulation", "primal or gram", "'dual'"});
+  expect_refused({"train", "--formulation", "gram", "--reproject", "-1"}, {"--reproject", "'-1'"});
+  expect_refused({"train", "--reproject", "5"}, {"--reproject 5", "--formulation gram"});
 }
 
 TEST(Train, HasTheLossesOfTheLibrary) {

@@ -1,13 +1,15 @@
-// One suite over every executor: exact on small integers, within bounds over whole runs, the same bits on
-// every run. A new executor is one line in the lists at the end.
+// One suite over every executor and both formulations: exact on small integers, within bounds over whole runs, the same
+// bits on every run. A new executor is one line in the lists at the end.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <ostream>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "support/exact.h"
@@ -21,10 +23,12 @@ namespace {
 struct ExecutorUnderTest {
   ExecutorKind kind;
   int threads;
+  Formulation formulation = Formulation::primal;
 };
 
 std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
-  return out << name(executor.kind) << "_threads_" << executor.threads;
+  out << name(executor.kind) << "_threads_" << executor.threads;
+  return executor.formulation == Formulation::primal ? out : out << "_" << name(executor.formulation);
 }
 
 class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
@@ -38,7 +42,12 @@ class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
         << "DEVICELOOP_REQUIRE_CUDA=1, but " << caps.no_gpu_reason;
     GTEST_SKIP() << caps.no_gpu_reason;
   }
-  Trainer trainer_of(const Problem& problem) const { return problem.trainer(GetParam().threads, GetParam().kind); }
+  static bool is_gram() { return GetParam().formulation == Formulation::gram; }
+  static Trainer trainer_of(Problem problem) { return trainer_of(std::move(problem), GetParam().threads); }
+  static Trainer trainer_of(Problem problem, int threads) {
+    problem.training.formulation = GetParam().formulation;
+    return problem.trainer(threads, GetParam().kind);
+  }
 };
 
 bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
@@ -74,6 +83,7 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
   };
   std::uint32_t state = 5;
   for (const ExactCase& c : cases) {
+    if (is_gram() && c.samples > (kHostFixture ? 100 : 2000)) continue;  // K has samples^2 elements
     SCOPED_TRACE(testing::PrintToString(c.widths) + " bias " + std::to_string(c.bias) + " samples " +
                  std::to_string(c.samples));
     const exact::Table x = integers(c.samples, c.widths.front(), 1, state);
@@ -87,6 +97,10 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
     const exact::Pass first = exact::forward(layers, x, y, bits);
     const std::vector<exact::Layer> updated = exact::updated(layers, first, c.learning_rate, bits);
     const exact::Pass second = exact::forward(updated, x, y, second_bits);
+    if (is_gram() && c.second_loss) {
+      const exact::Table z = exact::updated_pre_activation(layers, first, c.learning_rate, second_bits);
+      ASSERT_EQ(z.table.values, second.z[0].table.values);
+    }
     ASSERT_LE(bits.most(), 24) << "the case is too large for fp32 to be exact";
     if (c.second_loss) {
       ASSERT_LE(second_bits.most(), 24) << "the second loss of the case is too large";
@@ -177,7 +191,8 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
 
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
-    const Problem problem = Problem::random({10, 16, 8, 2}, true, kHostFixture ? 601 : 3001, precision, Init::he, 1e-6);
+    const std::int64_t samples = kHostFixture ? 601 : is_gram() ? 1101 : 3001;  // more than 1024: sums in two stages
+    const Problem problem = Problem::random({10, 16, 8, 2}, true, samples, precision, Init::he, 1e-6);
     check_run(problem, trainer_of(problem), kSlowMachine ? 3 : 40);
   }
 }
@@ -219,20 +234,20 @@ Outcome run_of(const Problem& problem, Trainer trainer, std::int64_t steps) {
   return run;
 }
 
-std::vector<Problem> repeat_problems() {
+std::vector<Problem> repeat_problems(bool is_gram) {
   if (kHostFixture)
     return {Problem::random({30, 20, 1}, false, 40, Precision::fp32, Init::normal, 1e-7),
             Problem::random({9, 17, 3}, true, 300, Precision::fp64, Init::he, 1e-6)};
   return {Problem::random({300, 40, 1}, false, 128, Precision::fp32, Init::normal, 1e-7),
-          Problem::random({20, 16, 8, 2}, true, 1500, Precision::fp32, Init::he, 1e-6),
+          Problem::random({20, 16, 8, 2}, true, is_gram ? 1030 : 1500, Precision::fp32, Init::he, 1e-6),
           Problem::random({50, 30, 3}, true, 200, Precision::fp64, Init::he, 1e-5)};
 }
 
 TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
   const std::int64_t steps = kHostFixture ? 5 : 25;
-  for (const Problem& problem : repeat_problems()) {
-    const Outcome first = run_of(problem, problem.trainer(1, GetParam().kind), steps);
-    for (int rerun = 0; rerun < (kSlowMachine ? 2 : 20); ++rerun) {
+  for (const Problem& problem : repeat_problems(is_gram())) {
+    const Outcome first = run_of(problem, trainer_of(problem, 1), steps);
+    for (int rerun = 0; rerun < (kSlowMachine ? 2 : is_gram() ? 6 : 20); ++rerun) {
       const Outcome again = run_of(problem, trainer_of(problem), steps);
       ASSERT_TRUE(same_bits(again.losses, first.losses)) << "rerun " << rerun;
       ASSERT_TRUE(same_bits(again.parameters, first.parameters)) << "rerun " << rerun;
@@ -241,7 +256,8 @@ TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
 }
 
 TEST_P(Conformance, OneCallEqualsThreeCalls) {
-  for (const Problem& problem : repeat_problems()) {
+  for (Problem problem : repeat_problems(is_gram())) {
+    if (is_gram() && problem.network.bias) problem.training.reprojection_steps = 4;
     const Outcome whole = run_of(problem, trainer_of(problem), 30);
     Trainer trainer = trainer_of(problem);
     Outcome parts;
@@ -252,6 +268,7 @@ TEST_P(Conformance, OneCallEqualsThreeCalls) {
       // Looking on does not disturb the run.
       EXPECT_EQ(trainer.loss(),
                 whole.losses.size() == parts.losses.size() ? trainer.loss() : whole.losses[parts.losses.size()]);
+      problem.parameters_of(trainer);
     }
     parts.parameters = flat(problem.parameters_of(trainer));
     EXPECT_TRUE(same_bits(whole.losses, parts.losses));
@@ -260,7 +277,7 @@ TEST_P(Conformance, OneCallEqualsThreeCalls) {
 }
 
 TEST_P(Conformance, SeveralTrainersOnSeveralThreadsDoNotDisturbEachOther) {
-  const std::vector<Problem> problems = repeat_problems();
+  const std::vector<Problem> problems = repeat_problems(is_gram());
   std::vector<Outcome> alone, together(problems.size());
   for (const Problem& problem : problems) alone.push_back(run_of(problem, trainer_of(problem), 25));
   std::vector<std::thread> threads;
@@ -308,6 +325,105 @@ TEST_P(Conformance, ReportsWhereARunDiverges) {
     EXPECT_EQ(std::isfinite(report.losses[static_cast<std::size_t>(step)]), step < first) << step;
 }
 
+// ---- the Gram formulation
+
+class GramConformance : public Conformance {
+ protected:
+  static Trainer gram(Problem problem, std::int64_t reprojection_steps = 0) {
+    problem.training.reprojection_steps = reprojection_steps;
+    return trainer_of(std::move(problem));
+  }
+  // The same run in the primal, on the CPU.
+  static Trainer primal(const Problem& problem) { return problem.trainer(1, ExecutorKind::cpu); }
+
+  static void expect_equal(const Problem& problem, const Trainer& gram, const Trainer& primal) {
+    const reference::Network got = problem.parameters_of(gram), expected = problem.parameters_of(primal);
+    for (std::size_t l = 0; l < got.size(); ++l) {
+      EXPECT_LE(reference::relative_error(got[l].weight.values, expected[l].weight.values), 1e-12) << "layer " << l;
+      if (problem.network.bias) {
+        EXPECT_LE(reference::relative_error(got[l].bias, expected[l].bias), 1e-12) << "layer " << l;
+      }
+    }
+  }
+  static void expect_equal(const std::vector<double>& got, const std::vector<double>& expected) {
+    ASSERT_EQ(got.size(), expected.size());
+    for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(std::abs(got[i] / expected[i] - 1), 1e-11) << "step " << i;
+  }
+};
+
+// With more features than samples and with fewer.
+TEST_P(GramConformance, AgreesWithThePrimalInDouble) {
+  const std::int64_t steps = kHostFixture ? 30 : 500;
+  for (const std::int64_t features : {90, 20})
+    for (const bool bias : {false, true})
+      for (const std::int64_t reprojection : {0, 7}) {
+        SCOPED_TRACE(std::to_string(features) + " features, reprojected every " + std::to_string(reprojection));
+        const Problem problem =
+            Problem::random({features, 20, 12, 2}, bias, 40, Precision::fp64, Init::he, features > 40 ? 3e-5 : 1e-4);
+        Trainer trainer = gram(problem, reprojection), expected = primal(problem);
+        const std::vector<double> losses = expected.train(steps).losses;
+        expect_equal(trainer.train(steps).losses, losses);
+        expect_equal(problem, trainer, expected);
+        EXPECT_LT(losses.back(), (kHostFixture ? 0.95 : 0.6) * losses.front());
+        const double live = reference::live_fraction(problem.parameters_of(expected), problem.x);
+        EXPECT_GE(live, 0.2);
+        EXPECT_LE(live, 0.8);
+      }
+}
+
+// What is written between steps counts, and what is not stays as trained.
+TEST_P(GramConformance, FollowsParametersAndDataThatAreWrittenInBetween) {
+  const Problem problem = Problem::random({30, 18, 5, 2}, true, 20, Precision::fp64, Init::he, 1e-4);
+  Trainer trainer = gram(problem, 3), expected = primal(problem);
+  const auto on_both = [&](const auto& change) {
+    change(trainer);
+    change(expected);
+    EXPECT_LE(std::abs(trainer.loss() / expected.loss() - 1), 1e-12);
+    expect_equal(trainer.train(5).losses, expected.train(5).losses);
+    expect_equal(problem, trainer, expected);
+  };
+  const auto filled = [](std::int64_t rows, std::int64_t columns) {
+    return Problem::filled(rows, columns, Precision::fp64, 3, 5);
+  };
+  const reference::Table weight = filled(30, 18), bias = filled(1, 18), upper = filled(18, 5);
+  const reference::Table x = filled(20, 30), y = filled(20, 2), more_x = filled(33, 30), more_y = filled(33, 2);
+  on_both([](Trainer&) {});
+  on_both([&](Trainer& changed) { changed.write_weight(0, Problem::view(weight)); });
+  on_both([&](Trainer& changed) { changed.write_bias(0, Problem::view(bias)); });
+  on_both([&](Trainer& changed) { changed.write_weight(1, Problem::view(upper)); });
+  on_both([&](Trainer& changed) { changed.set_data(Problem::view(x), Problem::view(y)); });
+  on_both([&](Trainer& changed) { changed.set_data(Problem::view(more_x), Problem::view(more_y)); });
+  on_both([&](Trainer& changed) { changed.initialize(5, Init::he); });
+  on_both([&](Trainer& changed) {
+    changed.initialize(6, Init::he);
+    changed.loss();
+    changed.write_weight(0, Problem::view(weight));
+  });
+}
+
+// Z computed anew is that of the primal with the same parameters; Z kept for 10 steps has drifted by rounding.
+TEST_P(GramConformance, ReprojectionComputesZAnew) {
+  const Problem problem = Problem::random({300, 20, 2}, true, 40, Precision::fp32, Init::he, 1e-5);
+  for (const std::int64_t reprojection : {0, 5, 10, 11}) {
+    Trainer trainer = gram(problem, reprojection);
+    trainer.train(10);
+    Trainer primal = problem.trainer(GetParam().threads, GetParam().kind);
+    problem.set_parameters(primal, problem.parameters_of(trainer));
+    const bool is_new = reprojection == 5 || reprojection == 10;
+    EXPECT_EQ(trainer.loss() == primal.loss(), is_new) << reprojection;
+  }
+}
+
+TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
+  const Problem problem = Problem::random({30, 18, 2}, true, 20, Precision::fp64, Init::he, 1e-4);
+  Trainer trainer = gram(problem), expected = gram(problem);
+  EXPECT_THROW(trainer.train(
+                   20, [](const TrainProgress&) -> bool { throw std::runtime_error("enough"); }, 5),
+               std::runtime_error);
+  expected.train(5);
+  EXPECT_EQ(flat(problem.parameters_of(trainer)), flat(problem.parameters_of(expected)));
+}
+
 #if defined(DEVICELOOP_CONFORMANCE_ON_CUDA)
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance, testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1}),
                          testing::PrintToStringParamName());
@@ -315,7 +431,14 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance, testing::Values(ExecutorUnd
 INSTANTIATE_TEST_SUITE_P(Executors, Conformance,
                          testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1},
                                          ExecutorUnderTest{ExecutorKind::cpu, 2},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 7}),
+                                         ExecutorUnderTest{ExecutorKind::cpu, 7},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 2, Formulation::gram},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
+                         testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(Executors, GramConformance,
+                         testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
+                                         ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
                          testing::PrintToStringParamName());
 #endif
 

@@ -9,12 +9,14 @@
 namespace deviceloop {
 namespace {
 
-CpuLayout layout_of(std::vector<std::int64_t> widths, std::int64_t samples, int threads = 1, bool bias = false) {
+CpuLayout layout_of(std::vector<std::int64_t> widths, std::int64_t samples, int threads = 1, bool bias = false,
+                    Formulation formulation = Formulation::primal) {
   NetworkSpec network;
   network.widths = std::move(widths);
   network.bias = bias;
   TrainingSpec training;
   training.samples = samples;
+  training.formulation = formulation;
   return make_cpu_layout(network, training, threads);
 }
 
@@ -68,6 +70,26 @@ TEST(CpuLayout, CountsTheBytesOfTheStartingCase) {
   EXPECT_EQ(layout_of({1000, 100, 1}, 0).bytes, parameters + predict);
 }
 
+TEST(CpuLayout, CountsTheBytesOfTheGramFormulation) {
+  // K 128 x 128, Z and S 128 x 100 each, and the parameters of the first layer a second time.
+  const auto bytes = [](std::int64_t samples, bool bias, Formulation formulation) {
+    return layout_of({1000, 100, 1}, samples, 1, bias, formulation).bytes;
+  };
+  for (const bool bias : {false, true}) {
+    const std::uint64_t more = 65536 + 2 * 51200 + 400000 + (bias ? 448 : 0);
+    EXPECT_EQ(bytes(128, bias, Formulation::gram), bytes(128, bias, Formulation::primal) + more);
+    EXPECT_EQ(bytes(0, bias, Formulation::gram), bytes(0, bias, Formulation::primal));
+  }
+}
+
+TEST(CpuLayout, TheGramFormulationIsFolded) {
+  EXPECT_TRUE(layout_of({64, 64, 64, 1}, 4096).chunked);
+  const CpuLayout layout = layout_of({64, 64, 64, 1}, 4096, 1, false, Formulation::gram);
+  EXPECT_FALSE(layout.chunked);
+  EXPECT_TRUE(layout.gram.has_value());
+  EXPECT_FALSE(layout_of({64, 64, 64, 1}, 4096).gram.has_value());
+}
+
 TEST(CpuLayout, PiecesAreAlignedAndDisjoint) {
   for (const std::int64_t samples : {100, 2000}) {
     const CpuLayout layout = layout_of({5, 7, 3}, samples, 2, true);
@@ -91,6 +113,7 @@ TEST(CpuLayout, PiecesAreAlignedAndDisjoint) {
 TEST(CpuLayout, RefusesSizesThatOverflow) {
   EXPECT_THROW(layout_of({2147483647, 2147483647, 2147483647}, 128), InvalidArgument);
   EXPECT_THROW(layout_of({1000, 1}, std::int64_t{1} << 60), InvalidArgument);
+  EXPECT_THROW(layout_of({1, 1}, std::int64_t{1} << 32, 1, false, Formulation::gram), InvalidArgument);
   try {
     layout_of({1000, 1}, std::int64_t{1} << 60);
   } catch (const InvalidArgument& error) {

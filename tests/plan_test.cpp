@@ -215,6 +215,68 @@ TEST(MakePlan, RefusesBadSpecificationsWithTheirValue) {
   EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
 }
 
+TrainingSpec gram_of(std::int64_t samples) {
+  TrainingSpec training = training_of(samples);
+  training.formulation = Formulation::gram;
+  return training;
+}
+
+TEST(MakePlan, GramIsPlannedByItsOwnMemoryAndWork) {
+  const NetworkSpec network = network_of({20000, 100, 1});
+  const Plan primal = make_plan(network, training_of(64), machine()), gram = make_plan(network, gram_of(64), machine());
+  EXPECT_EQ(primal.formulation, Formulation::primal);
+  EXPECT_EQ(gram.formulation, Formulation::gram);
+  EXPECT_STREQ(name(Formulation::primal), "primal");
+  EXPECT_STREQ(name(Formulation::gram), "gram");
+  EXPECT_EQ(primal.threads, 8);
+  EXPECT_EQ(gram.threads, 1);
+  EXPECT_LT(gram.predicted_us_per_step, primal.predicted_us_per_step);
+  TrainingSpec one_thread = training_of(64);
+  one_thread.threads = 1;
+  EXPECT_GT(gram.bytes, make_plan(network, one_thread, machine()).bytes + 20000 * 100 * sizeof(float));
+  EXPECT_EQ(gram.reason.find("slower"), std::string::npos) << gram.reason;
+}
+
+TEST(MakePlan, GramSaysWhereItIsSlowerAndRunsAllTheSame) {
+  // As many features as half the samples: the same work.
+  EXPECT_EQ(make_plan(network_of({50, 10, 1}), gram_of(100), machine()).reason.find("slower"), std::string::npos);
+  const Plan plan = make_plan(network_of({40, 10, 1}), gram_of(100), machine());
+  EXPECT_EQ(plan.executor, ExecutorKind::cpu);
+  EXPECT_CONTAINS(plan.reason, "no driver found; gram is slower than primal here, its first layer takes 1.25 times");
+  EXPECT_CONTAINS(plan.reason, "100 samples of 40 features");
+  EXPECT_EQ(make_plan(network_of({40, 10, 1}), training_of(100), machine()).reason.find("gram"), std::string::npos);
+}
+
+TEST(MakePlan, GramIsRefusedWhereItIsNotExact) {
+  TrainingSpec training = gram_of(100);
+  training.batch_size = 25;
+  const std::string message = message_of<InvalidArgument>(network_of({40, 10, 1}), training);
+  EXPECT_CONTAINS(message, "'gram' is exact for steps that take all samples, not 25");
+  EXPECT_CONTAINS(message, "'primal'");
+  training.batch_size = 100;
+  EXPECT_NO_THROW(make_plan(network_of({40, 10, 1}), training, machine()));
+}
+
+TEST(MakePlan, ReprojectionBelongsToGram) {
+  TrainingSpec training = gram_of(100);
+  training.reprojection_steps = 7;
+  EXPECT_NO_THROW(make_plan(network_of({40, 10, 1}), training, machine()));
+  training.reprojection_steps = -7;
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({40, 10, 1}), training), "-7");
+  training.reprojection_steps = 7;
+  training.formulation = Formulation::primal;
+  const std::string message = message_of<InvalidArgument>(network_of({40, 10, 1}), training);
+  EXPECT_CONTAINS(message, "every 7 steps");
+  EXPECT_CONTAINS(message, "'gram'");
+}
+
+TEST(MakePlan, GramThatDoesNotFitIntoMemoryPointsToThePrimal) {
+  const std::string message = message_of<InvalidArgument>(network_of({1000, 10, 1}), gram_of(50000));
+  EXPECT_CONTAINS(message, "9.5 GiB of memory");
+  EXPECT_CONTAINS(message, "'primal'");
+  EXPECT_NO_THROW(make_plan(network_of({1000, 10, 1}), training_of(50000), machine()));
+}
+
 TEST(MakePlan, RefusesWhatDoesNotFitIntoMemoryWithBothNumbers) {
   const std::string message =
       message_of<InvalidArgument>(network_of({100000, 100000, 1}), training_of(10), machine(8, std::uint64_t{1} << 33));

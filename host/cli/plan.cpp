@@ -35,8 +35,9 @@ Row row(const Candidate& candidate) {
 }
 
 /// Every column as wide as its widest entry; numbers end together.
-std::string table(const std::vector<Candidate>& candidates) {
-  std::vector<Row> rows = {{"executor", "verdict", "memory", "predicted us a step", "reason"}};
+std::string table(const std::vector<Candidate>& candidates, Formulation formulation) {
+  std::vector<Row> rows = {
+      {"executor", "verdict", "memory", "predicted us a step" + formulation_text(formulation), "reason"}};
   for (const Candidate& candidate : candidates) rows.push_back(row(candidate));
   Row widest;
   for (const Row& entries : rows)
@@ -69,8 +70,8 @@ int run_plan(const OptionSet& options) {
   TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);
   text.write("--layers " + widths_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
-  text.write(table(plan.candidates));
-  text.write(plan_line(plan, run.training.precision));
+  text.write(table(plan.candidates, plan.formulation));
+  text.write(plan_line(plan, run.training));
   if (plan.executor != ExecutorKind::cpu)
     text.write("CUDA's context and cuBLASLt's code take memory of the GPU beside what is counted here\n");
   text.check();

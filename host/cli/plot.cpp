@@ -48,7 +48,7 @@ std::string caption(const RunResult& result) {
   std::string text = std::string("plan ") + name(result.plan.executor);
   if (result.plan.executor == ExecutorKind::cpu) text += ", " + count(result.plan.threads, "thread");
   text += std::string(", ") + name(result.precision);
-  if (result.formulation != Formulation::primal) text += std::string(", ") + name(result.formulation);
+  text += formulation_text(result.plan.formulation);
   text += ", " + count(result.steps, "step");
   if (result.us_per_step) text += ", " + step_time_text(*result.us_per_step);
   return text;

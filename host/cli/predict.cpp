@@ -67,8 +67,8 @@ int run_predict(const OptionSet& options) {
   throw_if_interrupted();
   write_npy(file, std::as_const(prediction).view());
   file.commit();
-  text.write(plan_line(trainer.plan(), training.precision) + printable(out) + ": " + std::to_string(prediction.rows) +
-             " x " + std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
+  text.write(plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
+             std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
              (network.bias ? " with biases\n" : "\n"));
   text.check();
   return 0;

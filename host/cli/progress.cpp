@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include "text_output.h"
 
@@ -34,7 +35,8 @@ std::string time_text(double seconds) {
 
 }  // namespace
 
-Progress::Progress() : visible_(isatty(STDERR_FILENO) == 1 && !is_pipe(STDOUT_FILENO)) {}
+Progress::Progress(std::string note)
+    : note_(std::move(note)), visible_(isatty(STDERR_FILENO) == 1 && !is_pipe(STDOUT_FILENO)) {}
 
 void Progress::update(std::int64_t steps_done, std::int64_t steps_total) {
   if (!visible_ || steps_done <= 0 || steps_done >= steps_total) return;
@@ -49,7 +51,8 @@ void Progress::update(std::int64_t steps_done, std::int64_t steps_total) {
   char start[80];
   std::snprintf(start, sizeof start, "%3d %% [%.*s%.*s] ", static_cast<int>(done * 100), filled,
                 "##############################", kBarWidth - filled, "..............................");
-  std::string line = start + std::to_string(steps_done) + " steps, " + time_text(seconds / done - seconds) + " left";
+  std::string line =
+      start + std::to_string(steps_done) + " steps, " + time_text(seconds / done - seconds) + " left" + note_;
   const std::size_t width = line.size();
   if (width < width_) line.append(width_ - width, ' ');
   width_ = width;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace deviceloop::cli {
 
@@ -11,7 +12,8 @@ namespace deviceloop::cli {
 /// standard output is a pipe, and for runs that are over within a second.
 class Progress {
  public:
-  Progress();
+  /// `note` follows the time.
+  explicit Progress(std::string note);
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -23,6 +25,7 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
 
+  const std::string note_;
   bool visible_;
   Clock::time_point begin_ = Clock::now();
   Clock::time_point drawn_ = begin_;

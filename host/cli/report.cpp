@@ -44,12 +44,19 @@ nlohmann::ordered_json json_of(const std::optional<double>& value) {
 
 }  // namespace
 
-std::string plan_line(const Plan& plan, Precision precision) {
+std::string formulation_text(Formulation formulation) {
+  return formulation == Formulation::primal ? "" : std::string(", ") + name(formulation);
+}
+
+std::string plan_line(const Plan& plan, const TrainingSpec& training) {
   std::string where = plan.executor == ExecutorKind::cpu
                           ? std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads")
                           : "CUDA device " + std::to_string(plan.device);
-  return std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " + name(precision) +
-         ")\n";
+  std::string line = std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " +
+                     name(training.precision) + formulation_text(plan.formulation);
+  if (training.reprojection_steps > 0)
+    line += ", reprojected every " + std::to_string(training.reprojection_steps) + " steps";
+  return line + ")\n";
 }
 
 bool is_shown(std::int64_t step) { return step % (step <= 100 ? 10 : 100) == 0; }
@@ -92,7 +99,8 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["version"] = DEVICELOOP_VERSION;
   json["plan"] = name(result.plan.executor);
   json["reason"] = result.plan.reason;
-  json["formulation"] = name(result.formulation);
+  json["formulation"] = name(result.plan.formulation);
+  if (result.plan.formulation == Formulation::gram) json["reprojection_steps"] = result.reprojection_steps;
   json["precision"] = name(result.precision);
   json["threads"] = result.plan.threads;
   json["steps"] = result.steps;

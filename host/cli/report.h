@@ -14,8 +14,12 @@
 
 namespace deviceloop::cli {
 
-/// "plan cpu: no GPU to use: built without CUDA (1 thread, fp32)\n".
-std::string plan_line(const Plan& plan, Precision precision);
+/// ", gram" behind what is said of a run's time; nothing for primal.
+std::string formulation_text(Formulation formulation);
+
+/// "plan cpu: no GPU to use: built without CUDA (1 thread, fp32)\n", "... (1 thread, fp32, gram, reprojected every 100
+/// steps)\n".
+std::string plan_line(const Plan& plan, const TrainingSpec& training);
 
 /// Whether the loss of this step gets a line: 0, 10, ..., 100, 200, 300, ...
 bool is_shown(std::int64_t step);
@@ -36,7 +40,7 @@ std::string step_time_text(double microseconds);
 /// One training run as it ended.
 struct RunResult {
   Plan plan;
-  Formulation formulation = Formulation::primal;
+  std::int64_t reprojection_steps = 0;
   Precision precision = Precision::fp32;
   std::int64_t steps = 0;
   std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps

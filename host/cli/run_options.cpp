@@ -150,6 +150,8 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
   options.add_hidden("--batch-size");
+  options.add("--formulation", "NAME", "primal", "primal, or gram where samples are few");
+  options.add("--reproject", "N", "0", "with gram, Z anew every N steps; 0: never");
   declare_precision(options);
   declare_execution(options);
   options.add_flag("--tune", "on a GPU, try algorithms first; last bits may vary");
@@ -171,6 +173,12 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.steps = options.integer("--steps", 0, kMaxCount);
   run.training.optimizer.learning_rate = options.number("--lr");
   run.training.precision = read_precision(options);
+  run.training.formulation =
+      choose<Formulation>(options, "--formulation", {{"primal", Formulation::primal}, {"gram", Formulation::gram}});
+  run.training.reprojection_steps = options.integer("--reproject", 0, kMaxCount);
+  if (run.training.reprojection_steps > 0 && run.training.formulation != Formulation::gram)
+    throw InvalidArgument("--reproject " + options.text("--reproject") +
+                          " belongs to --formulation gram; add that or drop it");
   run.training.seed = options.unsigned_integer("--seed");
   if (run.training.precision == Precision::fp32 &&
       !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))

@@ -96,7 +96,7 @@ class ShownRows {
 
 /// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
 TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text) {
-  Progress progress;
+  Progress progress(formulation_text(run.training.formulation));
   std::int64_t shown = -1;
   const auto show = [&](std::int64_t step, double loss) {
     shown = step;
@@ -179,7 +179,9 @@ std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunRes
 
 std::string summary(const RunResult& result) {
   std::string line = std::to_string(result.steps) + (result.steps == 1 ? " step" : " steps");
-  if (result.us_per_step) line += " in " + duration_text(result.total_ms) + ", " + step_time_text(*result.us_per_step);
+  if (result.us_per_step)
+    line += " in " + duration_text(result.total_ms) + ", " + step_time_text(*result.us_per_step) +
+            formulation_text(result.plan.formulation);
   line += "; loss " + loss_text(result.losses.front());
   if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
   return line;
@@ -211,14 +213,14 @@ int run_train(const OptionSet& options) {
   const ShownRows rows(data, training.precision);
   data = {};  // the trainer has its own copy
 
-  text.write(plan_line(trainer.plan(), training.precision));
+  text.write(plan_line(trainer.plan(), training));
   if (text.wanted()) text.write(rows.text("before training", trainer));
   throw_if_interrupted();
   TrainReport report = train_with_lines(trainer, run, text);
 
   RunResult result;
   result.plan = trainer.plan();
-  result.formulation = training.formulation;
+  result.reprojection_steps = training.reprojection_steps;
   result.precision = training.precision;
   result.steps = report.steps();
   result.total_ms = report.total_ms;

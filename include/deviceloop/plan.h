@@ -21,7 +21,7 @@ enum class ExecutorKind { cpu, graph, persistent };
 DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
 /// "fp32", "fp64".
 DEVICELOOP_EXPORT const char* name(Precision precision);
-/// "primal".
+/// "primal", "gram".
 DEVICELOOP_EXPORT const char* name(Formulation formulation);
 
 /// The part of the CPU that this process has.
@@ -65,7 +65,8 @@ struct Candidate {
 /// Which executor runs a training, and what was considered.
 struct Plan {
   ExecutorKind executor = ExecutorKind::cpu;
-  std::string reason;                 ///< one sentence: why this executor
+  Formulation formulation = Formulation::primal;  ///< as asked for; a time says little without it
+  std::string reason;                 ///< one sentence: why this executor, and where gram is slower than primal
   std::uint64_t bytes = 0;            ///< memory the executor takes, data included
   double predicted_us_per_step = 0;   ///< microseconds; an estimate, no promise
   int threads = 1;                    ///< CPU threads

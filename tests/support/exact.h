@@ -100,27 +100,48 @@ inline Pass forward(const std::vector<Layer>& layers, const Table& x, const Tabl
   return pass;
 }
 
+/// dZ of every layer.
+inline std::vector<Table> gradients(const std::vector<Layer>& layers, const Pass& pass, BitCounter& bits) {
+  std::vector<Table> dz(layers.size());
+  dz.back() = pass.difference;
+  for (double& value : dz.back().table.values) value *= 2;
+  for (std::size_t l = layers.size() - 1; l > 0; --l) {
+    dz[l - 1] = multiply(dz[l], false, layers[l].weight, true, bits);
+    for (std::size_t i = 0; i < dz[l - 1].table.values.size(); ++i)
+      if (pass.z[l - 1].table.values[i] < 0) dz[l - 1].table.values[i] = 0;
+  }
+  return dz;
+}
+
+/// [rows, columns] of 1.
+inline Table ones(std::size_t rows, std::size_t columns) {
+  Table out{reference::Table(rows, columns), 1};
+  std::fill(out.table.values.begin(), out.table.values.end(), 1.0);
+  return out;
+}
+
 /// The parameters after one step of gradient descent, to the last bit.
 inline std::vector<Layer> updated(const std::vector<Layer>& layers, const Pass& pass, double learning_rate,
                                   BitCounter& bits) {
   std::vector<Layer> out(layers.size());
-  Table dz = pass.difference;
-  for (double& value : dz.table.values) value *= 2;
-  for (std::size_t l = layers.size(); l-- > 0;) {
-    const Table dw = multiply(pass.inputs[l], true, dz, false, bits);
+  const std::vector<Table> dz = gradients(layers, pass, bits);
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const Table dw = multiply(pass.inputs[l], true, dz[l], false, bits);
     out[l].weight = add(layers[l].weight, -learning_rate, dw, bits);
-    if (layers[l].bias.table.rows != 0) {
-      Table ones{reference::Table(1, dz.table.rows), 1};
-      std::fill(ones.table.values.begin(), ones.table.values.end(), 1.0);
-      out[l].bias = add(layers[l].bias, -learning_rate, multiply(ones, false, dz, false, bits), bits);
-    }
-    if (l == 0) break;
-    Table dh = multiply(dz, false, layers[l].weight, true, bits);
-    for (std::size_t i = 0; i < dh.table.values.size(); ++i)
-      if (pass.z[l - 1].table.values[i] < 0) dh.table.values[i] = 0;
-    dz = dh;
+    if (layers[l].bias.table.rows == 0) continue;
+    const Table db = multiply(ones(1, dz[l].table.rows), false, dz[l], false, bits);
+    out[l].bias = add(layers[l].bias, -learning_rate, db, bits);
   }
   return out;
+}
+
+/// The first layer's pre-activations after that step, by the Gram formulation.
+inline Table updated_pre_activation(const std::vector<Layer>& layers, const Pass& pass, double learning_rate,
+                                    BitCounter& bits) {
+  Table kernel = multiply(pass.inputs[0], false, pass.inputs[0], true, bits);
+  if (layers[0].bias.table.rows != 0) kernel = add(kernel, 1, ones(1, 1), bits);
+  const Table change = multiply(kernel, false, gradients(layers, pass, bits)[0], false, bits);
+  return add(pass.z[0], -learning_rate, change, bits);
 }
 
 }  // namespace deviceloop::exact
