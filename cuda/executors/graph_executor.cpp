@@ -52,6 +52,11 @@ class GraphExecutor final : public Executor {
     const T rate = static_cast<T>(training.optimizer.learning_rate);
     const std::array<T, 4> scalars = {T(1), T(0), -rate, rate};
     upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
+    // What is read before it was written: the gaps between parameters, copied with them; the counter of the step before
+    // the first; rows of the input that a short prediction leaves alone.
+    clear(0, layout_.scalars);
+    if (samples_ > 0) clear(layout_.steps, sizeof(std::int64_t));
+    clear(layout_.predict_input, layout_.predict_even - layout_.predict_input);
     if (samples_ > 0) step_gemms_ = make_gemms(samples_, true);
   }
 
@@ -216,7 +221,7 @@ class GraphExecutor final : public Executor {
     return matrix;
   }
 
-  // ---- to the device and back; both wait
+  // ---- to the device and back; all but clear() wait
 
   void upload(void* to, const void* from, std::size_t bytes) {
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
@@ -225,6 +230,9 @@ class GraphExecutor final : public Executor {
   void download(void* to, const void* from, std::size_t bytes) {
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+  void clear(std::uint64_t offset, std::uint64_t bytes) {
+    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::byte>(offset), 0, static_cast<std::size_t>(bytes), stream()));
   }
   void upload_matrix(T* to, ConstMatrix from) {
     std::vector<T> values(static_cast<std::size_t>(from.rows * from.columns));

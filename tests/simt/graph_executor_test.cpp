@@ -93,6 +93,22 @@ TEST_F(GraphExecutor, LossesStayInOrderOverManyChunksAndCalls) {
             losses);
 }
 
+// 0x81 in every byte of the counter of steps would put a loss on the learning rate, were it read before it was set.
+TEST_F(GraphExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{1, 1}, {3, 20, 1}}) {
+    const Problem problem = small(widths);
+    std::vector<double> losses;
+    for (const int byte : {0xff, 0x81, 0xc1, 0x00}) {
+      simt::set_fresh_byte(byte);
+      Trainer trainer = trainer_of(problem);
+      const std::vector<double> again = trainer.train(40).losses;
+      if (losses.empty()) losses = again;
+      EXPECT_EQ(again, losses) << "memory full of " << byte;
+      EXPECT_LT(again.back(), again.front());
+    }
+  }
+}
+
 TEST_F(GraphExecutor, RunsOnTheDeviceThatIsAskedForAndLeavesTheCurrentOneAsItWas) {
   simt::set_devices({{"first", 9, 0, 132}, {"second", 8, 0, 108}});
   Problem problem = small();

@@ -119,6 +119,7 @@ struct Settings {
   Failure failure;
   cudaError_t sticky = cudaSuccess;
   std::map<std::pair<int, const void*>, Prepared> prepared;  ///< by device and kernel
+  int fresh_byte = 0xff;
   simt::Counts counts;
 };
 
@@ -199,7 +200,7 @@ cudaError_t allocate(void** pointer, std::size_t bytes, bool on_device) {
   const std::size_t memory = state().settings.devices[static_cast<std::size_t>(current_device)].memory;
   if (on_device && used_memory(current_device) + bytes > memory) return cudaErrorMemoryAllocation;
   *pointer = ::operator new (bytes, std::align_val_t{kBorder});
-  std::memset(*pointer, 0xff, bytes);
+  std::memset(*pointer, state().settings.fresh_byte, bytes);
   if (on_device) __asan_poison_memory_region(*pointer, bytes);
   state().allocations[static_cast<char*>(*pointer)] = {bytes, on_device, current_device};
   ++tally().allocations;
@@ -511,6 +512,11 @@ void set_devices(std::vector<Device> devices, cudaError_t absent) {
 void fail_call(int k, cudaError_t code) {
   const std::lock_guard lock(state().mutex);
   state().settings.failure = {k, code};
+}
+
+void set_fresh_byte(int byte) {
+  const std::lock_guard lock(state().mutex);
+  state().settings.fresh_byte = byte;
 }
 
 int calls_until_failure() {

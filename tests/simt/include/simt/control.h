@@ -48,6 +48,9 @@ void set_devices(std::vector<Device> devices, cudaError_t absent = cudaErrorNoDe
 /// something back does so all the same, that leaks can be counted. Codes 700 and 719 last until reset().
 void fail_call(int k, cudaError_t code);
 
+/// What every byte of memory that is allocated from now on is at first, instead of 0xff.
+void set_fresh_byte(int byte);
+
 /// Calls until the one that fail_call chose; 0 once it has come, or where none was chosen.
 int calls_until_failure();
 
