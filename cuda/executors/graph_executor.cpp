@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -164,7 +165,8 @@ class GraphExecutor final : public Executor {
     std::array<EventOwner, 2> copied;  ///< its losses are on the host
   };
 
-  /// Runs `call` on the executor's device; what it throws as DeviceError is the end of the executor.
+  /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
+  /// executor: a step may have been taken in part.
   template <class Call>
   void alive(Call call) {
     if (!cause_of_death_.empty())
@@ -174,7 +176,7 @@ class GraphExecutor final : public Executor {
     try {
       const CurrentDevice current(device_);
       call();
-    } catch (const DeviceError& error) {
+    } catch (const std::exception& error) {
       cause_of_death_ = error.what();
       throw;
     }

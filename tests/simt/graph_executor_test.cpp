@@ -233,6 +233,33 @@ TEST_F(GraphExecutor, EveryCallMayFail) {
   EXPECT_GT(deaths, 30);
 }
 
+// Such as a GPU that the build holds no code for, which is no DeviceError.
+TEST_F(GraphExecutor, AnErrorOfAnyTypeInTheMiddleOfStepsIsTheEndOfTheExecutor) {
+  const Problem problem = small({3, 2, 1}, 4);
+  int deaths = 0;
+  for (int call = 1;; ++call) {
+    SCOPED_TRACE("call " + std::to_string(call));
+    Trainer trainer = trainer_of(problem);
+    simt::fail_call(call, cudaErrorNoKernelImageForDevice);
+    bool failed = false;
+    try {
+      trainer.train(3);
+    } catch (const Unsupported&) {
+      failed = true;
+    }
+    if (simt::calls_until_failure() != 0) break;
+    simt::reset();
+    if (!failed) continue;  // something was given back, which nobody checks
+    try {
+      EXPECT_EQ(flat(problem.parameters_of(trainer)), flat(problem.start));
+    } catch (const DeviceError& error) {
+      ++deaths;
+      EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
+    }
+  }
+  EXPECT_GT(deaths, 30);
+}
+
 // The starting case as a whole, against the CPU.
 TEST_F(GraphExecutor, TrainsTheStartingCaseAsTheCpuDoes) {
   NetworkSpec network;
