@@ -120,7 +120,7 @@ TEST_F(CudaOwners, TheCurrentDeviceIsRestored) {
 
 TEST_F(CudaOwners, MemoryThatIsNotThereIsAnErrorAndTheNextCallIsRight) {
   EXPECT_MENTIONS(refusal<DeviceError>("cudaMalloc(&memory, bytes) at ", [] { DeviceBuffer(std::size_t{1} << 60); }),
-                  "too little free memory");
+                  "too little memory is free");
   EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
   EXPECT_NE(DeviceBuffer(1).data(), nullptr);
 }

@@ -13,7 +13,8 @@ namespace {
 const char* remedy(cudaError_t code) {
   switch (code) {
     case cudaErrorMemoryAllocation:
-      return "the device has too little free memory; take fewer samples, or end what else runs on it";
+      return "too little memory is free on the device, or on the host where that is asked for; take fewer samples, "
+             "fewer steps a call, or end what else runs there";
     case cudaErrorInitializationError:
       return "CUDA cannot be used in a process forked from one that used it; start that process by exec";
     case cudaErrorLaunchFailure:
@@ -26,8 +27,7 @@ const char* remedy(cudaError_t code) {
     case cudaErrorAssert:
     case cudaErrorLaunchTimeout:
       return "work before it may have caused this, and CUDA is lost to this process; start it again with the "
-             "environment "
-             "variable CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer, to find the call";
+             "environment variable CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer, to find the call";
     case cudaErrorECCUncorrectable:
     case cudaErrorContained:
     case cudaErrorDevicesUnavailable:

@@ -1,3 +1,5 @@
+#include <cuda_runtime_api.h>
+
 #include <string>
 
 #include <deviceloop/error.h>
@@ -7,6 +9,7 @@
 namespace deviceloop::cuda {
 
 void throw_cublaslt_error(cublasStatus_t status, const char* expression, const char* file, int line) {
+  cudaGetLastError();  // what the library met is told here; the host application's next check must not meet it again
   std::string name = std::to_string(static_cast<int>(status));
   try {
     name = std::string(cublaslt().get_status_name(status)) + " (" + name + ")";
