@@ -4,6 +4,7 @@
 //   include/  the standard library and <deviceloop/...>
 //   host/     include/, host/; never cuda/ or a CUDA header; host/cli is for itself alone
 //   cuda/     include/, host/ and itself, there executors -> kernels -> runtime, never back
+//   bench/    anything but tests/ and host/cli; nothing but tests/ includes bench/
 //   tests/    anything; nothing else includes tests/
 //
 // Each rule is first shown to fail on planted text.
@@ -91,7 +92,8 @@ std::vector<Include> includes_of(const std::string& path, const std::string& tex
     }
     if (include.target.empty()) {
       // In brackets <cuda/...> is CUDA's own library.
-      const bool from_root = (starts_with(name, "cuda/") && (*match)[2] == "\"") || starts_with(name, "tests/");
+      const bool from_root = (starts_with(name, "cuda/") && (*match)[2] == "\"") || starts_with(name, "tests/") ||
+                             starts_with(name, "bench/");
       include.target = ((from_root ? fs::path() : folders.front()) / name).lexically_normal().generic_string();
     }
     includes.push_back(include);
@@ -115,6 +117,8 @@ std::string broken_arrow(const std::string& path, const Include& include) {
   if (in_host && (starts_with(target, "cuda/") || std::regex_match(include.written, cuda_header)))
     return "host/ never includes cuda/ or a CUDA header; the joint is host/cuda_entry.h";
   if (starts_with(target, "tests/") && !starts_with(path, "tests/")) return "only tests include tests/";
+  if (starts_with(target, "bench/") && !starts_with(path, "bench/") && !starts_with(path, "tests/"))
+    return "only tests include bench/";
   if (starts_with(target, "host/cli/") && !starts_with(path, "host/cli/") && !starts_with(path, "tests/"))
     return "host/cli is for the command alone";
   if (starts_with(path, "cuda/") && starts_with(target, "cuda/") && cuda_rank(target) > cuda_rank(path))
@@ -222,6 +226,11 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
       {"cuda/runtime/launch.h", "#include \"cuda/kernels/relu.h\"\n", false},
       {"cuda/graph_executor.cpp", "#include \"../host/cli/options.h\"\n", false},
       {"bench/loop.cpp", "#include \"../tests/support/reference.h\"\n", false},
+      {"bench/loop.cpp", "#include \"case.h\"\n#include \"../host/executor.h\"\n", true},
+      {"bench/gpu/loop.cpp", "#include \"../case.h\"\n#include \"../../cuda/runtime/check.h\"\n", true},
+      {"host/new.cpp", "#include \"../bench/case.h\"\n", false},
+      {"cuda/new.cpp", "#include \"bench/case.h\"\n", false},
+      {"tests/loop_test.cpp", "#include \"../bench/case.h\"\n", true},
       {"tests/graph_test.cpp", "#include \"../cuda/graph_executor.h\"\n#include \"support/reference.h\"\n", true},
   };
   for (const Case& c : cases) {

@@ -1,0 +1,205 @@
+// deviceloop_bench: measures this library on this machine. Exit code 0: all is right; 1: a case failed, a file could
+// not be written, or there is not the device asked for; 2: wrong usage.
+#include <deviceloop/error.h>
+#include <deviceloop/plan.h>
+#include <deviceloop/version.h>
+
+#include <CLI/CLI.hpp>
+#include <ctime>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "../host/cuda_entry.h"
+#include "../host/gemm.h"
+#include "../host/machine.h"
+#include "cases.h"
+#include "commit.h"
+#include "gpu.h"
+#include "limits.h"
+#include "runner.h"
+
+namespace deviceloop::bench {
+namespace {
+
+struct Options {
+  bool list = false, limits = false, profile = false;
+  std::string benchmark, device = "auto";
+  std::vector<std::string> axes;
+  int threads = 0;
+  std::uint64_t seed = 0;
+  RunOptions run;
+};
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(std::min(line.find(':') + 2, line.size()));
+  return "unknown processor";
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &parts);
+  return text;
+}
+
+nlohmann::json machine_json(const DeviceCaps& caps, const Options& options) {
+  nlohmann::json machine = {{"date", today()},
+                            {"version", DEVICELOOP_VERSION},
+                            {"commit", DEVICELOOP_COMMIT},
+                            {"build", DEVICELOOP_BUILD_TYPE},
+                            {"processor", processor_name()},
+                            {"cores", caps.cpu.cores},
+                            {"threads", options.threads},
+                            {"simd", simd_description()},
+                            {"gemm", gemm_description()},
+                            {"cuda_toolkit", cuda_toolkit()},
+                            {"seed", options.seed}};
+  if (caps.gpus.empty())
+    machine["no_gpu"] = caps.no_gpu_reason;
+  else
+    machine["gpu"] = {{"name", caps.gpus[0].name},
+                      {"compute_capability", caps.gpus[0].compute_capability},
+                      {"multiprocessors", caps.gpus[0].multiprocessors},
+                      {"memory_bytes", caps.gpus[0].memory_bytes}};
+  return machine;
+}
+
+/// What repeats a case, but for its name.
+std::string repeat_command(const std::string& program, const Options& options) {
+  std::string command = program;
+  for (const std::string& axis : options.axes) command += " --axis " + axis;
+  if (options.threads != 0) command += " --threads " + std::to_string(options.threads);
+  if (options.seed != 0) command += " --seed " + std::to_string(options.seed);
+  return command;
+}
+
+void print_list(const std::vector<Case>& cases) {
+  bool by_default = true;
+  for (const Case& one : cases) {
+    if (!one.refused.empty()) continue;
+    if (by_default && !one.by_default) std::cout << '\n';
+    by_default = one.by_default;
+    std::cout << one.name << '\n';
+  }
+}
+
+int run(const std::string& program, Options options) {
+  DeviceCaps caps = query_caps_for({options.device == "cpu" ? DeviceKind::cpu : DeviceKind::automatic, 0});
+  if (!caps.gpus.empty() && !caps.gpus[0].no_code_reason.empty()) {
+    caps.no_gpu_reason = caps.gpus[0].no_code_reason;
+    caps.gpus.clear();
+  }
+  if (options.device == "cuda" && caps.gpus.empty()) throw Unsupported("no GPU: " + caps.no_gpu_reason);
+
+  CaseOptions case_options;
+  case_options.caps = caps;
+  case_options.threads = options.threads;
+  case_options.seed = options.seed;
+  std::vector<Block> blocks;
+  const auto add = [&](std::vector<Block> more) { blocks.insert(blocks.end(), more.begin(), more.end()); };
+  add(kernel_blocks(case_options));
+  add(gemm_blocks(case_options));
+  add(train_blocks(case_options));
+  add(plan_blocks(case_options));
+  if (!caps.gpus.empty()) add(gpu_blocks(caps.gpus[0], options.seed));
+
+  AxisOptions axes;
+  for (const std::string& text : options.axes) axes.push_back(parse_axis(text));
+  std::vector<Case> cases = make_cases(blocks, axes);
+  if (options.device == "cuda") std::erase_if(cases, [](const Case& one) { return one.device == Device::cpu; });
+  if (options.list) {
+    print_list(cases);
+    return 0;
+  }
+
+  std::vector<Case> selected = select_cases(cases, options.benchmark);
+  // One that was not asked for and cannot run is not worth a line.
+  if (options.benchmark.empty() && options.axes.empty())
+    std::erase_if(selected, [](const Case& one) { return !one.refused.empty(); });
+  if (options.limits) selected.clear();
+  if (selected.empty() && !options.limits)
+    throw UsageError("no case matches; --list shows them" +
+                     (caps.gpus.empty() ? ", and there is no GPU: " + caps.no_gpu_reason : ""));
+  if (options.profile) {
+    if (selected.size() != 1)
+      throw UsageError("--profile takes one case, and " + std::to_string(selected.size()) +
+                       " match; name it with --benchmark '^NAME$'");
+    profile_case(selected[0], std::cout);
+    return 0;
+  }
+
+  options.run.command = repeat_command(program, options);
+  options.run.machine = machine_json(caps, options);
+  std::cout << "deviceloop_bench " << DEVICELOOP_VERSION << ", commit " << DEVICELOOP_COMMIT << ", " << today() << "; "
+            << processor_name() << ", " << caps.cpu.cores << (caps.cpu.cores == 1 ? " core, " : " cores, ")
+            << simd_description() << "\nGEMM: " << gemm_description() << '\n';
+  if (caps.gpus.empty())
+    std::cout << "no GPU: " << caps.no_gpu_reason << "; these are the CPU's cases\n";
+  else
+    std::cout << caps.gpus[0].name << ", CUDA " << cuda_toolkit() << '\n';
+  ThisMachine machine(options.threads == 0 ? caps.cpu.cores : options.threads);
+  std::vector<Device> devices;
+  if (options.limits) {
+    if (options.device != "cuda") devices.push_back(Device::cpu);
+    if (!caps.gpus.empty()) devices.push_back(Device::cuda);
+  }
+  return run_cases(selected, machine, options.run, std::cout, devices);
+}
+
+int parse_and_run(int argc, char** argv) {
+  Options options;
+  CLI::App app("Measures deviceloop on this machine, and holds every result against the reference.",
+               "deviceloop_bench");
+  app.set_version_flag("--version", std::string("deviceloop_bench ") + DEVICELOOP_VERSION);
+  app.add_flag("--list", options.list, "list the cases; those after the empty line run only by --benchmark");
+  app.add_option("--benchmark", options.benchmark, "run the cases whose name this regular expression is found in");
+  app.add_option("--axis", options.axes,
+                 "NAME=VALUE,...: these values instead of an axis's own; n=2^20 is a number too")
+      ->expected(1)
+      ->take_all();
+  app.add_option("--device", options.device, "the cases of one device only: cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--json", options.run.json, "also write the results to this file");
+  app.add_option("--csv", options.run.csv, "the same as comma-separated values");
+  app.add_option("--min-samples", options.run.min_samples, "samples of a case, at least")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  app.add_option("--timeout", options.run.timeout_s, "seconds of sampling a case, after which it has what it has")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "CPU threads of training; default: the planner's choice")
+      ->check(CLI::Range(1, kMaxThreads));
+  app.add_option("--seed", options.seed, "of all random data")->capture_default_str();
+  app.add_flag("--limits", options.limits, "measure the limits alone");
+  app.add_flag("--profile", options.profile, "run one case once, for a profiler: ncu --profile-from-start off ...");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return run(argc > 0 ? argv[0] : "deviceloop_bench", options);
+}
+
+}  // namespace
+}  // namespace deviceloop::bench
+
+int main(int argc, char** argv) {
+  try {
+    return deviceloop::bench::parse_and_run(argc, argv);
+  } catch (const deviceloop::bench::UsageError& error) {
+    std::cerr << "deviceloop_bench: " << error.what() << '\n';
+    return 2;
+  } catch (const deviceloop::InvalidArgument& error) {
+    std::cerr << "deviceloop_bench: " << error.what() << '\n';
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "deviceloop_bench: " << error.what() << '\n';
+    return 1;
+  }
+}

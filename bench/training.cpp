@@ -1,0 +1,308 @@
+#include "training.h"
+
+#include <deviceloop/error.h>
+#include <deviceloop/random.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace deviceloop::bench {
+namespace {
+
+// FLOPs of a timed run, which takes it tens of milliseconds, and of what the reference repeats of it.
+constexpr double kCpuRunFlops = 2e9, kGpuRunFlops = 2e12, kCheckFlops = 30e9;
+constexpr std::int64_t kFewestSteps = 5, kMostSteps = 500, kMostChecked = 50, kFewestChecked = 2, kFewestRows = 16;
+
+std::string shown(double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.9g", value);
+  return text;
+}
+
+template <class Enum>
+std::vector<std::pair<std::string, Enum>> all_of() {
+  // Enumerators count from 0; the first name that comes again, or is none, is that of no enumerator.
+  std::vector<std::pair<std::string, Enum>> found;
+  for (int i = 0;; ++i) {
+    const std::string text = name(static_cast<Enum>(i));
+    const bool is_known = std::any_of(found.begin(), found.end(), [&](const auto& each) { return each.first == text; });
+    if (is_known || text == "unknown") return found;
+    found.emplace_back(text, static_cast<Enum>(i));
+  }
+}
+
+template <class Enum>
+Enum value_of(const Values& values, const std::string& axis) {
+  std::string names;
+  for (const auto& [text, value] : all_of<Enum>()) {
+    if (text == values.at(axis)) return value;
+    names += (names.empty() ? "" : ", ") + text;
+  }
+  throw UsageError("--axis " + axis + "=" + values.at(axis) + ": it takes " + names);
+}
+
+template <class Enum>
+std::vector<std::string> names_of() {
+  std::vector<std::string> names;
+  for (const auto& each : all_of<Enum>()) names.push_back(each.first);
+  return names;
+}
+
+std::int64_t clamped(double value, std::int64_t least, std::int64_t most) {
+  return static_cast<std::int64_t>(std::clamp(value, static_cast<double>(least), static_cast<double>(most)));
+}
+
+/// Rows of random numbers, `distinct` of them over and over.
+template <class T>
+std::vector<T> repeated(const Training& training, std::int64_t columns, std::uint32_t tensor) {
+  std::vector<T> values(static_cast<std::size_t>(training.spec.samples * columns));
+  fill_normal(Matrix(values.data(), training.distinct, columns), training.spec.seed, tensor);
+  const auto block = static_cast<std::size_t>(training.distinct * columns);
+  for (std::size_t at = block; at < values.size(); at += block)
+    std::memcpy(values.data() + at, values.data(), block * sizeof(T));
+  return values;
+}
+
+template <class T>
+Table first_rows(const std::vector<T>& values, std::int64_t rows, std::int64_t columns) {
+  Table table(rows, columns);
+  std::copy_n(values.begin(), table.values.size(), table.values.begin());
+  return table;
+}
+
+}  // namespace
+
+std::vector<std::string> formulation_names() { return names_of<Formulation>(); }
+std::vector<std::string> plan_names() { return names_of<ExecutorKind>(); }
+
+std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std::string> samples,
+                                std::vector<std::string> precisions, std::vector<Axis> others) {
+  std::vector<Axis> axes = {{"plan", plan_names()},    {"layers", std::move(layers)},
+                            {"n", std::move(samples)}, {"precision", std::move(precisions)},
+                            {"bias", {"no"}},          {"formulation", {name(Formulation::primal)}},
+                            {"tuned", {"no"}},         {"steps", {"auto"}}};
+  for (Axis& other : others)
+    std::find_if(axes.begin(), axes.end(), [&](const Axis& axis) { return axis.name == other.name; })->values =
+        std::move(other.values);
+  return axes;
+}
+
+std::optional<Training> training_of(const Values& values, const CaseOptions& options) {
+  Training training;
+  training.plan = value_of<ExecutorKind>(values, "plan");
+  const bool on_cpu = training.plan == ExecutorKind::cpu;
+  if (!on_cpu && options.caps.gpus.empty()) return std::nullopt;
+  NetworkSpec& network = training.network;
+  TrainingSpec& spec = training.spec;
+  network.widths = widths_of(values);
+  network.bias = flag_of(values, "bias");
+  spec.samples = count_of(values, "n");
+  spec.precision = precision_of(values);
+  spec.formulation = value_of<Formulation>(values, "formulation");
+  spec.deterministic = !flag_of(values, "tuned");
+  spec.device.kind = on_cpu ? DeviceKind::cpu : DeviceKind::cuda;
+  spec.threads = on_cpu ? options.threads : 0;
+  spec.seed = options.seed;
+  // On a CPU there is nothing to tune, and one launch for all steps chooses no algorithm.
+  if (!spec.deterministic && training.plan != ExecutorKind::graph) return std::nullopt;
+
+  const std::string& layers = values.at("layers");
+  training.name = std::string(deviceloop::name(training.plan)) + "/" + layers + "/n=" + std::to_string(spec.samples) +
+                  "/" + deviceloop::name(spec.precision);
+  if (network.bias) training.name += "/bias";
+  if (spec.formulation != Formulation::primal) training.name += std::string("/") + deviceloop::name(spec.formulation);
+  if (!spec.deterministic) training.name += "/tuned";
+
+  if (layers == "1000-100-1" && spec.samples == 128 && !network.bias) {
+    spec.optimizer.learning_rate = 1e-6;
+    training.init = Init::normal;
+  } else {
+    // By the largest curvature of random data.
+    const std::int64_t widest = *std::max_element(network.widths.begin(), network.widths.end());
+    const double root = std::sqrt(static_cast<double>(spec.samples)) + std::sqrt(static_cast<double>(widest));
+    spec.optimizer.learning_rate = 0.002 / (root * root);
+  }
+  const double flops = step_flops(training);
+  training.steps = clamped((on_cpu ? kCpuRunFlops : kGpuRunFlops) / flops, kFewestSteps, kMostSteps);
+  if (values.at("steps") != "auto") {
+    training.steps = count_of(values, "steps");
+    training.name += "/steps=" + std::to_string(training.steps);
+  }
+  training.distinct = spec.samples;
+  // The reference takes all of the arithmetic of the primal formulation.
+  Training checked = training;
+  checked.spec.formulation = Formulation::primal;
+  double check_flops = step_flops(checked);
+  while (check_flops * kFewestChecked > kCheckFlops && training.distinct % 2 == 0 && training.distinct > kFewestRows) {
+    training.distinct /= 2;
+    check_flops /= 2;
+  }
+  training.checked_steps = std::min(training.steps, clamped(kCheckFlops / check_flops, kFewestChecked, kMostChecked));
+  try {
+    make_plan(network, spec, options.caps, training.plan);
+  } catch (const Error& error) {
+    training.refused = error.what();
+  }
+  return training;
+}
+
+double step_flops(const Training& training) {
+  double flops = 0;
+  const auto samples = static_cast<double>(training.spec.samples);
+  for (int layer = 0; layer < training.network.layers(); ++layer) {
+    const auto in = static_cast<double>(training.network.in_features(layer));
+    const auto out = static_cast<double>(training.network.out_features(layer));
+    // The first layer's input needs no gradient; any formulation but primal trains that layer by X X^T.
+    if (layer > 0)
+      flops += 6 * samples * in * out;
+    else
+      flops += training.spec.formulation == Formulation::primal ? 4 * samples * in * out : 2 * samples * samples * out;
+  }
+  return flops;
+}
+
+double step_bytes(const Training& training) {
+  double parameters = 0;
+  for (int layer = 0; layer < training.network.layers(); ++layer)
+    parameters += static_cast<double>(training.network.out_features(layer)) *
+                  static_cast<double>(training.network.in_features(layer) + (training.network.bias ? 1 : 0));
+  const double inputs = training.spec.formulation == Formulation::primal
+                            ? static_cast<double>(training.network.widths.front())
+                            : static_cast<double>(training.spec.samples);
+  const double data =
+      static_cast<double>(training.spec.samples) * (inputs + static_cast<double>(training.network.widths.back()));
+  return (data + 2 * parameters) * static_cast<double>(size_of(element_type(training.spec.precision)));
+}
+
+TrainingRun::TrainingRun(const Training& training) : training_(training) {
+  if (training.spec.precision == Precision::fp32) {
+    x32_ = repeated<float>(training, training.network.widths.front(), kTensorX);
+    y32_ = repeated<float>(training, training.network.widths.back(), kTensorY);
+  } else {
+    x64_ = repeated<double>(training, training.network.widths.front(), kTensorX);
+    y64_ = repeated<double>(training, training.network.widths.back(), kTensorY);
+  }
+  trainer_ = std::make_unique<Trainer>(training.network, training.spec, training.plan);
+  trainer_->initialize(training.spec.seed, training.init);
+  try {
+    set_data(*trainer_);
+    initial_ = read(*trainer_);
+  } catch (const Unsupported& error) {
+    throw NotHere(error.what());
+  }
+}
+
+void TrainingRun::set_data(Trainer& trainer) const {
+  const std::int64_t rows = training_.spec.samples, in = training_.network.widths.front(),
+                     out = training_.network.widths.back();
+  if (training_.spec.precision == Precision::fp32)
+    trainer.set_data(ConstMatrix(x32_.data(), rows, in), ConstMatrix(y32_.data(), rows, out));
+  else
+    trainer.set_data(ConstMatrix(x64_.data(), rows, in), ConstMatrix(y64_.data(), rows, out));
+}
+
+std::int64_t TrainingRun::data_bytes() const {
+  return static_cast<std::int64_t>((x32_.size() + y32_.size()) * sizeof(float) +
+                                   (x64_.size() + y64_.size()) * sizeof(double));
+}
+
+void TrainingRun::set_parameters(Trainer& trainer) const {
+  for (int layer = 0; layer < training_.network.layers(); ++layer) {
+    const Table& weight = initial_.weights[static_cast<std::size_t>(layer)];
+    trainer.write_weight(layer, ConstMatrix(weight.values.data(), weight.rows, weight.columns));
+    if (!training_.network.bias) continue;
+    const Table& bias = initial_.biases[static_cast<std::size_t>(layer)];
+    trainer.write_bias(layer, ConstMatrix(bias.values.data(), bias.rows, bias.columns));
+  }
+}
+
+Parameters TrainingRun::read(const Trainer& trainer) const {
+  Parameters parameters;
+  for (int layer = 0; layer < training_.network.layers(); ++layer) {
+    const std::int64_t in = training_.network.in_features(layer), out = training_.network.out_features(layer);
+    Table& weight = parameters.weights.emplace_back(in, out);
+    trainer.read_weight(layer, Matrix(weight.values.data(), in, out));
+    if (!training_.network.bias) continue;
+    Table& bias = parameters.biases.emplace_back(1, out);
+    trainer.read_bias(layer, Matrix(bias.values.data(), 1, out));
+  }
+  return parameters;
+}
+
+void TrainingRun::compute_reference() {
+  if (!expected_losses_.empty()) return;
+  const bool is_fp32 = training_.spec.precision == Precision::fp32;
+  const std::int64_t in = training_.network.widths.front(), out = training_.network.widths.back();
+  const Table x = is_fp32 ? first_rows(x32_, training_.distinct, in) : first_rows(x64_, training_.distinct, in);
+  const Table y = is_fp32 ? first_rows(y32_, training_.distinct, out) : first_rows(y64_, training_.distinct, out);
+  // With copies of a block of rows, losses and gradients are so many times those of the block.
+  const auto copies = static_cast<double>(training_.spec.samples / training_.distinct);
+  double rate = training_.spec.optimizer.learning_rate;
+  if (is_fp32) rate = static_cast<double>(static_cast<float>(rate));
+  expected_ = initial_;
+  expected_losses_ = train_reference(expected_, x, y, rate * copies, training_.checked_steps);
+  for (double& loss : expected_losses_) loss *= copies;
+}
+
+const std::vector<double>& TrainingRun::expected_losses() {
+  compute_reference();
+  return expected_losses_;
+}
+
+const Parameters& TrainingRun::expected_parameters() {
+  compute_reference();
+  return expected_;
+}
+
+void check_falling(const std::vector<double>& losses, std::int64_t steps) {
+  if (static_cast<std::int64_t>(losses.size()) != steps)
+    throw WrongResult("there are " + std::to_string(losses.size()) + " losses, not " + std::to_string(steps));
+  for (std::size_t step = 0; step < losses.size(); ++step)
+    if (!std::isfinite(losses[step])) throw WrongResult("the loss of step " + std::to_string(step) + " is not finite");
+  if (losses.size() > 1 && !(losses.back() < losses.front()))
+    throw WrongResult("the loss does not fall: " + shown(losses.front()) + ", at the end " + shown(losses.back()));
+}
+
+double check_losses(const Training& training, const std::vector<double>& losses, const std::vector<double>& expected) {
+  const bool is_fp32 = training.spec.precision == Precision::fp32;
+  const double bound = is_fp32 ? 1e-4 : 1e-10;
+  const double first_bound = !is_fp32 ? bound : training.init == Init::normal ? 1e-6 : 1e-5;
+  if (losses.size() < expected.size()) throw WrongResult("losses are missing");
+  double largest = 0;
+  for (std::size_t step = 0; step < expected.size(); ++step) {
+    const double error = std::abs(losses[step] - expected[step]) / std::max(expected[step], 1e-3 * expected.front());
+    if (!(error <= (step == 0 ? first_bound : bound)))
+      throw WrongResult("the loss of step " + std::to_string(step) + " is " + shown(losses[step]) + ", not " +
+                        shown(expected[step]));
+    largest = std::max(largest, error);
+  }
+  return largest;
+}
+
+double check_parameters(const Training& training, const Parameters& initial, const Parameters& got,
+                        const Parameters& expected) {
+  // A unit whose pre-activation is 0 but for rounding passes its gradient in one and not in the other: the way may
+  // differ by a little more than rounding, and by far less than any mistake.
+  const bool is_fp32 = training.spec.precision == Precision::fp32;
+  const double bound = is_fp32 ? 1e-2 : 1e-8, rounding = is_fp32 ? 0x1p-23 : 0x1p-52;
+  double largest = 0;
+  const auto check = [&](const std::string& what, const Table& before, const Table& is, const Table& should) {
+    const double way = distance(should, before), error = distance(is, should);
+    // Each step rounds each parameter once.
+    const double allowed = bound * way + rounding * static_cast<double>(training.checked_steps) * norm(should);
+    if (!(error <= allowed))
+      throw WrongResult(what + " after " + std::to_string(training.checked_steps) + " steps is off by " +
+                        shown(error / way) + " of how far it moved");
+    largest = std::max(largest, error / way);
+  };
+  for (std::size_t layer = 0; layer < expected.weights.size(); ++layer) {
+    const std::string number = std::to_string(layer);
+    check("the weight of layer " + number, initial.weights[layer], got.weights[layer], expected.weights[layer]);
+    if (!expected.biases.empty())
+      check("the bias of layer " + number, initial.biases[layer], got.biases[layer], expected.biases[layer]);
+  }
+  return largest;
+}
+
+}  // namespace deviceloop::bench

@@ -1,0 +1,617 @@
+// The benchmark binary: its statistics, names and outputs; that a wrong result is a failed case; its reference; and the
+// program from outside.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../bench/cases.h"
+#include "../bench/gemm_cases.h"
+#include "../bench/limits.h"
+#include "../bench/reference.h"
+#include "../bench/result.h"
+#include "../bench/runner.h"
+#include "../bench/statistics.h"
+#include "../bench/training.h"
+#include "support/run_command.h"
+#include "support/temporary_folder.h"
+
+namespace deviceloop::bench {
+namespace {
+
+using nlohmann::json;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Statistics and names
+
+TEST(BenchStatistics, MedianMinimumAndNoise) {
+  EXPECT_EQ(median({3}), 3);
+  EXPECT_EQ(median({5, 1, 3}), 3);
+  EXPECT_EQ(median({4, 1, 3, 2}), 2.5);
+  const Summary summary = summarize({10, 11, 9, 10, 100});
+  EXPECT_EQ(summary.median, 10);
+  EXPECT_EQ(summary.minimum, 9);
+  EXPECT_DOUBLE_EQ(summary.noise_percent, 10);  // distances 0, 1, 1, 0, 90: their median is 1
+  EXPECT_EQ(summarize({7}).noise_percent, 0);
+}
+
+Case named(const std::string& name) {
+  Case made;
+  made.name = name;
+  return made;
+}
+
+/// Cases a/x=X/y=Y; those with y=3 have no meaning.
+Block block_of(bool by_default, std::vector<std::string> xs, std::vector<std::string> ys) {
+  return {by_default, {{"x", std::move(xs)}, {"y", std::move(ys)}}, [](const Values& values) -> std::optional<Case> {
+            if (values.at("y") == "3") return std::nullopt;
+            return named("a/x=" + values.at("x") + "/y=" + values.at("y"));
+          }};
+}
+
+std::vector<std::string> names_of(const std::vector<Case>& cases) {
+  std::vector<std::string> names;
+  for (const Case& each : cases) names.push_back(each.name);
+  return names;
+}
+
+using Names = std::vector<std::string>;
+
+TEST(BenchCases, AreAllCombinationsEachOnceTheDefaultOnesFirst) {
+  const std::vector<Case> cases =
+      make_cases({block_of(false, {"1", "2"}, {"1"}), block_of(true, {"1"}, {"1", "2", "3"})}, {});
+  EXPECT_EQ(names_of(cases), (Names{"a/x=1/y=1", "a/x=1/y=2", "a/x=2/y=1"}));
+  EXPECT_TRUE(cases[0].by_default);
+  EXPECT_FALSE(cases[2].by_default);
+  EXPECT_EQ(cases[1].values, (Values{{"x", "1"}, {"y", "2"}}));
+}
+
+TEST(BenchCases, ChosenValuesReplaceThoseOfTheAxis) {
+  const Block other{true, {{"z", {"1"}}}, [](const Values&) { return std::make_optional<Case>(named("other")); }};
+  const std::vector<Block> blocks = {block_of(true, {"1"}, {"1"}), other};
+  EXPECT_EQ(names_of(make_cases(blocks, {parse_axis("x=7,8")})), (Names{"a/x=7/y=1", "a/x=8/y=1"}));
+  EXPECT_EQ(names_of(make_cases(blocks, {parse_axis("z=5")})), Names{"other"});
+  EXPECT_TRUE(make_cases(blocks, {parse_axis("z=5"), parse_axis("x=1")}).empty());
+  EXPECT_THROW(make_cases(blocks, {parse_axis("w=1")}), UsageError);
+  for (const char* text : {"", "n", "n=", "=1", "n=1,,2", "n=1,"}) EXPECT_THROW(parse_axis(text), UsageError) << text;
+}
+
+TEST(BenchCases, AreSelectedByARegularExpressionOrByDefault) {
+  const std::vector<Case> cases = make_cases({block_of(true, {"1", "2"}, {"1"}), block_of(false, {"3"}, {"1"})}, {});
+  EXPECT_EQ(names_of(select_cases(cases, "")), (Names{"a/x=1/y=1", "a/x=2/y=1"}));
+  EXPECT_EQ(names_of(select_cases(cases, "x=[23]")), (Names{"a/x=2/y=1", "a/x=3/y=1"}));
+  EXPECT_EQ(names_of(select_cases(cases, "^a/x=3/y=1$")), Names{"a/x=3/y=1"});
+  EXPECT_TRUE(select_cases(cases, "b/").empty());
+  EXPECT_THROW(select_cases(cases, "x=("), UsageError);
+}
+
+TEST(BenchCases, ValuesAreReadAndRefused) {
+  EXPECT_EQ(count_of({{"n", "1000"}}, "n"), 1000);
+  EXPECT_EQ(count_of({{"n", "2^20"}}, "n"), 1 << 20);
+  for (const char* text : {"0", "-1", "1e3", "2^41", "2^", "3^2", "99999999999999999999"})
+    EXPECT_THROW(count_of({{"n", text}}, "n"), UsageError) << text;
+  EXPECT_EQ(widths_of({{"layers", "1000-100-1"}}), (std::vector<std::int64_t>{1000, 100, 1}));
+  for (const char* text : {"1000", "1000-", "1000-0", "a-b", "10,2"})
+    EXPECT_THROW(widths_of({{"layers", text}}), UsageError) << text;
+  EXPECT_EQ(precision_of({{"precision", "fp64"}}), Precision::fp64);
+  EXPECT_THROW(precision_of({{"precision", "fp16"}}), UsageError);
+  EXPECT_TRUE(flag_of({{"bias", "yes"}}, "bias"));
+  EXPECT_THROW(flag_of({{"bias", "1"}}, "bias"), UsageError);
+  EXPECT_EQ(powers_of_two(10, 14, 2), (Names{"1024", "4096", "16384"}));
+}
+
+CaseOptions options_with_gpu(const std::string& no_cublaslt_reason = "") {
+  CaseOptions options;
+  options.caps.cpu.cores = 2;
+  GpuCaps gpu;
+  gpu.name = "a GPU";
+  gpu.compute_capability = 90;
+  gpu.multiprocessors = 132;
+  gpu.memory_bytes = std::uint64_t{80} << 30;
+  options.caps.gpus.push_back(gpu);
+  options.caps.no_cublaslt_reason = no_cublaslt_reason;
+  return options;
+}
+
+bool has(const std::vector<Case>& cases, const std::string& name) {
+  return std::any_of(cases.begin(), cases.end(),
+                     [&](const Case& one) { return one.name == name && one.refused.empty(); });
+}
+
+TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
+  const std::vector<Case> cases = make_cases(train_blocks(options_with_gpu()), {});
+  for (const char* name :
+       {"train/cpu/1000-100-1/n=128/fp32", "train/graph/1000-100-1/n=128/fp64", "train/graph/64-64-64-1/n=1048576/fp32",
+        "train/graph/4096-4096-4096-4096-4096/n=8192/fp32", "train/graph/1000-100-1/n=128/fp32/tuned",
+        "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32"})
+    EXPECT_TRUE(has(cases, name)) << name;
+  for (const Case& one : cases) {
+    EXPECT_EQ(one.device, one.name.rfind("train/cpu/", 0) == 0 ? Device::cpu : Device::cuda) << one.name;
+    EXPECT_TRUE(one.name.find("/primal") == std::string::npos) << one.name;
+    EXPECT_FALSE(one.name.rfind("train/cpu/", 0) == 0 && one.name.find("/tuned") != std::string::npos) << one.name;
+  }
+  for (const Case& one : make_cases(train_blocks(options_with_gpu("not here")), {}))
+    if (one.name == "train/graph/1000-100-1/n=128/fp32") {
+      EXPECT_EQ(one.refused, "plan 'graph': not here; use the plan 'cpu' or 'auto'");
+    }
+  for (const Case& one : make_cases(train_blocks({}), {})) EXPECT_EQ(one.device, Device::cpu) << one.name;
+  EXPECT_TRUE(
+      has(make_cases(train_blocks({}), {parse_axis("layers=7-5-2"), parse_axis("n=33")}), "train/cpu/7-5-2/n=33/fp32"));
+  EXPECT_THROW(make_cases(train_blocks({}), {parse_axis("plan=gpu")}), UsageError);
+  EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
+  EXPECT_EQ(formulation_names().front(), "primal");
+}
+
+TEST(BenchCases, ProductsAreThoseOfAStep) {
+  const auto shape = [](const std::string& product, const std::string& layer) {
+    return product_shape(
+        {{"product", product}, {"layers", "7-5-2"}, {"layer", layer}, {"n", "3"}, {"precision", "fp32"}});
+  };
+  EXPECT_EQ(shape("forward", "1")->name, "gemm/forward/7-5-2/layer=1/n=3/fp32");
+  EXPECT_EQ(shape("forward", "0")->k, 7);
+  EXPECT_EQ(shape("input_gradient", "1")->n, 5);
+  EXPECT_EQ(shape("weight_update", "0")->m, 7);
+  EXPECT_FALSE(shape("input_gradient", "0"));
+  EXPECT_FALSE(shape("forward", "2"));
+  EXPECT_THROW(shape("backward", "0"), UsageError);
+  EXPECT_EQ(demand_of(*shape("forward", "0")).flops, 2 * 3 * 7 * 5);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The runner
+
+struct Script {
+  double us = 100;      ///< of a unit
+  int wrong_check = 0;  ///< the check that fails, from 1
+  int sleep_ms = 0;     ///< of a run
+  bool repeats = false;
+  std::string thrown = {};  ///< by the first run
+  bool not_here = false;
+};
+
+class ScriptedWork final : public Work {
+ public:
+  explicit ScriptedWork(const Script& script) : script_(script) {}
+  Demand demand() const override {
+    Demand demand;
+    demand.elements = 1e6;
+    demand.flops = 2e6;
+    demand.bytes = 4e6;
+    return demand;
+  }
+  double run(std::int64_t) override {
+    if (!script_.thrown.empty()) throw std::runtime_error(script_.thrown);
+    if (script_.not_here) throw NotHere("too little memory");
+    std::this_thread::sleep_for(std::chrono::milliseconds(script_.sleep_ms));
+    return script_.us;
+  }
+  bool repeats() const override { return script_.repeats; }
+  void check() override {
+    if (++checks_ == script_.wrong_check) throw WrongResult("element 3 is 7, not \"8\"");
+  }
+  std::optional<HostCalls> host_calls() const override { return HostCalls{0.03125, 0.002}; }
+  nlohmann::json details() const override { return {{"steps", 5}}; }
+
+ private:
+  Script script_;
+  int checks_ = 0;
+};
+
+Case scripted(const std::string& name, const Script& script = {}) {
+  Case made = named(name);
+  made.values = {{"n", "5"}};
+  made.prepare = [script] { return std::make_unique<ScriptedWork>(script); };
+  return made;
+}
+
+class FixedMachine final : public Machine {
+ public:
+  std::vector<Rate> rates(Device device) override { return {{device, "FMA", "fp32", 1, 200, "GFLOP/s"}}; }
+  Limit limit(const Demand&) override { return {25, "FMA"}; }
+};
+
+RunOptions quick() {
+  RunOptions options;
+  options.min_samples = 3;
+  options.timeout_s = 5;
+  options.command = "deviceloop_bench";
+  return options;
+}
+
+TEST(BenchRunner, RatesAndPercentOfLimitFollowFromTheMedian) {
+  FixedMachine machine;
+  const Result result = run_case(scripted("a", {.sleep_ms = 60}), machine, quick());
+  ASSERT_TRUE(result.ok()) << result.error;
+  EXPECT_GE(result.samples, 3);
+  EXPECT_EQ(result.us->median, 100);
+  EXPECT_DOUBLE_EQ(result.elements_per_s, 1e10);
+  EXPECT_DOUBLE_EQ(result.gflops, 20);
+  EXPECT_DOUBLE_EQ(result.gb_per_s, 40);
+  EXPECT_DOUBLE_EQ(*result.percent_of_limit, 25);
+  EXPECT_EQ(result.repeat, "deviceloop_bench --benchmark '^a$'");
+}
+
+TEST(BenchRunner, TakesAtLeastTheSamplesAskedForAndEndsAtTheTimeout) {
+  FixedMachine machine;
+  RunOptions options = quick();
+  options.min_samples = 40;
+  EXPECT_GE(run_case(scripted("a", {.sleep_ms = 1}), machine, options).samples, 40);
+  options.timeout_s = 0.05;
+  const Result late = run_case(scripted("a", {.sleep_ms = 20}), machine, options);
+  EXPECT_TRUE(late.ok());
+  EXPECT_GE(late.samples, 1);
+  EXPECT_LT(late.samples, 10);
+  options.timeout_s = 0;
+  EXPECT_EQ(run_case(scripted("a"), machine, options).samples, 1);
+}
+
+TEST(BenchRunner, AWrongResultIsAFailedCaseWithoutATime) {
+  FixedMachine machine;
+  for (const int check : {1, 2}) {  // before the samples, and after them
+    const Result result = run_case(scripted("a", {.wrong_check = check}), machine, quick());
+    EXPECT_FALSE(result.ok());
+    EXPECT_EQ(result.error, "element 3 is 7, not \"8\"");
+    EXPECT_FALSE(result.us.has_value());
+    EXPECT_FALSE(result.percent_of_limit.has_value());
+  }
+  EXPECT_EQ(run_case(scripted("a", {.thrown = "broken"}), machine, quick()).error, "broken");
+}
+
+TEST(BenchRunner, WhatCannotRunHereIsNoFailure) {
+  FixedMachine machine;
+  EXPECT_EQ(run_case(scripted("a", {.not_here = true}), machine, quick()).not_run, "too little memory");
+  Case refused = scripted("a");
+  refused.refused = "no cuBLASLt";
+  const Result result = run_case(refused, machine, quick());
+  EXPECT_EQ(result.not_run, "no cuBLASLt");
+  EXPECT_TRUE(result.ok());
+}
+
+TEST(BenchRunner, ExitCodeTableJsonAndCsvTellOfAFailureAndGoOn) {
+  const testing::TemporaryFolder folder;
+  FixedMachine machine;
+  RunOptions options = quick();
+  options.json = folder / "r.json";
+  options.csv = folder / "r.csv";
+  options.machine = {{"processor", "a processor"}};
+  std::ostringstream out;
+  EXPECT_EQ(run_cases({scripted("first"), scripted("wrong", {.wrong_check = 1}), scripted("last"),
+                       scripted("absent", {.not_here = true})},
+                      machine, options, out),
+            1);
+  const std::string table = out.str();
+  for (const char* text :
+       {"limit: FMA, 1 thread", "fp32    200.0 GFLOP/s", "% limit", "25.0  FMA", "FAILED: element 3 is 7",
+        "not run: too little memory", "--benchmark '^last$'", "0.0312", "1 case failed"})
+    EXPECT_NE(table.find(text), std::string::npos) << text << " in\n" << table;
+
+  const json result = json::parse(testing::read_all(options.json));
+  EXPECT_EQ(result["ok"], false);
+  EXPECT_EQ(result["machine"]["processor"], "a processor");
+  EXPECT_EQ(result["limits"][0]["value"], 200);
+  ASSERT_EQ(result["cases"].size(), 3u);
+  const json &first = result["cases"][0], &wrong = result["cases"][1];
+  EXPECT_EQ(first["name"], "first");
+  EXPECT_EQ(first["ok"], true);
+  EXPECT_EQ(first["median_us"], 100);
+  EXPECT_EQ(first["percent_of_limit"], 25);
+  EXPECT_EQ(first["limit"]["by"], "FMA");
+  EXPECT_EQ(first["launches_per_step"], 0.03125);
+  EXPECT_EQ(first["axes"]["n"], "5");
+  EXPECT_EQ(first["details"]["steps"], 5);
+  EXPECT_EQ(wrong["ok"], false);
+  EXPECT_TRUE(wrong["median_us"].is_null());
+  EXPECT_TRUE(wrong["percent_of_limit"].is_null());
+  EXPECT_EQ(wrong["error"], "element 3 is 7, not \"8\"");
+  EXPECT_EQ(result["cases"][2]["name"], "last");
+  EXPECT_EQ(result["not_run"][0]["name"], "absent");
+
+  std::istringstream csv(testing::read_all(options.csv));
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(csv, line);) lines.push_back(line);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[0].rfind("name,device,ok,samples,median_us", 0), 0u);
+  EXPECT_EQ(lines[1].rfind("\"first\",cpu,true,", 0), 0u);
+  EXPECT_NE(lines[2].find("\"element 3 is 7, not \"\"8\"\"\""), std::string::npos);
+  const auto fields = [](const std::string& line) { return std::count(line.begin(), line.end(), ','); };
+  EXPECT_EQ(fields(lines[0]), fields(lines[1]));
+  EXPECT_EQ(fields(lines[0]) + 1, fields(lines[2]));  // one stands inside the quotes
+
+  std::ostringstream right;
+  EXPECT_EQ(run_cases({scripted("first")}, machine, options, right), 0);
+  EXPECT_EQ(json::parse(testing::read_all(options.json))["ok"], true);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Wrong results planted in what is timed
+
+Result run_kernel(const std::string& name, const Kernels<float>& kernels) {
+  FixedMachine machine;
+  const std::vector<Case> cases = make_cases(kernel_blocks({}, kernels), {parse_axis("n=1000")});
+  for (const Case& one : cases)
+    if (one.name == name) return run_case(one, machine, quick());
+  throw std::runtime_error("no case " + name);
+}
+
+TEST(BenchChecks, AWrongResultPlantedInAKernelFailsItsCase) {
+  for (const char* name : {"relu", "relu_gradient", "squared_error"}) {
+    const Result right = run_kernel("kernel/" + std::string(name) + "/n=1000/fp32", public_kernels<float>());
+    EXPECT_TRUE(right.ok()) << right.error;
+    EXPECT_GT(right.us->median, 0);
+  }
+  using Out = std::span<float>;
+  using In = std::span<const float>;
+  const Kernels<float> good = public_kernels<float>();
+
+  Kernels<float> kernels = good;
+  kernels.relu = [&](Out out, In in) {
+    good.relu(out, in);
+    out[999] += 1;
+  };
+  EXPECT_EQ(run_kernel("kernel/relu/n=1000/fp32", kernels).error.rfind("element 999 is ", 0), 0u);
+  kernels.relu = [&](Out out, In in) { good.relu(out.first(999), in.first(999)); };  // one is not written
+  EXPECT_FALSE(run_kernel("kernel/relu/n=1000/fp32", kernels).ok());
+  kernels.relu_gradient = [](Out dz, In z, In dh) {
+    for (std::size_t i = 0; i < dz.size(); ++i) dz[i] = z[i] < 0 ? dh[i] : 0;
+  };
+  EXPECT_FALSE(run_kernel("kernel/relu_gradient/n=1000/fp32", kernels).ok());
+  kernels.squared_error = [&](Out gradient, In prediction, In target) {
+    return 1.00001 * good.squared_error(gradient, prediction, target);
+  };
+  EXPECT_EQ(run_kernel("kernel/squared_error/n=1000/fp32", kernels).error.rfind("the loss is ", 0), 0u);
+  kernels.squared_error = [&](Out gradient, In prediction, In target) {
+    const double loss = good.squared_error(gradient, prediction, target);
+    gradient[0] = -gradient[0];
+    return loss;
+  };
+  EXPECT_FALSE(run_kernel("kernel/squared_error/n=1000/fp32", kernels).ok());
+  // The first result is right and later ones are not: what was timed is what is checked.
+  int calls = 0;
+  kernels.relu = [&](Out out, In in) {
+    good.relu(out, in);
+    if (++calls > 1) out[5] += 1;
+  };
+  EXPECT_FALSE(run_kernel("kernel/relu/n=1000/fp32", kernels).ok());
+}
+
+TEST(BenchChecks, AProductIsHeldAgainstTheReference) {
+  for (const char* product : {"forward", "input_gradient", "weight_update"}) {
+    const ProductShape shape = *product_shape(
+        {{"product", product}, {"layers", "30-70-9"}, {"layer", "1"}, {"n", "150"}, {"precision", "fp64"}});
+    Table a(shape.transpose_a ? shape.k : shape.m, shape.transpose_a ? shape.m : shape.k);
+    Table b(shape.transpose_b ? shape.n : shape.k, shape.transpose_b ? shape.k : shape.n);
+    for (std::size_t i = 0; i < a.values.size(); ++i)
+      a.values[i] = random_value<double>(1, kFirst, static_cast<std::int64_t>(i));
+    for (std::size_t i = 0; i < b.values.size(); ++i)
+      b.values[i] = random_value<double>(1, kSecond, static_cast<std::int64_t>(i));
+    Table out = bench::product(shape.transpose_a ? transposed(a) : a, shape.transpose_b ? transposed(b) : b);
+    EXPECT_NO_THROW(check_product(shape, 1, out.values.data())) << product;
+    EXPECT_THROW(check_product(shape, 2, out.values.data()), WrongResult) << product;
+    out.values.back() += 1e-6;  // the last row is one of those that are checked
+    EXPECT_THROW(check_product(shape, 1, out.values.data()), WrongResult) << product;
+    out.values.back() = std::nan("");
+    EXPECT_THROW(check_product(shape, 1, out.values.data()), WrongResult) << product;
+  }
+}
+
+TEST(BenchReference, IsGradientDescentByFiniteDifferences) {
+  Parameters parameters;
+  const std::int64_t widths[] = {4, 6, 5, 2}, samples = 7;
+  const auto fill = [](Table& table, std::uint64_t array) {
+    for (std::size_t i = 0; i < table.values.size(); ++i)
+      table.values[i] = random_value<double>(3, array, static_cast<std::int64_t>(i));
+  };
+  for (int layer = 0; layer < 3; ++layer) {
+    fill(parameters.weights.emplace_back(widths[layer], widths[layer + 1]), kThird + static_cast<std::uint64_t>(layer));
+    fill(parameters.biases.emplace_back(1, widths[layer + 1]), 20 + static_cast<std::uint64_t>(layer));
+  }
+  Table x(samples, 4), y(samples, 2);
+  fill(x, kFirst);
+  fill(y, kSecond);
+  const auto loss_at = [&](Parameters at) { return train_reference(at, x, y, 0, 1)[0]; };
+  constexpr double kRate = 1e-3, kStep = 1e-5;
+  Parameters moved = parameters;
+  train_reference(moved, x, y, kRate, 1);
+  for (std::size_t layer = 0; layer < 3; ++layer)
+    for (const auto tensors : {&Parameters::weights, &Parameters::biases})
+      for (const std::size_t index : {std::size_t{0}, (parameters.*tensors)[layer].values.size() - 1}) {
+        Parameters up = parameters, down = parameters;
+        (up.*tensors)[layer].values[index] += kStep;
+        (down.*tensors)[layer].values[index] -= kStep;
+        const double slope = (loss_at(up) - loss_at(down)) / (2 * kStep);
+        const double went =
+            ((parameters.*tensors)[layer].values[index] - (moved.*tensors)[layer].values[index]) / kRate;
+        EXPECT_NEAR(went, slope, 1e-5 * (1 + std::abs(slope))) << "layer " << layer << ", " << index;
+      }
+  // A single neuron: x = (2, 3, 4), w = (1, -1, 5) predicts 19.
+  Parameters neuron;
+  neuron.weights.emplace_back(3, 1).values = {1, -1, 5};
+  Table three(1, 3), target(1, 1);
+  three.values = {2, 3, 4};
+  target.values = {18};
+  EXPECT_EQ(train_reference(neuron, three, target, 0.25, 1)[0], 1);
+  EXPECT_EQ(neuron.weights[0].values, (std::vector<double>{0, -2.5, 3}));
+}
+
+Training small_training(const std::string& precision = "fp32", const std::string& bias = "yes") {
+  return *training_of({{"plan", "cpu"},
+                       {"layers", "20-12-3"},
+                       {"n", "32"},
+                       {"precision", precision},
+                       {"bias", bias},
+                       {"formulation", "primal"},
+                       {"tuned", "no"},
+                       {"steps", "20"}},
+                      {});
+}
+
+TEST(BenchChecks, TrainingIsHeldAgainstTheReference) {
+  for (const char* precision : {"fp32", "fp64"}) {
+    const Training training = small_training(precision);
+    TrainingRun run(training);
+    const std::vector<double> losses = run.trainer().train(training.steps).losses;
+    EXPECT_NO_THROW(check_losses(training, losses, run.expected_losses()));
+    const Parameters got = run.read(run.trainer());
+    EXPECT_NO_THROW(check_parameters(training, run.initial(), got, run.expected_parameters()));
+
+    for (const std::size_t at : {std::size_t{0}, losses.size() - 1}) {
+      std::vector<double> wrong = losses;
+      wrong[at] *= 1.0002;
+      EXPECT_THROW(check_losses(training, wrong, run.expected_losses()), WrongResult);
+      wrong[at] = std::nan("");
+      EXPECT_THROW(check_losses(training, wrong, run.expected_losses()), WrongResult);
+      EXPECT_THROW(check_falling(wrong, training.steps), WrongResult);
+    }
+    EXPECT_THROW(check_falling(losses, training.steps + 1), WrongResult);
+    EXPECT_THROW(check_falling({2, 3}, 2), WrongResult);
+
+    // The gradient of one layer scaled, and one that stood still.
+    for (const double scale : {1.02, 0.0})
+      for (const bool in_bias : {false, true}) {
+        Parameters wrong = got;
+        Table& table = in_bias ? wrong.biases[0] : wrong.weights[1];
+        const Table& before = in_bias ? run.initial().biases[0] : run.initial().weights[1];
+        for (std::size_t i = 0; i < table.values.size(); ++i)
+          table.values[i] = before.values[i] + scale * (table.values[i] - before.values[i]);
+        EXPECT_THROW(check_parameters(training, run.initial(), wrong, run.expected_parameters()), WrongResult)
+            << scale << in_bias;
+      }
+  }
+}
+
+TEST(BenchChecks, RepeatedRowsAreCheckedByOneBlockOfThem) {
+  Training training = small_training();
+  training.distinct = 8;
+  TrainingRun run(training);
+  EXPECT_NO_THROW(check_losses(training, run.trainer().train(training.steps).losses, run.expected_losses()));
+}
+
+TEST(BenchCases, SmallRunsOfTrainingAndPlanningAreRight) {
+  FixedMachine machine;
+  CaseOptions options;
+  options.threads = 2;
+  for (const auto& blocks : {train_blocks(options), plan_blocks(options), gemm_blocks(options)}) {
+    const std::vector<Case> cases = make_cases(blocks, {parse_axis("layers=20-12-3"), parse_axis("n=40")});
+    ASSERT_FALSE(cases.empty());
+    for (const Case& one : cases) {
+      RunOptions few = quick();
+      few.timeout_s = 0.05;
+      const Result result = run_case(one, machine, few);
+      EXPECT_TRUE(result.ok()) << one.name << ": " << result.error;
+      EXPECT_EQ(result.not_run, "") << one.name;
+      if (one.name.rfind("train/", 0) == 0) {
+        EXPECT_EQ(result.details["threads"], 2) << one.name;
+      }
+    }
+  }
+}
+
+TEST(BenchLimits, MeasuresThisMachine) {
+  ThisMachine machine(2);
+  Demand demand;
+  demand.flops = 1e6;
+  const Limit arithmetic = machine.limit(demand);
+  EXPECT_GT(arithmetic.us, 0);
+  EXPECT_TRUE(arithmetic.by == "FMA" || arithmetic.by == "GEMM") << arithmetic.by;
+  demand.bytes = demand.footprint = 12e3;
+  demand.flops = 0;
+  demand.reads = 2;
+  const Limit memory = machine.limit(demand);
+  EXPECT_GT(memory.us, 0);
+  EXPECT_NE(memory.by.find(" in L1"), std::string::npos) << memory.by;
+  demand.bytes = 0;
+  EXPECT_EQ(machine.limit(demand).us, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The program
+
+testing::CommandResult bench(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), DEVICELOOP_BENCH);
+  testing::CommandSetup setup;
+  setup.arguments = std::move(arguments);
+  return testing::run_command(setup);
+}
+
+TEST(BenchProgram, ListsItsCasesThoseOfTheDefaultSetFirst) {
+  const testing::CommandResult result = bench({"--list", "--device", "cpu"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const std::size_t sweeps = result.out.find("\n\n");
+  for (const char* name : {"kernel/relu/n=1024/fp32\n", "gemm/forward/1000-100-1/layer=0/n=128/fp64\n",
+                           "train/cpu/1000-100-1/n=128/fp32\n", "plan/first_loss/cpu/1000-100-1/n=128/fp32\n"})
+    EXPECT_LT(result.out.find(name), sweeps) << name;
+  const std::size_t largest = result.out.find("kernel/squared_error/n=268435456/fp64\n");
+  EXPECT_GT(largest, sweeps);
+  EXPECT_NE(largest, std::string::npos);
+}
+
+TEST(BenchProgram, RunsACaseWritesFilesAndSaysHowToRepeatIt) {
+  const testing::TemporaryFolder folder;
+  const std::string json_file = folder / "r.json", csv_file = folder / "r.csv";
+  const testing::CommandResult result =
+      bench({"--benchmark", "^kernel/relu/", "--axis", "n=5000", "--device", "cpu", "--min-samples", "4", "--timeout",
+             "0.2", "--seed", "5", "--json", json_file, "--csv", csv_file});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  for (const char* text :
+       {"limit: FMA, 1 thread", "limit: copy beyond the caches", "kernel/relu/n=5000/fp32", "% limit"})
+    EXPECT_NE(result.out.find(text), std::string::npos) << text << " in\n" << result.out;
+  const json document = json::parse(testing::read_all(json_file));
+  EXPECT_EQ(document["ok"], true);
+  EXPECT_EQ(document["machine"]["seed"], 5);
+  ASSERT_EQ(document["cases"].size(), 2u);  // both precisions
+  for (const json& one : document["cases"]) {
+    EXPECT_EQ(one["ok"], true);
+    EXPECT_GE(one["samples"], 4);
+    EXPECT_GT(one["median_us"], 0);
+    EXPECT_GT(one["percent_of_limit"], 0);
+  }
+  EXPECT_EQ(testing::read_all(csv_file).rfind("name,device,ok", 0), 0u);
+
+  EXPECT_EQ(document["cases"][0]["repeat"],
+            DEVICELOOP_BENCH " --axis n=5000 --seed 5 --benchmark '^kernel/relu/n=5000/fp32$'");
+}
+
+TEST(BenchProgram, RunsOneCaseOnceForAProfiler) {
+  const testing::CommandResult result =
+      bench({"--profile", "--device", "cpu", "--benchmark", "^kernel/relu/n=1024/fp32$"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "kernel/relu/n=1024/fp32: ran once\n");
+  EXPECT_EQ(bench({"--profile", "--device", "cpu", "--benchmark", "kernel/"}).exit_code, 2);
+}
+
+TEST(BenchProgram, RefusesWrongUsageWithCode2) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {"--benchmark", "nothing/of/this"},
+      {"--benchmark", "("},
+      {"--axis", "n"},
+      {"--axis", "colour=red"},
+      {"--axis", "precision=fp8"},
+      {"--min-samples", "0"},
+      {"--timeout", "-1"},
+      {"--device", "tpu"},
+      {"--fast"},
+      {"--benchmark", "kernel/relu/n=1024/fp32", "--json", "/nowhere/r.json"}};
+  for (std::vector<std::string> arguments : wrong) {
+    if (arguments[0] != "--device") arguments.insert(arguments.end(), {"--device", "cpu"});
+    const testing::CommandResult result = bench(arguments);
+    EXPECT_EQ(result.exit_code, 2) << arguments[0] << " " << arguments.back() << result.out << result.err;
+  }
+  EXPECT_EQ(bench({"--help"}).exit_code, 0);
+  EXPECT_EQ(bench({"--version"}).out.rfind("deviceloop_bench ", 0), 0u);
+}
+
+TEST(BenchProgram, SaysThatThereIsNoGpu) {
+  const testing::CommandResult all = bench({"--limits"});
+  EXPECT_EQ(all.exit_code, 0) << all.err;
+  if (all.out.find("no GPU: ") == std::string::npos) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(bench({"--device", "cuda"}).exit_code, 1);
+}
+
+}  // namespace
+}  // namespace deviceloop::bench
