@@ -32,6 +32,7 @@ using boost::context::stack_context;
 
 constexpr unsigned kWarpThreads = 32;
 constexpr std::size_t kStackBytes = std::size_t{128} << 10;  // AddressSanitizer writes its report on it
+constexpr std::size_t kMaxStacks = 28000;                    // each two mappings, of 65530 that Linux gives a process
 
 /// Of a fiber, as AddressSanitizer is told.
 struct Stack {
@@ -42,7 +43,12 @@ struct Stack {
 /// Stacks with a guard page, kept for the next fiber. One copy serves all.
 struct StackPool {
   stack_context allocate() {
-    if (free().empty()) return boost::context::protected_fixedsize_stack(kStackBytes).allocate();
+    static thread_local std::size_t made = 0;
+    if (free().empty()) {
+      if (made == kMaxStacks) throw std::bad_alloc();
+      ++made;
+      return boost::context::protected_fixedsize_stack(kStackBytes).allocate();
+    }
     const stack_context stack = free().back();
     free().pop_back();
     return stack;
@@ -51,6 +57,12 @@ struct StackPool {
     // A fiber's first frame is left without returning, with its red zones in place.
     __asan_unpoison_memory_region(bottom_of(stack), stack.size);
     free().push_back(stack);
+  }
+  /// Begins at another line of a page each time: else all stacks would compete for the same lines of the cache.
+  static boost::context::preallocated usable(const stack_context& stack) {
+    static thread_local std::size_t count = 0;
+    const std::size_t skipped = ++count % 64 * 64;
+    return {static_cast<char*>(stack.sp) - skipped, stack.size - skipped, stack};
   }
   static char* bottom_of(const stack_context& stack) { return static_cast<char*>(stack.sp) - stack.size; }
   static std::vector<stack_context>& free() {
@@ -131,8 +143,8 @@ class Grid {
  public:
   Grid(const GridLaunch& launch, Order order, std::mt19937_64& random);
   void run();
-  void block_barrier() { meet(current_->block->barrier, "block_barrier"); }
-  void cluster_barrier() { meet(current_->block->cluster->barrier, "cluster_barrier"); }
+  void block_barrier() { meet(current_->block->barrier, "block_barrier", runnable_); }
+  void cluster_barrier() { meet(current_->block->cluster->barrier, "cluster_barrier", runnable_); }
   std::uint64_t exchange(const LaneCall& call, std::uint64_t bits);
   void poll(Poll& poll);
   void* peer_shared(const void* mine, unsigned rank) const;
@@ -146,14 +158,14 @@ class Grid {
 
  private:
   void admit_cluster();
-  void make_runnable(Thread* first, std::size_t count);
+  void make_runnable(std::deque<Thread*>& queue, Thread* first, std::size_t count);
   Thread* take();
   bool leap();
   void go_on(Context& from, Thread* next);
   void arrive(void* fake_stack, fiber&& from);
   fiber run_threads(fiber&& from);
   void run_current();
-  void meet(Meeting& meeting, const char* where);
+  void meet(Meeting& meeting, const char* where, std::deque<Thread*>& queue);
   void wait(const char* where);
   std::string describe_stuck() const;
   void abandon();
@@ -164,14 +176,16 @@ class Grid {
   std::vector<unsigned> pending_;  // clusters, the next one last
   std::list<Cluster> resident_;
   std::deque<Thread*> runnable_;
-  std::uint64_t turn_ = 0;     // counts the threads that were taken
-  std::size_t idle_ = 0;       // threads that have looked in vain since
-  Thread* current_ = nullptr;  // null: the caller of run()
+  std::deque<Thread*> preferred_;  // lanes of the warp that runs on
+  std::uint64_t turn_ = 0;         // counts the threads that were taken
+  std::size_t idle_ = 0;           // threads that have looked in vain since
+  Thread* current_ = nullptr;      // null: the caller of run()
   Context caller_;
   Context* left_ = nullptr;  // of who ran before
   std::exception_ptr failure_;
   bool abandoning_ = false;
   std::int64_t waits_ = 0;
+  std::uint64_t exchanges_ = 0;
 };
 
 thread_local Grid* grid = nullptr;
@@ -209,19 +223,20 @@ void Grid::admit_cluster() {
       thread->block = &block;
     }
   }
-  make_runnable(cluster.threads.data(), cluster.threads.size());
+  make_runnable(runnable_, cluster.threads.data(), cluster.threads.size());
 }
 
-void Grid::make_runnable(Thread* first, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) runnable_.push_back(first + (order_ == Order::kReverse ? count - 1 - i : i));
+void Grid::make_runnable(std::deque<Thread*>& queue, Thread* first, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) queue.push_back(first + (order_ == Order::kReverse ? count - 1 - i : i));
 }
 
 /// The next thread to run; null where the grid has ended, failed or is stuck.
 Thread* Grid::take() {
-  while (!failure_ && !runnable_.empty()) {
-    if (order_ == Order::kRandom) std::swap(runnable_.front(), runnable_[random_() % runnable_.size()]);
-    Thread* const thread = runnable_.front();
-    runnable_.pop_front();
+  while (!failure_ && !(preferred_.empty() && runnable_.empty())) {
+    std::deque<Thread*>& queue = preferred_.empty() ? runnable_ : preferred_;
+    if (order_ == Order::kRandom) std::swap(queue.front(), queue[random_() % queue.size()]);
+    Thread* const thread = queue.front();
+    queue.pop_front();
     if (thread->poll == nullptr || thread->poll->has_ended()) {
       thread->poll = nullptr;
       ++turn_;
@@ -265,10 +280,10 @@ void Grid::go_on(Context& from, Thread* next) {
     try {
       memory = pool.allocate();
     } catch (const std::bad_alloc&) {
-      refuse("no memory for another stack: too many threads wait at once");
+      refuse("too many threads wait at once: no memory for more than " + std::to_string(kMaxStacks) + " stacks");
     }
     to.stack = {StackPool::bottom_of(memory), memory.size};
-    to.suspended = fiber(std::allocator_arg, boost::context::preallocated(memory.sp, memory.size, memory), pool,
+    to.suspended = fiber(std::allocator_arg, pool.usable(memory), pool,
                          [this](fiber&& before) { return run_threads(std::move(before)); });
   }
   current_ = next;
@@ -328,17 +343,17 @@ void Grid::wait(const char* where) {
   if (abandoning_) throw Abandoned{};
 }
 
-void Grid::meet(Meeting& meeting, const char* where) {
+void Grid::meet(Meeting& meeting, const char* where, std::deque<Thread*>& queue) {
   if (++meeting.waiting == meeting.members) {
     meeting.waiting = 0;
-    make_runnable(meeting.first, meeting.members);
+    make_runnable(queue, meeting.first, meeting.members);
   }
   wait(where);
 }
 
 void Grid::poll(Poll& poll) {
   current_->poll = &poll;
-  make_runnable(current_, 1);
+  make_runnable(runnable_, current_, 1);
   wait(poll.where);
 }
 
@@ -361,7 +376,8 @@ std::uint64_t Grid::exchange(const LaneCall& call, std::uint64_t bits) {
       else if (lane < (lane ^ call.mask))
         std::swap(lanes[lane].bits, lanes[lane ^ call.mask].bits);
   }
-  meet(warp.meeting, call.name());
+  // While a warp runs on by itself its stacks stay in the cache; now and then others come between.
+  meet(warp.meeting, call.name(), ++exchanges_ % 32 != 0 ? preferred_ : runnable_);
   return self.bits;
 }
 
