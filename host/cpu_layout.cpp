@@ -44,8 +44,8 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   layout.parameter_bytes = arena.used();
   const std::int64_t last = network.layers() - 1;
 
-  const bool is_gram = training.formulation == Formulation::gram && samples > 0;
-  layout.chunked = !is_gram && samples >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
+  layout.gram = take_gram(arena, network, training);
+  layout.chunked = !layout.gram && samples >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
   layout.one_k_block = samples <= kOneKBlock;
   if (layout.chunked) {
     layout.panel_rows = kChunkedPanelRows;
@@ -89,21 +89,11 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_activations(scratch, layout.panel_rows);
   } else if (samples > 0) {
     take_activations(arena, samples);
-    if (is_gram) {
-      const CpuLayout::Layer& first = layout.layers.front();
-      CpuLayout::Gram gram;
-      gram.kernel = arena.take(samples, samples, element);
-      gram.pre_activation = arena.take(samples, first.out_features, element);
-      gram.sum = arena.take(samples, first.out_features, element);
-      gram.start_weight = arena.take(first.in_features, first.out_features, element);
-      if (network.bias) gram.start_bias = arena.take(1, first.out_features, element);
-      layout.gram = gram;
-    }
     if (!layout.one_k_block) {
       std::int64_t most = 0;
       for (const CpuLayout::Layer& layer : layout.layers)
         most = std::max(most, layer.update_rows * layer.out_features);  // smaller than the weight, which was counted
-      if (is_gram) most = std::max(most, layout.panel_rows * layout.layers.front().out_features);
+      if (layout.gram) most = std::max(most, layout.panel_rows * layout.layers.front().out_features);
       layout.update = scratch.take(most, 1, element);
     }
   }

@@ -9,6 +9,8 @@
 
 #include <deviceloop/spec.h>
 
+#include "gram_layout.h"
+
 namespace deviceloop {
 
 /// Offsets are in bytes from the start of one arena, each a multiple of 64.
@@ -40,15 +42,7 @@ struct CpuLayout {
   };
   std::vector<Layer> layers;
 
-  /// What the Gram formulation keeps of the first layer; see Formulation.
-  struct Gram {
-    std::uint64_t kernel = 0;          ///< K [samples, samples]
-    std::uint64_t pre_activation = 0;  ///< Z [samples, out_features], with the bias in it
-    std::uint64_t sum = 0;             ///< S [samples, out_features]
-    std::uint64_t start_weight = 0;    ///< W_0 [in_features, out_features]; Layer::weight is the result
-    std::uint64_t start_bias = 0;      ///< b_0 [out_features]; only with bias
-  };
-  std::optional<Gram> gram;
+  std::optional<GramLayout> gram;
 
   bool chunked = false;
   std::int64_t panel_rows = 0;  ///< rows of a panel; the last one may have fewer

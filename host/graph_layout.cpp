@@ -38,7 +38,10 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     if (!layer.narrow && index > 0) widest_gradient = std::max(widest_gradient, layer.in_features);
     layout.layers.push_back(layer);
   }
-  layout.scalars = arena.take(4, 1, element);
+  layout.scalars = arena.take(5, 1, element);
+  layout.gram = take_gram(arena, network, training);
+  if (layout.gram) layout.has_gemm = true;  // for K
+  if (layout.gram && network.bias) layout.ones = arena.take(samples, 1, element);
   if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
 
   if (samples > 0) {
@@ -59,6 +62,17 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
       const GraphLayout::Layer& layer = layout.layers[static_cast<std::size_t>(index)];
       const bool is_last = index == network.layers() - 1;
       const std::int64_t bias_slots = network.bias ? cuda::column_sums_slots(samples, layer.out_features) : 0;
+      if (index == 0 && layout.gram) {
+        // ReLU of Z, and the updates of Z and S. The layer's parameters are none of a step's business.
+        std::int64_t z_slots = 0, weight_slots = 0;
+        if (layer.narrow) {
+          z_slots = cuda::narrow_linear_gradient_slots(samples, samples, layer.out_features);
+          weight_slots = cuda::narrow_linear_gradient_slots(samples, layer.in_features, layer.out_features);
+        }
+        layout.nodes_per_step += (is_last ? 0 : 1) + (z_slots > 0 ? 2 : 1) + 1;
+        slots = std::max({slots, bias_slots, z_slots, weight_slots});
+        continue;
+      }
       // Forward: the product and what follows it.
       const bool has_activation = !is_last || (network.bias && !layer.narrow);
       layout.nodes_per_step += 1 + (has_activation ? 1 : 0);

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <deviceloop/spec.h>
+
+#include "gram_layout.h"
 
 namespace deviceloop {
 
@@ -23,11 +26,15 @@ struct GraphLayout {
   };
   std::vector<Layer> layers;
 
+  /// In the Gram formulation the first layer is updated as a weight Z would be whose input is K.
+  std::optional<GramLayout> gram;
+  std::uint64_t ones = 0;  ///< with gram and bias: T [samples], each 1
+
   std::uint64_t x = 0;         ///< [samples, in_features]
   std::uint64_t y = 0;         ///< [samples, outputs]
   std::uint64_t gradient = 0;  ///< dH of one layer at a time, [samples, widest layer below one that is not narrow]
 
-  /// T: 1, 0, -learning_rate, learning_rate.
+  /// T: 1, 0, -1, -learning_rate, learning_rate.
   std::uint64_t scalars = 0;
   std::uint64_t steps = 0;   ///< int64: the steps since losses were last numbered from 0
   std::uint64_t losses = 0;  ///< double [2 * steps_per_launch]

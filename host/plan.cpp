@@ -171,8 +171,6 @@ Candidate ask_gpu(ExecutorKind kind, const NetworkSpec& network, const TrainingS
   else if (training.device.index >= static_cast<int>(caps.gpus.size()))
     candidate.reason = "there is no CUDA device " + std::to_string(training.device.index) + ", only " +
                        std::to_string(caps.gpus.size()) + ", counted from 0";
-  else if (kind == ExecutorKind::graph && training.formulation == Formulation::gram)
-    candidate.reason = "it does not have the formulation 'gram' yet";
   else if (kind == ExecutorKind::graph)
     ask_graph(network, training, caps, caps.gpus[static_cast<std::size_t>(training.device.index)], candidate);
   else

@@ -43,6 +43,8 @@ class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
     GTEST_SKIP() << caps.no_gpu_reason;
   }
   static bool is_gram() { return GetParam().formulation == Formulation::gram; }
+  // What a formulation shares with the other one takes too long there to be shown twice.
+  static bool is_gram_on_fixture() { return is_gram() && kHostFixture; }
   static Trainer trainer_of(Problem problem) { return trainer_of(std::move(problem), GetParam().threads); }
   static Trainer trainer_of(Problem problem, int threads) {
     problem.training.formulation = GetParam().formulation;
@@ -172,6 +174,7 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
   const std::int64_t steps = kHostFixture ? 20 : 200;
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     for (const bool bias : {false, true}) {
+      if (is_gram_on_fixture() && !(bias && precision == Precision::fp32)) continue;
       const Problem problem = Problem::random({24, 20, 12, 2}, bias, 70, precision, Init::he, 5e-5);
       Trainer trainer = trainer_of(problem);
       reference::Network trained = problem.start;
@@ -190,6 +193,7 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
 }
 
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
+  if (is_gram_on_fixture()) GTEST_SKIP() << "K is large, and shows nothing there";
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     const std::int64_t samples = kHostFixture ? 601 : is_gram() ? 1101 : 3001;  // more than 1024: sums in two stages
     const Problem problem = Problem::random({10, 16, 8, 2}, true, samples, precision, Init::he, 1e-6);
@@ -213,6 +217,7 @@ TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
     for (const std::int64_t samples : kSlowMachine ? Samples{1, 65} : Samples{1, 2, 63, 65, 130})
       for (const bool bias : {false, true})
         for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+          if (is_gram_on_fixture() && !(samples == 65 && bias && precision == Precision::fp32)) continue;
           SCOPED_TRACE(testing::PrintToString(widths) + " samples " + std::to_string(samples));
           // A rate at which even the widest of them descends slowly.
           const double rate = 1e-4 / static_cast<double>(samples);
@@ -237,7 +242,7 @@ Outcome run_of(const Problem& problem, Trainer trainer, std::int64_t steps) {
 std::vector<Problem> repeat_problems(bool is_gram) {
   if (kHostFixture)
     return {Problem::random({30, 20, 1}, false, 40, Precision::fp32, Init::normal, 1e-7),
-            Problem::random({9, 17, 3}, true, 300, Precision::fp64, Init::he, 1e-6)};
+            Problem::random({9, 17, 3}, true, is_gram ? 50 : 300, Precision::fp64, Init::he, 1e-6)};
   return {Problem::random({300, 40, 1}, false, 128, Precision::fp32, Init::normal, 1e-7),
           Problem::random({20, 16, 8, 2}, true, is_gram ? 1030 : 1500, Precision::fp32, Init::he, 1e-6),
           Problem::random({50, 30, 3}, true, 200, Precision::fp64, Init::he, 1e-5)};
@@ -277,6 +282,7 @@ TEST_P(Conformance, OneCallEqualsThreeCalls) {
 }
 
 TEST_P(Conformance, SeveralTrainersOnSeveralThreadsDoNotDisturbEachOther) {
+  if (is_gram_on_fixture()) GTEST_SKIP() << "as in the primal there";
   const std::vector<Problem> problems = repeat_problems(is_gram());
   std::vector<Outcome> alone, together(problems.size());
   for (const Problem& problem : problems) alone.push_back(run_of(problem, trainer_of(problem), 25));
@@ -294,12 +300,14 @@ TEST_P(Conformance, SeveralTrainersOnSeveralThreadsDoNotDisturbEachOther) {
 
 TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    if (is_gram_on_fixture() && precision == Precision::fp64) continue;
     const Problem problem = Problem::random({30, 20, 10, 3}, true, 50, precision, Init::he, 1e-4);
     Trainer trainer = trainer_of(problem);
     trainer.train(20);
     const reference::Network network = problem.parameters_of(trainer);
-    for (const std::int64_t rows :
-         kHostFixture ? std::vector<std::int64_t>{1, 1025} : std::vector<std::int64_t>{1, 63, 64, 65, 1000, 1025}) {
+    for (const std::int64_t rows : is_gram_on_fixture() ? std::vector<std::int64_t>{5}
+                                   : kHostFixture       ? std::vector<std::int64_t>{1, 1025}
+                                                        : std::vector<std::int64_t>{1, 63, 64, 65, 1000, 1025}) {
       const reference::Table x = Problem::filled(rows, 30, Precision::fp64, 99, kTensorX);
       const reference::Table expected = reference::forward(network, x).back();
       std::vector<double> wide(static_cast<std::size_t>(rows * 5), -7);
@@ -353,10 +361,11 @@ class GramConformance : public Conformance {
 
 // With more features than samples and with fewer.
 TEST_P(GramConformance, AgreesWithThePrimalInDouble) {
-  const std::int64_t steps = kHostFixture ? 30 : 500;
+  const std::int64_t steps = kHostFixture ? 15 : 500;
   for (const std::int64_t features : {90, 20})
     for (const bool bias : {false, true})
       for (const std::int64_t reprojection : {0, 7}) {
+        if (kHostFixture && bias != (reprojection > 0)) continue;
         SCOPED_TRACE(std::to_string(features) + " features, reprojected every " + std::to_string(reprojection));
         const Problem problem =
             Problem::random({features, 20, 12, 2}, bias, 40, Precision::fp64, Init::he, features > 40 ? 3e-5 : 1e-4);
@@ -364,7 +373,7 @@ TEST_P(GramConformance, AgreesWithThePrimalInDouble) {
         const std::vector<double> losses = expected.train(steps).losses;
         expect_equal(trainer.train(steps).losses, losses);
         expect_equal(problem, trainer, expected);
-        EXPECT_LT(losses.back(), (kHostFixture ? 0.95 : 0.6) * losses.front());
+        EXPECT_LT(losses.back(), (kHostFixture ? 0.98 : 0.6) * losses.front());
         const double live = reference::live_fraction(problem.parameters_of(expected), problem.x);
         EXPECT_GE(live, 0.2);
         EXPECT_LE(live, 0.8);
@@ -425,7 +434,12 @@ TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
 }
 
 #if defined(DEVICELOOP_CONFORMANCE_ON_CUDA)
-INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance, testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1}),
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance,
+                         testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1},
+                                         ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram}),
+                         testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, GramConformance,
+                         testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram}),
                          testing::PrintToStringParamName());
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, Conformance,

@@ -159,16 +159,22 @@ TEST(MakePlan, WhatDoesNotFitIntoTheGpuIsRefusedWithBothNumbers) {
 }
 
 TEST(GraphLayout, CountsTheKernelsOfAStep) {
-  const auto nodes = [](std::vector<std::int64_t> widths, std::int64_t samples, bool bias) {
+  const auto nodes = [](std::vector<std::int64_t> widths, std::int64_t samples, bool bias,
+                        Formulation formulation = Formulation::primal) {
     NetworkSpec network = network_of(std::move(widths));
     network.bias = bias;
-    return make_graph_layout(network, training_of(samples)).nodes_per_step;
+    TrainingSpec training = training_of(samples);
+    training.formulation = formulation;
+    return make_graph_layout(network, training).nodes_per_step;
   };
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 6);  // GEMM, ReLU, layer, error, its gradient, GEMM
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 8);   // and two bias updates
   EXPECT_EQ(nodes({5, 1}, 10, false), 3);           // layer, error, gradient
   EXPECT_EQ(nodes({50, 40, 30}, 128, false), 8);    // GEMM, ReLU, GEMM, error, then two GEMMs, mask, GEMM
   EXPECT_EQ(nodes({5, 1}, 100000, false), 5);       // sums in two stages
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
+  EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
 }
 
 TEST(MakePlan, ContradictionsAreInvalid) {

@@ -4,6 +4,9 @@
 //
 // Memory (host/graph_layout.h): the activations H of a layer are overwritten by its dZ, once the layer above has used
 // them; only dH below a GEMM has a place of its own. A layer's dH is enqueued before its weights change.
+//
+// In the Gram formulation (see Formulation) the first layer's pre-activations Z are kept from step to step and updated
+// in place of its weight. What of it is up to date is known by three flags; each value is enqueued when it is needed.
 #include "graph_executor.h"
 
 #include <algorithm>
@@ -41,6 +44,7 @@ class GraphExecutor final : public Executor {
   GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
       : network_(network),
         samples_(training.samples),
+        reprojection_steps_(training.reprojection_steps),
         deterministic_(training.deterministic),
         parameters_(parameter_layout(network)),
         layout_(make_graph_layout(network, training)),
@@ -51,7 +55,7 @@ class GraphExecutor final : public Executor {
     resources_.emplace(layout_.bytes);
     if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
     const T rate = static_cast<T>(training.optimizer.learning_rate);
-    const std::array<T, 4> scalars = {T(1), T(0), -rate, rate};
+    const std::array<T, 5> scalars = {T(1), T(0), T(-1), -rate, rate};
     upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
     // What is read before it was written: the gaps between parameters, copied with them; the counter of the step before
     // the first; rows of the input that a short prediction leaves alone.
@@ -59,6 +63,7 @@ class GraphExecutor final : public Executor {
     if (samples_ > 0) clear(layout_.steps, sizeof(std::int64_t));
     clear(layout_.predict_input, layout_.predict_even - layout_.predict_input);
     if (samples_ > 0) step_gemms_ = make_gemms(samples_, true);
+    if (layout_.gram) make_gram();
   }
 
   ~GraphExecutor() override {
@@ -69,6 +74,8 @@ class GraphExecutor final : public Executor {
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
+      if (layout_.gram) start_from_parameters();  // S belongs to the data there were
+      kernel_is_current_ = pre_activation_is_current_ = false;
       upload_matrix(at<T>(layout_.x), x);
       upload_matrix(at<T>(layout_.y), y);
     });
@@ -90,14 +97,18 @@ class GraphExecutor final : public Executor {
   }
 
   void finish() override {
-    alive([&] { DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream())); });
+    alive([&] {
+      if (layout_.gram) rebuild_parameters();
+      DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    });
   }
 
   double loss() override {
     double loss = 0;
     alive([&] {
+      if (layout_.gram) prepare_gram();
       enqueue_forward();
-      launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), output(), at<T>(layout_.y), errors(),
+      launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), prediction(), at<T>(layout_.y), errors(),
                            at<double>(layout_.slots), stream());
       download(&loss, at<double>(layout_.loss), sizeof loss);
     });
@@ -106,6 +117,7 @@ class GraphExecutor final : public Executor {
 
   void read_state(int index, Matrix out) override {
     alive([&] {
+      if (layout_.gram) rebuild_parameters();  // which a run that a callback ended by an exception has not done
       const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
       std::vector<T> values(static_cast<std::size_t>(info.rows * info.columns));
       download(values.data(), parameter(info), values.size() * sizeof(T));
@@ -114,7 +126,16 @@ class GraphExecutor final : public Executor {
   }
 
   void write_state(int index, ConstMatrix in) override {
-    alive([&] { upload_matrix(parameter(parameters_[static_cast<std::size_t>(index)]), in); });
+    alive([&] {
+      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
+      const bool is_start = layout_.gram && info.layer == 0;
+      if (is_start) start_from_parameters();
+      upload_matrix(parameter(info), in);
+      if (is_start) {
+        copy(start_parameter(info), parameter(info), info.rows * info.columns);
+        pre_activation_is_current_ = false;
+      }
+    });
   }
 
   std::vector<std::string> algorithms() const override {
@@ -125,15 +146,21 @@ class GraphExecutor final : public Executor {
         if (gemm) lines.push_back("layer " + std::to_string(index) + ", " + what + ": " + gemm->description());
       };
       const LayerGemms& gemms = (*step_gemms_)[index];
-      add("forward", gemms.forward);
+      const bool is_gram = index == 0 && layout_.gram;
+      if (is_gram) {
+        add("K", gram_gemms_.kernel);
+        add("update of Z", gram_gemms_.update);
+      }
+      add(is_gram ? "Z from its weights" : "forward", gemms.forward);
       add("gradient of its input", gemms.input_gradient);
-      add("update of its weights", gemms.weight_update);
+      add(is_gram ? "its weights from S" : "update of its weights", gemms.weight_update);
     }
     return lines;
   }
 
   void predict(ConstMatrix x, Matrix out) override {
     alive([&] {
+      if (layout_.gram) rebuild_parameters();
       if (!predict_gemms_) predict_gemms_ = make_gemms(layout_.predict_rows, false);
       std::vector<T> values;
       for (std::int64_t first = 0; first < x.rows; first += layout_.predict_rows) {
@@ -155,6 +182,11 @@ class GraphExecutor final : public Executor {
     std::optional<Gemm> forward, input_gradient, weight_update;
   };
   using Gemms = std::vector<LayerGemms>;
+
+  /// Those of the Gram formulation beside them: K = X X^T, and unless the first layer is narrow Z -= lr K dZ.
+  struct GramGemms {
+    std::optional<Gemm> kernel, update;
+  };
 
   struct Resources {
     explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
@@ -201,17 +233,30 @@ class GraphExecutor final : public Executor {
   }
   const T* one() const { return at<T>(layout_.scalars); }
   const T* zero() const { return one() + 1; }
-  const T* negative_rate() const { return one() + 2; }
-  const T* rate() const { return one() + 3; }
+  const T* minus_one() const { return one() + 2; }
+  const T* negative_rate() const { return one() + 3; }
+  const T* rate() const { return one() + 4; }
 
   bool is_last(std::size_t index) const { return index + 1 == layout_.layers.size(); }
   T* weight(const Layer& layer) const { return at<T>(layer.weight); }
   T* bias(const Layer& layer) const { return network_.bias ? at<T>(layer.bias) : nullptr; }
+  /// The prediction, unless the Gram formulation has it in Z; then its gradient.
   T* output() const { return at<T>(layout_.layers.back().hidden); }
+  const T* prediction() const { return layout_.gram && is_last(0) ? pre_activation() : output(); }
   std::int64_t errors() const { return samples_ * network_.widths.back(); }
   T* parameter(const ParameterInfo& info) const {
     const Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
     return at<T>(info.is_bias ? layer.bias : layer.weight);
+  }
+
+  T* kernel() const { return at<T>(layout_.gram->kernel); }
+  T* pre_activation() const { return at<T>(layout_.gram->pre_activation); }
+  T* sum() const { return at<T>(layout_.gram->sum); }
+  /// Elements of Z, and of S.
+  std::int64_t pre_activations() const { return samples_ * layout_.layers.front().out_features; }
+  /// What a parameter of the first layer was before the steps in S.
+  T* start_parameter(const ParameterInfo& info) const {
+    return at<T>(info.is_bias ? layout_.gram->start_bias : layout_.gram->start_weight);
   }
 
   template <class View>
@@ -258,36 +303,53 @@ class GraphExecutor final : public Executor {
     return gemms;
   }
 
-  /// out [rows, out_features] = activation(in W + b)
-  void enqueue_layer(const Gemms& gemms, std::size_t index, const T* in, T* out, std::int64_t rows) const {
+  /// out [rows, out_features] = in W (+ bias, for a narrow layer that is given one)
+  void enqueue_product(const Gemms& gemms, std::size_t index, const T* in, const T* narrow_bias, T* out,
+                       std::int64_t rows) const {
     const Layer& layer = layout_.layers[index];
     if (layer.narrow)
-      launch_narrow_linear(out, in, weight(layer), is_last(index) ? bias(layer) : nullptr, rows, layer.in_features,
+      launch_narrow_linear(out, in, weight(layer), narrow_bias, rows, layer.in_features,
                            static_cast<int>(layer.out_features), stream());
     else
       gemms[index].forward->run(one(), in, weight(layer), zero(), out, stream());
+  }
+
+  /// out [rows, out_features] = activation(in W + b)
+  void enqueue_layer(const Gemms& gemms, std::size_t index, const T* in, T* out, std::int64_t rows) const {
+    const Layer& layer = layout_.layers[index];
+    enqueue_product(gemms, index, in, is_last(index) ? bias(layer) : nullptr, out, rows);
     if (!is_last(index))
       launch_bias_relu(out, out, bias(layer), rows, layer.out_features, stream());
     else if (!layer.narrow && network_.bias)
       launch_add_bias(out, bias(layer), rows, layer.out_features, stream());
   }
 
+  /// What layer `index` gets in a step, from the data or from below.
+  const T* input(std::size_t index) const {
+    return index > 0 ? at<T>(layout_.layers[index - 1].hidden) : at<T>(layout_.x);
+  }
+
+  void enqueue_forward(std::size_t index) const {
+    const Layer& layer = layout_.layers[index];
+    T* const out = at<T>(layer.hidden);
+    if (index > 0 || !layout_.gram)
+      enqueue_layer(*step_gemms_, index, input(index), out, samples_);
+    else if (!is_last(0))
+      launch_bias_relu<T>(out, pre_activation(), nullptr, samples_, layer.out_features, stream());
+  }
+
   void enqueue_forward() const {
-    const T* in = at<T>(layout_.x);
-    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
-      T* const out = at<T>(layout_.layers[index].hidden);
-      enqueue_layer(*step_gemms_, index, in, out, samples_);
-      in = out;
-    }
+    for (std::size_t index = 0; index < layout_.layers.size(); ++index) enqueue_forward(index);
   }
 
   /// The gradient of layer `index`, which lies in place of its output, to its parameters, and to the layer below.
   void enqueue_backward(std::size_t index) const {
+    if (index == 0 && layout_.gram) return enqueue_gram_update();
     const Layer& layer = layout_.layers[index];
     const T* const dz = at<T>(layer.hidden);
     double* const slots = at<double>(layout_.slots);
     T* const below = index > 0 ? at<T>(layout_.layers[index - 1].hidden) : nullptr;
-    const T* const in = index > 0 ? below : at<T>(layout_.x);
+    const T* const in = input(index);
     if (layer.narrow) {
       launch_narrow_linear_update(below, weight(layer), rate(), in, dz, samples_, layer.in_features,
                                   static_cast<int>(layer.out_features), slots, stream());
@@ -304,8 +366,87 @@ class GraphExecutor final : public Executor {
   void enqueue_step() const {
     enqueue_forward();
     const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
-    launch_squared_error(ring, output(), output(), at<T>(layout_.y), errors(), at<double>(layout_.slots), stream());
+    launch_squared_error(ring, output(), prediction(), at<T>(layout_.y), errors(), at<double>(layout_.slots), stream());
     for (std::size_t index = layout_.layers.size(); index-- > 0;) enqueue_backward(index);
+  }
+
+  // ---- the Gram formulation
+
+  void make_gram() {
+    const Layer& layer = layout_.layers.front();
+    const auto make = [&](const GemmShape& shape) { return Gemm(*library_, shape, kDataType<T>); };
+    gram_gemms_.kernel = make({samples_, samples_, layer.in_features, false, true});
+    if (!layer.narrow) gram_gemms_.update = make({samples_, layer.out_features, samples_, true, false});
+    if (network_.bias) {
+      const std::vector<T> ones(static_cast<std::size_t>(samples_), T(1));
+      upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
+    }
+    clear_sum();
+  }
+
+  void copy(T* to, const T* from, std::int64_t count) const {
+    DEVICELOOP_CHECK_CUDA(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), cudaMemcpyDeviceToDevice, stream()));
+  }
+
+  void clear_sum() {
+    clear(layout_.gram->sum, static_cast<std::uint64_t>(pre_activations()) * sizeof(T));
+    steps_in_sum_ = 0;
+  }
+
+  /// K of the data, Z of the parameters.
+  void prepare_gram() {
+    const Layer& layer = layout_.layers.front();
+    const T* const x = at<T>(layout_.x);
+    if (!kernel_is_current_) {
+      gram_gemms_.kernel->run(one(), x, x, zero(), kernel(), stream());
+      if (network_.bias) launch_add_bias<T>(kernel(), at<T>(layout_.ones), samples_, samples_, stream());
+    }
+    if (!pre_activation_is_current_) {
+      enqueue_product(*step_gemms_, 0, x, nullptr, pre_activation(), samples_);
+      if (network_.bias) launch_add_bias<T>(pre_activation(), bias(layer), samples_, layer.out_features, stream());
+    }
+    kernel_is_current_ = pre_activation_is_current_ = true;
+  }
+
+  /// Z -= lr K dZ, with K^T for K, which is symmetric; S -= lr dZ.
+  void enqueue_gram_update() const {
+    const Layer& layer = layout_.layers.front();
+    const T* const dz = at<T>(layer.hidden);
+    if (layer.narrow)
+      launch_narrow_linear_update<T>(nullptr, pre_activation(), rate(), kernel(), dz, samples_, samples_,
+                                     static_cast<int>(layer.out_features), at<double>(layout_.slots), stream());
+    else
+      gram_gemms_.update->run(negative_rate(), kernel(), dz, one(), pre_activation(), stream());
+    launch_sgd_update<T>(sum(), dz, rate(), pre_activations(), stream());
+  }
+
+  /// W = W_0 + X^T S, b = b_0 + column sums of S.
+  void rebuild_parameters() {
+    if (parameters_are_current_) return;
+    const Layer& layer = layout_.layers.front();
+    const T* const x = at<T>(layout_.x);
+    double* const slots = at<double>(layout_.slots);
+    for (const ParameterInfo& info : parameters_)
+      if (info.layer == 0) copy(parameter(info), start_parameter(info), info.rows * info.columns);
+    if (layer.narrow)
+      launch_narrow_linear_update<T>(nullptr, weight(layer), minus_one(), x, sum(), samples_, layer.in_features,
+                                     static_cast<int>(layer.out_features), slots, stream());
+    else
+      (*step_gemms_)[0].weight_update->run(one(), x, sum(), one(), weight(layer), stream());
+    if (network_.bias)
+      launch_bias_update<T>(bias(layer), sum(), minus_one(), samples_, layer.out_features, slots, stream());
+    parameters_are_current_ = true;
+  }
+
+  /// S begins anew at the parameters as they are, and so does Z.
+  void start_from_parameters() {
+    if (steps_in_sum_ == 0) return;
+    rebuild_parameters();
+    for (const ParameterInfo& info : parameters_)
+      if (info.layer == 0) copy(start_parameter(info), parameter(info), info.rows * info.columns);
+    clear_sum();
+    pre_activation_is_current_ = false;
   }
 
   // ---- a run
@@ -318,8 +459,13 @@ class GraphExecutor final : public Executor {
     const std::size_t bytes = layout_.scalars;  // the parameters come first in the arena
     const DeviceBuffer before(bytes);
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(before.data(), at<std::byte>(0), bytes, cudaMemcpyDeviceToDevice, stream()));
+    if (layout_.gram) prepare_gram();
     if (!deterministic_) tune_gemms();
     enqueue_step();
+    if (layout_.gram) {
+      clear_sum();  // it was, as no step was taken yet
+      pre_activation_is_current_ = false;
+    }
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<std::byte>(0), before.data(), bytes, cudaMemcpyDeviceToDevice, stream()));
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
     is_rehearsed_ = true;
@@ -327,33 +473,50 @@ class GraphExecutor final : public Executor {
 
   /// Each product tries its algorithms on the data as they are in a step; changes the parameters.
   void tune_gemms() {
-    const T* in = at<T>(layout_.x);
+    const auto is_in_z = [&](std::size_t index) { return index == 0 && layout_.gram; };
     for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
       const Layer& layer = layout_.layers[index];
-      T* const out = at<T>(layer.hidden);
-      if (!layer.narrow) (*step_gemms_)[index].forward->tune(one(), in, weight(layer), zero(), out, stream());
-      enqueue_layer(*step_gemms_, index, in, out, samples_);
-      in = out;
+      if (!layer.narrow && !is_in_z(index))
+        (*step_gemms_)[index].forward->tune(one(), input(index), weight(layer), zero(), at<T>(layer.hidden), stream());
+      enqueue_forward(index);
     }
+    launch_squared_error(at<double>(layout_.loss), output(), prediction(), at<T>(layout_.y), errors(),
+                         at<double>(layout_.slots), stream());
     for (std::size_t index = layout_.layers.size(); index-- > 0;) {
       const Layer& layer = layout_.layers[index];
-      const T* const below = index > 0 ? at<T>(layout_.layers[index - 1].hidden) : at<T>(layout_.x);
-      if (!layer.narrow) {
+      const T* const dz = at<T>(layer.hidden);
+      if (!layer.narrow && is_in_z(index)) {
+        gram_gemms_.update->tune(negative_rate(), kernel(), dz, one(), pre_activation(), stream());
+      } else if (!layer.narrow) {
         LayerGemms& gemms = (*step_gemms_)[index];
-        const T* const dz = at<T>(layer.hidden);
         if (index > 0) gemms.input_gradient->tune(one(), dz, weight(layer), zero(), at<T>(layout_.gradient), stream());
-        gemms.weight_update->tune(negative_rate(), below, dz, one(), weight(layer), stream());
+        gemms.weight_update->tune(negative_rate(), input(index), dz, one(), weight(layer), stream());
       }
       enqueue_backward(index);
     }
   }
 
   void enqueue_steps(std::int64_t steps) {
-    const std::int64_t per_launch = layout_.steps_per_launch;
     if (!is_rehearsed_) rehearse();
+    make_room(steps);
+    if (!layout_.gram) return launch_steps(steps);
+    while (steps > 0) {
+      const std::int64_t until_reprojection = reprojection_steps_ > 0 ? reprojection_steps_ - steps_in_sum_ : steps;
+      const std::int64_t count = std::min(steps, until_reprojection);
+      prepare_gram();
+      launch_steps(count);
+      parameters_are_current_ = false;
+      steps_in_sum_ += count;
+      steps -= count;
+      if (steps_in_sum_ == reprojection_steps_) start_from_parameters();
+    }
+  }
+
+  /// Into memory that make_room has made.
+  void launch_steps(std::int64_t steps) {
+    const std::int64_t per_launch = layout_.steps_per_launch;
     if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
     if (steps % per_launch != 0 && !single_) single_ = captured(1);
-    make_room(steps);
     const cudaStream_t copies = resources_->copies.get();
     // Losses are numbered from 0 again, once those of the call before have been copied.
     DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), resources_->copied[last_half_].get(), 0));
@@ -421,6 +584,7 @@ class GraphExecutor final : public Executor {
 
   const NetworkSpec network_;
   const std::int64_t samples_;
+  const std::int64_t reprojection_steps_;
   const bool deterministic_;
   const std::vector<ParameterInfo> parameters_;
   const GraphLayout layout_;
@@ -430,6 +594,11 @@ class GraphExecutor final : public Executor {
   std::optional<Resources> resources_;
   std::optional<GemmLibrary> library_;
   std::optional<Gemms> step_gemms_, predict_gemms_;
+  GramGemms gram_gemms_;
+  /// Of the Gram formulation: whether K is that of the data, Z that of the parameters, and the first layer's parameters
+  /// those that the steps have led to; as far as the stream has come.
+  bool kernel_is_current_ = false, pre_activation_is_current_ = false, parameters_are_current_ = true;
+  std::int64_t steps_in_sum_ = 0;
   bool is_rehearsed_ = false;
   Graph chunk_, single_;  ///< steps_per_launch steps, and one
 

@@ -1,6 +1,7 @@
 // The element-wise kernels: one functor an element, kTurns groups a thread, all loads before the first store. An output
 // may therefore be exactly one of the inputs: a thread writes only what it alone has read.
 #include <cmath>
+#include <type_traits>
 
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
@@ -59,13 +60,17 @@ __global__ void __launch_bounds__(kThreads) mask_gradient_kernel(T* dz, const T*
       dz, count, [](T at, T gradient) { return elementwise::relu_gradient_marked(at, gradient); }, h, dh);
 }
 
-/// weights -= learning_rate dweights
-template <class T, int width>
+/// weights -= learning_rate dweights; Rate is T, or a pointer to it.
+template <class T, int width, class Rate>
 __global__ void __launch_bounds__(kThreads)
-    sgd_update_kernel(T* weights, const T* dweights, T learning_rate, std::int64_t count) {
+    sgd_update_kernel(T* weights, const T* dweights, Rate learning_rate, std::int64_t count) {
+  T rate;
+  if constexpr (std::is_pointer_v<Rate>)
+    rate = *learning_rate;
+  else
+    rate = learning_rate;
   map_groups<width>(
-      weights, count,
-      [learning_rate](T weight, T gradient) { return elementwise::sgd_update(weight, gradient, learning_rate); },
+      weights, count, [rate](T weight, T gradient) { return elementwise::sgd_update(weight, gradient, rate); },
       static_cast<const T*>(weights), dweights);
 }
 
@@ -98,13 +103,27 @@ void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cu
     launch(mask_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, h, dh, count);
 }
 
+namespace {
+
+template <class T, class Rate>
+void launch_sgd_update_at(T* weights, const T* dweights, Rate learning_rate, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(weights, dweights))
+    launch(sgd_update_kernel<T, kVector<T>, Rate>, config_for(count, kVector<T>), stream, weights, dweights,
+           learning_rate, count);
+  else
+    launch(sgd_update_kernel<T, 1, Rate>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
+}
+
+}  // namespace
+
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream) {
-  if (aligned_to_16(weights, dweights))
-    launch(sgd_update_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, weights, dweights, learning_rate,
-           count);
-  else
-    launch(sgd_update_kernel<T, 1>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
+  launch_sgd_update_at(weights, dweights, learning_rate, count, stream);
+}
+
+template <class T>
+void launch_sgd_update(T* weights, const T* dweights, const T* learning_rate, std::int64_t count, cudaStream_t stream) {
+  launch_sgd_update_at(weights, dweights, learning_rate, count, stream);
 }
 
 template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
@@ -115,5 +134,7 @@ template void launch_mask_gradient(float*, const float*, const float*, std::int6
 template void launch_mask_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
+template void launch_sgd_update(float*, const float*, const float*, std::int64_t, cudaStream_t);
+template void launch_sgd_update(double*, const double*, const double*, std::int64_t, cudaStream_t);
 
 }  // namespace deviceloop::cuda

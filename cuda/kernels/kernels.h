@@ -23,6 +23,10 @@ void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cu
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
 
+/// As it, with the learning rate in device memory.
+template <class T>
+void launch_sgd_update(T* weights, const T* dweights, const T* learning_rate, std::int64_t count, cudaStream_t stream);
+
 template <class T>
 void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
 

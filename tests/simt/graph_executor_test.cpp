@@ -34,6 +34,11 @@ class GraphExecutor : public ::testing::Test {
   static Problem small(std::vector<std::int64_t> widths = {3, 20, 1}, std::int64_t samples = 4) {
     return Problem::random(std::move(widths), true, samples, Precision::fp32, Init::he, 1e-4);
   }
+  static Problem small_gram(std::vector<std::int64_t> widths = {40, 20, 1}, std::int64_t samples = 4) {
+    Problem problem = small(std::move(widths), samples);
+    problem.training.formulation = Formulation::gram;
+    return problem;
+  }
   static int difference(int simt::Counts::*count, const simt::Counts& before) {
     return simt::counts().*count - before.*count;
   }
@@ -60,19 +65,40 @@ TEST_F(GraphExecutor, AStepIsKernelsAloneAndAChunkOneLaunchAndOneCopy) {
   EXPECT_EQ(difference(&simt::Counts::synchronisations, before), 2);  // the losses, the end
 }
 
-TEST_F(GraphExecutor, ThePlanCountsTheBytesThatAreTaken) {
-  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{3, 20, 1}, {5, 4, 2}, {7, 30, 40, 20}}) {
-    const Problem problem = small(widths, 33);
-    std::size_t before = 0, after = 0, total = 0;
-    ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
-    const Trainer trainer = trainer_of(problem);
-    ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
-    EXPECT_EQ(trainer.plan().bytes, before - after);
+TEST_F(GraphExecutor, AStepOfTheGramFormulationIsKernelsAloneToo) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{40, 20, 1}, {40, 3, 2}, {40, 17}, {40, 1}}) {
+    SCOPED_TRACE(::testing::PrintToString(widths));
+    const Problem problem = small_gram(widths);
+    Trainer trainer = trainer_of(problem);
+    simt::Counts before = simt::counts();
+    trainer.train(2 * 32 + 1);
+    const GraphLayout layout = make_graph_layout(problem.network, trainer.training());
+    EXPECT_EQ(difference(&simt::Counts::kernel_nodes, before), 33 * layout.nodes_per_step);
+    EXPECT_EQ(simt::counts().other_nodes, 0);
+    // Again: the first layer's parameters are computed at the end alone, a product and the sum of the bias, from copies
+    // of what they were.
+    before = simt::counts();
+    trainer.train(2 * 32 + 1);
+    EXPECT_EQ(difference(&simt::Counts::launches, before), 2);
+    EXPECT_EQ(difference(&simt::Counts::copies, before), 3 + 2);
+    EXPECT_EQ(difference(&simt::Counts::allocations, before), 0);
+    EXPECT_EQ(difference(&simt::Counts::synchronisations, before), 2);
   }
 }
 
-TEST_F(GraphExecutor, LossesStayInOrderOverManyChunksAndCalls) {
-  const Problem problem = small({3, 2, 1}, 5);
+TEST_F(GraphExecutor, ThePlanCountsTheBytesThatAreTaken) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{3, 20, 1}, {5, 4, 2}, {7, 30, 40, 20}})
+    for (const Problem& problem : {small(widths, 33), small_gram(widths, 33)}) {
+      std::size_t before = 0, after = 0, total = 0;
+      ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+      const Trainer trainer = trainer_of(problem);
+      ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+      EXPECT_EQ(trainer.plan().bytes, before - after);
+    }
+}
+
+void check_order_of_losses(const Problem& problem) {
+  const auto trainer_of = [](const Problem& of) { return of.trainer(1, ExecutorKind::graph); };
   Trainer whole = trainer_of(problem), parts = trainer_of(problem);
   const std::vector<double> losses = whole.train(300).losses;
   ASSERT_EQ(losses.size(), 300u);
@@ -93,10 +119,17 @@ TEST_F(GraphExecutor, LossesStayInOrderOverManyChunksAndCalls) {
             losses);
 }
 
+TEST_F(GraphExecutor, LossesStayInOrderOverManyChunksAndCalls) { check_order_of_losses(small({3, 2, 1}, 5)); }
+
+TEST_F(GraphExecutor, LossesStayInOrderOverReprojections) {
+  Problem problem = small_gram({7, 2, 1}, 5);
+  problem.training.reprojection_steps = 40;
+  check_order_of_losses(problem);
+}
+
 // 0x81 in every byte of the counter of steps would put a loss on the learning rate, were it read before it was set.
 TEST_F(GraphExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
-  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{1, 1}, {3, 20, 1}}) {
-    const Problem problem = small(widths);
+  for (const Problem& problem : {small({1, 1}), small({3, 20, 1}), small_gram()}) {
     std::vector<double> losses;
     for (const int byte : {0xff, 0x81, 0xc1, 0x00}) {
       simt::set_fresh_byte(byte);
@@ -137,6 +170,7 @@ TEST_F(GraphExecutor, WithoutCublasLtTheCpuTrainsWhatNeedsProducts) {
   EXPECT_EQ(problem.trainer(1).plan().executor, ExecutorKind::cpu);
   EXPECT_MENTIONS(refusal<Unsupported>("plan 'graph': ", [&] { trainer_of(problem); }), "it hides");
   EXPECT_EQ(small({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::graph);
+  EXPECT_EQ(small_gram({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::cpu);  // K is a product
 }
 
 TEST_F(GraphExecutor, TuningTriesAlgorithmsAndChangesNothingElse) {
@@ -162,6 +196,20 @@ TEST_F(GraphExecutor, TuningTriesAlgorithmsAndChangesNothingElse) {
   EXPECT_EQ(report.algorithms.size(), 5u);
 }
 
+TEST_F(GraphExecutor, TuningInTheGramFormulationChangesNothingElse) {
+  Problem problem = small_gram({30, 20, 18, 1}, 9);
+  const TrainReport expected = trainer_of(problem).train(6);
+  ASSERT_EQ(expected.algorithms.size(), 4u + 3u);
+  EXPECT_EQ(expected.algorithms[0].substr(0, 27), "layer 0, K: 9 x 9 x 30: alg");
+  problem.training.deterministic = false;
+  Trainer tuned = trainer_of(problem);
+  const simt::Counts before = simt::counts();
+  const TrainReport report = tuned.train(6);
+  EXPECT_EQ(difference(&simt::Counts::launches, before) / 400, 1);  // two algorithms for each of four, 51 times each
+  for (std::size_t i = 0; i < report.losses.size(); ++i)
+    EXPECT_NEAR(report.losses[i] / expected.losses[i], 1, 1e-6) << i;
+}
+
 struct Outcome {
   std::vector<double> losses, parameters;
 };
@@ -183,8 +231,8 @@ Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
 
 // Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
 // says that it is dead.
-TEST_F(GraphExecutor, EveryCallMayFail) {
-  const Problem problem = small({3, 20, 1}, 4);
+// Of every `stride` calls one.
+void check_failure_of_calls(const Problem& problem, int stride) {
   std::optional<Trainer> trainer;
   const Outcome right = life(problem, trainer);
   trainer.reset();
@@ -192,7 +240,7 @@ TEST_F(GraphExecutor, EveryCallMayFail) {
   int failures = 0, deaths = 0;
   for (const cudaError_t code : {cudaErrorMemoryAllocation, cudaErrorIllegalAddress})
     // The second code only now and then: it takes the same ways out.
-    for (int call = 1;; call += code == cudaErrorIllegalAddress ? 7 : 1) {
+    for (int call = 1;; call += code == cudaErrorIllegalAddress ? 7 * stride : stride) {
       SCOPED_TRACE("call " + std::to_string(call) + " returns " + std::to_string(code));
       simt::reset();
       simt::fail_call(call, code);
@@ -229,8 +277,16 @@ TEST_F(GraphExecutor, EveryCallMayFail) {
       ASSERT_EQ(simt::live_objects(), 0);
       if (!reached) break;
     }
-  EXPECT_GT(failures, 100);
-  EXPECT_GT(deaths, 30);
+  EXPECT_GT(failures, 100 / stride);
+  EXPECT_GT(deaths, 30 / stride);
+}
+
+TEST_F(GraphExecutor, EveryCallMayFail) { check_failure_of_calls(small({3, 20, 1}, 4), 1); }
+
+TEST_F(GraphExecutor, ManyCallsMayFailInTheGramFormulation) {
+  Problem problem = small_gram({7, 20, 1}, 3);
+  problem.training.reprojection_steps = 20;
+  check_failure_of_calls(problem, 3);
 }
 
 // Such as a GPU that the build holds no code for, which is no DeviceError.
