@@ -13,8 +13,10 @@ namespace {
 
 // What cudaMalloc gives, and what makes every access of 16 bytes possible.
 constexpr std::uint64_t kAlignment = 256;
-// A launch costs the host a few microseconds: with so many steps that is far below what the steps take.
+// A launch costs the host a few microseconds: with so many steps that is far below what the steps take. Of deep
+// networks it takes fewer, because each node of a graph takes memory and time to make.
 constexpr std::int64_t kStepsPerLaunch = 32;
+constexpr std::int64_t kNodesPerLaunch = 8192;
 constexpr std::int64_t kPredictRows = 1024;
 
 }  // namespace
@@ -45,9 +47,8 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
 
   if (samples > 0) {
-    layout.steps_per_launch = kStepsPerLaunch;
     layout.steps = arena.take(1, 1, sizeof(std::int64_t));
-    layout.losses = arena.take(2 * layout.steps_per_launch, 1, sizeof(double));
+    layout.losses = arena.take(2 * kStepsPerLaunch, 1, sizeof(double));
     layout.loss = arena.take(1, 1, sizeof(double));
     layout.x = arena.take(samples, network.widths.front(), element);
     layout.y = arena.take(samples, network.widths.back(), element);
@@ -88,6 +89,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
       slots = std::max({slots, bias_slots, weight_slots});
     }
     layout.slots = arena.take(slots, 1, sizeof(double));
+    layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step, std::int64_t{1}, kStepsPerLaunch);
   }
   layout.predict_rows = kPredictRows;
   layout.predict_input = arena.take(layout.predict_rows, network.widths.front(), element);

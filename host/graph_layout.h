@@ -37,7 +37,7 @@ struct GraphLayout {
   /// T: 1, 0, -1, -learning_rate, learning_rate.
   std::uint64_t scalars = 0;
   std::uint64_t steps = 0;   ///< int64: the steps since losses were last numbered from 0
-  std::uint64_t losses = 0;  ///< double [2 * steps_per_launch]
+  std::uint64_t losses = 0;  ///< double [at least 2 * steps_per_launch]
   std::uint64_t loss = 0;    ///< double: of loss() alone
   std::uint64_t slots = 0;   ///< double: partial sums of one reduction at a time
 

@@ -1,6 +1,7 @@
 // The planner, on machines that are plain data.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -175,6 +176,19 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
+}
+
+TEST(GraphLayout, TakesFewerStepsALaunchOfDeepNetworks) {
+  const auto layout = [](std::size_t layers) {
+    return make_graph_layout(network_of(std::vector<std::int64_t>(layers + 1, 3)), training_of(5));
+  };
+  EXPECT_EQ(layout(2).steps_per_launch, 32);
+  for (const std::size_t layers : {100, 1000, 5000, 100000}) {
+    const GraphLayout deep = layout(layers);
+    EXPECT_GE(deep.steps_per_launch, 1);
+    EXPECT_LT(deep.steps_per_launch, 32);
+    EXPECT_LE(deep.steps_per_launch * deep.nodes_per_step, std::max<std::int64_t>(8192, deep.nodes_per_step));
+  }
 }
 
 TEST(MakePlan, ContradictionsAreInvalid) {
