@@ -21,15 +21,15 @@ std::string version_text(int version) {
 
 std::string no_driver_reason() {
   int version = 0;
-  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "no CUDA device: no NVIDIA driver found";
-  return "no CUDA device: the driver is for CUDA " + version_text(version) + ", older than the CUDA " + cuda_toolkit() +
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "no NVIDIA driver found";
+  return "the driver is for CUDA " + version_text(version) + ", older than the CUDA " + cuda_toolkit() +
          " of this build; update the driver";
 }
 
 std::string no_device_reason() {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  return visible == nullptr ? std::string("no CUDA device: the driver finds none")
-                            : std::string("no CUDA device visible: CUDA_VISIBLE_DEVICES is '") + visible + "'";
+  return visible == nullptr ? std::string("the NVIDIA driver finds no GPU")
+                            : std::string("CUDA_VISIBLE_DEVICES is '") + visible + "', which shows no GPU";
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ DeviceCaps machine(int cores = 8, std::uint64_t memory = std::uint64_t{1} << 33)
   caps.cpu.cores = cores;
   caps.cpu.memory_bytes = memory;
   caps.cpu.gflops_fp32 = 100;
-  caps.no_gpu_reason = "no CUDA device: no driver found";
+  caps.no_gpu_reason = "no NVIDIA driver found";
   return caps;
 }
 
@@ -52,14 +52,14 @@ std::string message_of(const NetworkSpec& network, const TrainingSpec& training,
 TEST(MakePlan, TakesTheCpuWhereThereIsNoGpuAndSaysWhy) {
   const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), machine());
   EXPECT_EQ(plan.executor, ExecutorKind::cpu);
-  EXPECT_CONTAINS(plan.reason, "no CUDA device: no driver found");
+  EXPECT_CONTAINS(plan.reason, "no NVIDIA driver found");
   ASSERT_EQ(plan.candidates.size(), 3u);
   EXPECT_EQ(plan.candidates[0].executor, ExecutorKind::persistent);
   EXPECT_EQ(plan.candidates[1].executor, ExecutorKind::graph);
   EXPECT_EQ(plan.candidates[2].executor, ExecutorKind::cpu);
   for (int i : {0, 1}) {
     EXPECT_FALSE(plan.candidates[static_cast<std::size_t>(i)].accepted);
-    EXPECT_EQ(plan.candidates[static_cast<std::size_t>(i)].reason, "no CUDA device: no driver found");
+    EXPECT_EQ(plan.candidates[static_cast<std::size_t>(i)].reason, "no NVIDIA driver found");
   }
   EXPECT_TRUE(plan.candidates[2].accepted);
   EXPECT_GT(plan.bytes, 1000000u);
@@ -86,7 +86,7 @@ TEST(MakePlan, ThreadsAreOneForShortStepsAndAllCoresForLongOnes) {
 TEST(MakePlan, AForcedPlanThatTheMachineLacksIsUnsupportedWithItsReason) {
   for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
     const std::string message = message_of<Unsupported>(network_of({3, 1}), training_of(5), machine(), kind);
-    EXPECT_CONTAINS(message, "no driver found");
+    EXPECT_CONTAINS(message, "no NVIDIA driver found");
     EXPECT_CONTAINS(message, name(kind));
     EXPECT_CONTAINS(message, "'cpu'");
   }
@@ -98,7 +98,7 @@ TEST(MakePlan, AForcedPlanThatTheMachineLacksIsUnsupportedWithItsReason) {
 TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
   TrainingSpec training = training_of(5);
   training.device = {DeviceKind::cuda, 0};
-  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "no driver found");
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "no NVIDIA driver found");
   DeviceCaps caps = machine();
   caps.no_gpu_reason.clear();
   caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37, ""});

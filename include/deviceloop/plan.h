@@ -45,7 +45,7 @@ struct GpuCaps {
 struct DeviceCaps {
   CpuCaps cpu;
   std::vector<GpuCaps> gpus;
-  std::string no_gpu_reason;  ///< why `gpus` is empty: "built without CUDA", "no CUDA device: no driver found"
+  std::string no_gpu_reason;  ///< why `gpus` is empty: "built without CUDA", "no NVIDIA driver found"
   /// Why GPUs cannot multiply matrices: "cuBLASLt was not found: ...". Empty where they can.
   std::string no_cublaslt_reason;
 };
