@@ -40,7 +40,7 @@ TEST(ReadMatrix, KnowsNpyByItsContentAndByItsName) {
 TEST(ReadMatrix, RefusesWhatIsOfNoKnownFormat) {
   const TemporaryFolder folder;
   EXPECT_MENTIONS(refused(folder.write("x.bin", "1.0")), "is of no format that is read");
-  EXPECT_MENTIONS(refused(folder.write("x.bin", "1")), ".npy");
+  EXPECT_MENTIONS(refused(folder.write("x.bin", "1")), "make it one of these: .npy, .npz, IDX or .csv");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "\x1f\x8b\x08")), "unpack it with gunzip");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "")), "is empty");
   const std::string npy = npy_file(folder);

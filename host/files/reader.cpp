@@ -59,8 +59,8 @@ const Format& find_format(const ByteSource& source) {
     if (name.ends_with(format.name_end)) return format;
   std::string names;
   for (const Format& format : kFormats)
-    names += (names.empty() ? "" : &format + 1 == std::end(kFormats) ? " and " : ", ") + std::string(format.name);
-  source.refuse("is of no format that is read, by its name and by its first bytes; these are: " + names);
+    names += (names.empty() ? "" : &format + 1 == std::end(kFormats) ? " or " : ", ") + std::string(format.name);
+  source.refuse("is of no format that is read, by its name and by its first bytes; make it one of these: " + names);
 }
 
 }  // namespace

@@ -227,10 +227,11 @@ ZipArchive::ZipArchive(const ByteSource& file) : file_(file) {
     if (entries_[i].local < entries_[i - 1].data + entries_[i - 1].stored_size)
       refuse_damaged(file, "the files " + in_quotes(entries_[i - 1].name) + " and " + in_quotes(entries_[i].name) +
                                " overlap" + at_byte(entries_[i].local));
-  std::sort(entries_.begin(), entries_.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::stable_sort(entries_.begin(), entries_.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   for (std::size_t i = 1; i < entries_.size(); ++i)
     if (entries_[i].name == entries_[i - 1].name)
-      file.refuse("has the file " + in_quotes(entries_[i].name) + " twice; write it again");
+      file.refuse("has the file " + in_quotes(entries_[i].name) + " twice," + at_byte(entries_[i - 1].local) + " and" +
+                  at_byte(entries_[i].local) + "; write it again");
 }
 
 /// Gives an entry's bytes in order.
@@ -322,7 +323,8 @@ class ZipEntrySource::Reader {
     }
     if (crc_ != entry_.crc)
       source_.refuse("has the check sum " + std::to_string(crc_) + ", but the archive says " +
-                     std::to_string(entry_.crc) + ": it is damaged; copy or write it again");
+                     std::to_string(entry_.crc) + ": what begins" + at_byte(entry_.data) +
+                     " of the archive is damaged; copy or write it again");
   }
 
   const ByteSource& archive_;
