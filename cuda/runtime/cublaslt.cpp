@@ -4,6 +4,7 @@
 #include <glob.h>
 
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -78,8 +79,13 @@ void find_function(void* library, Function& function, const char* name) {
                       DEVICELOOP_TEXT_OF(CUBLAS_VER_MAJOR));
 }
 
+struct Close {
+  void operator()(void* library) const { dlclose(library); }
+};
+
 CublasLt load() {
-  void* const library = open_library();  // stays open: its functions are used until the process ends
+  std::unique_ptr<void, Close> opened(open_library());
+  void* const library = opened.get();
   CublasLt table;
   find_function(library, table.get_version, "cublasLtGetVersion");
   find_function(library, table.get_status_name, "cublasLtGetStatusName");
@@ -99,7 +105,10 @@ CublasLt load() {
   const std::size_t version = table.get_version();
   if (version / 10000 != CUBLAS_VER_MAJOR)
     throw Unsupported("cuBLASLt " + std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) +
-                      " was found, but this build needs major version " + DEVICELOOP_TEXT_OF(CUBLAS_VER_MAJOR));
+                      " was found, but this build needs major version " DEVICELOOP_TEXT_OF(
+                          CUBLAS_VER_MAJOR) "; install that, or name its file " +
+                      kSoname + " in the environment variable DEVICELOOP_CUBLASLT");
+  opened.release();  // stays open: its functions are used until the process ends
   return table;
 }
 

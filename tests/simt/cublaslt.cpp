@@ -40,6 +40,7 @@ struct Preference {
 };
 
 constexpr std::size_t kWorkspaceNeeded = 256;
+constexpr std::uintptr_t kAlignment = 256;  // of matrices, what a preference promises where nothing else is set
 constexpr int kAlgorithms = 2;
 
 std::string refusal_reason;
@@ -204,7 +205,8 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
       reinterpret_cast<std::uintptr_t>(workspace) % 256 != 0 || desc.pointer_mode != CUBLASLT_POINTER_MODE_DEVICE)
     return CUBLAS_STATUS_INVALID_VALUE;
   for (const void* pointer : {a, b, c, const_cast<const void*>(d)})
-    if (pointer == nullptr || reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) return CUBLAS_STATUS_INVALID_VALUE;
+    if (pointer == nullptr || reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0)
+      return CUBLAS_STATUS_INVALID_VALUE;
   const bool backwards = algorithm->data[0] == 2;
   const auto run = [=](auto zero) {
     using T = decltype(zero);
