@@ -255,6 +255,7 @@ TEST(Trainer, RefusesToPredictWhatDoesNotMatch) {
 
 TEST(Trainer, FailsBeforeAllocatingWhatDoesNotFit) {
   DeviceCaps caps = query_device_caps();
+  caps.gpus.clear();
   caps.cpu.memory_bytes = 100000;
   NetworkSpec network;
   network.widths = {4, 3, 2};
