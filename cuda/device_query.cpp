@@ -10,6 +10,7 @@
 #include "executors/graph_executor.h"
 #include "runtime/check.h"
 #include "runtime/cublaslt.h"
+#include "runtime/range.h"
 
 namespace deviceloop {
 namespace {
@@ -37,6 +38,7 @@ std::string no_device_reason() {
 // Asks nothing that creates a context: that takes tenths of a second and hundreds of megabytes on each GPU. Therefore
 // the memory is that of the whole GPU, and the current device stays what it was.
 void query_gpus(DeviceCaps& caps) {
+  const cuda::Range range("deviceloop: query devices");
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice || (code == cudaSuccess && count == 0)) {

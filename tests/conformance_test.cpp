@@ -2,6 +2,7 @@
 // bits on every run. A new executor is one line in the lists at the end.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -141,6 +142,41 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
   }
 }
 
+// ---- one product
+
+/// The relative Frobenius error that a sum of `terms` products may have, with nothing but rounding.
+double product_bound(std::int64_t terms, Precision precision) {
+  return std::sqrt(static_cast<double>(terms)) * (precision == Precision::fp32 ? 0x1p-24 : 0x1p-53);
+}
+
+TEST_P(Conformance, OneProductIsAsExactAsItsPrecision) {
+  for (const Precision precision : {Precision::fp32, Precision::fp64})
+    for (const std::int64_t outputs : {1, 20})
+      for (const std::int64_t terms : {1, 33, 257, 1000}) {
+        SCOPED_TRACE(std::to_string(terms) + " terms, " + std::to_string(outputs) + " outputs");
+        // Forward: a layer's prediction.
+        Problem problem = Problem::random({terms, outputs}, false, 40, precision, Init::normal, 0.5);
+        Trainer forward = trainer_of(problem);
+        std::vector<double> got(static_cast<std::size_t>(40 * outputs));
+        forward.predict(Problem::view(problem.x), Matrix(got.data(), 40, outputs));
+        EXPECT_LE(reference::relative_error(got, reference::forward(problem.start, problem.x).back().values),
+                  product_bound(terms, precision));
+        // Update: from weights of 0 one step at a rate of 1/2 leads to x^T y.
+        problem = Problem::random({30, outputs}, false, terms, precision, Init::normal, 0.5);
+        std::fill(problem.start[0].weight.values.begin(), problem.start[0].weight.values.end(), 0.0);
+        Trainer update = trainer_of(problem);
+        update.train(1);
+        std::vector<double> expected(static_cast<std::size_t>(30 * outputs));
+        for (std::size_t n = 0; n < static_cast<std::size_t>(terms); ++n)
+          for (std::size_t i = 0; i < 30; ++i)
+            for (std::size_t o = 0; o < static_cast<std::size_t>(outputs); ++o)
+              expected[i * static_cast<std::size_t>(outputs) + o] +=
+                  problem.x.values[n * 30 + i] * problem.y.values[n * static_cast<std::size_t>(outputs) + o];
+        EXPECT_LE(reference::relative_error(problem.parameters_of(update)[0].weight.values, expected),
+                  product_bound(terms, precision));
+      }
+}
+
 // ---- whole runs
 
 void expect_within_bounds(const std::vector<double>& losses, const std::vector<double>& expected, Precision precision) {
@@ -158,6 +194,16 @@ void expect_within_bounds(const reference::Network& network, const reference::Ne
       ASSERT_LE(reference::relative_error(network[l].bias, expected[l].bias), 10 * bound) << "layer " << l;
     }
   }
+}
+
+/// The largest over the run, relative as in the bounds.
+double largest_error(const std::vector<double>& losses, const std::vector<double>& expected) {
+  double largest = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::abs(losses.at(i) - expected[i]) / std::max(expected[i], 1e-3 * expected[0]);
+    if (!(error <= largest)) largest = error;  // NaN stays
+  }
+  return largest;
 }
 
 void check_run(const Problem& problem, Trainer trainer, std::int64_t steps) {
@@ -185,6 +231,10 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
       expect_within_bounds(losses, expected, precision);
       expect_within_bounds(network, trained, precision);
       EXPECT_LT(losses.back(), (kHostFixture ? 0.95 : 0.6) * losses.front());
+      if (precision == Precision::fp32) {
+        const std::vector<double> on_cpu = problem.trainer(1, ExecutorKind::cpu).train(steps).losses;
+        EXPECT_LE(largest_error(losses, expected), 10 * largest_error(on_cpu, expected) + 1e-6);
+      }
       const double live = reference::live_fraction(network, problem.x);
       EXPECT_GE(live, 0.2);
       EXPECT_LE(live, 0.8);
