@@ -4,7 +4,7 @@ parent_remember(after)
 # What project(deviceloop) and CMake's find modules put into the cache, under names that are not ours to choose.
 set(parent_foreign "^(CMAKE_PROJECT_.*|deviceloop_(BINARY_DIR|SOURCE_DIR|IS_TOP_LEVEL)|deviceloop_LIB_DEPENDS)$"
     "^(nlohmann_json_DIR|CMAKE_HAVE_(LIBC_)?PTHREAD.*|FIND_PACKAGE_MESSAGE_DETAILS_.*|BLAS_.*|pkgcfg_.*|PKG_CONFIG_.*)$"
-    "^(CMAKE_CUDA_(COMPILER|FLAGS.*|HOST_COMPILER)|CUDA_[A-Za-z0-9_]+_LIBRARY|CUDA_CUDART|CUDAToolkit_.*)$")
+    "^(CMAKE_CUDA_(COMPILER|COMPILER_LAUNCHER|FLAGS.*|HOST_COMPILER)|CUDA_[A-Za-z0-9_]+_LIBRARY|CUDA_CUDART|CUDAToolkit_.*)$")
 foreach(parent_name IN LISTS parent_after_cache)
   set(parent_known NO)
   if(parent_name IN_LIST parent_before_cache OR parent_name MATCHES "^DEVICELOOP_")
