@@ -22,8 +22,8 @@ struct TrainReport {
   Plan plan;                    ///< what ran it
   std::int64_t first_step = 0;  ///< number of the first step of this call; steps number on across calls
   std::vector<double> losses;   ///< losses[i] is the loss before update first_step + i: one entry for each step done
-  /// From the first enqueue to the last loss on the host; with Formulation::gram, what it computes before the first step
-  /// and after the last one included.
+  /// From the first enqueue to the last loss on the host; with Formulation::gram, what it computes before the first
+  /// step and after the last one included.
   double total_ms = 0;
   /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
   std::optional<std::int64_t> first_non_finite_step;
