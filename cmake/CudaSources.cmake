@@ -2,15 +2,18 @@
 target_sources(deviceloop_objects PRIVATE
   cuda/device_query.cpp
   cuda/executors/graph_executor.cpp
+  cuda/executors/persistent_executor.cpp
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
   cuda/kernels/narrow_linear.cu
+  cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
   cuda/kernels/squared_error.cu
   cuda/runtime/check.cpp
   cuda/runtime/cublaslt.cpp
   cuda/runtime/cublaslt_error.cpp
   cuda/runtime/gemm.cpp
+  cuda/runtime/gpu.cpp
   cuda/runtime/launch.cu)
 target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)

@@ -8,8 +8,10 @@
 
 #include "../host/cuda_entry.h"
 #include "executors/graph_executor.h"
+#include "executors/persistent_executor.h"
 #include "runtime/check.h"
 #include "runtime/cublaslt.h"
+#include "runtime/gpu.h"
 #include "runtime/range.h"
 
 namespace deviceloop {
@@ -47,21 +49,7 @@ void query_gpus(DeviceCaps& caps) {
     return;
   }
   cuda::check_cuda(code, "cudaGetDeviceCount(&count)", __FILE__, __LINE__);
-  for (int index = 0; index < count; ++index) {
-    cudaDeviceProp properties;
-    DEVICELOOP_CHECK_CUDA(cudaGetDeviceProperties(&properties, index));
-    GpuCaps gpu;
-    gpu.name = properties.name;
-    gpu.index = index;
-    gpu.compute_capability = properties.major * 10 + properties.minor;
-    gpu.multiprocessors = properties.multiProcessorCount;
-    gpu.memory_bytes = properties.totalGlobalMem;
-    if (!cuda::runs_on(cuda::built_architectures(), gpu.compute_capability))
-      gpu.no_code_reason = "this build holds code for " + cuda::built_architectures() + ", none for " + gpu.name +
-                           ", which is sm_" + std::to_string(gpu.compute_capability) +
-                           "; build it with CMAKE_CUDA_ARCHITECTURES=" + std::to_string(gpu.compute_capability);
-    caps.gpus.push_back(gpu);
-  }
+  for (int index = 0; index < count; ++index) caps.gpus.push_back(cuda::query_gpu(index));
   try {
     cuda::cublaslt();
   } catch (const Unsupported& error) {
@@ -77,9 +65,8 @@ const char* cuda_toolkit() {
 
 std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec& network, const TrainingSpec& training,
                                              const Plan& plan) {
-  if (plan.executor == ExecutorKind::graph) return cuda::make_graph_executor(network, training, plan);
-  throw Unsupported(std::string("plan ") + name(plan.executor) +
-                    ": its executor is not part of this version; use the plan 'graph' or 'cpu'");
+  if (plan.executor == ExecutorKind::persistent) return cuda::make_persistent_executor(network, training, plan);
+  return cuda::make_graph_executor(network, training, plan);
 }
 
 }  // namespace deviceloop

@@ -84,6 +84,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
         layout.nodes_per_step += weight_slots > 0 ? 2 : 1;
       } else {
         layout.nodes_per_step += index > 0 ? 3 : 1;
+        layout.products_per_step += index > 0 ? 3 : 2;
       }
       if (network.bias) layout.nodes_per_step += bias_slots > 0 ? 2 : 1;
       slots = std::max({slots, bias_slots, weight_slots});

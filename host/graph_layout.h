@@ -50,7 +50,8 @@ struct GraphLayout {
   std::uint64_t predict_odd = 0;
 
   std::int64_t steps_per_launch = 1;
-  std::int64_t nodes_per_step = 0;  ///< kernels of a step, taking a GEMM for one
+  std::int64_t nodes_per_step = 0;     ///< kernels of a step, taking a GEMM for one
+  std::int64_t products_per_step = 0;  ///< of them by cuBLASLt
   std::uint64_t bytes = 0;
 };
 

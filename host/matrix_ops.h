@@ -1,9 +1,11 @@
 // Conversions and checks on matrix views; used wherever data enters or leaves the library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include <deviceloop/matrix.h>
 
@@ -18,6 +20,16 @@ auto with_type(ElementType type, F f) {
 /// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
 /// stride of at least `columns`. `what` names it in the message.
 void check_host_view(const ConstMatrix& view, const std::string& what);
+
+/// The rows [first, first + rows) of a Matrix or ConstMatrix.
+template <class View>
+View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
+  using Byte = std::conditional_t<std::is_same_v<View, Matrix>, std::byte, const std::byte>;
+  matrix.data =
+      static_cast<Byte*>(matrix.data) + static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
+  matrix.rows = rows;
+  return matrix;
+}
 
 /// out = in, converted element by element. Shapes are equal, both checked by the caller.
 void convert(Matrix out, ConstMatrix in);

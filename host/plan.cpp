@@ -8,7 +8,9 @@
 #include <deviceloop/error.h>
 
 #include "cpu_layout.h"
+#include "gpu_costs.h"
 #include "graph_layout.h"
+#include "persistent_layout.h"
 #include "text.h"
 
 namespace deviceloop {
@@ -20,11 +22,7 @@ constexpr double kOneThreadUs = 1000;
 // What a step costs beside arithmetic, for each layer.
 constexpr double kLayerUs = 1;
 
-// A kernel of a graph on Hopper takes 1.24 to 1.4 us; see reference figures in bench/NOTES.md.
-constexpr double kNodeUs = 1.3;
-// A multiprocessor's fused multiply-adds a clock, its clock, and the part of that rate that products reach: an
-// estimate.
-constexpr double kLanesOfAMultiprocessor = 128, kGpuGhz = 1.7, kGemmEfficiency = 0.7;
+constexpr std::int64_t kMostDeadlineMs = 86400000;  // a day
 
 std::string text(double value) {
   char buffer[32];
@@ -65,6 +63,9 @@ void validate(const NetworkSpec& network, const TrainingSpec& training) {
                           "; it is from 0 (automatic) to " + std::to_string(kMaxThreads));
   if (training.device.kind == DeviceKind::cuda && training.device.index < 0)
     throw InvalidArgument("the CUDA device is " + std::to_string(training.device.index) + "; devices count from 0");
+  if (training.deadline_ms < 0 || training.deadline_ms > kMostDeadlineMs)
+    throw InvalidArgument("the deadline is " + std::to_string(training.deadline_ms) + " ms; it is from 0 (none) to " +
+                          std::to_string(kMostDeadlineMs));
   if (training.batch_size < 0)
     throw InvalidArgument("the batch size is " + std::to_string(training.batch_size) + "; it must not be negative");
   if (training.formulation == Formulation::gram && !why_not_gram(training).empty())
@@ -143,11 +144,13 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
                Candidate& candidate) {
   const GraphLayout layout = make_graph_layout(network, training);
   candidate.bytes = layout.bytes;
-  const double lanes = kLanesOfAMultiprocessor / (training.precision == Precision::fp32 ? 1 : 2);
-  const double gflops = kGemmEfficiency * kGpuGhz * 2 * lanes * gpu.multiprocessors;
-  candidate.predicted_us_per_step = training.samples > 0 ? step_flops(network, training) / (gflops * 1e3) +
-                                                               kNodeUs * static_cast<double>(layout.nodes_per_step)
-                                                         : 0;
+  if (training.samples > 0) {
+    const double rate = gpu_costs::kLibraryEfficiency *
+                        gpu_costs::fma_per_us(size_of(element_type(training.precision))) * gpu.multiprocessors;
+    candidate.predicted_us_per_step = step_flops(network, training) / 2 / rate +
+                                      gpu_costs::kGraphNodeUs * static_cast<double>(layout.nodes_per_step) +
+                                      gpu_costs::kLibraryProductUs * static_cast<double>(layout.products_per_step);
+  }
   if (!gpu.no_code_reason.empty()) {
     candidate.reason = gpu.no_code_reason;
   } else if (layout.has_gemm && !caps.no_cublaslt_reason.empty()) {
@@ -158,6 +161,25 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
   } else {
     candidate.accepted = true;
     candidate.reason = gpu.name + " replays captured steps";
+  }
+}
+
+// The persistent executor's answer for one GPU.
+void ask_persistent(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu,
+                    Candidate& candidate) {
+  const PersistentLayout layout = make_persistent_layout(network, training, gpu);
+  candidate.bytes = layout.bytes;
+  candidate.predicted_us_per_step = layout.predicted_us_per_step;
+  if (!gpu.no_code_reason.empty()) {
+    candidate.reason = gpu.no_code_reason;
+  } else if (!layout.refusal.empty()) {
+    candidate.reason = layout.refusal;
+  } else if (gpu.memory_bytes != 0 && candidate.bytes > gpu.memory_bytes) {
+    candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of the GPU's memory, which is " +
+                       bytes_text(gpu.memory_bytes) + "; use smaller layers or fewer samples";
+  } else {
+    candidate.accepted = true;
+    candidate.reason = "one launch for many steps: " + layout.description();
   }
 }
 
@@ -174,7 +196,7 @@ Candidate ask_gpu(ExecutorKind kind, const NetworkSpec& network, const TrainingS
   else if (kind == ExecutorKind::graph)
     ask_graph(network, training, caps, caps.gpus[static_cast<std::size_t>(training.device.index)], candidate);
   else
-    candidate.reason = "this version does not have it yet";
+    ask_persistent(network, training, caps.gpus[static_cast<std::size_t>(training.device.index)], candidate);
   return candidate;
 }
 
@@ -206,6 +228,20 @@ const char* name(ExecutorKind kind) {
 const char* name(Precision precision) { return precision == Precision::fp32 ? "fp32" : "fp64"; }
 
 const char* name(Formulation formulation) { return formulation == Formulation::primal ? "primal" : "gram"; }
+const char* name(PersistentForm form) {
+  switch (form) {
+    case PersistentForm::automatic:
+      return "auto";
+    case PersistentForm::block:
+      return "block";
+    case PersistentForm::cluster:
+      return "cluster";
+    case PersistentForm::grid:
+      return "grid";
+  }
+  return "unknown";
+}
+
 
 Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
                std::optional<ExecutorKind> forced) {
@@ -218,6 +254,15 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
   plan.candidates = {ask_gpu(ExecutorKind::persistent, network, training, caps),
                      ask_gpu(ExecutorKind::graph, network, training, caps),
                      ask_cpu(network, training, caps.cpu, plan.threads)};
+
+  // Where both can, prediction decides.
+  Candidate& persistent = plan.candidates[0];
+  const Candidate& graph = plan.candidates[1];
+  if (!forced && persistent.accepted && graph.accepted &&
+      persistent.predicted_us_per_step > graph.predicted_us_per_step) {
+    persistent.accepted = false;
+    persistent.reason = "the plan 'graph' is predicted to be faster; ask for 'persistent' to have it all the same";
+  }
 
   const auto wanted = [&](const Candidate& candidate) { return !forced || candidate.executor == *forced; };
   const auto chosen = std::find_if(plan.candidates.begin(), plan.candidates.end(),

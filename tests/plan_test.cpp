@@ -95,13 +95,27 @@ TEST(MakePlan, AForcedPlanThatTheMachineLacksIsUnsupportedWithItsReason) {
   EXPECT_CONTAINS(plan.reason, "asked for");
 }
 
+GpuCaps gpu_of(const std::string& name, int index, int compute_capability, int multiprocessors,
+               std::uint64_t memory = std::uint64_t{1} << 37) {
+  GpuCaps gpu;
+  gpu.name = name;
+  gpu.index = index;
+  gpu.compute_capability = compute_capability;
+  gpu.multiprocessors = multiprocessors;
+  gpu.memory_bytes = memory;
+  gpu.l2_bytes = std::uint64_t{50} << 20;
+  gpu.shared_bytes = 160 << 10;
+  gpu.cooperative = true;
+  return gpu;
+}
+
 TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
   TrainingSpec training = training_of(5);
   training.device = {DeviceKind::cuda, 0};
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training), "no NVIDIA driver found");
   DeviceCaps caps = machine();
   caps.no_gpu_reason.clear();
-  caps.gpus.push_back({"GPU", 0, 90, 132, std::uint64_t{1} << 37, ""});
+  caps.gpus.push_back(gpu_of("GPU", 0, 90, 132));
   training.device.index = 3;
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({3, 1}), training, caps), "no CUDA device 3");
 }
@@ -109,21 +123,32 @@ TEST(MakePlan, ADeviceThatIsNotThereIsUnsupported) {
 DeviceCaps machine_with_gpu(std::uint64_t memory = std::uint64_t{1} << 37) {
   DeviceCaps caps = machine();
   caps.no_gpu_reason.clear();
-  caps.gpus.push_back({"GPU 0", 0, 90, 132, memory, ""});
-  caps.gpus.push_back({"GPU 1", 1, 80, 108, memory, ""});
+  caps.gpus.push_back(gpu_of("GPU 0", 0, 90, 132, memory));
+  caps.gpus.push_back(gpu_of("GPU 1", 1, 80, 108, memory));
   return caps;
 }
 
-TEST(MakePlan, TakesTheGraphOnAGpu) {
+TEST(MakePlan, TakesWhatIsPredictedToBeFasterOnAGpu) {
   const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), machine_with_gpu());
-  EXPECT_EQ(plan.executor, ExecutorKind::graph);
-  EXPECT_CONTAINS(plan.reason, "GPU 0");
-  EXPECT_EQ(plan.bytes, make_graph_layout(network_of({1000, 100, 1}), training_of(128)).bytes);
+  EXPECT_EQ(plan.executor, ExecutorKind::persistent);
+  EXPECT_CONTAINS(plan.reason, "one launch for many steps");
+  EXPECT_EQ(plan.bytes, plan.candidates[0].bytes);
+  EXPECT_LT(plan.predicted_us_per_step, plan.candidates[1].predicted_us_per_step);
   EXPECT_GT(plan.predicted_us_per_step, 0);
   EXPECT_EQ(plan.device, 0);
-  TrainingSpec training = training_of(128);
+
+  const NetworkSpec large = network_of({1024, 1024, 1024, 10});
+  const Plan graph = make_plan(large, training_of(1024), machine_with_gpu());
+  EXPECT_EQ(graph.executor, ExecutorKind::graph);
+  EXPECT_CONTAINS(graph.reason, "GPU 0");
+  EXPECT_EQ(graph.bytes, make_graph_layout(large, training_of(1024)).bytes);
+  EXPECT_CONTAINS(graph.candidates[0].reason, "the plan 'graph' is predicted to be faster");
+  EXPECT_EQ(make_plan(large, training_of(1024), machine_with_gpu(), ExecutorKind::persistent).executor,
+            ExecutorKind::persistent);
+
+  TrainingSpec training = training_of(1024);
   training.device = {DeviceKind::cuda, 1};
-  const Plan second = make_plan(network_of({1000, 100, 1}), training, machine_with_gpu());
+  const Plan second = make_plan(large, training, machine_with_gpu());
   EXPECT_EQ(second.device, 1);
   EXPECT_CONTAINS(second.reason, "GPU 1");
   training.device = {DeviceKind::cpu, 0};
@@ -133,11 +158,28 @@ TEST(MakePlan, TakesTheGraphOnAGpu) {
       "asked for");
 }
 
+TEST(MakePlan, AFormOfThePersistentPlanCanBeAskedFor) {
+  TrainingSpec training = training_of(128);
+  training.form = PersistentForm::cluster;
+  EXPECT_CONTAINS(make_plan(network_of({1000, 100, 1}), training, machine_with_gpu(), ExecutorKind::persistent)
+                      .candidates[0]
+                      .reason,
+                  "asked for");
+  training.form = PersistentForm::block;
+  const std::string message =
+      message_of<Unsupported>(network_of({1000, 100, 1}), training, machine_with_gpu(), ExecutorKind::persistent);
+  EXPECT_CONTAINS(message, "one block needs 1.0 MiB of shared memory, GPU 0 gives it 160.0 KiB");
+}
+
 TEST(MakePlan, WithoutCublasLtTheGraphTakesNarrowLayersOnly) {
   DeviceCaps caps = machine_with_gpu();
   caps.no_cublaslt_reason = "cuBLASLt was not found: somewhere";
-  EXPECT_EQ(make_plan(network_of({1000, 16, 1}), training_of(128), caps).executor, ExecutorKind::graph);
-  EXPECT_EQ(make_plan(network_of({1000, 17, 1}), training_of(128), caps).executor, ExecutorKind::cpu);
+  const auto graph_of = [&](std::int64_t hidden) {
+    return make_plan(network_of({1000, hidden, 1}), training_of(128), caps).candidates[1];
+  };
+  EXPECT_TRUE(graph_of(16).accepted);
+  EXPECT_FALSE(graph_of(17).accepted);
+  EXPECT_EQ(make_plan(network_of({1000, 17, 1}), training_of(128), caps).executor, ExecutorKind::persistent);
   EXPECT_CONTAINS(message_of<Unsupported>(network_of({1000, 17, 1}), training_of(128), caps, ExecutorKind::graph),
                   "cuBLASLt was not found: somewhere");
 }
@@ -151,12 +193,12 @@ TEST(MakePlan, AGpuThatTheBuildHasNoCodeForIsRefused) {
 }
 
 TEST(MakePlan, WhatDoesNotFitIntoTheGpuIsRefusedWithBothNumbers) {
-  const DeviceCaps caps = machine_with_gpu(std::uint64_t{40} << 20);
+  const DeviceCaps caps = machine_with_gpu(std::uint64_t{15} << 20);
   EXPECT_EQ(make_plan(network_of({1000, 1000, 1}), training_of(1000), caps).executor, ExecutorKind::cpu);
   TrainingSpec training = training_of(1000);
   training.device = {DeviceKind::cuda, 0};
   const std::string message = message_of<Unsupported>(network_of({1000, 1000, 1}), training, caps);
-  EXPECT_CONTAINS(message, "of the GPU's memory, which is 40.0 MiB");
+  EXPECT_CONTAINS(message, "of the GPU's memory, which is 15.0 MiB");
 }
 
 TEST(GraphLayout, CountsTheKernelsOfAStep) {

@@ -41,7 +41,15 @@ cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, 
 
 void prepare_kernel(const void* kernel, const LaunchConfig& config) {
   constexpr int kPortableClusterBlocks = 8;
-  DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
+  int device = 0, most = 0;
+  DEVICELOOP_CHECK_CUDA(cudaGetDevice(&device));
+  DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (config.shared_bytes > most)
+    throw Unsupported(kernel_name(kernel) + " needs " + std::to_string(config.shared_bytes) +
+                      " bytes of shared memory a block, GPU " + std::to_string(device) + " has " +
+                      std::to_string(most) + "; use smaller layers, fewer samples or another plan");
+  // The permission belongs to the kernel, of which other trainers have launches with more: so it is for all there is.
+  DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   if (config.cluster_blocks > kPortableClusterBlocks)
     DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
 }

@@ -91,11 +91,19 @@ void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
   options.add("--plan", "NAME", "auto", "executor: auto, cpu, graph or persistent");
   options.add("--threads", "N", "0", "CPU threads; 0: as many as make it faster");
+  options.add("--form", "NAME", "auto", "of plan persistent: auto, block, cluster or grid");
+  options.add("--deadline", "MS", "10000", "the most a GPU's blocks may wait; 0: no limit");
 }
 
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training) {
   training.device = read_device(options);
   training.threads = static_cast<int>(options.integer("--threads", 0, kMaxThreads));
+  training.form = choose<PersistentForm>(options, "--form",
+                                         {{"auto", PersistentForm::automatic},
+                                          {"block", PersistentForm::block},
+                                          {"cluster", PersistentForm::cluster},
+                                          {"grid", PersistentForm::grid}});
+  training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
   const auto forced = choose<std::optional<ExecutorKind>>(options, "--plan",
                                                           {{"auto", std::nullopt},
                                                            {"cpu", ExecutorKind::cpu},

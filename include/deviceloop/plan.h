@@ -21,6 +21,8 @@ enum class ExecutorKind { cpu, graph, persistent };
 DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
 /// "fp32", "fp64".
 DEVICELOOP_EXPORT const char* name(Precision precision);
+/// "auto", "block", "cluster", "grid".
+DEVICELOOP_EXPORT const char* name(PersistentForm form);
 /// "primal", "gram".
 DEVICELOOP_EXPORT const char* name(Formulation formulation);
 
@@ -38,6 +40,9 @@ struct GpuCaps {
   int compute_capability = 0;      ///< 90 for sm_90
   int multiprocessors = 0;         ///< streaming multiprocessors
   std::uint64_t memory_bytes = 0;  ///< all of its memory; how much is free, only a context on it could tell
+  std::uint64_t l2_bytes = 0;      ///< its L2 cache
+  std::uint64_t shared_bytes = 0;  ///< the most shared memory that a block may have
+  bool cooperative = false;        ///< it can promise that all blocks of a launch run at once
   std::string no_code_reason;      ///< why this build's kernels cannot run on it; empty where they can
 };
 

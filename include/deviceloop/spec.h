@@ -81,6 +81,14 @@ struct DeviceChoice {
   int index = 0;  ///< which CUDA device
 };
 
+/// How the plan `persistent` shares a step among the blocks of its launch.
+enum class PersistentForm {
+  automatic,  ///< the fastest by prediction of those that fit
+  block,      ///< one block, with all data in its shared memory
+  cluster,    ///< the blocks of one cluster; compute capability 9.0 or newer
+  grid,       ///< as many blocks as the GPU runs at once
+};
+
 /// The widest layer, and the most CPU threads, that a specification may ask for.
 /// @{
 constexpr std::int64_t kMaxWidth = 2147483647;
@@ -102,6 +110,10 @@ struct TrainingSpec {
   /// proposes for each matrix product before the first step and takes the fastest, which may be another one next time.
   bool deterministic = true;
   DeviceChoice device;
+  /// Milliseconds that the blocks of one launch of the plan `persistent` may wait for each other, before the run ends
+  /// with a DeviceError instead of holding the GPU; a launch takes half a second. 0: for ever.
+  std::int64_t deadline_ms = 10000;
+  PersistentForm form = PersistentForm::automatic;  ///< of the plan `persistent`
   int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one where a step is short, else the cores at hand
   std::uint64_t seed = 0;  ///< of the initial weights, see Trainer::initialize
 };

@@ -1,4 +1,5 @@
-// kernels.txt: every kernel of cuda/, so that none can be left out of the tests unseen.
+// kernels.txt: every kernel of cuda/ and, behind it, the test program simt_NAME_test that runs it, so that none can be left
+// out of the tests unseen.
 #pragma once
 
 #include <fstream>
@@ -7,11 +8,12 @@
 
 namespace simt {
 
-inline std::set<std::string> listed_kernels() {
+/// Those of one program, or all.
+inline std::set<std::string> listed_kernels(const std::string& program = "") {
   std::ifstream file(DEVICELOOP_SOURCE_DIR "/tests/simt/kernels.txt");
   std::set<std::string> names;
-  for (std::string line; std::getline(file, line);)
-    if (!line.empty()) names.insert(line);
+  for (std::string kernel, runs_in; file >> kernel >> runs_in;)
+    if (program.empty() || runs_in == program) names.insert(kernel);
   return names;
 }
 

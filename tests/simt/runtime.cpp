@@ -576,7 +576,7 @@ void deviceloop::cuda::prepare_kernel(const void* kernel, const LaunchConfig& co
     const simt::Device& device = *find_device(current_device);
     if (config.shared_bytes < 0 || config.shared_bytes > device.shared_bytes) return cudaErrorInvalidValue;
     Prepared& prepared = state().settings.prepared[{current_device, kernel}];
-    prepared.shared_bytes = config.shared_bytes;
+    prepared.shared_bytes = device.shared_bytes;
     if (config.cluster_blocks > kPortableClusterBlocks) prepared.cluster_blocks = kMaxClusterBlocks;
     return cudaSuccess;
   });

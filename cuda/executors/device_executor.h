@@ -1,0 +1,151 @@
+// What the executors of a GPU share: one arena, a stream, the way of data and parameters in and out, losses on their
+// way to the host, and what becomes of a failure.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <deviceloop/error.h>
+
+#include "../../host/executor.h"
+#include "../../host/matrix_ops.h"
+#include "../../host/parameters.h"
+#include "../../host/text.h"
+#include "../runtime/owners.h"
+#include "../runtime/range.h"
+#include "loss_queue.h"
+
+namespace deviceloop::cuda {
+
+/// T is float or double. A derived class says where the parameters lie, and takes its resources on the executor's
+/// device in its constructor by take_arena.
+template <class T>
+class DeviceExecutor : public Executor {
+ public:
+  DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
+      : network_(network),
+        training_(training),
+        parameters_(parameter_layout(network)),
+        plan_name_(name(plan.executor)),
+        device_(plan.device) {}
+
+  void losses(std::span<double> out) override {
+    if (out.empty()) return;
+    alive([&] {
+      const Range range("deviceloop: read losses");
+      losses_->fetch(out);
+      check_run();
+    });
+  }
+
+  void finish() override {
+    alive([&] {
+      end_run();
+      DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+      check_run();
+    });
+  }
+
+  void read_state(int index, Matrix out) override {
+    alive([&] {
+      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
+      download_matrix(out, parameter(info), info.rows, info.columns);
+    });
+  }
+
+  void write_state(int index, ConstMatrix in) override {
+    alive([&] { upload_matrix(parameter(parameters_[static_cast<std::size_t>(index)]), in); });
+  }
+
+ protected:
+  /// Where a parameter lies.
+  virtual T* parameter(const ParameterInfo& info) = 0;
+  /// Enqueues what a run owes after its last step.
+  virtual void end_run() {}
+  /// Throws where the run that the stream has ended went wrong.
+  virtual void check_run() {}
+
+  /// Before anything is taken it is seen whether `bytes`, and `later` more that come and go, are free: an allocation
+  /// that fails says less. `losses` is where the arena has the ring of [2, half] doubles; half 0: no run, no ring.
+  void take_arena(std::uint64_t bytes, std::uint64_t later, std::uint64_t losses, std::int64_t half) {
+    std::size_t free = 0, total = 0;
+    DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
+    if (bytes + later > free)
+      throw Unsupported("plan '" + plan_name_ + "' takes " + bytes_text(bytes + later) + " of the memory of GPU " +
+                        std::to_string(device_) + ", of which " + bytes_text(free) +
+                        " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
+    resources_.emplace(bytes);
+    if (half > 0) losses_.emplace(at<double>(losses), half);
+  }
+
+  /// Runs `call` on the executor's device; what it throws as DeviceError is the end of the executor.
+  template <class Call>
+  void alive(Call call) {
+    if (!cause_of_death_.empty())
+      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
+                            "; make a new one",
+                        "deviceloop", 0, "", "", 0);
+    try {
+      const CurrentDevice current(device_);
+      call();
+    } catch (const DeviceError& error) {
+      cause_of_death_ = error.what();
+      throw;
+    }
+  }
+
+  cudaStream_t stream() const { return resources_->stream.get(); }
+
+  template <class Element>
+  Element* at(std::uint64_t offset) const {
+    return reinterpret_cast<Element*>(static_cast<std::byte*>(resources_->arena.data()) + offset);
+  }
+
+  // To the device and back; all of them wait.
+
+  void upload(void* to, const void* from, std::size_t bytes) {
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+  void download(void* to, const void* from, std::size_t bytes) {
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+  void upload_matrix(T* to, ConstMatrix from) {
+    std::vector<T> values(static_cast<std::size_t>(from.rows * from.columns));
+    convert(Matrix(values.data(), from.rows, from.columns), from);
+    upload(to, values.data(), values.size() * sizeof(T));
+  }
+  void download_matrix(Matrix to, const T* from, std::int64_t rows, std::int64_t columns) {
+    std::vector<T> values(static_cast<std::size_t>(rows * columns));
+    download(values.data(), from, values.size() * sizeof(T));
+    convert(to, ConstMatrix(values.data(), rows, columns));
+  }
+
+  const NetworkSpec network_;
+  const TrainingSpec training_;
+  const std::vector<ParameterInfo> parameters_;
+  const std::string plan_name_;
+  const int device_;
+
+ private:
+  struct Resources {
+    explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
+    /// Work that still runs must not lose its memory; what fails now has failed before.
+    ~Resources() { cudaStreamSynchronize(stream.get()); }
+    DeviceBuffer arena;
+    StreamOwner stream;
+  };
+
+  std::string cause_of_death_;
+  std::optional<Resources> resources_;
+
+ protected:
+  std::optional<LossQueue> losses_;
+};
+
+}  // namespace deviceloop::cuda

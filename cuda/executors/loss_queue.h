@@ -1,0 +1,92 @@
+// The losses of a run on their way to the host: kernels write those of a launch to one half of a ring in device memory,
+// from where they are copied into pinned memory on a second stream, while the next launch runs and writes to the other.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include "../runtime/owners.h"
+
+namespace deviceloop::cuda {
+
+class LossQueue {
+ public:
+  /// `ring` is [2, half], in device memory.
+  LossQueue(const double* ring, std::int64_t half) : ring_(ring), half_(half) {}
+  /// Copies under way must not lose their memory; what fails now has failed before.
+  ~LossQueue() { cudaStreamSynchronize(copies_.get()); }
+  LossQueue(const LossQueue&) = delete;
+  LossQueue& operator=(const LossQueue&) = delete;
+
+  /// Room on the host for `steps` more, behind those that were not fetched yet; `stream` writes to half 0 next, once
+  /// all that was written has been copied.
+  void begin(std::int64_t steps, cudaStream_t stream) {
+    make_room(steps);
+    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[last_].get(), 0));
+    launches_ = 0;
+  }
+
+  /// The half that the next launch on `stream` writes to, free from there on.
+  std::int64_t next_half(cudaStream_t stream) {
+    const std::size_t half = launches_ % 2;
+    if (launches_ >= 2) DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[half].get(), 0));
+    return static_cast<std::int64_t>(half);
+  }
+
+  /// Sends the `count` losses that the launch now on `stream` writes to its half.
+  void send(std::int64_t count, cudaStream_t stream) {
+    const std::size_t half = launches_ % 2;
+    const cudaStream_t copies = copies_.get();
+    DEVICELOOP_CHECK_CUDA(cudaEventRecord(written_[half].get(), stream));
+    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, written_[half].get(), 0));
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(host() + sent_, ring_ + static_cast<std::int64_t>(half) * half_,
+                                          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost,
+                                          copies));
+    DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied_[half].get(), copies));
+    last_ = half;
+    ++launches_;
+    sent_ += count;
+  }
+
+  /// Waits for all that was sent, and takes the next out.size() of it.
+  void fetch(std::span<double> out) {
+    DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
+    std::memcpy(out.data(), host() + fetched_, out.size_bytes());
+    fetched_ += static_cast<std::int64_t>(out.size());
+  }
+
+ private:
+  double* host() const { return static_cast<double*>(pinned_.data()); }
+
+  void make_room(std::int64_t steps) {
+    const std::int64_t kept = sent_ - fetched_;
+    if (kept > 0) DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
+    const std::size_t needed = static_cast<std::size_t>(kept + steps) * sizeof(double);
+    if (needed > pinned_.bytes()) {
+      PinnedBuffer larger(needed);
+      if (kept > 0) std::memcpy(larger.data(), host() + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
+      pinned_ = std::move(larger);
+    } else if (fetched_ > 0 && kept > 0) {
+      std::memmove(host(), host() + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
+    }
+    sent_ = kept;
+    fetched_ = 0;
+  }
+
+  const double* ring_;
+  std::int64_t half_;
+  PinnedBuffer pinned_;  ///< those not fetched yet from fetched_ to sent_
+  std::int64_t sent_ = 0;
+  std::int64_t fetched_ = 0;
+  StreamOwner copies_;
+  std::array<EventOwner, 2> written_, copied_;  ///< the launch that wrote to that half; its losses are on the host
+  std::size_t launches_ = 0;                    ///< since begin
+  std::size_t last_ = 0;                        ///< the half whose event says that all so far were copied
+};
+
+}  // namespace deviceloop::cuda

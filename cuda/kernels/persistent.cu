@@ -1,0 +1,301 @@
+// One launch for many steps of training a network of any depth: the phases of a step are those of
+// host/persistent_layout.h, and between them the blocks meet. Parameters, activations and data stay in the L2 cache, or
+// with a single block in its shared memory.
+#include "persistent.h"
+
+#include <cstddef>
+#include <type_traits>
+
+#include "../../host/elementwise.h"
+#include "../runtime/launch.h"
+#include "slots.cuh"
+#include "tile.cuh"
+
+namespace deviceloop::cuda {
+namespace {
+
+using Kind = PersistentOperation::Kind;
+
+template <class T>
+struct PersistentShared {
+  union {
+    TileMemory<T, SmallTile> small;
+    TileMemory<T, MediumTile> medium;
+    TileMemory<T, LargeTile> large;
+    double thread_sums[kThreads];
+  };
+  double warp_sums[kThreads / kWarpThreads];
+  int met;
+};
+static_assert(sizeof(PersistentShared<float>) <= kPersistentTileBytes &&
+              sizeof(PersistentShared<double>) <= kPersistentTileBytes);
+
+template <class T, class Shape>
+__device__ TileMemory<T, Shape>& tile_memory(PersistentShared<T>& memory) {
+  if constexpr (std::is_same_v<Shape, SmallTile>)
+    return memory.small;
+  else if constexpr (std::is_same_v<Shape, MediumTile>)
+    return memory.medium;
+  else
+    return memory.large;
+}
+
+template <class T>
+__device__ T* at(unsigned char* base, std::uint64_t offset) {
+  return reinterpret_cast<T*>(base + offset);
+}
+
+/// What becomes of element `index` of the product, whose value is v; returns the square of its error, if it has one.
+template <class T>
+__device__ T finish_element(const PersistentOperation& op, unsigned char* base, T rate, std::int64_t index,
+                            std::int64_t column, T v) {
+  T* const out = at<T>(base, op.out);
+  if (op.kind <= Kind::errors) {
+    if (op.start != kNone) v += at<T>(base, op.start)[index];
+    if (op.bias != kNone) v += at<T>(base, op.bias)[column];
+    v += static_cast<T>(op.addend);
+  }
+  switch (op.kind) {
+    case Kind::linear:
+      out[index] = v;
+      break;
+    case Kind::hidden:
+      out[index] = elementwise::relu_marked(v);
+      break;
+    case Kind::errors: {
+      const T difference = v - at<T>(base, op.extra)[index];
+      out[index] = elementwise::squared_error_gradient(difference);
+      return difference * difference;
+    }
+    case Kind::input_gradient:
+      out[index] = elementwise::relu_gradient_marked(at<T>(base, op.extra)[index], v);
+      break;
+    case Kind::weight_update:
+      out[index] = elementwise::sgd_update(out[index], v, rate);
+      break;
+    case Kind::gram_update: {
+      T& sum = at<T>(base, op.sum)[index];
+      out[index] = elementwise::sgd_update(out[index], v, rate);
+      sum = elementwise::sgd_update(sum, at<T>(base, op.b)[index], rate);
+      break;
+    }
+    case Kind::bias_update:
+    case Kind::loss:
+      break;
+  }
+  return T(0);
+}
+
+template <class Shape, class T>
+__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base, T rate,
+                          std::int64_t task) {
+  auto& tile = tile_memory<T, Shape>(memory);
+  const std::int64_t first_row = task / op.tiles_across * Shape::rows;
+  const std::int64_t first_column = task % op.tiles_across * Shape::columns;
+  tile_product<T, Shape>(tile, {at<T>(base, op.a), op.a_stride, op.a_by_inner != 0, op.rows},
+                         {at<T>(base, op.b), op.b_stride, op.b_by_inner != 0, op.columns}, op.inner, first_row,
+                         first_column);
+  constexpr int kElements = Shape::rows * Shape::columns / kThreads;
+  static_assert(kElements <= kTerms);
+  const auto thread = static_cast<int>(thread_index());
+  T squares = 0;
+#pragma unroll 1
+  for (int turn = 0; turn < kElements; ++turn) {
+    const int element = turn * kThreads + thread;
+    const int row = element / Shape::columns, column = element % Shape::columns;
+    if (first_row + row >= op.rows || first_column + column >= op.columns) continue;
+    T sum = tile.sums[0][row][column];
+#pragma unroll
+    for (int group = 1; group < Shape::groups; ++group) sum += tile.sums[group][row][column];
+    squares += finish_element(op, base, rate, (first_row + row) * op.columns + first_column + column,
+                              first_column + column, sum);
+  }
+  if (op.kind == Kind::errors) {
+    const double total = block_sum(static_cast<double>(squares), memory.warp_sums);
+    if (thread == 0) at<double>(base, op.slots)[task] = total;
+  }
+  block_barrier();  // the tile's memory is free again
+}
+
+/// A thread adds at most kTerms rows in T, from there in double; the threads of a column are then added in order.
+template <class T>
+__device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
+                                 T rate, std::int64_t task) {
+  constexpr int kAcross = kWarpThreads, kDown = kThreads / kAcross;
+  const auto thread = static_cast<int>(thread_index());
+  const std::int64_t column = task * kAcross + thread % kAcross;
+  double total = 0;
+  if (column < op.columns) {
+    const T* const from = at<T>(base, op.a) + column;
+    for (std::int64_t first = thread / kAcross; first < op.inner; first += kDown * kTerms) {
+      T sum = 0;
+#pragma unroll 8
+      for (int term = 0; term < kTerms; ++term) {
+        const std::int64_t row = first + term * kDown;
+        if (row < op.inner) sum += from[row * op.columns];
+      }
+      total += static_cast<double>(sum);
+    }
+  }
+  memory.thread_sums[thread] = total;
+  block_barrier();
+  if (thread < kAcross && column < op.columns) {
+    for (int down = 1; down < kDown; ++down) total += memory.thread_sums[down * kAcross + thread];
+    T& bias = at<T>(base, op.out)[column];
+    bias = elementwise::sgd_update(bias, static_cast<T>(total), rate);
+  }
+  block_barrier();
+}
+
+template <class T>
+__device__ void take_loss(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
+                          double* loss) {
+  const auto thread = static_cast<int>(thread_index());
+  double sum = 0;
+  for (std::int64_t slot = thread; slot < op.inner; slot += kThreads) sum += at<double>(base, op.slots)[slot];
+  sum = block_sum(sum, memory.warp_sums);
+  if (thread == 0) *loss = sum;
+  block_barrier();
+}
+
+template <class T>
+__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base, T rate,
+                             std::int64_t task) {
+  switch (op.tile) {
+    case Tile::small:
+      return take_tile<SmallTile>(memory, op, base, rate, task);
+    case Tile::medium:
+      return take_tile<MediumTile>(memory, op, base, rate, task);
+    case Tile::large:
+      return take_tile<LargeTile>(memory, op, base, rate, task);
+  }
+}
+
+/// What all threads of all blocks have written before, they see after. False, in every thread of the block, where the
+/// launch must end.
+template <class T>
+__device__ bool meet(PersistentShared<T>& memory, const PersistentArguments<T>& arguments, const Deadline& deadline,
+                     unsigned target, std::uint64_t code) {
+  if (arguments.form == PersistentForm::cluster) {
+    cluster_barrier();
+    return true;
+  }
+  block_barrier();
+  if (arguments.form == PersistentForm::block) return true;
+  if (thread_index() == 0) {
+    arrive(arguments.arrivals);
+    memory.met = wait_until(arguments.arrivals, target, deadline, code);
+  }
+  block_barrier();
+  return memory.met != 0;
+}
+
+__device__ inline void copy_words(void* to, const void* from, std::uint64_t bytes) {
+  for (std::uint64_t word = thread_index(); word < bytes / 8; word += kThreads)
+    static_cast<std::uint64_t*>(to)[word] = static_cast<const std::uint64_t*>(from)[word];
+}
+
+/// Block b takes the tasks b, b + blocks, ... of each phase. Sums have an order that depends on the layout alone.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArguments<T> arguments) {
+  auto& memory = shared<PersistentShared<T>>();
+  // Behind the tiles: the program, and with a single block the region.
+  unsigned char* const behind = reinterpret_cast<unsigned char*>(&memory) + kPersistentTileBytes;
+  const std::uint64_t program_bytes =
+      arguments.operation_count * sizeof(PersistentOperation) + (arguments.phase_count + 1) * sizeof(PersistentPhase);
+  copy_words(behind, arguments.operations, program_bytes);
+  const auto* const operations = reinterpret_cast<const PersistentOperation*>(behind);
+  const auto* const phases = reinterpret_cast<const PersistentPhase*>(operations + arguments.operation_count);
+  unsigned char* base = arguments.region;
+  if (arguments.form == PersistentForm::block) {
+    base = behind + program_bytes;
+    copy_words(base, arguments.region, arguments.region_bytes);
+  }
+  block_barrier();
+
+  const Deadline deadline{arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed};
+  const T rate = arguments.learning_rate;
+  const int turns = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
+  unsigned target = arguments.arrived;
+  for (std::int64_t step = 0; step < arguments.steps; ++step) {
+    for (int turn = 0; turn < turns; ++turn) {
+      const bool is_loss_alone = arguments.forward_only && turn == arguments.forward_phases;
+      const int phase = is_loss_alone ? arguments.phase_count : turn;
+      const std::int64_t tasks = phases[phase].tasks;
+      for (std::int64_t number = block_index(); number < tasks; number += grid_blocks()) {
+        const PersistentOperation* op = operations + phases[phase].first_operation;
+        std::int64_t task = number;
+        for (; task >= op->tasks; ++op) task -= op->tasks;
+        if (op->kind == Kind::loss)
+          take_loss(memory, *op, base, arguments.losses + step);
+        else if (op->kind == Kind::bias_update)
+          take_bias_update(memory, *op, base, rate, task);
+        else
+          take_product(memory, *op, base, rate, task);
+      }
+      target += grid_blocks();
+      const auto code = static_cast<std::uint64_t>(phase + 1) << 48 | static_cast<std::uint64_t>(step);
+      if (!meet(memory, arguments, deadline, target, code)) return;
+    }
+  }
+  if (arguments.form == PersistentForm::block) copy_words(arguments.region, base, arguments.state_bytes);
+}
+
+/// One task of one operation a block.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    operation_kernel(unsigned char* memory, PersistentOperation operation, T rate) {
+  auto& block_memory = shared<PersistentShared<T>>();
+  if (operation.kind == Kind::bias_update)
+    take_bias_update(block_memory, operation, memory, rate, block_index());
+  else
+    take_product(block_memory, operation, memory, rate, block_index());
+}
+
+template <class T>
+LaunchConfig config_of(const PersistentLayout& layout) {
+  LaunchConfig config{layout.blocks, kThreads, layout.shared_bytes};
+  if (layout.form == PersistentForm::cluster) config.cluster_blocks = static_cast<int>(layout.blocks);
+  config.cooperative = layout.form == PersistentForm::grid;
+  return config;
+}
+
+}  // namespace
+
+template <class T>
+void prepare_persistent(const PersistentLayout& layout) {
+  prepare_kernel(reinterpret_cast<const void*>(persistent_kernel<T>), config_of<T>(layout));
+}
+
+template <class T>
+std::int64_t resident_persistent(const PersistentLayout& layout) {
+  return resident_clusters(reinterpret_cast<const void*>(persistent_kernel<T>), config_of<T>(layout));
+}
+
+template <class T>
+void launch_persistent(const PersistentArguments<T>& arguments, const PersistentLayout& layout, cudaStream_t stream) {
+  launch(persistent_kernel<T>, config_of<T>(layout), stream, arguments);
+}
+
+std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bool forward_only) {
+  if (layout.form != PersistentForm::grid) return 0;
+  const auto turns = forward_only ? layout.forward_phases + 1 : static_cast<std::int64_t>(layout.phases.size()) - 1;
+  return static_cast<std::uint64_t>(layout.blocks * turns * steps);
+}
+
+template <class T>
+void launch_operation(unsigned char* memory, const PersistentOperation& operation, T rate, cudaStream_t stream) {
+  launch(operation_kernel<T>, {operation.tasks, kThreads, static_cast<int>(sizeof(PersistentShared<T>))}, stream,
+         memory, operation, rate);
+}
+
+template void prepare_persistent<float>(const PersistentLayout&);
+template void prepare_persistent<double>(const PersistentLayout&);
+template std::int64_t resident_persistent<float>(const PersistentLayout&);
+template std::int64_t resident_persistent<double>(const PersistentLayout&);
+template void launch_persistent(const PersistentArguments<float>&, const PersistentLayout&, cudaStream_t);
+template void launch_persistent(const PersistentArguments<double>&, const PersistentLayout&, cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, float, cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, double, cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,147 @@
+// Tiles of a matrix product by one block, for the persistent kernel: operands anywhere in memory, any sizes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../host/kernel_layout.h"
+#include "../../host/persistent_layout.h"
+#include "../runtime/device.cuh"
+#include "groups.cuh"
+
+namespace deviceloop::cuda {
+
+/// An operand: `by_inner` when neighbours in memory are neighbours along the inner dimension, else along the outer one.
+template <class T>
+struct Operand {
+  const T* data;
+  std::int64_t stride;  ///< between those that are not neighbours
+  bool by_inner;
+  std::int64_t outer;  ///< rows of the product, or columns
+};
+
+/// A block's shared memory for one shape of tile. Rows of panels lie on 16 bytes, and are longer than a tile so that
+/// transposing stores spread over the banks.
+template <class T, class Shape>
+struct TileMemory {
+  static constexpr int kPad = 16 / sizeof(T);
+  union {
+    struct {
+      T a[Shape::groups][Shape::template depth<T>][Shape::rows + kPad];
+      T b[Shape::groups][Shape::template depth<T>][Shape::columns + kPad];
+    } panels;
+    T sums[Shape::groups][Shape::rows][Shape::columns];
+  };
+};
+
+/// A thread's part of a panel [depth][extent]: elements of an operand on their way from memory to shared memory, so
+/// that they travel while the panel before is in use.
+template <class T, class Shape, int extent>
+struct PanelPart {
+  static constexpr int kDepth = Shape::template depth<T>;
+  static constexpr int kGroupThreads = kThreads / Shape::groups;
+  static constexpr int kCount = kDepth * extent / kGroupThreads;
+  static_assert(kCount * kGroupThreads == kDepth * extent && kGroupThreads % kDepth == 0 &&
+                kGroupThreads % extent == 0);
+  T values[kCount];
+
+  /// Neighbouring threads take neighbours in memory. What lies beyond the operand reads as 0.
+  __device__ void load(const Operand<T>& operand, std::int64_t first_outer, std::int64_t first_inner,
+                       std::int64_t inner, int thread) {
+    const int extent_along = operand.by_inner ? kDepth : extent;
+    const std::int64_t along = (operand.by_inner ? first_inner : first_outer) + thread % extent_along;
+    const std::int64_t across = (operand.by_inner ? first_outer : first_inner) + thread / extent_along;
+    const std::int64_t end_along = operand.by_inner ? inner : operand.outer;
+    const std::int64_t end_across = operand.by_inner ? operand.outer : inner;
+    const int step = kGroupThreads / extent_along;
+    const T* from = operand.data + across * operand.stride + along;
+    const bool inside = along < end_along;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      values[i] = inside && across + i * step < end_across ? from[i * step * operand.stride] : T(0);
+    }
+  }
+
+  template <int width>
+  __device__ void store(T (&panel)[kDepth][width], bool by_inner, int thread) const {
+    const int extent_along = by_inner ? kDepth : extent;
+    const int along = thread % extent_along, across = thread / extent_along;
+    const int step = kGroupThreads / extent_along;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (by_inner)
+        panel[along][across + i * step] = values[i];
+      else
+        panel[across + i * step][along] = values[i];
+    }
+  }
+};
+
+/// count neighbours that lie on the border of an access of theirs, or of 16 bytes.
+template <int count, class T>
+__device__ inline void read_row(T (&out)[count], const T* from) {
+  constexpr int width = count * sizeof(T) <= 16 ? count : 16 / static_cast<int>(sizeof(T));
+#pragma unroll
+  for (int i = 0; i < count; i += width) {
+    const Group<T, width> group = *reinterpret_cast<const Group<T, width>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < width; ++j) out[i + j] = group.values[j];
+  }
+}
+
+/// memory.sums [groups][rows][columns] = the tile at (first_row, first_column) of a b, in as many parts as the block
+/// has groups. A part is summed along the inner dimension in order by fused multiply-adds; group g takes the panels g,
+/// g + groups, ... All threads of the block call it; it ends with a barrier, and begins after one.
+template <class T, class Shape>
+__device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, const Operand<T>& b, std::int64_t inner,
+                             std::int64_t first_row, std::int64_t first_column) {
+  constexpr int kDepth = Shape::template depth<T>;
+  constexpr int kGroupThreads = kThreads / Shape::groups;
+  constexpr int kRows = Shape::thread_rows, kColumns = Shape::thread_columns;
+  static_assert(Shape::rows * Shape::columns == kGroupThreads * kRows * kColumns);
+  const int group = static_cast<int>(thread_index()) / kGroupThreads;
+  const int thread = static_cast<int>(thread_index()) % kGroupThreads;
+  const int row = thread / (Shape::columns / kColumns) * kRows;
+  const int column = thread % (Shape::columns / kColumns) * kColumns;
+  constexpr std::int64_t kTurn = std::int64_t{kDepth} * Shape::groups;
+  const std::int64_t turns = divide_up(inner, kTurn);
+
+  T sums[kRows][kColumns] = {};
+  PanelPart<T, Shape, Shape::rows> part_a;
+  PanelPart<T, Shape, Shape::columns> part_b;
+  if (turns > 0) {
+    part_a.load(a, first_row, group * kDepth, inner, thread);
+    part_b.load(b, first_column, group * kDepth, inner, thread);
+  }
+  for (std::int64_t turn = 0; turn < turns; ++turn) {
+    auto& panel_a = memory.panels.a[group];
+    auto& panel_b = memory.panels.b[group];
+    if (turn > 0) block_barrier();  // the panels before have been read
+    part_a.store(panel_a, a.by_inner, thread);
+    part_b.store(panel_b, b.by_inner, thread);
+    block_barrier();
+    if (turn + 1 < turns) {
+      const std::int64_t next = (turn + 1) * kTurn + group * kDepth;
+      part_a.load(a, first_row, next, inner, thread);
+      part_b.load(b, first_column, next, inner, thread);
+    }
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k) {
+      T left[kRows], right[kColumns];
+      read_row(left, &panel_a[k][row]);
+      read_row(right, &panel_b[k][column]);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) sums[i][j] = std::fma(left[i], right[j], sums[i][j]);
+    }
+  }
+  if (turns > 0) block_barrier();  // sums take the panels' place
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) memory.sums[group][row + i][column + j] = sums[i][j];
+  block_barrier();
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,30 @@
+#include "gpu.h"
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "check.h"
+
+namespace deviceloop::cuda {
+
+GpuCaps query_gpu(int index) {
+  cudaDeviceProp properties;
+  DEVICELOOP_CHECK_CUDA(cudaGetDeviceProperties(&properties, index));
+  GpuCaps gpu;
+  gpu.name = properties.name;
+  gpu.index = index;
+  gpu.compute_capability = properties.major * 10 + properties.minor;
+  gpu.multiprocessors = properties.multiProcessorCount;
+  gpu.memory_bytes = properties.totalGlobalMem;
+  gpu.l2_bytes = static_cast<std::uint64_t>(properties.l2CacheSize);
+  gpu.shared_bytes = properties.sharedMemPerBlockOptin;
+  gpu.cooperative = properties.cooperativeLaunch != 0;
+  if (!runs_on(built_architectures(), gpu.compute_capability))
+    gpu.no_code_reason = "this build holds code for " + built_architectures() + ", none for " + gpu.name +
+                         ", which is sm_" + std::to_string(gpu.compute_capability) +
+                         "; build it with CMAKE_CUDA_ARCHITECTURES=" + std::to_string(gpu.compute_capability);
+  return gpu;
+}
+
+}  // namespace deviceloop::cuda

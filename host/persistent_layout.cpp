@@ -1,0 +1,397 @@
+#include "persistent_layout.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <optional>
+
+#include "arena_space.h"
+#include "gpu_costs.h"
+#include "kernel_layout.h"
+#include "text.h"
+
+namespace deviceloop {
+namespace {
+
+using Kind = PersistentOperation::Kind;
+
+constexpr std::uint64_t kAlignment = 256;
+constexpr std::int64_t kMostStepsPerLaunch = 16384;
+constexpr std::int64_t kPredictRows = 1024;
+/// Clusters larger than that need a permission, and few GPUs hold many of them.
+constexpr std::int64_t kMostClusterBlocks = 8;
+/// The program lies in shared memory.
+constexpr std::size_t kMostProgramBytes = 24 << 10;
+constexpr std::int64_t kBiasColumns = 32;  ///< of a task of bias_update
+
+template <class Shape>
+double tile_us(std::int64_t inner, std::uint64_t element_bytes, double latency_us) {
+  using namespace gpu_costs;
+  const std::int64_t depth = element_bytes == 4 ? Shape::template depth<float> : Shape::template depth<double>;
+  const auto turns = static_cast<double>(cuda::divide_up(inner, depth * Shape::groups));
+  const double products = static_cast<double>(Shape::rows * Shape::columns * Shape::groups * depth);
+  const double turn_us = std::max(products / (kTileEfficiency * fma_per_us(element_bytes)), latency_us);
+  return turns * turn_us + kTileUs;
+}
+
+/// How one operation is cut for a launch of `blocks`; returns what it takes them.
+template <class Shape>
+double cut(PersistentOperation& operation, Tile tile, std::int64_t blocks, std::uint64_t element_bytes,
+           double latency_us) {
+  operation.tile = tile;
+  operation.tiles_across = cuda::divide_up(operation.columns, Shape::columns);
+  operation.tasks = cuda::divide_up(operation.rows, Shape::rows) * operation.tiles_across;
+  return static_cast<double>(cuda::divide_up(operation.tasks, blocks)) *
+         tile_us<Shape>(operation.inner, element_bytes, latency_us);
+}
+
+double cut_product(PersistentOperation& operation, std::int64_t blocks, std::uint64_t element_bytes,
+                   double latency_us) {
+  std::array<PersistentOperation, 3> cuts = {operation, operation, operation};
+  const std::array<double, 3> times = {
+      cut<SmallTile>(cuts[0], Tile::small, blocks, element_bytes, latency_us),
+      cut<MediumTile>(cuts[1], Tile::medium, blocks, element_bytes, latency_us),
+      cut<LargeTile>(cuts[2], Tile::large, blocks, element_bytes, latency_us),
+  };
+  const auto best = static_cast<std::size_t>(std::min_element(times.begin(), times.end()) - times.begin());
+  operation = cuts[best];
+  return times[best];
+}
+
+/// The same for any kind.
+double cut_operation(PersistentOperation& operation, std::int64_t blocks, std::uint64_t element_bytes,
+                     double latency_us) {
+  if (operation.kind == Kind::loss) return latency_us;
+  if (operation.kind == Kind::bias_update) {
+    operation.tasks = cuda::divide_up(operation.columns, kBiasColumns);
+    // Every access of a thread's rows is under way before the first is added.
+    return static_cast<double>(cuda::divide_up(operation.tasks, blocks)) * 2 * latency_us;
+  }
+  return cut_product(operation, blocks, element_bytes, latency_us);
+}
+
+/// A way to run the program, or why it is none.
+struct Way {
+  PersistentForm form;
+  std::int64_t blocks;
+  std::string refusal;
+};
+
+/// The region that steps work on, and the step's operations phase by phase; how they are cut is still open.
+class Builder {
+ public:
+  Builder(const NetworkSpec& network, const TrainingSpec& training)
+      : network_(network),
+        training_(training),
+        element_(size_of(element_type(training.precision))),
+        samples_(training.samples),
+        arena_(network, training, kAlignment) {}
+
+  PersistentLayout build(const GpuCaps& gpu) {
+    take_region();
+    if (samples_ > 0) make_step();
+    place_the_rest();
+    choose(gpu);
+    finish();
+    return std::move(layout_);
+  }
+
+ private:
+  int last() const { return network_.layers() - 1; }
+  PersistentLayout::Layer& layer(int index) { return layout_.layers[static_cast<std::size_t>(index)]; }
+
+  void take_parameters(int index) {
+    layer(index).weight = arena_.take(layer(index).in_features, layer(index).out_features, element_);
+    if (network_.bias) layer(index).bias = arena_.take(1, layer(index).out_features, element_);
+  }
+
+  void take_region() {
+    for (int index = 0; index < network_.layers(); ++index) {
+      layout_.layers.emplace_back();
+      layer(index).in_features = network_.in_features(index);
+      layer(index).out_features = network_.out_features(index);
+    }
+    layout_.gram = samples_ > 0 && training_.formulation != Formulation::primal;
+    for (int index = layout_.gram ? 1 : 0; index < network_.layers(); ++index) take_parameters(index);
+    if (layout_.gram) {
+      layout_.z = arena_.take(samples_, layer(0).out_features, element_);
+      layout_.sum = arena_.take(samples_, layer(0).out_features, element_);
+    }
+    layout_.state_bytes = arena_.used();
+    if (samples_ == 0) return;
+    for (int index = 0; index < network_.layers(); ++index) {
+      if (index < last()) layer(index).hidden = arena_.take(samples_, layer(index).out_features, element_);
+      layer(index).gradient = arena_.take(samples_, layer(index).out_features, element_);
+    }
+    if (layout_.gram)
+      layout_.kernel = arena_.take(samples_, samples_, element_);
+    else
+      layout_.x = arena_.take(samples_, network_.widths.front(), element_);
+    layout_.y = arena_.take(samples_, network_.widths.back(), element_);
+    // One for each tile of the last layer, of which the smallest are the most.
+    slots_ = arena_.take(
+        cuda::divide_up(samples_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns), 1,
+        sizeof(double));
+    layout_.region_bytes = arena_.used();
+    if (!layout_.gram) return;
+    layout_.x = arena_.take(samples_, network_.widths.front(), element_);
+    take_parameters(0);
+    layout_.start_weight = arena_.take(layer(0).in_features, layer(0).out_features, element_);
+    if (network_.bias) layout_.start_bias = arena_.take(1, layer(0).out_features, element_);
+  }
+
+  void begin_phase() { layout_.phases.push_back({static_cast<std::int32_t>(layout_.operations.size()), 0}); }
+
+  void add_forward(int index) {
+    PersistentOperation op;
+    op.rows = samples_;
+    op.columns = layer(index).out_features;
+    op.inner = layer(index).in_features;
+    op.a = index == 0 ? layout_.x : layer(index - 1).hidden;
+    op.a_stride = op.inner;
+    op.b = layer(index).weight;
+    op.b_stride = op.columns;
+    op.bias = layer(index).bias;
+    if (index == 0 && layout_.gram) {  // Z is there already
+      op.inner = 0;
+      op.bias = kNone;
+      op.start = layout_.z;
+    }
+    op.kind = index < last() ? Kind::hidden : Kind::errors;
+    op.out = index < last() ? layer(index).hidden : layer(index).gradient;
+    if (index == last()) {
+      op.extra = layout_.y;
+      op.slots = slots_;
+      errors_ = layout_.operations.size();
+    }
+    layout_.operations.push_back(op);
+  }
+
+  void add_input_gradient(int index) {
+    PersistentOperation op;
+    op.kind = Kind::input_gradient;
+    op.rows = samples_;
+    op.columns = layer(index).in_features;
+    op.inner = layer(index).out_features;
+    op.a = layer(index).gradient;
+    op.a_stride = op.inner;
+    op.b = layer(index).weight;
+    op.b_stride = op.inner;
+    op.b_by_inner = 1;
+    op.out = layer(index - 1).gradient;
+    op.extra = layer(index - 1).hidden;
+    layout_.operations.push_back(op);
+  }
+
+  void add_gram_update() {
+    PersistentOperation op;
+    op.kind = Kind::gram_update;
+    op.rows = op.inner = op.a_stride = samples_;
+    op.columns = op.b_stride = layer(0).out_features;
+    op.a = layout_.kernel;
+    op.b = layer(0).gradient;
+    op.out = layout_.z;
+    op.sum = layout_.sum;
+    layout_.operations.push_back(op);
+  }
+
+  void add_updates(int index) {
+    if (index == 0 && layout_.gram) return add_gram_update();
+    PersistentOperation op;
+    op.kind = Kind::weight_update;
+    op.rows = layer(index).in_features;
+    op.columns = layer(index).out_features;
+    op.inner = samples_;
+    op.a = index == 0 ? layout_.x : layer(index - 1).hidden;
+    op.a_stride = op.rows;
+    op.a_by_inner = 0;
+    op.b = layer(index).gradient;
+    op.b_stride = op.columns;
+    op.out = layer(index).weight;
+    layout_.operations.push_back(op);
+    if (!network_.bias) return;
+    PersistentOperation sums;
+    sums.kind = Kind::bias_update;
+    sums.rows = 1;
+    sums.columns = layer(index).out_features;
+    sums.inner = samples_;
+    sums.a = layer(index).gradient;
+    sums.out = layer(index).bias;
+    layout_.operations.push_back(sums);
+  }
+
+  void add_loss() {
+    PersistentOperation op;
+    op.kind = Kind::loss;
+    op.slots = slots_;
+    layout_.operations.push_back(op);
+  }
+
+  void make_step() {
+    for (int index = 0; index <= last(); ++index) {
+      begin_phase();
+      add_forward(index);
+    }
+    layout_.forward_phases = static_cast<std::int64_t>(layout_.phases.size());
+    for (int index = last(); index > 0; --index) {
+      begin_phase();
+      add_input_gradient(index);
+      if (index < last()) add_updates(index + 1);
+      if (index == last()) add_loss();
+    }
+    begin_phase();
+    if (last() > 0) add_updates(1);
+    add_updates(0);
+    if (last() == 0) add_loss();
+    begin_phase();  // of what asks for the loss alone
+    add_loss();
+  }
+
+  void place_the_rest() {
+    if (samples_ > 0) {
+      layout_.program = arena_.take(static_cast<std::int64_t>(layout_.program_bytes()), 1, 1);
+      layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
+      layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
+      layout_.loss = arena_.take(1, 1, sizeof(double));
+    }
+    std::int64_t widest = 0;
+    for (const PersistentLayout::Layer& each : layout_.layers) widest = std::max(widest, each.out_features);
+    layout_.predict_rows = kPredictRows;
+    layout_.predict_input = arena_.take(layout_.predict_rows, network_.widths.front(), element_);
+    layout_.predict_even = arena_.take(layout_.predict_rows, widest, element_);
+    layout_.predict_odd = arena_.take(layout_.predict_rows, widest, element_);
+  }
+
+  /// Cuts the operations for one way to run them; returns microseconds a step.
+  double cut_for(const Way& way) {
+    using namespace gpu_costs;
+    const bool in_shared = way.form == PersistentForm::block;
+    const double latency_us = in_shared ? kSharedLatencyUs : kL2LatencyUs;
+    const double meeting_us = in_shared                             ? kBlockMeetingUs
+                              : way.form == PersistentForm::cluster ? kClusterMeetingUs
+                                                                    : kGridMeetingUs;
+    double us = 0;
+    for (std::size_t index = 0; index < layout_.phases.size(); ++index) {
+      PersistentPhase& phase = layout_.phases[index];
+      const auto first = static_cast<std::size_t>(phase.first_operation);
+      const std::size_t end = index + 1 < layout_.phases.size()
+                                  ? static_cast<std::size_t>(layout_.phases[index + 1].first_operation)
+                                  : layout_.operations.size();
+      phase.tasks = 0;
+      double phase_us = meeting_us;
+      for (std::size_t op = first; op < end; ++op) {
+        phase_us += cut_operation(layout_.operations[op], way.blocks, element_, latency_us);
+        phase.tasks += layout_.operations[op].tasks;
+      }
+      if (index + 1 < layout_.phases.size()) us += phase_us;
+    }
+    return us;
+  }
+
+  /// All ways, each possible or refused.
+  std::vector<Way> ways(const GpuCaps& gpu) const {
+    const std::size_t tiles = kPersistentTileBytes + layout_.program_bytes();
+    std::vector<Way> all = {{PersistentForm::block, 1, ""}};
+    if (tiles + layout_.region_bytes > gpu.shared_bytes)
+      all[0].refusal = "one block needs " + bytes_text(tiles + layout_.region_bytes) + " of shared memory, " +
+                       gpu.name + " gives it " + bytes_text(gpu.shared_bytes);
+    for (std::int64_t blocks = 2; blocks <= std::min<std::int64_t>(kMostClusterBlocks, gpu.multiprocessors);
+         blocks *= 2)
+      all.push_back({PersistentForm::cluster, blocks,
+                     gpu.compute_capability >= 90 ? "" : gpu.name + " has no clusters, compute capability 9.0 has"});
+    all.push_back({PersistentForm::grid, std::max<std::int64_t>(gpu.multiprocessors, 1),
+                   gpu.cooperative ? "" : gpu.name + " does not promise that all blocks of a launch run at once"});
+    for (Way& way : all) {
+      if (layout_.program_bytes() > kMostProgramBytes)
+        way.refusal = "a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch";
+      else if (tiles > gpu.shared_bytes)
+        way.refusal = "a block needs " + bytes_text(tiles) + " of shared memory, " + gpu.name + " gives it " +
+                      bytes_text(gpu.shared_bytes);
+      else if (way.form != PersistentForm::block && layout_.region_bytes > gpu.l2_bytes)
+        way.refusal = "data, weights and activations take " + bytes_text(layout_.region_bytes) + ", the L2 cache of " +
+                      gpu.name + " holds " + bytes_text(gpu.l2_bytes);
+    }
+    return all;
+  }
+
+  void choose(const GpuCaps& gpu) {
+    if (samples_ == 0) return;
+    const Way* best = nullptr;
+    const std::vector<Way> all = ways(gpu);
+    for (const Way& way : all) {
+      if (training_.form != PersistentForm::automatic && training_.form != way.form) continue;
+      layout_.refusal = way.refusal;
+      if (!way.refusal.empty()) continue;
+      const double us = cut_for(way);
+      if (best != nullptr && us >= layout_.predicted_us_per_step) continue;
+      best = &way;
+      layout_.predicted_us_per_step = us;
+    }
+    if (best == nullptr) {
+      layout_.refusal += "; use smaller layers, fewer samples or the plan 'graph'";
+      return;
+    }
+    layout_.refusal.clear();
+    cut_for(*best);
+    layout_.form = best->form;
+    layout_.blocks = best->blocks;
+    std::int64_t most_tasks = 1;
+    for (const PersistentPhase& phase : layout_.phases) most_tasks = std::max(most_tasks, phase.tasks);
+    if (layout_.form == PersistentForm::grid) layout_.blocks = std::min(layout_.blocks, most_tasks);
+    layout_.shared_bytes =
+        static_cast<int>(kPersistentTileBytes + layout_.program_bytes() +
+                         (layout_.form == PersistentForm::block ? static_cast<std::size_t>(layout_.region_bytes) : 0));
+  }
+
+  void finish() {
+    if (samples_ > 0) {
+      const std::int64_t tiles = layout_.operations[errors_].tasks;
+      for (PersistentOperation& op : layout_.operations)
+        if (op.kind == Kind::loss) op.inner = tiles;
+      const double us = std::max(layout_.predicted_us_per_step, 1.0);
+      layout_.steps_per_launch =
+          std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);
+      layout_.losses = arena_.take(2 * layout_.steps_per_launch, 1, sizeof(double));
+    }
+    layout_.bytes = arena_.used();
+  }
+
+  const NetworkSpec& network_;
+  const TrainingSpec& training_;
+  const std::uint64_t element_;
+  const std::int64_t samples_;
+  ArenaSpace arena_;
+  PersistentLayout layout_;
+  std::uint64_t slots_ = kNone;
+  std::size_t errors_ = 0;  ///< the operation of the last layer's forward
+};
+
+}  // namespace
+
+std::string PersistentLayout::description() const {
+  const std::string where = form == PersistentForm::block     ? "one block, data in its shared memory"
+                            : form == PersistentForm::cluster ? "one cluster of " + std::to_string(blocks) + " blocks"
+                                                              : "a grid of " + std::to_string(blocks) + " blocks";
+  return where + ", " + std::to_string(phases.size() - 1) + " phases a step, at most " +
+         std::to_string(steps_per_launch) + " steps a launch";
+}
+
+std::string PersistentLayout::phase_name(std::int64_t phase) const {
+  const auto depth = static_cast<std::int64_t>(layers.size());
+  if (phase < forward_phases) return "forward of layer " + std::to_string(phase);
+  const std::int64_t back = phase - forward_phases;
+  if (back < depth - 1) return "gradient of the input of layer " + std::to_string(depth - 1 - back);
+  return back == depth - 1 ? "update of layer 0" : "loss";
+}
+
+PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu) {
+  return Builder(network, training).build(gpu);
+}
+
+PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors,
+                              std::uint64_t element_bytes) {
+  cut_operation(operation, multiprocessors, element_bytes, gpu_costs::kL2LatencyUs);
+  return operation;
+}
+
+}  // namespace deviceloop

@@ -1,0 +1,139 @@
+// How the persistent executor takes a step and uses its memory: plain functions of the shape and of what the GPU has,
+// so that plans for any GPU are made and tested without one, and count the bytes that the executor takes.
+//
+// A step is a list of phases; a phase is a list of operations, each cut into tasks that no other task of the phase
+// depends on; between phases the blocks of the launch meet. With L layers there are 2 L phases:
+//
+//   forward of layer 0, ..., of layer L-1 (which takes the errors, too)
+//   gradient of the input of layer L-1, and the loss; of layer L-2 and the update of layer L-1; ...
+//   update of layers 1 and 0
+//
+// so that a layer's weights change after its input's gradient was taken. In the Gram formulation the forward phase of
+// the first layer takes its pre-activations as they are, which are updated in place of its weights.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// How a block of kThreads threads takes a tile of a product: `groups` of its threads share the inner dimension, each
+/// takes `depth` of it at a time for the whole tile, `thread_rows` x `thread_columns` a thread.
+template <int rows_, int columns_, int groups_, int thread_rows_, int thread_columns_, int depth_bytes>
+struct TileShape {
+  static constexpr int rows = rows_, columns = columns_, groups = groups_;
+  static constexpr int thread_rows = thread_rows_, thread_columns = thread_columns_;
+  template <class T>
+  static constexpr int depth = depth_bytes / static_cast<int>(sizeof(T));
+};
+using SmallTile = TileShape<16, 16, 8, 2, 4, 128>;
+using MediumTile = TileShape<32, 32, 4, 4, 4, 128>;
+using LargeTile = TileShape<64, 64, 1, 4, 4, 64>;
+enum class Tile : std::int32_t { small, medium, large };
+
+/// An operand that is not there.
+constexpr std::uint64_t kNone = ~std::uint64_t{0};
+
+/// One operation of a phase; products are v = start + a b + bias + addend, [rows, inner] times [inner, columns]; what
+/// is not there counts as 0. Offsets are in bytes.
+struct PersistentOperation {
+  enum class Kind : std::int32_t {
+    linear,          ///< out = v
+    hidden,          ///< out = relu(v), marked
+    errors,          ///< out = 2 (v - extra), and the squares' sums to `slots`
+    input_gradient,  ///< out = v masked by the mark of extra
+    weight_update,   ///< out -= rate v
+    gram_update,     ///< out -= rate v, sum -= rate b
+    bias_update,     ///< out [columns] -= rate (column sums of a [inner, columns])
+    loss,            ///< the loss of the step: the sum of slots [inner]
+  };
+  Kind kind = Kind::linear;
+  Tile tile = Tile::small;
+  std::int64_t rows = 0, columns = 0, inner = 0;
+  std::uint64_t a = kNone, b = kNone;           ///< operands
+  std::int64_t a_stride = 0, b_stride = 0;      ///< elements
+  std::int32_t a_by_inner = 1, b_by_inner = 0;  ///< neighbours in memory are neighbours along the inner dimension
+  std::uint64_t start = kNone, bias = kNone;    ///< [rows, columns], [columns]
+  std::uint64_t out = kNone, extra = kNone, sum = kNone, slots = kNone;
+  double addend = 0;
+  std::int64_t tiles_across = 1, tasks = 1;
+};
+
+struct PersistentPhase {
+  std::int32_t first_operation = 0;
+  std::int64_t tasks = 0;
+};
+
+/// Offsets are in bytes from the start of one arena in device memory, each a multiple of 256.
+struct PersistentLayout {
+  struct Layer {
+    std::int64_t in_features = 0;
+    std::int64_t out_features = 0;
+    std::uint64_t weight = 0;    ///< [in_features, out_features]
+    std::uint64_t bias = kNone;  ///< [out_features]
+    std::uint64_t hidden = 0;    ///< [samples, out_features]; not of the last layer
+    std::uint64_t gradient = 0;  ///< dZ [samples, out_features]
+  };
+  std::vector<Layer> layers;
+
+  // How it runs.
+  std::string refusal;  ///< why it cannot, in one sentence; empty where it can
+  PersistentForm form = PersistentForm::grid;
+  std::int64_t blocks = 1;
+  int shared_bytes = 0;
+  std::vector<PersistentOperation> operations;
+  std::vector<PersistentPhase> phases;  ///< those of a step, then one with the loss alone
+  std::int64_t forward_phases = 0;
+  double predicted_us_per_step = 0;
+  std::int64_t steps_per_launch = 1;
+
+  // Memory. The region is what steps work on; in the form `block` it is copied to shared memory for a launch, and its
+  // first state_bytes back.
+  std::uint64_t region_bytes = 0;
+  std::uint64_t state_bytes = 0;
+  std::uint64_t x = 0;  ///< [samples, in_features]
+  std::uint64_t y = 0;  ///< [samples, outputs]
+  // In the Gram formulation alone: Z of the first layer and the sum S of its changes, the products of the samples with
+  // each other, and the parameters that S is counted from; the layer's own are rebuilt from them.
+  bool gram = false;
+  std::uint64_t z = 0;             ///< [samples, out_features of layer 0]
+  std::uint64_t sum = 0;           ///< the same
+  std::uint64_t kernel = 0;        ///< [samples, samples]
+  std::uint64_t start_weight = 0;  ///< as the weight of layer 0
+  std::uint64_t start_bias = kNone;
+  std::uint64_t program = 0;   ///< operations, then phases
+  std::uint64_t arrivals = 0;  ///< unsigned: of blocks where they meet
+  std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
+  std::uint64_t losses = 0;    ///< double [2, steps_per_launch]
+  std::uint64_t loss = 0;      ///< double: of a launch that asks for the loss alone
+  std::int64_t predict_rows = 0;
+  std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
+  std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
+  std::uint64_t predict_odd = 0;
+  std::uint64_t bytes = 0;
+
+  std::size_t program_bytes() const {
+    return operations.size() * sizeof(PersistentOperation) + phases.size() * sizeof(PersistentPhase);
+  }
+  /// "132 blocks of the grid, 7 phases a step, 16384 steps a launch": for reports.
+  std::string description() const;
+  /// "forward of layer 1": for messages.
+  std::string phase_name(std::int64_t phase) const;
+};
+
+/// Shared memory of the kernel, in either precision, beside its program and its region.
+constexpr std::size_t kPersistentTileBytes = 42 << 10;
+
+/// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
+/// specifications have been validated.
+PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
+
+/// A product or bias_update that gets a launch of its own, cut for `multiprocessors`.
+PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors, std::uint64_t element_bytes);
+
+}  // namespace deviceloop

@@ -1,0 +1,229 @@
+// How the persistent executor shares a step among blocks, on GPUs that are plain data.
+#include "persistent_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <deviceloop/error.h>
+
+#include "kernel_layout.h"
+
+namespace deviceloop {
+namespace {
+
+using Kind = PersistentOperation::Kind;
+
+GpuCaps hopper() {
+  GpuCaps gpu;
+  gpu.name = "GPU";
+  gpu.compute_capability = 90;
+  gpu.multiprocessors = 132;
+  gpu.memory_bytes = std::uint64_t{80} << 30;
+  gpu.l2_bytes = std::uint64_t{50} << 20;
+  gpu.shared_bytes = 227 << 10;
+  gpu.cooperative = true;
+  return gpu;
+}
+
+PersistentLayout layout_of(std::vector<std::int64_t> widths, std::int64_t samples, bool bias = false,
+                           PersistentForm form = PersistentForm::automatic, const GpuCaps& gpu = hopper(),
+                           Precision precision = Precision::fp32) {
+  NetworkSpec network;
+  network.widths = std::move(widths);
+  network.bias = bias;
+  TrainingSpec training;
+  training.samples = samples;
+  training.form = form;
+  training.precision = precision;
+  return make_persistent_layout(network, training, gpu);
+}
+
+std::vector<PersistentOperation> operations_of(const PersistentLayout& layout, std::size_t phase) {
+  const auto begin = layout.operations.begin();
+  const auto end =
+      phase + 1 < layout.phases.size() ? begin + layout.phases[phase + 1].first_operation : layout.operations.end();
+  return {begin + layout.phases[phase].first_operation, end};
+}
+
+TEST(PersistentLayout, ADeepNetworkHasTwoPhasesALayer) {
+  const PersistentLayout layout = layout_of({40, 30, 20, 10}, 64, true);
+  ASSERT_EQ(layout.phases.size(), 7u);
+  EXPECT_EQ(layout.forward_phases, 3);
+  std::vector<std::vector<Kind>> kinds;
+  for (std::size_t phase = 0; phase < layout.phases.size(); ++phase) {
+    std::int64_t tasks = 0;
+    kinds.emplace_back();
+    for (const PersistentOperation& op : operations_of(layout, phase)) {
+      kinds.back().push_back(op.kind);
+      tasks += op.tasks;
+    }
+    EXPECT_EQ(layout.phases[phase].tasks, tasks);
+  }
+  const std::vector<std::vector<Kind>> expected = {
+      {Kind::hidden},
+      {Kind::hidden},
+      {Kind::errors},
+      {Kind::input_gradient, Kind::loss},
+      {Kind::input_gradient, Kind::weight_update, Kind::bias_update},
+      {Kind::weight_update, Kind::bias_update, Kind::weight_update, Kind::bias_update},
+      {Kind::loss}};
+  EXPECT_EQ(kinds, expected);
+  EXPECT_EQ(layout.phase_name(2), "forward of layer 2");
+  EXPECT_EQ(layout.phase_name(3), "gradient of the input of layer 2");
+  EXPECT_EQ(layout.phase_name(5), "update of layer 0");
+  EXPECT_EQ(layout.phase_name(6), "loss");
+}
+
+TEST(PersistentLayout, OneLayerHasTwoPhases) {
+  const PersistentLayout layout = layout_of({5, 1}, 7);
+  ASSERT_EQ(layout.phases.size(), 3u);
+  EXPECT_EQ(operations_of(layout, 0)[0].kind, Kind::errors);
+  EXPECT_EQ(operations_of(layout, 1)[0].kind, Kind::weight_update);
+  EXPECT_EQ(operations_of(layout, 1)[1].kind, Kind::loss);
+}
+
+// No task of a phase may read what another one of it writes, but for a tile's own elements.
+TEST(PersistentLayout, WhatAPhaseWritesNoneOfItReads) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{5, 1}, {5, 4, 2}, {9, 8, 7, 6}, {3, 4, 5, 6, 7, 2}})
+    for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      NetworkSpec network;
+      network.widths = widths;
+      network.bias = true;
+      TrainingSpec training;
+      training.samples = 33;
+      training.formulation = formulation;
+      const PersistentLayout layout = make_persistent_layout(network, training, hopper());
+      for (std::size_t phase = 0; phase < layout.phases.size(); ++phase) {
+        const auto operations = operations_of(layout, phase);
+        for (const PersistentOperation& writer : operations)
+          for (const PersistentOperation& reader : operations)
+            for (const std::uint64_t written : {writer.out, writer.sum})
+              for (const std::uint64_t read : {reader.a, reader.b, reader.bias, reader.extra, reader.start})
+                EXPECT_TRUE(written == kNone || read != written) << phase;
+      }
+    }
+}
+
+TEST(PersistentLayout, PiecesOfTheArenaLieApart) {
+  const PersistentLayout layout = layout_of({40, 30, 20, 10}, 64, true);
+  std::map<std::uint64_t, std::uint64_t> pieces;  // begin, end
+  const auto add = [&](std::uint64_t begin, std::int64_t elements, std::size_t size = 4) {
+    EXPECT_EQ(begin % 256, 0u);
+    EXPECT_TRUE(pieces.emplace(begin, begin + static_cast<std::uint64_t>(elements) * size).second);
+  };
+  for (const PersistentLayout::Layer& layer : layout.layers) {
+    add(layer.weight, layer.in_features * layer.out_features);
+    add(layer.bias, layer.out_features);
+    add(layer.gradient, 64 * layer.out_features);
+    if (&layer != &layout.layers.back()) add(layer.hidden, 64 * layer.out_features);
+  }
+  add(layout.x, 64 * 40);
+  add(layout.y, 64 * 10);
+  const auto errors = std::find_if(layout.operations.begin(), layout.operations.end(),
+                                   [](const PersistentOperation& op) { return op.kind == Kind::errors; });
+  add(errors->slots, errors->tasks, 8);
+  add(layout.program, static_cast<std::int64_t>(layout.program_bytes()), 1);
+  add(layout.arrivals, 1);
+  add(layout.failed, 1, 8);
+  add(layout.loss, 1, 8);
+  add(layout.losses, 2 * layout.steps_per_launch, 8);
+  add(layout.predict_input, layout.predict_rows * 40);
+  add(layout.predict_even, layout.predict_rows * 30);
+  add(layout.predict_odd, layout.predict_rows * 30);
+  std::uint64_t end = 0;
+  for (const auto& [begin, piece_end] : pieces) {
+    EXPECT_GE(begin, end);
+    end = piece_end;
+  }
+  EXPECT_LE(end, layout.bytes);
+  EXPECT_LE(layout.layers.back().bias + 40, layout.state_bytes);
+  EXPECT_GE(layout.layers.front().hidden, layout.state_bytes);
+  EXPECT_LE(layout.x + 64 * 40 * 4, layout.region_bytes);
+}
+
+TEST(PersistentLayout, TilesCoverEveryElementOnce) {
+  for (const std::int64_t rows : {1, 16, 17, 128, 1000}) {
+    PersistentOperation product;
+    product.rows = rows;
+    product.columns = 100;
+    product.inner = 37;
+    for (const std::int64_t blocks : {1, 8, 132}) {
+      const PersistentOperation cut = cut_alone(product, blocks, 4);
+      const int side = cut.tile == Tile::small ? 16 : cut.tile == Tile::medium ? 32 : 64;
+      EXPECT_EQ(cut.tiles_across, cuda::divide_up(100, side));
+      EXPECT_EQ(cut.tasks, cut.tiles_across * cuda::divide_up(rows, side));
+    }
+  }
+}
+
+TEST(PersistentLayout, SmallNetworksTakeOneBlockLargerOnesMore) {
+  EXPECT_EQ(layout_of({3, 20, 1}, 4).form, PersistentForm::block);
+  EXPECT_EQ(layout_of({3, 20, 1}, 4).blocks, 1);
+  const PersistentLayout grid = layout_of({1000, 100, 1}, 128);
+  EXPECT_EQ(grid.form, PersistentForm::grid);
+  EXPECT_LE(grid.blocks, 132);
+  EXPECT_GT(grid.blocks, 50);
+  EXPECT_LT(layout_of({3, 20, 1}, 4).predicted_us_per_step, grid.predicted_us_per_step);
+}
+
+TEST(PersistentLayout, EveryFormCanBeAskedFor) {
+  const PersistentLayout block = layout_of({3, 20, 1}, 4, true, PersistentForm::block);
+  EXPECT_EQ(block.form, PersistentForm::block);
+  EXPECT_GE(static_cast<std::uint64_t>(block.shared_bytes), kPersistentTileBytes + block.region_bytes);
+  const PersistentLayout cluster = layout_of({3, 20, 1}, 4, true, PersistentForm::cluster);
+  EXPECT_EQ(cluster.form, PersistentForm::cluster);
+  EXPECT_GE(cluster.blocks, 2);
+  EXPECT_LE(cluster.blocks, 8);
+  EXPECT_EQ(layout_of({3, 20, 1}, 4, true, PersistentForm::grid).form, PersistentForm::grid);
+  for (const PersistentForm form : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid})
+    EXPECT_EQ(layout_of({3, 20, 1}, 4, true, form).refusal, "");
+}
+
+TEST(PersistentLayout, RefusalsSayWhatIsNeededAndWhatThereIs) {
+  EXPECT_EQ(
+      layout_of({1000, 100, 1}, 128, false, PersistentForm::block).refusal,
+      "one block needs 1.0 MiB of shared memory, GPU gives it 227.0 KiB; use smaller layers, fewer samples or the "
+      "plan 'graph'");
+  GpuCaps ampere = hopper();
+  ampere.compute_capability = 80;
+  EXPECT_EQ(layout_of({30, 10, 1}, 12, false, PersistentForm::cluster, ampere).refusal.substr(0, 34),
+            "GPU has no clusters, compute capab");
+  EXPECT_EQ(layout_of({1000, 100, 1}, 128, false, PersistentForm::automatic, ampere).form, PersistentForm::grid);
+  EXPECT_EQ(layout_of({4096, 4096, 1}, 8192).refusal.substr(0, 45), "data, weights and activations take 448.1 MiB,");
+  ampere.cooperative = false;
+  EXPECT_EQ(layout_of({1000, 100, 1}, 128, false, PersistentForm::automatic, ampere).refusal.substr(0, 30),
+            "GPU does not promise that all ");
+  EXPECT_EQ(layout_of(std::vector<std::int64_t>(100, 4), 128).refusal.substr(0, 41),
+            "a network of 99 layers is too deep for on");
+  GpuCaps turing = ampere;
+  turing.shared_bytes = 32 << 10;
+  EXPECT_EQ(layout_of({3, 20, 1}, 4, false, PersistentForm::automatic, turing).refusal.substr(0, 13), "a block needs");
+}
+
+TEST(PersistentLayout, ALaunchTakesAtMostHalfASecondByThePlan) {
+  for (const std::int64_t samples : {1, 128, 1024, 2048}) {
+    const PersistentLayout layout = layout_of({1000, 100, 1}, samples);
+    ASSERT_EQ(layout.refusal, "");
+    EXPECT_GE(layout.steps_per_launch, 1);
+    EXPECT_LE(static_cast<double>(layout.steps_per_launch) * layout.predicted_us_per_step, 5e5);
+  }
+}
+
+TEST(PersistentLayout, SizesThatOverflowAreRefused) {
+  EXPECT_THROW(layout_of({kMaxWidth, kMaxWidth, kMaxWidth}, std::int64_t{1} << 60), InvalidArgument);
+}
+
+TEST(PersistentLayout, ANetworkThatOnlyPredictsNeedsNoForm) {
+  const PersistentLayout layout = layout_of({1000, 100, 1}, 0);
+  EXPECT_EQ(layout.refusal, "");
+  EXPECT_TRUE(layout.phases.empty());
+  EXPECT_GT(layout.bytes, 0u);
+}
+
+}  // namespace
+}  // namespace deviceloop

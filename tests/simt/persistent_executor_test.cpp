@@ -1,0 +1,235 @@
+// What only the host fixture can show of the persistent executor: what it asks of CUDA, what it does when that fails,
+// and what becomes of blocks that never meet.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <deviceloop/deviceloop.h>
+
+#include "../../cuda/kernels/persistent.h"
+#include "../../cuda/runtime/gpu.h"
+#include "../../cuda/runtime/owners.h"
+#include "persistent_layout.h"
+#include "simt/control.h"
+#include "support/problem.h"
+#include "support/refusal.h"
+
+namespace deviceloop {
+namespace {
+
+using testing::refusal;
+
+class PersistentExecutor : public ::testing::Test {
+ protected:
+  void SetUp() override { simt::reset(); }
+  void TearDown() override {
+    simt::reset();
+    simt::refuse_cublaslt("");
+    EXPECT_EQ(simt::live_objects(), 0);
+  }
+  static Trainer trainer_of(const Problem& problem) { return problem.trainer(1, ExecutorKind::persistent); }
+  static Problem small(PersistentForm form = PersistentForm::automatic, bool bias = true) {
+    Problem problem = Problem::random({4, 3, 2, 1}, bias, 4, Precision::fp32, Init::he, 1e-4);
+    problem.training.form = form;
+    return problem;
+  }
+  static int difference(int simt::Counts::*count, const simt::Counts& before) {
+    return simt::counts().*count - before.*count;
+  }
+};
+
+constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid};
+
+TEST_F(PersistentExecutor, ARunIsOneLaunchAndTwoCopies) {
+  for (const PersistentForm form : kForms) {
+    SCOPED_TRACE(name(form));
+    const Problem problem = small(form);
+    Trainer trainer = trainer_of(problem);
+    for (int run = 0; run < 2; ++run) {
+      const simt::Counts before = simt::counts();
+      trainer.train(12);
+      EXPECT_EQ(difference(&simt::Counts::launches, before), 1);
+      EXPECT_EQ(difference(&simt::Counts::graph_launches, before), 0);
+      EXPECT_EQ(difference(&simt::Counts::copies, before), 2);  // the losses, and whether all went well
+      EXPECT_EQ(difference(&simt::Counts::memsets, before), 0);
+      if (run == 0) continue;
+      EXPECT_EQ(difference(&simt::Counts::allocations, before), 0);
+      EXPECT_EQ(difference(&simt::Counts::synchronisations, before), 2);  // the losses, the end
+    }
+  }
+}
+
+TEST_F(PersistentExecutor, ThePlanCountsTheBytesThatAreTaken) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{3, 20, 1}, {5, 2}, {7, 30, 40, 20}})
+    for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      Problem problem = Problem::random(widths, true, 33, Precision::fp32, Init::he, 1e-4);
+      problem.training.formulation = formulation;
+      std::size_t before = 0, after = 0, total = 0;
+      ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+      const Trainer trainer = trainer_of(problem);
+      ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+      EXPECT_EQ(trainer.plan().bytes, before - after);
+    }
+}
+
+TEST_F(PersistentExecutor, NeedsNoCublasLt) {
+  simt::refuse_cublaslt("cuBLASLt was not found: it hides");
+  const Problem problem = Problem::random({3, 20, 1}, true, 4, Precision::fp32, Init::he, 1e-4);
+  Trainer trainer = problem.trainer(1);
+  EXPECT_EQ(trainer.plan().executor, ExecutorKind::persistent);
+  const std::vector<double> losses = trainer.train(3).losses;
+  EXPECT_LT(losses.back(), losses.front());
+}
+
+TEST_F(PersistentExecutor, RunsOnGpusWithoutClusters) {
+  simt::set_devices({{"Turing", 7, 5, 40}});
+  const Problem problem = small(PersistentForm::grid);
+  EXPECT_GT(trainer_of(problem).train(2).losses[0], 0);
+  Problem cluster = problem;
+  cluster.training.form = PersistentForm::cluster;
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'persistent': ", [&] { trainer_of(cluster); }), "has no clusters");
+}
+
+TEST_F(PersistentExecutor, TheReportSaysHowItRan) {
+  const TrainReport report = trainer_of(small(PersistentForm::cluster)).train(1);
+  ASSERT_EQ(report.algorithms.size(), 1u);
+  EXPECT_MENTIONS(report.algorithms[0], "one cluster of ");
+}
+
+TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
+  const Problem problem = small();
+  simt::set_devices({{"small", 9, 0, 132, std::size_t{2} << 20}});
+  const cuda::DeviceBuffer others((std::size_t{2} << 20) - 4096);
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'persistent' takes ", [&] { trainer_of(problem); }),
+                  "of which 4.0 KiB are free");
+}
+
+// A block that never arrives: the others count on one more than there are.
+TEST_F(PersistentExecutor, BlocksThatWaitInVainEndTheLaunchByItsDeadline) {
+  NetworkSpec network;
+  network.widths = {3, 40, 1};
+  TrainingSpec training;
+  training.samples = 40;
+  training.form = PersistentForm::grid;
+  const PersistentLayout layout = make_persistent_layout(network, training, cuda::query_gpu(0));
+  ASSERT_GT(layout.blocks, 1);
+  cuda::prepare_persistent<float>(layout);
+  const cuda::StreamOwner stream;
+  const cuda::DeviceBuffer arena(static_cast<std::size_t>(layout.bytes));
+  auto* const memory = static_cast<unsigned char*>(arena.data());
+  const auto put = [&](std::uint64_t to, const void* from, std::size_t bytes) {
+    ASSERT_EQ(cudaMemcpyAsync(memory + to, from, bytes, cudaMemcpyHostToDevice, stream.get()), cudaSuccess);
+  };
+  ASSERT_EQ(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(layout.bytes), stream.get()), cudaSuccess);
+  const std::size_t operations = layout.operations.size() * sizeof(PersistentOperation);
+  put(layout.program, layout.operations.data(), operations);
+  put(layout.program + operations, layout.phases.data(), layout.phases.size() * sizeof(PersistentPhase));
+  cuda::PersistentArguments<float> arguments{};
+  arguments.region = memory;
+  arguments.region_bytes = layout.region_bytes;
+  arguments.state_bytes = layout.state_bytes;
+  arguments.operations = reinterpret_cast<const PersistentOperation*>(memory + layout.program);
+  arguments.operation_count = static_cast<std::int32_t>(layout.operations.size());
+  arguments.phase_count = static_cast<std::int32_t>(layout.phases.size()) - 1;
+  arguments.forward_phases = static_cast<std::int32_t>(layout.forward_phases);
+  arguments.form = layout.form;
+  arguments.steps = 3;
+  arguments.losses = reinterpret_cast<double*>(memory + layout.losses);
+  arguments.arrivals = reinterpret_cast<unsigned*>(memory + layout.arrivals);
+  arguments.failed = reinterpret_cast<std::uint64_t*>(memory + layout.failed);
+  arguments.timeout_ns = 1000000000;
+  for (const unsigned missing : {0u, 1u}) {
+    arguments.arrived = missing == 0 ? 0 : static_cast<unsigned>(cuda::arrivals_of(layout, 3, false)) + 1;
+    cuda::launch_persistent(arguments, layout, stream.get());
+    std::uint64_t failed = 0;
+    ASSERT_EQ(cudaMemcpyAsync(&failed, arguments.failed, sizeof failed, cudaMemcpyDeviceToHost, stream.get()),
+              cudaSuccess);
+    stream.wait();
+    EXPECT_EQ(failed, missing == 0 ? 0 : std::uint64_t{1} << 48);  // the first phase of step 0
+  }
+}
+
+struct Outcome {
+  std::vector<double> losses, parameters;
+};
+
+/// Everything that a user does with a trainer.
+Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
+  trainer.emplace(problem.network, problem.training, ExecutorKind::persistent);
+  problem.set_parameters(*trainer, problem.start);
+  trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
+  Outcome outcome;
+  outcome.losses = trainer->train(2).losses;
+  outcome.losses.push_back(trainer->loss());
+  std::vector<float> predictions(static_cast<std::size_t>(problem.x.rows));
+  trainer->predict(Problem::view(problem.x), Matrix(predictions.data(), problem.x.rows, 1));
+  outcome.parameters = flat(problem.parameters_of(*trainer));
+  return outcome;
+}
+
+// Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
+// says that it is dead.
+TEST_F(PersistentExecutor, EveryCallMayFail) {
+  for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+    Problem problem = small(PersistentForm::block);
+    problem.training.formulation = formulation;
+    std::optional<Trainer> trainer;
+    const Outcome right = life(problem, trainer);
+    trainer.reset();
+    ASSERT_EQ(simt::live_objects(), 0);
+    int failures = 0, deaths = 0;
+    for (int call = 1;; ++call) {
+      SCOPED_TRACE("call " + std::to_string(call));
+      simt::reset();
+      simt::fail_call(call, cudaErrorMemoryAllocation);
+      bool failed = false;
+      try {
+        const Outcome outcome = life(problem, trainer);
+        EXPECT_EQ(outcome.losses, right.losses);
+        EXPECT_EQ(outcome.parameters, right.parameters);
+      } catch (const DeviceError& error) {
+        failed = true;
+        EXPECT_GT(std::string(error.what()).size(), 20u);
+      } catch (const Error& error) {
+        ADD_FAILURE() << "not a DeviceError: " << error.what();
+      }
+      const bool reached = simt::calls_until_failure() == 0;
+      if (failed) {
+        ++failures;
+        simt::reset();
+        if (trainer) {
+          try {
+            problem.set_parameters(*trainer, problem.start);
+            trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
+            EXPECT_EQ(trainer->train(2).losses, std::vector<double>(right.losses.begin(), right.losses.begin() + 2));
+          } catch (const DeviceError& error) {
+            ++deaths;
+            EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
+          }
+        }
+      }
+      trainer.reset();
+      ASSERT_EQ(simt::live_objects(), 0);
+      if (!reached) break;
+    }
+    EXPECT_GT(failures, 50);
+    EXPECT_GT(deaths, 20);
+  }
+}
+
+// The starting case, a few steps of it, on a GPU of an eighth of the size.
+TEST_F(PersistentExecutor, TrainsTheStartingCaseAsTheCpuDoes) {
+  simt::set_devices({{"small", 9, 0, 16}});
+  const Problem problem = Problem::random({1000, 100, 1}, false, 128, Precision::fp32, Init::normal, 1e-6);
+  Trainer gpu = trainer_of(problem), cpu = problem.trainer(1, ExecutorKind::cpu);
+  const std::vector<double> losses = gpu.train(3).losses, expected = cpu.train(3).losses;
+  for (std::size_t i = 0; i < losses.size(); ++i) EXPECT_LE(std::abs(losses[i] / expected[i] - 1), 1e-5) << i;
+}
+
+}  // namespace
+}  // namespace deviceloop
