@@ -221,7 +221,7 @@ TEST(Command, RefusesWhatIsNoNumber) {
 TEST(Command, RefusesWhatIsNoChoice) {
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
   expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
-  expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph or persistent", "'GPU'"});
+  expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph, persistent, or persistent:FORM", "'GPU'"});
   for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:4294967296", ""})
     expect_refused({"train", "--device", device}, {"--device", "cuda:N", "'" + device + "'"});
 }

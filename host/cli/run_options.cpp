@@ -47,6 +47,20 @@ DeviceChoice read_device(const OptionSet& options) {
   options.refuse("--device", "be auto, cpu, cuda or cuda:N with N from 0");
 }
 
+/// --plan NAME, or persistent:FORM.
+std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& form) {
+  const std::string& text = options.text("--plan");
+  if (text == "auto") return std::nullopt;
+  for (const ExecutorKind kind : {ExecutorKind::cpu, ExecutorKind::graph, ExecutorKind::persistent})
+    if (text == name(kind)) return kind;
+  for (const PersistentForm each : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid})
+    if (text == std::string("persistent:") + name(each)) {
+      form = each;
+      return ExecutorKind::persistent;
+    }
+  options.refuse("--plan", "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster or grid");
+}
+
 /// What makes two names one file. Empty for a file that is written in place, such as /dev/null: it may be named twice.
 std::filesystem::path identity(const std::string& file) {
   std::error_code error;
@@ -89,26 +103,16 @@ Precision read_precision(const OptionSet& options) {
 
 void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
-  options.add("--plan", "NAME", "auto", "executor: auto, cpu, graph or persistent");
+  options.add("--plan", "NAME", "auto", "auto, cpu, graph or persistent[:FORM]");
   options.add("--threads", "N", "0", "CPU threads; 0: as many as make it faster");
-  options.add("--form", "NAME", "auto", "of plan persistent: auto, block, cluster or grid");
-  options.add("--deadline", "MS", "10000", "the most a GPU's blocks may wait; 0: no limit");
+  options.add("--deadline", "MS", "10000", "longest wait inside a launch");
 }
 
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training) {
   training.device = read_device(options);
   training.threads = static_cast<int>(options.integer("--threads", 0, kMaxThreads));
-  training.form = choose<PersistentForm>(options, "--form",
-                                         {{"auto", PersistentForm::automatic},
-                                          {"block", PersistentForm::block},
-                                          {"cluster", PersistentForm::cluster},
-                                          {"grid", PersistentForm::grid}});
   training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
-  const auto forced = choose<std::optional<ExecutorKind>>(options, "--plan",
-                                                          {{"auto", std::nullopt},
-                                                           {"cpu", ExecutorKind::cpu},
-                                                           {"graph", ExecutorKind::graph},
-                                                           {"persistent", ExecutorKind::persistent}});
+  const std::optional<ExecutorKind> forced = read_plan(options, training.form);
   if (forced && training.device.kind != DeviceKind::automatic &&
       (*forced == ExecutorKind::cpu) != (training.device.kind == DeviceKind::cpu))
     throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +
