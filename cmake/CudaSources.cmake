@@ -5,10 +5,12 @@ target_sources(deviceloop_objects PRIVATE
   cuda/executors/persistent_executor.cpp
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
+  cuda/kernels/gram_two_layer.cu
   cuda/kernels/narrow_linear.cu
   cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
   cuda/kernels/squared_error.cu
+  cuda/kernels/two_layer.cu
   cuda/runtime/check.cpp
   cuda/runtime/cublaslt.cpp
   cuda/runtime/cublaslt_error.cpp

@@ -20,8 +20,10 @@ constexpr double kClockGhz = 1.7;           ///< of a multiprocessor under load
 constexpr double kLanes = 128;              ///< fused multiply-adds of a multiprocessor and clock in fp32; half in fp64
 constexpr double kLibraryEfficiency = 0.7;  ///< the part of these that a library's large products reach
 constexpr double kTileEfficiency = 0.5;     ///< and a tile of the persistent kernel
-constexpr double kTileUs = 0.3;             ///< what a tile takes beside its products
-constexpr double kLongestLaunchUs = 5e5;    ///< a launch of the persistent executor takes no longer
+constexpr double kRegisterTileEfficiency = 0.7;  ///< and a tile that stays in registers, with the sums of its lanes
+constexpr double kPeerBytesPerClock = 32;        ///< that a multiprocessor sends to others of its cluster, or gets
+constexpr double kTileUs = 0.3;                  ///< what a tile takes beside its products
+constexpr double kLongestLaunchUs = 5e5;         ///< a launch of the persistent executor takes no longer
 
 /// Fused multiply-adds of a multiprocessor in a microsecond.
 constexpr double fma_per_us(std::uint64_t element_bytes) {

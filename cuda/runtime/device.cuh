@@ -38,6 +38,12 @@ inline constexpr unsigned kWarpThreads = 32;
 
 /// Of this thread in its block.
 __device__ inline unsigned thread_index() { return threadIdx.x; }
+/// The same, asked for anew: what follows from it is computed again instead of kept in registers across a loop.
+__device__ inline unsigned thread_index_again() {
+  unsigned index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
 /// Threads of a block.
 __device__ inline unsigned block_threads() { return blockDim.x; }
 /// Of this block in its grid.
@@ -54,6 +60,9 @@ __device__ Layout& shared() {
 
 /// All threads of the block meet; what they wrote before, to any memory, each of them sees after.
 __device__ inline void block_barrier() { __syncthreads(); }
+
+/// All lanes of the warp meet; what they wrote before, to any memory, each of them sees after.
+__device__ inline void warp_barrier() { __syncwarp(); }
 
 /// The value of the lane whose index differs by `mask`; all 32 lanes of a warp call it together.
 template <class T>

@@ -61,6 +61,7 @@ namespace deviceloop::cuda {
 inline constexpr unsigned kWarpThreads = 32;
 
 inline unsigned thread_index() { return simt::place->thread; }
+inline unsigned thread_index_again() { return simt::place->thread; }
 inline unsigned block_threads() { return simt::place->threads; }
 inline unsigned block_index() { return simt::place->block; }
 inline unsigned grid_blocks() { return simt::place->blocks; }
@@ -82,6 +83,7 @@ T* peer_shared(T* mine, unsigned rank) {
 inline void block_barrier() { simt::block_barrier(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 
+inline void warp_barrier() { simt::warp_any(true); }
 inline bool warp_any(bool value) { return simt::warp_any(value); }
 
 template <class T>

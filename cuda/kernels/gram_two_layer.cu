@@ -1,0 +1,167 @@
+// The Gram form of the two-layer kernels: steps of gradient descent in the space of samples, with K = X X^T in
+// registers.
+#include "../runtime/launch.h"
+#include "two_layer.cuh"
+#include "two_layer.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+/// A block owns a few hidden units, and holds all of K for the whole launch. A step, with the block's barriers as |:
+///
+///   h = relu(Z), the block's part of the predictions published in global memory; those of all blocks arrive,
+///   dP = 2 (P - Y) | dZ = dP W2^T, masked; sum -= learning_rate dZ | W2 and b2 descend, Z -= learning_rate K dZ |
+///
+/// A warp has eight samples; lane 16 r + c has four of them, by every 16th column of K from c on, so that the lanes of
+/// a row read dZ in one piece. In the sums over these 16 lanes a lane gets the sample and the unit that it has as a
+/// pair.
+///
+/// Words carry the step's tag and go to one of two places by its parity. A block writes a place again two steps later,
+/// after the words of the step between have arrived from each block, which has met its threads since they read the
+/// words of the step before: nobody waits any more for what is overwritten.
+template <class T, int columns>
+__global__ void __launch_bounds__(kTwoLayerThreads, 1)
+    gram_two_layer_kernel(GramTwoLayerArguments<T> arguments, GramTwoLayerLayout layout) {
+  constexpr int kGroup = kGramUnitsInGroup, kColumnLanes = kGramColumnLanes;
+  constexpr int kRowsOfWarp = static_cast<int>(kWarpThreads) / kColumnLanes * kGramTileRows;
+  static_assert(kGramTileRows * kGroup == kColumnLanes);
+
+  unsigned char* const memory = shared<SharedBytes>().bytes;
+  const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index())};
+  const int pair = output.thread, pairs = output.pairs(), groups = layout.output.groups;
+  const int samples = layout.output.samples;
+  const int first_unit = static_cast<int>(block_index()) * layout.output.units;
+  const int column_lane = output.lane() % kColumnLanes;
+  const bool has_pair = pair < pairs, has_rows = output.warp() < layout.row_warps;
+  T* const z = output.at(layout.z_at) + pair;
+  T* const sum = output.at(layout.sum_at) + pair;
+
+  T k[kGramTileRows][columns];
+#pragma unroll
+  for (int r = 0; r < kGramTileRows; ++r)
+#pragma unroll
+    for (int c = 0; c < columns; ++c) {
+      const int row_of_warp = output.lane() / kColumnLanes * kGramTileRows + (r ^ column_lane / kGroup);
+      const int row = output.warp() * kRowsOfWarp + row_of_warp, column = column_lane + kColumnLanes * c;
+      k[r][c] = row < samples && column < samples ? arguments.k[row * samples + column] : T(0);
+    }
+  // Calls use(global, shared) for what this thread has of a matrix of samples by hidden units.
+  const auto each_unit = [&](T* global, T* mine, auto use) {
+    if (!has_pair) return;
+    for (int g = 0; g < groups; ++g) {
+      const int unit = first_unit + g * kGroup + pair % kGroup;
+      use(unit < layout.output.hidden ? global + std::int64_t{pair / kGroup} * layout.output.hidden + unit : nullptr,
+          mine[g * pairs]);
+    }
+  };
+  const auto load = [](const T* from, T& to) { to = from != nullptr ? *from : T(0); };
+  each_unit(arguments.z, z, load);
+  each_unit(arguments.sum, sum, load);
+  output.load(arguments.y, arguments.w2, nullptr, arguments.b2, first_unit,
+              {arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed});
+  block_barrier();
+
+  bool all_well = true;
+  for (std::int64_t step = 0; step < arguments.steps; ++step) {
+    const unsigned tag = arguments.first_tag + static_cast<unsigned>(step);
+    Tagged<T>* const slots = output.slots_of(arguments.slots, tag);
+    Tagged<T>* const slot = slots + std::int64_t{block_index()} * samples * layout.output.outputs;
+
+    if (has_pair)
+#pragma unroll 1
+      for (int g = 0; g < groups; ++g) output.hidden()[g * pairs + pair] = elementwise::relu_marked(z[g * pairs]);
+    if (has_rows)
+      output.publish_part(slot, pair, has_pair, has_pair,
+                          has_pair ? output.hidden()[(groups - 1) * pairs + pair] : T(0), tag);
+    // The loss of the step before takes a part of the time that the predictions are on their way.
+    if (step > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
+      output.write_loss(arguments.losses + step - 1, tag - 1);
+    if (!output.receive_gradient(slots, tag, two_layer_code(TwoLayerPhase::kPredictions, step))) output.failed() = 1;
+    block_barrier();
+    // All threads of the block see the same and leave together; blocks that still wait for this one see the failure.
+    all_well = output.failed() == 0;
+    if (!all_well) break;
+
+    output.hidden_gradient(tag, [&](int g, int, T dz) {
+      sum[g * pairs] = elementwise::sgd_update(sum[g * pairs], dz, arguments.learning_rate);
+    });
+    block_barrier();
+    output.descend(tag, arguments.learning_rate, first_unit, false, arguments.b2 != nullptr);
+    if (has_rows)
+#pragma unroll 1
+      for (int g = 0; g < groups; ++g) {
+        T sums[kGramTileRows * kGroup] = {};
+        const T* const dz = output.dz() + (g * kColumnLanes * columns + column_lane) * kGroup;
+#pragma unroll
+        for (int c = 0; c < columns; ++c) {
+          T dz_row[kGroup];
+          load_vectors(dz_row, dz + c * kColumnLanes * kGroup);
+#pragma unroll
+          for (int r = 0; r < kGramTileRows; ++r)
+#pragma unroll
+            for (int u = 0; u < kGroup; ++u) sums[r * kGroup + u] = std::fma(k[r][c], dz_row[u], sums[r * kGroup + u]);
+        }
+        scatter_sums<kColumnLanes, 1, kGroup>(sums, column_lane);
+        if (has_pair) z[g * pairs] = elementwise::sgd_update(z[g * pairs], sums[0], arguments.learning_rate);
+      }
+    block_barrier();
+  }
+
+  if (!all_well) return;
+  if (arguments.steps > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
+    output.write_loss(arguments.losses + arguments.steps - 1,
+                      arguments.first_tag + static_cast<unsigned>(arguments.steps - 1));
+  const auto store = [](T* to, const T& from) {
+    if (to != nullptr) *to = from;
+  };
+  each_unit(arguments.z, z, store);
+  each_unit(arguments.sum, sum, store);
+  output.store(arguments.w2, nullptr, block_index() == 0 ? arguments.b2 : nullptr, first_unit);
+}
+
+LaunchConfig config_of(const GramTwoLayerLayout& layout, bool cooperative) {
+  LaunchConfig config;
+  config.blocks = layout.blocks;
+  config.threads = layout.threads;
+  config.shared_bytes = layout.shared_bytes;
+  config.cooperative = cooperative;
+  return config;
+}
+
+template <class T>
+using Kernel = void (*)(GramTwoLayerArguments<T>, GramTwoLayerLayout);
+
+template <class T>
+Kernel<T> kernel_of(const GramTwoLayerLayout& layout) {
+  return layout.tile_columns == 2   ? gram_two_layer_kernel<T, 2>
+         : layout.tile_columns == 4 ? gram_two_layer_kernel<T, 4>
+                                    : gram_two_layer_kernel<T, 8>;
+}
+
+}  // namespace
+
+template <class T>
+void prepare_gram_two_layer(const GramTwoLayerLayout& layout, bool cooperative) {
+  prepare_kernel(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout, cooperative));
+}
+
+template <class T>
+std::int64_t resident_gram_two_layer(const GramTwoLayerLayout& layout) {
+  return resident_clusters(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout, false));
+}
+
+template <class T>
+void launch_gram_two_layer(const GramTwoLayerArguments<T>& arguments, const GramTwoLayerLayout& layout,
+                           bool cooperative, cudaStream_t stream) {
+  launch(kernel_of<T>(layout), config_of(layout, cooperative), stream, arguments, layout);
+}
+
+template void prepare_gram_two_layer<float>(const GramTwoLayerLayout&, bool);
+template void prepare_gram_two_layer<double>(const GramTwoLayerLayout&, bool);
+template std::int64_t resident_gram_two_layer<float>(const GramTwoLayerLayout&);
+template std::int64_t resident_gram_two_layer<double>(const GramTwoLayerLayout&);
+template void launch_gram_two_layer(const GramTwoLayerArguments<float>&, const GramTwoLayerLayout&, bool, cudaStream_t);
+template void launch_gram_two_layer(const GramTwoLayerArguments<double>&, const GramTwoLayerLayout&, bool,
+                                    cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,291 @@
+// The primal form of the two-layer kernels: steps of gradient descent by the equations themselves, with X in registers.
+#include "two_layer.h"
+
+#include <type_traits>
+
+#include "../runtime/launch.h"
+#include "two_layer.cuh"
+
+namespace deviceloop::cuda {
+namespace {
+
+/// Parts of Z that a thread asks for at once.
+inline constexpr int kRankBatch = 4;
+
+/// Where the tile of a thread lies: the row and the column, of the block's, of its register [r][c].
+template <class T, int row_lanes>
+struct TilePlace {
+  static constexpr int kColumns = tile_columns(sizeof(T));
+  static constexpr int kColumnLanes = static_cast<int>(kWarpThreads) / row_lanes;
+  static constexpr int kRowsLeft = kTileRows / kColumnLanes;  ///< of Z, to a lane, once the lanes of a row are added
+
+  int thread;
+
+  __device__ int warp() const { return thread / static_cast<int>(kWarpThreads); }
+  __device__ int row_lane() const { return thread % row_lanes; }
+  __device__ int column_lane() const { return thread % static_cast<int>(kWarpThreads) / row_lanes; }
+  __device__ int row_of(int r) const {
+    const int exchanged = column_lane() * kRowsLeft ^ r / kRowsLeft * kRowsLeft;
+    return row_lane() + exchanged * row_lanes + r % kRowsLeft * row_lanes;
+  }
+  __device__ int column_of(int c) const {
+    return (thread / row_lanes) * kColumns + (row_lane() * kColumns / row_lanes ^ c);
+  }
+};
+
+/// A cluster owns a few hidden units; each of its blocks has a slice of the inputs, of all samples, in registers for
+/// the whole launch, and the units' weights of that slice in shared memory. A step, with the block's barriers as |:
+///
+///   for each group of units the block's part of Z, by warp | summed over its warps and pushed into each block of the
+///   cluster; when the parts of all its blocks have arrived, h = relu(Z + b1); the cluster's part of the predictions is
+///   published in global memory; when those of all clusters have arrived, dP = 2 (P - Y) | dZ = dP W2^T, masked |
+///   W2, b1, b2, and W1 of the slice descend
+///
+/// A lane has a tile of kTileRows samples by kColumns inputs: every weight loaded is used for 8 samples, every dz for
+/// kColumns inputs, and few lanes share a sum: 46 shuffles a step for 4 units, where a lane with 4 samples and 16
+/// inputs would need 62. Which register holds which sample and input differs by lane as scatter_sums wants it.
+///
+/// All words that are waited for carry a number, and lie in one of two places by its parity; whoever writes a place
+/// again must know that nobody still waits there for the number before the last. Parts of Z are numbered by group. A
+/// thread pushes one only after it has the parts of the group before from all blocks, and what it then overwrites
+/// elsewhere belongs to the thread of the same pair, which sent its part of the group before after it had read that.
+/// The predictions are numbered by step. A cluster publishes some after its blocks have sent parts of Z in that step,
+/// for which all their threads have met since they read the predictions of the step before; and a block publishes again
+/// only after it has those of all clusters. No word depends on the order of two stores.
+template <class T, int row_lanes>
+__global__ void __launch_bounds__(kTwoLayerThreads, 1)
+    two_layer_kernel(TwoLayerArguments<T> arguments, TwoLayerLayout layout) {
+  using Place = TilePlace<T, row_lanes>;
+  constexpr int kColumns = Place::kColumns, kGroup = units_in_group(sizeof(T));
+  constexpr int kColumnLanes = Place::kColumnLanes;
+  constexpr int kRows = row_lanes * kTileRows;
+  constexpr int kRowsLeft = Place::kRowsLeft;
+  constexpr int kSumsLeft = kColumns * kGroup > row_lanes ? kColumns * kGroup / row_lanes : 1;  // of dW1
+
+  unsigned char* const memory = shared<SharedBytes>().bytes;
+  const OutputLayer<T, kGroup> outer{layout.output, memory, static_cast<int>(thread_index())};
+  const int threads = outer.threads();
+  const auto rank = static_cast<int>(cluster_rank());
+  const int cluster = static_cast<int>(block_index() >> layout.cluster_log2), cluster_blocks = 1 << layout.cluster_log2;
+  const int groups = layout.output.groups, pairs = outer.pairs();
+  const int first_unit = cluster * layout.output.units, first_input = rank * layout.columns;
+  const int units =
+      layout.output.hidden - first_unit < layout.output.units ? layout.output.hidden - first_unit : layout.output.units;
+  const int inputs =
+      layout.inputs - first_input < layout.columns ? layout.inputs - first_input : layout.columns;  // may be below 0
+
+  // [groups, columns, kGroup], as far as the block's warps reach.
+  T* const w1 = outer.at(layout.weight_at);
+  const int columns = layout.column_warps * kColumnLanes * kColumns;
+  const auto received_by = [&](unsigned group, int from) {
+    return reinterpret_cast<Tagged<T>*>(memory + layout.received_at) +
+           (static_cast<int>(group % 2) * cluster_blocks + from) * pairs;
+  };
+
+  T x[kTileRows][kColumns];
+  const Place loaded{outer.thread};
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int row = loaded.row_of(r), column = loaded.column_of(c);
+      const bool inside = row < layout.output.samples && column < inputs;
+      x[r][c] = inside ? arguments.x[row * layout.inputs + first_input + column] : T(0);
+    }
+  // Calls use(global, shared) for each weight of the block's inputs and units.
+  const auto each_weight = [&](int thread, auto use) {
+    for (int i = thread; i < inputs * units; i += threads) {
+      const int column = i / units, unit = i % units;
+      use(arguments.w1[std::int64_t{first_input + column} * layout.output.hidden + first_unit + unit],
+          w1[(unit / kGroup * columns + column) * kGroup + unit % kGroup]);
+    }
+  };
+  for (int i = outer.thread; i < groups * columns * kGroup; i += threads) w1[i] = T(0);
+  block_barrier();
+  each_weight(outer.thread, [](const T& from, T& to) { to = from; });
+  outer.load(arguments.y, arguments.w2, arguments.b1, arguments.b2, first_unit,
+             {arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed});
+  for (int i = outer.thread; i < 2 * cluster_blocks * pairs; i += threads) received_by(0, 0)[i] = {};
+  cluster_barrier();
+
+  bool all_well = true;
+  unsigned pushed = 0;  // groups so far, of all steps
+  for (std::int64_t step = 0; step < arguments.steps; ++step) {
+    const unsigned tag = arguments.first_tag + static_cast<unsigned>(step);
+    Tagged<T>* const slots = outer.slots_of(arguments.slots, tag);
+    bool arrived = true;
+    // A group's parts are on their way while the next group is computed.
+#pragma unroll 1
+    for (int g = 0; g <= groups; ++g) {
+      // Two buffers in turns: who writes one again has met all who read it, at the barrier of the other.
+      T* const partial = outer.at(layout.partial_at) + g % 2 * layout.column_warps * kRows * kGroup;
+      const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index_again())};
+      const Place place{output.thread};
+      if (g < groups) {
+        if (place.warp() < layout.column_warps) {
+          T z[kTileRows * kGroup] = {};
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            T weights[kGroup];
+            load_vectors(weights, w1 + (g * columns + place.column_of(c)) * kGroup);
+#pragma unroll
+            for (int r = 0; r < kTileRows; ++r)
+#pragma unroll
+              for (int u = 0; u < kGroup; ++u) z[r * kGroup + u] = std::fma(x[r][c], weights[u], z[r * kGroup + u]);
+          }
+          scatter_sums<kColumnLanes, row_lanes, 1>(z, place.column_lane());
+#pragma unroll
+          for (int r = 0; r < kRowsLeft; ++r) {
+            Group<T, kGroup> sums;
+#pragma unroll
+            for (int u = 0; u < kGroup; ++u) sums.values[u] = z[r * kGroup + u];
+            store_group<true>(partial, sums, (place.warp() * kRows + place.row_of(r)) * kGroup,
+                              layout.column_warps * kRows * kGroup);
+          }
+        }
+        block_barrier();
+      }
+#pragma unroll 1
+      for (int begin = output.thread - output.lane(); begin < pairs; begin += threads) {
+        const int pair = begin + output.lane();
+        T h = 0;
+        if (g > 0 && pair < pairs) {
+          T z = 0;
+#pragma unroll 1
+          for (int first = 0; first < cluster_blocks; first += kRankBatch) {
+            T parts[kRankBatch];
+            const int left = cluster_blocks - first;
+            arrived &=
+                wait_tagged(parts, received_by(pushed, first) + pair, pairs, left < kRankBatch ? left : kRankBatch,
+                            pushed, output.deadline(), two_layer_code(TwoLayerPhase::kClusterExchange, step));
+#pragma unroll
+            for (int i = 0; i < kRankBatch; ++i) z += parts[i];
+          }
+          h = elementwise::relu_marked(z + output.hidden_bias()[(g - 1) * kGroup + pair % kGroup]);
+          output.hidden()[(g - 1) * pairs + pair] = h;
+        }
+        if (g == groups) {
+          const int published = pair - rank * layout.published_rows * kGroup;
+          const bool publishes = pair < pairs && published >= 0 && published < layout.published_rows * kGroup;
+          output.publish_part(slots + std::int64_t{cluster} * layout.output.samples * layout.output.outputs, pair,
+                              pair < pairs, publishes, h, tag);
+        } else if (pair < pairs) {
+          T sum = 0;
+#pragma unroll 8
+          for (int w = 0; w < layout.column_warps; ++w) sum += partial[w * kRows * kGroup + pair];
+          Tagged<T>* const mine = received_by(pushed + 1, rank) + pair;
+#pragma unroll 1
+          for (int i = 0; i < cluster_blocks; ++i)
+            publish(peer_shared(mine, static_cast<unsigned>((rank + i) & (cluster_blocks - 1))), sum, pushed + 1);
+        }
+      }
+      if (g < groups) ++pushed;
+    }
+
+    const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index_again())};
+    // The loss of the step before takes a part of the time that the predictions are on their way.
+    if (step > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
+      output.write_loss(arguments.losses + step - 1, tag - 1);
+    arrived &= output.receive_gradient(slots, tag, two_layer_code(TwoLayerPhase::kPredictions, step));
+    if (!arrived) output.failed() = 1;
+    block_barrier();
+    // All threads of the block see the same and leave together; blocks that still wait for this one see the failure.
+    all_well = output.failed() == 0;
+    if (!all_well) break;
+
+    output.hidden_gradient(tag, [](int, int, T) {});
+    block_barrier();
+    output.descend(tag, arguments.learning_rate, first_unit, arguments.b1 != nullptr, arguments.b2 != nullptr);
+    const Place place{static_cast<int>(thread_index_again())};
+    if (place.warp() < layout.column_warps) {
+#pragma unroll 1
+      for (int g = 0; g < groups; ++g) {
+        T sums[kColumns * kGroup] = {};
+        const T* const dz = output.dz() + g * kRows * kGroup;
+#pragma unroll
+        for (int r = 0; r < kTileRows; ++r) {
+          T dz_row[kGroup];
+          load_vectors(dz_row, dz + place.row_of(r) * kGroup);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c)
+#pragma unroll
+            for (int u = 0; u < kGroup; ++u) sums[c * kGroup + u] = std::fma(x[r][c], dz_row[u], sums[c * kGroup + u]);
+        }
+        scatter_sums<row_lanes, 1, kGroup>(sums, place.row_lane());
+#pragma unroll
+        for (int i = 0; i < kSumsLeft; ++i) {
+          // Below the level of columns the lane's lower bits have chosen among the units.
+          constexpr int kLanesOfColumn = row_lanes > kColumns ? row_lanes / kColumns : 1;
+          constexpr int kUnitsLeft = kSumsLeft < kGroup ? kSumsLeft : kGroup;
+          constexpr int kLanesOfUnits =
+              kLanesOfColumn * kUnitsLeft / kGroup > 0 ? kLanesOfColumn * kUnitsLeft / kGroup : 1;
+          const int column = place.column_of(i / kGroup);
+          const int unit = place.row_lane() % kLanesOfColumn / kLanesOfUnits * kUnitsLeft + i % kUnitsLeft;
+          T& weight = w1[(g * columns + column) * kGroup + unit];
+          if (place.row_lane() % kLanesOfUnits == 0 && column < inputs && g * kGroup + unit < units)
+            weight = elementwise::sgd_update(weight, sums[i], arguments.learning_rate);
+        }
+      }
+      warp_barrier();  // a warp's inputs are its own
+    }
+  }
+
+  if (all_well) {
+    const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index_again())};
+    if (arguments.steps > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
+      output.write_loss(arguments.losses + arguments.steps - 1,
+                        arguments.first_tag + static_cast<unsigned>(arguments.steps - 1));
+    block_barrier();
+    each_weight(output.thread, [](T& to, const T& from) { to = from; });
+    if (rank == 0) output.store(arguments.w2, arguments.b1, cluster == 0 ? arguments.b2 : nullptr, first_unit);
+  }
+  // Until here a block of the cluster may still push into this one's memory.
+  cluster_barrier();
+}
+
+LaunchConfig config_of(const TwoLayerLayout& layout, bool cooperative) {
+  LaunchConfig config;
+  config.blocks = layout.blocks();
+  config.threads = layout.threads;
+  config.shared_bytes = layout.shared_bytes;
+  config.cluster_blocks = layout.cluster_blocks();
+  config.cooperative = cooperative;
+  return config;
+}
+
+template <class T>
+using Kernel = void (*)(TwoLayerArguments<T>, TwoLayerLayout);
+
+template <class T>
+Kernel<T> kernel_of(const TwoLayerLayout& layout) {
+  return layout.row_lanes == 4   ? two_layer_kernel<T, 4>
+         : layout.row_lanes == 8 ? two_layer_kernel<T, 8>
+                                 : two_layer_kernel<T, 16>;
+}
+
+}  // namespace
+
+template <class T>
+void prepare_two_layer(const TwoLayerLayout& layout, bool cooperative) {
+  prepare_kernel(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout, cooperative));
+}
+
+template <class T>
+std::int64_t resident_two_layer(const TwoLayerLayout& layout) {
+  return resident_clusters(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout, false));
+}
+
+template <class T>
+void launch_two_layer(const TwoLayerArguments<T>& arguments, const TwoLayerLayout& layout, bool cooperative,
+                      cudaStream_t stream) {
+  launch(kernel_of<T>(layout), config_of(layout, cooperative), stream, arguments, layout);
+}
+
+template void prepare_two_layer<float>(const TwoLayerLayout&, bool);
+template void prepare_two_layer<double>(const TwoLayerLayout&, bool);
+template std::int64_t resident_two_layer<float>(const TwoLayerLayout&);
+template std::int64_t resident_two_layer<double>(const TwoLayerLayout&);
+template void launch_two_layer(const TwoLayerArguments<float>&, const TwoLayerLayout&, bool, cudaStream_t);
+template void launch_two_layer(const TwoLayerArguments<double>&, const TwoLayerLayout&, bool, cudaStream_t);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,263 @@
+// What a block of the two-layer kernels does between the pre-activations of its hidden units and their gradient: its
+// part of the predictions, the hop on which all blocks learn the predictions, the loss, the output layer's gradients.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../host/elementwise.h"
+#include "../../host/two_layer_layout.h"
+#include "../runtime/device.cuh"
+#include "groups.cuh"
+
+namespace deviceloop::cuda {
+
+/// A block's shared memory, whose places the layout tells.
+struct SharedBytes {
+  alignas(16) unsigned char bytes[16];
+};
+
+/// `count` neighbours, which begin at a border of 16 bytes.
+template <int count, class T>
+__device__ inline void load_vectors(T (&out)[count], const T* from) {
+#pragma unroll
+  for (int i = 0; i < count; i += kVector<T>) {
+    Group<T, kVector<T>> group;
+    load_group<true>(group, from, i, count);
+#pragma unroll
+    for (int k = 0; k < kVector<T>; ++k) out[i + k] = group.values[k];
+  }
+}
+
+/// Adds `values` of `lanes` lanes, a power of two, of which `lane` is this one and lane_step the distance of
+/// neighbours, and leaves each lane a part of the sums: level by level, the lane's upper bit first, a lane keeps half
+/// of what it has and sends the other half to the lane that differs in that bit. Lanes whose bit is 0 keep the lower
+/// half. Levels that keep `exchanged` values or more find the halves of lanes whose bit is 1 exchanged already, by the
+/// order in which the caller lays out its values, and need not select what to send. A single value left is added to on
+/// both sides.
+template <int lanes, int lane_step, int exchanged, int count, class T>
+__device__ inline void scatter_sums(T (&values)[count], int lane) {
+  int kept = count;
+#pragma unroll
+  for (int bit = lanes / 2; bit > 0; bit /= 2) {
+    const bool splits = kept > 1;
+    if (splits) kept /= 2;
+    const bool selects = splits && kept < exchanged && (lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (i >= kept) continue;
+      const int upper = splits ? (kept + i) % count : i;
+      const T mine = selects ? values[upper] : values[i];
+      const T theirs = selects ? values[i] : values[upper];
+      values[i] = mine + warp_shuffle_xor(theirs, static_cast<unsigned>(bit * lane_step));
+    }
+  }
+}
+
+/// A block's part of the output layer. Its hidden units come in groups; the pairs of a sample and a unit of a group,
+/// `samples * group` of them, are taken by the block's threads in turns, so that the units of a sample are neighbours.
+/// All blocks have the same bits of weights, biases and predictions.
+template <class T, int group>
+struct OutputLayer {
+  const OutputLayerLayout& layout;
+  unsigned char* memory;
+  int thread;
+
+  __device__ int threads() const { return static_cast<int>(block_threads()); }
+  __device__ int warps() const { return threads() / static_cast<int>(kWarpThreads); }
+  __device__ int warp() const { return thread / static_cast<int>(kWarpThreads); }
+  __device__ int lane() const { return thread % static_cast<int>(kWarpThreads); }
+
+  __device__ T* at(int place) const { return reinterpret_cast<T*>(memory + place); }
+  __device__ T* hidden() const { return at(layout.hidden_at); }
+  __device__ T* dz() const { return at(layout.dz_at); }
+  __device__ T* weights() const { return at(layout.weight_at); }
+  __device__ T* hidden_bias() const { return at(layout.hidden_bias_at); }
+  __device__ T* bias() const { return at(layout.bias_at); }
+  __device__ int& failed() const { return *reinterpret_cast<int*>(memory + layout.failed_at); }
+  __device__ Deadline& deadline() const { return *reinterpret_cast<Deadline*>(memory + layout.deadline_at); }
+  __device__ T* gradient(unsigned tag) const {
+    return at(layout.gradient_at) + static_cast<int>(tag % 2) * layout.samples * layout.outputs;
+  }
+  __device__ int pairs() const { return layout.samples * group; }
+  __device__ Tagged<T>* slots_of(Tagged<T>* slots, unsigned tag) const {
+    return slots + std::int64_t{tag % 2} * layout.publishers * layout.samples * layout.outputs;
+  }
+
+  /// From global memory; `first` is the block's first hidden unit. What there is not is 0.
+  __device__ void load(const T* y, const T* w2, const T* b1, const T* b2, int first, const Deadline& until) const {
+#pragma unroll 1
+    for (int i = thread; i < layout.samples * layout.outputs; i += threads()) at(layout.target_at)[i] = y[i];
+#pragma unroll 1
+    for (int i = thread; i < layout.outputs; i += threads()) bias()[i] = b2 != nullptr ? b2[i] : T(0);
+#pragma unroll 1
+    for (int i = thread; i < layout.units; i += threads())
+      hidden_bias()[i] = b1 != nullptr && first + i < layout.hidden ? b1[first + i] : T(0);
+#pragma unroll 1
+    for (int i = thread; i < layout.units * layout.outputs; i += threads()) {
+      const std::int64_t from = std::int64_t{first} * layout.outputs + i;
+      weights()[i] = from < std::int64_t{layout.hidden} * layout.outputs ? w2[from] : T(0);
+    }
+#pragma unroll 1
+    for (int i = thread; i < layout.groups * layout.dz_rows * group; i += threads()) dz()[i] = T(0);
+    if (thread != 0) return;
+    failed() = 0;
+    deadline() = until;
+  }
+
+  /// Back; one block of those that own `first` calls it, and one of all passes b2.
+  __device__ void store(T* w2, T* b1, T* b2, int first) const {
+    const int units = layout.hidden - first < layout.units ? layout.hidden - first : layout.units;
+#pragma unroll 1
+    for (int i = thread; i < units * layout.outputs; i += threads())
+      w2[std::int64_t{first} * layout.outputs + i] = weights()[i];
+    if (b1 != nullptr)
+#pragma unroll 1
+      for (int i = thread; i < units; i += threads()) b1[first + i] = hidden_bias()[i];
+    if (b2 != nullptr)
+#pragma unroll 1
+      for (int i = thread; i < layout.outputs; i += threads()) b2[i] = bias()[i];
+  }
+
+  /// Publishes what the block's units add to the predictions of the pair's sample, where `publishes`. The whole warp
+  /// calls it, each thread for the pair whose h it has written itself; `inside`: it has one. first_h is that of group
+  /// 0.
+  __device__ void publish_part(Tagged<T>* mine, int pair, bool inside, bool publishes, T last_h, unsigned tag) const {
+    const int unit = pair % group, sample = pair / group;
+#pragma unroll 1
+    for (int output = 0; output < layout.outputs; ++output) {
+      T sum = 0;
+      if (inside) {
+        const int last = layout.groups - 1;
+        sum = last_h * weights()[(last * group + unit) * layout.outputs + output];
+#pragma unroll 1
+        for (int g = 0; g < last; ++g)
+          sum = std::fma(hidden()[g * pairs() + pair], weights()[(g * group + unit) * layout.outputs + output], sum);
+      }
+#pragma unroll
+      for (int mask = 1; mask < group; mask *= 2) sum += warp_shuffle_xor(sum, static_cast<unsigned>(mask));
+      if (publishes && unit == output % group) publish(mine + sample * layout.outputs + output, sum, tag);
+    }
+  }
+
+  /// Waits for what all publishers add to the predictions, adds it in their order, in every block alike, and leaves
+  /// 2 (p - y) in gradient(tag). False where a wait failed.
+  __device__ bool receive_gradient(Tagged<T>* slots, unsigned tag, std::uint64_t code) const {
+    constexpr int kBatch = slot_batch(sizeof(T));
+    const int lanes = 1 << layout.lanes_log2, words_of_warp = static_cast<int>(kWarpThreads) >> layout.lanes_log2;
+    const int count = layout.samples * layout.outputs, share = lane() & (lanes - 1);
+    bool arrived = true;
+#pragma unroll 1
+    for (int begin = warp() * words_of_warp; begin < count; begin += warps() * words_of_warp) {
+      const int word = begin + (lane() >> layout.lanes_log2);
+      T sum = 0;
+      if (word < count)
+#pragma unroll 1
+        for (int first = share; first < layout.publishers; first += kBatch * lanes) {
+          const int left = (layout.publishers - first + lanes - 1) >> layout.lanes_log2;
+          T values[kBatch];
+          arrived &= wait_tagged(values, slots + (std::int64_t{first} * count + word), std::int64_t{lanes} * count,
+                                 left < kBatch ? left : kBatch, tag, deadline(), code);
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) sum += values[i];
+        }
+#pragma unroll 1
+      for (int mask = 1; mask < lanes; mask *= 2) sum += warp_shuffle_xor(sum, static_cast<unsigned>(mask));
+      if (share != 0 || word >= count) continue;
+      const T prediction = sum + bias()[layout.outputs == 1 ? 0 : word % layout.outputs];
+      gradient(tag)[word] = elementwise::squared_error_gradient(prediction - at(layout.target_at)[word]);
+    }
+    return arrived;
+  }
+
+  /// The loss of that step, by one warp: squares are added by lane, at most kTerms of them in T.
+  __device__ void write_loss(double* loss, unsigned tag) const {
+    const int count = layout.samples * layout.outputs;
+    double total = 0;
+#pragma unroll 1
+    for (int begin = lane(); begin < count; begin += static_cast<int>(kWarpThreads) * kTerms) {
+      T sum = 0;
+#pragma unroll 4
+      for (int term = 0; term < kTerms; ++term) {
+        const int word = begin + term * static_cast<int>(kWarpThreads);
+        if (word >= count) break;
+        const T difference = gradient(tag)[word] * T(0.5);  // exact: it was doubled
+        sum = std::fma(difference, difference, sum);
+      }
+      total += static_cast<double>(sum);
+    }
+#pragma unroll
+    for (unsigned mask = kWarpThreads / 2; mask > 0; mask /= 2) total += warp_shuffle_xor(total, mask);
+    if (lane() == 0) *loss = total;
+  }
+
+  /// dz of the pairs that this thread has, by the weights before their update: calls use(group, pair, dz).
+  template <class Use>
+  __device__ void hidden_gradient(unsigned tag, Use use) const {
+#pragma unroll 1
+    for (int pair = thread; pair < pairs(); pair += threads())
+#pragma unroll 1
+      for (int g = 0; g < layout.groups; ++g) {
+        const T* const dp = gradient(tag) + pair / group * layout.outputs;
+        const T* const w2 = weights() + (g * group + pair % group) * layout.outputs;
+        T dh = dp[0] * w2[0];
+#pragma unroll 1
+        for (int output = 1; output < layout.outputs; ++output) dh = std::fma(dp[output], w2[output], dh);
+        const T gradient_of_z = elementwise::relu_gradient_marked(hidden()[g * pairs() + pair], dh);
+        dz()[g * layout.dz_rows * group + pair] = gradient_of_z;
+        use(g, pair, gradient_of_z);
+      }
+  }
+
+  /// One step of gradient descent for the weights and, where there are any, biases. Sums over samples are shared by the
+  /// block's warps; a lane adds at most kTerms of them in T, the lanes are added in double.
+  __device__ void descend(unsigned tag, T learning_rate, int first, bool has_hidden_bias, bool has_bias) const {
+    static_assert(kTwoLayerSamples / (kWarpThreads / group) <= kTerms);
+    const int unit = lane() % group, rows = static_cast<int>(kWarpThreads) / group;
+    const T* const dp = gradient(tag);
+    int turn = warp();
+    const auto is_mine = [&] {
+      const bool mine = turn == 0;
+      turn = mine ? warps() - 1 : turn - 1;
+      return mine;
+    };
+    const auto update = [&](T& parameter, T sum, unsigned first_mask, bool writes) {
+      auto total = static_cast<double>(sum);
+#pragma unroll
+      for (unsigned mask = first_mask; mask < kWarpThreads; mask *= 2) total += warp_shuffle_xor(total, mask);
+      if (writes) parameter = elementwise::sgd_update(parameter, static_cast<T>(total), learning_rate);
+    };
+#pragma unroll 1
+    for (int g = 0; g < layout.groups; ++g) {
+      const T* const h = hidden() + g * pairs();
+      const T* const dz_group = dz() + g * layout.dz_rows * group;
+      const bool writes = lane() < group && first + g * group + unit < layout.hidden;
+#pragma unroll 1
+      for (int output = 0; output < layout.outputs; ++output) {
+        if (!is_mine()) continue;
+        T sum = 0;
+#pragma unroll 4
+        for (int row = lane() / group; row < layout.samples; row += rows)
+          sum = std::fma(h[row * group + unit], dp[row * layout.outputs + output], sum);
+        update(weights()[(g * group + unit) * layout.outputs + output], sum, group, writes);
+      }
+      if (!has_hidden_bias || !is_mine()) continue;
+      T sum = 0;
+#pragma unroll 4
+      for (int row = lane() / group; row < layout.samples; row += rows) sum += dz_group[row * group + unit];
+      update(hidden_bias()[g * group + unit], sum, group, writes);
+    }
+    if (!has_bias) return;
+#pragma unroll 1
+    for (int output = 0; output < layout.outputs; ++output) {
+      if (!is_mine()) continue;
+      T sum = 0;
+#pragma unroll 4
+      for (int row = lane(); row < layout.samples; row += static_cast<int>(kWarpThreads))
+        sum += dp[row * layout.outputs + output];
+      update(bias()[output], sum, 1, lane() == 0);
+    }
+  }
+};
+
+}  // namespace deviceloop::cuda

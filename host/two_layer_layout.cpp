@@ -1,0 +1,247 @@
+#include "two_layer_layout.h"
+
+#include <algorithm>
+
+#include "gpu_costs.h"
+#include "text.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+constexpr int kWarp = 32, kMostWarps = kTwoLayerThreads / kWarp;
+
+/// Bytes of a Tagged<T>.
+std::int64_t tagged_bytes(int element_bytes) { return 2 * std::int64_t{element_bytes}; }
+
+/// Places in a block's shared memory, one behind the other.
+class Places {
+ public:
+  int take(std::int64_t count, std::int64_t bytes) {
+    const std::int64_t begin = used_;
+    used_ += divide_up(count * bytes, 16) * 16;
+    return static_cast<int>(begin);
+  }
+  std::int64_t used() const { return used_; }
+
+ private:
+  std::int64_t used_ = 0;
+};
+
+std::string refuse_sizes(const TwoLayerShape& shape) {
+  if (shape.samples > kTwoLayerSamples)
+    return "the two-layer form takes at most " + std::to_string(kTwoLayerSamples) + " samples, and these are " +
+           std::to_string(shape.samples);
+  if (shape.outputs > kTwoLayerOutputs)
+    return "the two-layer form takes at most " + std::to_string(kTwoLayerOutputs) + " outputs, and these are " +
+           std::to_string(shape.outputs);
+  return {};
+}
+
+/// All but how the predictions are waited for.
+OutputLayerLayout output_layer(const TwoLayerShape& shape, std::int64_t units, int group, int dz_rows, Places& places) {
+  OutputLayerLayout layout;
+  layout.samples = static_cast<int>(shape.samples);
+  layout.outputs = static_cast<int>(shape.outputs);
+  layout.hidden = static_cast<int>(shape.hidden);
+  layout.units = static_cast<int>(units);
+  layout.groups = static_cast<int>(units / group);
+  layout.dz_rows = dz_rows;
+  const int bytes = shape.element_bytes;
+  layout.hidden_at = places.take(units * shape.samples, bytes);
+  layout.dz_at = places.take(units * dz_rows, bytes);
+  layout.gradient_at = places.take(2 * shape.samples * shape.outputs, bytes);
+  layout.target_at = places.take(shape.samples * shape.outputs, bytes);
+  layout.weight_at = places.take(units * shape.outputs, bytes);
+  layout.hidden_bias_at = places.take(units, bytes);
+  layout.bias_at = places.take(shape.outputs, bytes);
+  layout.failed_at = places.take(1, sizeof(int));
+  layout.deadline_at = places.take(2, sizeof(std::uint64_t));
+  return layout;
+}
+
+/// How the block waits for the predictions; returns the microseconds of that, the hop included, in a grid of `blocks`.
+double share_slots(OutputLayerLayout& layout, const TwoLayerShape& shape, std::int64_t publishers, int work_warps,
+                   std::int64_t blocks, int& threads) {
+  using namespace gpu_costs;
+  const std::int64_t words = shape.samples * shape.outputs, batch = slot_batch(shape.element_bytes);
+  layout.publishers = static_cast<int>(publishers);
+  const int lanes = power_of_two(divide_up(publishers, batch), kWarp);
+  for (layout.lanes_log2 = 0; 1 << layout.lanes_log2 < lanes;) ++layout.lanes_log2;
+  const std::int64_t warps = std::clamp<std::int64_t>(divide_up(words * lanes, kWarp), work_warps, kMostWarps);
+  threads = static_cast<int>(warps) * kWarp;
+  const std::int64_t rounds = divide_up(words * lanes, threads) * divide_up(publishers, lanes * batch);
+  const double bytes = static_cast<double>(words * tagged_bytes(shape.element_bytes)) * static_cast<double>(blocks) *
+                       static_cast<double>(publishers);
+  return kL2HopUs + bytes / (kL2GbPerSecond * 1e3) + static_cast<double>(rounds - 1) * kL2LatencyUs;
+}
+
+/// Microseconds of `count` fused multiply-adds a thread.
+double fma_us(std::int64_t warps, std::int64_t count, const TwoLayerShape& shape) {
+  return static_cast<double>(warps * kWarp * count) /
+         (gpu_costs::fma_per_us(static_cast<std::uint64_t>(shape.element_bytes)) * gpu_costs::kRegisterTileEfficiency);
+}
+
+int row_lanes_of(const TwoLayerShape& shape) {
+  return std::max(4, power_of_two(divide_up(shape.samples, kTileRows), 16));
+}
+
+int columns_of_warp(const TwoLayerShape& shape, int row_lanes) {
+  return kWarp / row_lanes * tile_columns(shape.element_bytes);
+}
+
+/// With its estimate; its bytes of shared memory may exceed what there is.
+TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std::int64_t units) {
+  const int group = units_in_group(shape.element_bytes), bytes = shape.element_bytes;
+  TwoLayerLayout layout;
+  layout.cluster_log2 = cluster_log2;
+  const std::int64_t cluster_blocks = layout.cluster_blocks();
+  layout.row_lanes = row_lanes_of(shape);
+  layout.inputs = static_cast<int>(shape.inputs);
+  layout.columns = static_cast<int>(divide_up(shape.inputs, cluster_blocks));
+  const int columns = columns_of_warp(shape, layout.row_lanes), rows = layout.row_lanes * kTileRows;
+  layout.column_warps = static_cast<int>(divide_up(layout.columns, columns));
+  layout.clusters = static_cast<int>(divide_up(shape.hidden, units));
+  layout.published_rows = static_cast<int>(divide_up(shape.samples, cluster_blocks));
+
+  Places places;
+  layout.output = output_layer(shape, units, group, rows, places);
+  layout.weight_at = places.take(units * layout.column_warps * columns, bytes);
+  const std::int64_t buffers = std::min(layout.output.groups, 2);
+  layout.partial_at = places.take(buffers * layout.column_warps * rows * group, bytes);
+  layout.received_at = places.take(2 * cluster_blocks * shape.samples * group, tagged_bytes(bytes));
+  layout.shared_bytes = static_cast<int>(places.used());
+
+  using namespace gpu_costs;
+  const int pair_warps = static_cast<int>(divide_up(shape.samples * group, kWarp));
+  double us = share_slots(layout.output, shape, layout.clusters, std::max(layout.column_warps, pair_warps),
+                          layout.blocks(), layout.threads);
+  us += 2 * fma_us(layout.column_warps, std::int64_t{kTileRows} * tile_columns(bytes) * units, shape);
+  const double pushed = static_cast<double>((cluster_blocks - 1) * shape.samples * units * tagged_bytes(bytes));
+  us += pushed / (kPeerBytesPerClock * kClockGhz * 1e3) + (cluster_blocks > 1 ? kPeerHopUs : kBlockMeetingUs);
+  layout.estimated_us = us + (2 + layout.output.groups) * kBlockMeetingUs;
+  return layout;
+}
+
+GramTwoLayerLayout make_gram_two_layer(const TwoLayerShape& shape, std::int64_t units) {
+  GramTwoLayerLayout layout;
+  layout.tile_columns = std::max(2, power_of_two(divide_up(shape.samples, kGramColumnLanes), 8));
+  layout.row_warps = static_cast<int>(divide_up(shape.samples, kWarp / kGramColumnLanes * kGramTileRows));
+  layout.blocks = static_cast<int>(divide_up(shape.hidden, units));
+  Places places;
+  layout.output = output_layer(shape, units, kGramUnitsInGroup, kGramColumnLanes * layout.tile_columns, places);
+  layout.z_at = places.take(units * shape.samples, shape.element_bytes);
+  layout.sum_at = places.take(units * shape.samples, shape.element_bytes);
+  layout.shared_bytes = static_cast<int>(places.used());
+  layout.estimated_us =
+      share_slots(layout.output, shape, layout.blocks, layout.row_warps, layout.blocks, layout.threads) +
+      fma_us(layout.row_warps, std::int64_t{kGramTileRows} * layout.tile_columns * units, shape) +
+      3 * gpu_costs::kBlockMeetingUs;
+  return layout;
+}
+
+/// The best so far; and of the last search, for a refusal, how few clusters or blocks shared memory allows.
+template <class Layout>
+struct Search {
+  Layout best;
+  bool found = false;
+  std::int64_t fewest = 0;  ///< 0: not even one group of units fits
+
+  /// Tries groups of units upwards as long as they fit; at most `resident` may share the hidden units.
+  template <class Make>
+  void try_units(const TwoLayerShape& shape, std::int64_t shared_bytes, int group, std::int64_t resident, Make make) {
+    fewest = 0;
+    for (std::int64_t units = group;; units += group) {
+      const Layout layout = make(units);
+      if (layout.shared_bytes > shared_bytes) break;
+      fewest = divide_up(shape.hidden, units);
+      if (fewest <= resident && (!found || layout.estimated_us < best.estimated_us)) {
+        best = layout;
+        found = true;
+      }
+      if (units >= shape.hidden) break;
+    }
+  }
+};
+
+/// "clusters of 4 blocks"; where there are none, "blocks".
+std::string clusters_of(std::int64_t blocks) {
+  return blocks == 1 ? "blocks" : "clusters of " + std::to_string(blocks) + " blocks";
+}
+
+std::string bytes_of(int bytes) { return bytes_text(static_cast<std::uint64_t>(bytes)); }
+
+/// Why the hidden units find no place: `needed`, of which there must be `fewest`, or not one group fits into one.
+std::string refuse_hidden(const TwoLayerShape& shape, const TwoLayerDevice& device, const std::string& needed,
+                          std::int64_t fewest, std::int64_t resident, int least_bytes) {
+  const std::string hidden =
+      std::to_string(shape.hidden) + " hidden units of " + std::to_string(shape.samples) + " samples need ";
+  if (fewest > 0)
+    return hidden + "at least " + std::to_string(fewest) + " " + needed + ", the device runs " +
+           std::to_string(resident) + " at once";
+  return hidden + "at least " + bytes_of(least_bytes) + " of shared memory a block, the device gives it " +
+         bytes_text(static_cast<std::uint64_t>(device.shared_bytes));
+}
+
+}  // namespace
+
+TwoLayerDecision<TwoLayerLayout> decide_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device) {
+  TwoLayerDecision<TwoLayerLayout> decision;
+  decision.refusal = refuse_sizes(shape);
+  if (!decision.fits()) return decision;
+  const int group = units_in_group(shape.element_bytes);
+  const std::int64_t block_columns = std::int64_t{kMostWarps} * columns_of_warp(shape, row_lanes_of(shape));
+  Search<TwoLayerLayout> search;
+  std::int64_t largest = 0;
+  for (int log2 = 0; log2 < static_cast<int>(device.resident_clusters.size()); ++log2) {
+    const std::int64_t resident = device.resident_clusters[static_cast<std::size_t>(log2)];
+    if (resident == 0) continue;
+    largest = std::int64_t{1} << log2;
+    if (divide_up(shape.inputs, largest) > block_columns) continue;
+    const auto make = [&](std::int64_t units) { return make_two_layer(shape, log2, units); };
+    search.try_units(shape, device.shared_bytes, group, resident, make);
+    if (!search.found && decision.refusal.empty())
+      decision.refusal =
+          refuse_hidden(shape, device, clusters_of(largest), search.fewest, resident, make(group).shared_bytes);
+  }
+  if (search.found) return {search.best, {}};
+  if (decision.refusal.empty())
+    decision.refusal = std::to_string(shape.inputs) + " inputs of " + std::to_string(shape.samples) +
+                       " samples fill the registers of " + std::to_string(divide_up(shape.inputs, block_columns)) +
+                       " blocks, a cluster of the device has at most " + std::to_string(largest);
+  return decision;
+}
+
+TwoLayerDecision<GramTwoLayerLayout> decide_gram_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device) {
+  TwoLayerDecision<GramTwoLayerLayout> decision;
+  decision.refusal = refuse_sizes(shape);
+  if (!decision.fits()) return decision;
+  Search<GramTwoLayerLayout> search;
+  const std::int64_t resident = device.resident_clusters[0];
+  const auto make = [&](std::int64_t units) { return make_gram_two_layer(shape, units); };
+  search.try_units(shape, device.shared_bytes, kGramUnitsInGroup, resident, make);
+  if (search.found) return {search.best, {}};
+  decision.refusal =
+      refuse_hidden(shape, device, "blocks", search.fewest, resident, make(kGramUnitsInGroup).shared_bytes);
+  return decision;
+}
+
+namespace {
+
+std::string describe_units(const OutputLayerLayout& output, int shared_bytes) {
+  return std::to_string(output.units) + " hidden units in " + bytes_of(shared_bytes) + " of shared memory";
+}
+
+}  // namespace
+
+std::string describe(const TwoLayerLayout& layout) {
+  return std::to_string(layout.clusters) + " " + clusters_of(layout.cluster_blocks()) + " of " +
+         std::to_string(layout.threads) + " threads; a block has " + std::to_string(layout.columns) + " inputs and " +
+         describe_units(layout.output, layout.shared_bytes);
+}
+
+std::string describe(const GramTwoLayerLayout& layout) {
+  return std::to_string(layout.blocks) + " blocks of " + std::to_string(layout.threads) + " threads; a block has " +
+         describe_units(layout.output, layout.shared_bytes);
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,139 @@
+// How one launch trains inputs -> hidden (ReLU) -> outputs for many steps: what each block owns and keeps on chip.
+// Plain functions of the shape and of what the device has, so that planning for any GPU is tested without one; the
+// kernels take the layouts as they are.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "kernel_layout.h"
+
+namespace deviceloop::cuda {
+
+struct TwoLayerShape {
+  std::int64_t samples = 0;
+  std::int64_t inputs = 0;
+  std::int64_t hidden = 0;
+  std::int64_t outputs = 0;
+  int element_bytes = 4;  ///< 4 or 8
+};
+
+struct TwoLayerDevice {
+  std::int64_t shared_bytes = 0;  ///< the most that a block can have
+  /// Clusters of 1, 2, 4, 8 and 16 blocks that run at once where each block has a multiprocessor to itself: the first
+  /// is the number of multiprocessors, and sizes that the device does not have are 0.
+  std::array<std::int64_t, 5> resident_clusters{};
+};
+
+/// Most threads of a block of these kernels; each may then use 128 registers.
+inline constexpr int kTwoLayerThreads = 512;
+/// Most samples, and most outputs.
+inline constexpr std::int64_t kTwoLayerSamples = 128, kTwoLayerOutputs = 16;
+/// Slots that a thread asks for at once: registers bound them.
+DEVICELOOP_HOST_DEVICE constexpr int slot_batch(int element_bytes) { return 32 / element_bytes; }
+/// Registers of 32 bits in which a thread of the primal kernel keeps its tile of X, kTileRows of its rows by
+/// tile_columns.
+inline constexpr int kTileRegisters = 64, kTileRows = 8;
+/// A thread of the Gram kernel keeps kGramTileRows rows of K by 2, 4 or 8 columns; so many lanes share a row.
+inline constexpr int kGramTileRows = 4, kGramColumnLanes = 16;
+
+/// Columns of a thread's tile of X.
+DEVICELOOP_HOST_DEVICE constexpr int tile_columns(int element_bytes) {
+  return kTileRegisters * 4 / element_bytes / kTileRows;
+}
+
+/// Hidden units that a thread of the primal kernel works on at a time: 16 bytes of them; of the Gram kernel.
+DEVICELOOP_HOST_DEVICE constexpr int units_in_group(int element_bytes) { return 16 / element_bytes; }
+inline constexpr int kGramUnitsInGroup = 4;
+
+/// Of both kernels: what a block does from the pre-activations of its own hidden units to their gradients. Shared
+/// memory is told in bytes from its begin, each place a multiple of 16.
+struct OutputLayerLayout {
+  int samples = 0;
+  int outputs = 0;
+  int hidden = 0;
+  int units = 0;       ///< hidden units that a block works on, whole groups of them
+  int groups = 0;      ///< of units_in_group or kGramUnitsInGroup
+  int publishers = 0;  ///< those who add to the predictions: clusters, or blocks
+  int lanes_log2 = 0;  ///< 2^that threads share the publishers of one prediction
+  int hidden_at = 0;   ///< h, marked: T [groups, samples, units of a group]
+  int dz_at = 0;       ///< T [groups, rows, units of a group]; rows beyond the samples are 0
+  int dz_rows = 0;
+  int gradient_at = 0;     ///< 2 (p - y) by the parity of the step: T [2, samples, outputs]
+  int target_at = 0;       ///< T [samples, outputs]
+  int weight_at = 0;       ///< w2 of the units: T [units, outputs]
+  int hidden_bias_at = 0;  ///< b1 of the units: T [units]
+  int bias_at = 0;         ///< b2: T [outputs]
+  int failed_at = 0;       ///< int: 1 once a wait of this block has failed
+  int deadline_at = 0;     ///< Deadline
+};
+
+/// The primal form. A cluster owns `output.units` hidden units; each of its blocks holds a slice of `columns` inputs,
+/// of all samples, in registers. A warp has row_lanes x (32 / row_lanes) lanes: lane r + row_lanes c holds every
+/// row_lanes-th row from r on, of the c-th tile_columns of the warp's columns.
+struct TwoLayerLayout {
+  OutputLayerLayout output;
+  int clusters = 0;
+  int cluster_log2 = 0;  ///< of the blocks of a cluster
+  int threads = 0;
+  int shared_bytes = 0;
+  int row_lanes = 0;  ///< 4, 8 or 16
+  int inputs = 0;
+  int columns = 0;         ///< inputs of a block; the last of a cluster may have fewer
+  int column_warps = 0;    ///< warps that hold columns; those above only help with slots
+  int published_rows = 0;  ///< of the cluster's predictions, those that one of its blocks publishes
+  int weight_at =
+      0;  ///< w1 of the block's columns and units: T [groups, column_warps x columns of a warp, units of a group]
+  int partial_at = 0;       ///< of Z, by warp: T [min(groups, 2), column_warps, rows, units of a group]
+  int received_at = 0;      ///< of Z, by block: Tagged<T> [2, cluster_blocks, samples, units of a group]
+  double estimated_us = 0;  ///< of a step
+
+  int cluster_blocks() const { return 1 << cluster_log2; }
+  std::int64_t blocks() const { return std::int64_t{clusters} << cluster_log2; }
+  /// Tagged<T> in global memory, of 2 sizeof(T) bytes.
+  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.samples * output.outputs; }
+};
+
+/// The Gram form. A block owns `output.units` hidden units and holds K = X X^T in registers. A warp has eight rows:
+/// lane r 16 + c holds four of them, of every 16-th column from c on.
+struct GramTwoLayerLayout {
+  OutputLayerLayout output;
+  int blocks = 0;
+  int threads = 0;
+  int shared_bytes = 0;
+  int tile_columns = 0;  ///< 2, 4 or 8
+  int row_warps = 0;     ///< warps that hold rows; those above only help with slots
+  int z_at = 0;          ///< T [groups, samples, units of a group]
+  int sum_at = 0;        ///< of -learning_rate dz: as z
+  double estimated_us = 0;
+
+  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.samples * output.outputs; }
+};
+
+/// A layout, or why there is none: one sentence with what it needs and what the device has.
+template <class Layout>
+struct TwoLayerDecision {
+  Layout layout;
+  std::string refusal;  ///< empty where it fits
+
+  bool fits() const { return refusal.empty(); }
+};
+
+/// The decomposition with the shortest estimated step. Sizes of the shape are at least 1.
+TwoLayerDecision<TwoLayerLayout> decide_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device);
+TwoLayerDecision<GramTwoLayerLayout> decide_gram_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device);
+
+/// "25 clusters of 4 blocks of 512 threads; a block has 250 inputs and 4 hidden units in 77.1 KiB of shared memory"
+std::string describe(const TwoLayerLayout& layout);
+std::string describe(const GramTwoLayerLayout& layout);
+
+/// What a wait that missed its deadline waited for, the upper 16 bits of the code that it leaves; the step, counted
+/// from that of the launch, is in the lower 48.
+enum class TwoLayerPhase : std::uint64_t { kClusterExchange = 1, kPredictions = 2 };
+
+DEVICELOOP_HOST_DEVICE constexpr std::uint64_t two_layer_code(TwoLayerPhase phase, std::int64_t step) {
+  return static_cast<std::uint64_t>(phase) << 48 | static_cast<std::uint64_t>(step);
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,39 @@
+# cmake -DNVCC=... -DOPTIONS=... -DSOURCE=... -DOUT=... -P spills.cmake: compiles a file of kernels for sm_90 and fails
+# where the registers of one do not suffice, which ptxas reports as spill stores and loads.
+
+# find_spills(OUT REPORT): a line for each kernel that spills; "no kernel" where the report tells of none.
+function(find_spills out report)
+  string(REGEX MATCHALL "Function properties for [^ \n]+\n[^\n]*bytes spill loads" functions "${report}")
+  set(spills "")
+  if(NOT functions)
+    set(spills "no kernel")
+  endif()
+  foreach(function IN LISTS functions)
+    if(NOT function MATCHES " 0 bytes spill stores, 0 bytes spill loads")
+      string(APPEND spills "\n${function}")
+    endif()
+  endforeach()
+  set(${out} "${spills}" PARENT_SCOPE)
+endfunction()
+
+# The report is understood, or this test could not fail.
+set(clean "ptxas info    : Function properties for a_kernel\n    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n")
+string(REPLACE "a_kernel" "b_kernel" planted "${clean}")
+string(REPLACE "0 bytes spill loads" "20 bytes spill loads" planted "${planted}")
+find_spills(none "${clean}")
+find_spills(one "${clean}${planted}${clean}")
+find_spills(nothing "ptxas info    : 0 bytes gmem")
+if(none OR NOT one MATCHES "b_kernel.* 20 bytes" OR one MATCHES "a_kernel" OR NOT nothing)
+  message(FATAL_ERROR "planted reports are not understood: '${none}' '${one}' '${nothing}'")
+endif()
+
+execute_process(COMMAND "${NVCC}" ${OPTIONS} -arch=sm_90 -cubin -Xptxas -v -o "${OUT}" "${SOURCE}"
+                RESULT_VARIABLE status OUTPUT_VARIABLE report ERROR_VARIABLE report)
+file(REMOVE "${OUT}")
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "nvcc failed:\n${report}")
+endif()
+find_spills(spills "${report}")
+if(spills)
+  message(FATAL_ERROR "${SOURCE}: registers do not suffice: ${spills}")
+endif()
