@@ -75,6 +75,7 @@ struct Way {
   PersistentForm form;
   std::int64_t blocks;
   std::string refusal;
+  double us = 0;  ///< a step, where that does not follow from the operations
 };
 
 /// The region that steps work on, and the step's operations phase by phase; how they are cut is still open.
@@ -288,12 +289,42 @@ class Builder {
     return us;
   }
 
+  /// The form for two layers, or why it is none. Decides the layout of the formulation.
+  Way two_layer_way(const GpuCaps& gpu) {
+    Way way{PersistentForm::two_layer, 1, ""};
+    if (network_.layers() != 2) {
+      way.refusal = "the form 'two-layer' is for one hidden layer, not " + std::to_string(network_.layers() - 1);
+      return way;
+    }
+    const cuda::TwoLayerShape shape{samples_, network_.widths[0], network_.widths[1], network_.widths[2],
+                                    static_cast<int>(element_)};
+    const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
+      way.refusal = decision.refusal;
+      if (!decision.fits()) return;
+      layout = decision.layout;
+      layout_.tagged_slots = layout.slots();
+      layout_.shared_bytes = layout.shared_bytes;
+      way.blocks = blocks;
+      way.us = layout.estimated_us;
+    };
+    if (layout_.gram) {
+      const auto decision = cuda::decide_gram_two_layer(shape, two_layer_device(gpu));
+      take(decision, layout_.gram_two_layer, decision.layout.blocks);
+    } else {
+      const auto decision = cuda::decide_two_layer(shape, two_layer_device(gpu));
+      take(decision, layout_.two_layer, decision.layout.blocks());
+    }
+    if (way.refusal.empty() && !gpu.cooperative)
+      way.refusal = gpu.name + " does not promise that all blocks of a launch run at once";
+    return way;
+  }
+
   /// All ways, each possible or refused.
-  std::vector<Way> ways(const GpuCaps& gpu) const {
+  std::vector<Way> ways(const GpuCaps& gpu) {
     const std::size_t tiles = kPersistentTileBytes + layout_.program_bytes();
-    std::vector<Way> all = {{PersistentForm::block, 1, ""}};
+    std::vector<Way> all = {two_layer_way(gpu), {PersistentForm::block, 1, ""}};
     if (tiles + layout_.region_bytes > gpu.shared_bytes)
-      all[0].refusal = "one block needs " + bytes_text(tiles + layout_.region_bytes) + " of shared memory, " +
+      all[1].refusal = "one block needs " + bytes_text(tiles + layout_.region_bytes) + " of shared memory, " +
                        gpu.name + " gives it " + bytes_text(gpu.shared_bytes);
     for (std::int64_t blocks = 2; blocks <= std::min<std::int64_t>(kMostClusterBlocks, gpu.multiprocessors);
          blocks *= 2)
@@ -302,6 +333,7 @@ class Builder {
     all.push_back({PersistentForm::grid, std::max<std::int64_t>(gpu.multiprocessors, 1),
                    gpu.cooperative ? "" : gpu.name + " does not promise that all blocks of a launch run at once"});
     for (Way& way : all) {
+      if (way.form == PersistentForm::two_layer) continue;
       if (layout_.program_bytes() > kMostProgramBytes)
         way.refusal = "a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch";
       else if (tiles > gpu.shared_bytes)
@@ -322,7 +354,7 @@ class Builder {
       if (training_.form != PersistentForm::automatic && training_.form != way.form) continue;
       layout_.refusal = way.refusal;
       if (!way.refusal.empty()) continue;
-      const double us = cut_for(way);
+      const double us = way.us > 0 ? way.us : cut_for(way);
       if (best != nullptr && us >= layout_.predicted_us_per_step) continue;
       best = &way;
       layout_.predicted_us_per_step = us;
@@ -332,9 +364,11 @@ class Builder {
       return;
     }
     layout_.refusal.clear();
-    cut_for(*best);
     layout_.form = best->form;
     layout_.blocks = best->blocks;
+    if (layout_.form == PersistentForm::two_layer) return;
+    layout_.tagged_slots = 0;
+    cut_for(*best);
     std::int64_t most_tasks = 1;
     for (const PersistentPhase& phase : layout_.phases) most_tasks = std::max(most_tasks, phase.tasks);
     if (layout_.form == PersistentForm::grid) layout_.blocks = std::min(layout_.blocks, most_tasks);
@@ -345,6 +379,7 @@ class Builder {
 
   void finish() {
     if (samples_ > 0) {
+      if (layout_.tagged_slots > 0) layout_.tagged = arena_.take(layout_.tagged_slots, 1, 2 * element_);
       const std::int64_t tiles = layout_.operations[errors_].tasks;
       for (PersistentOperation& op : layout_.operations)
         if (op.kind == Kind::loss) op.inner = tiles;
@@ -369,14 +404,20 @@ class Builder {
 }  // namespace
 
 std::string PersistentLayout::description() const {
+  const std::string launches = ", at most " + std::to_string(steps_per_launch) + " steps a launch";
+  if (form == PersistentForm::two_layer)
+    return (gram ? cuda::describe(gram_two_layer) : cuda::describe(two_layer)) + launches;
   const std::string where = form == PersistentForm::block     ? "one block, data in its shared memory"
                             : form == PersistentForm::cluster ? "one cluster of " + std::to_string(blocks) + " blocks"
                                                               : "a grid of " + std::to_string(blocks) + " blocks";
-  return where + ", " + std::to_string(phases.size() - 1) + " phases a step, at most " +
-         std::to_string(steps_per_launch) + " steps a launch";
+  return where + ", " + std::to_string(phases.size() - 1) + " phases a step" + launches;
 }
 
 std::string PersistentLayout::phase_name(std::int64_t phase) const {
+  if (form == PersistentForm::two_layer)
+    return phase + 1 == static_cast<std::int64_t>(cuda::TwoLayerPhase::kClusterExchange)
+               ? "exchange within a cluster"
+               : "exchange of the predictions";
   const auto depth = static_cast<std::int64_t>(layers.size());
   if (phase < forward_phases) return "forward of layer " + std::to_string(phase);
   const std::int64_t back = phase - forward_phases;
@@ -386,6 +427,16 @@ std::string PersistentLayout::phase_name(std::int64_t phase) const {
 
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu) {
   return Builder(network, training).build(gpu);
+}
+
+cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {
+  const bool has_clusters = gpu.compute_capability >= 90;
+  const std::int64_t all = gpu.multiprocessors;
+  cuda::TwoLayerDevice device;
+  device.shared_bytes = static_cast<std::int64_t>(gpu.shared_bytes);
+  device.resident_clusters = {all, has_clusters ? all / 2 * 10 / 11 : 0, has_clusters ? all / 4 * 10 / 11 : 0,
+                              has_clusters ? all / 8 * 10 / 11 : 0, 0};
+  return device;
 }
 
 PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors,

@@ -20,6 +20,8 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "two_layer_layout.h"
+
 namespace deviceloop {
 
 /// How a block of kThreads threads takes a tile of a product: `groups` of its threads share the inner dimension, each
@@ -89,6 +91,9 @@ struct PersistentLayout {
   std::vector<PersistentOperation> operations;
   std::vector<PersistentPhase> phases;  ///< those of a step, then one with the loss alone
   std::int64_t forward_phases = 0;
+  /// With the form `two_layer`: how it is cut instead of by the operations, in either formulation.
+  cuda::TwoLayerLayout two_layer;
+  cuda::GramTwoLayerLayout gram_two_layer;
   double predicted_us_per_step = 0;
   std::int64_t steps_per_launch = 1;
 
@@ -109,8 +114,10 @@ struct PersistentLayout {
   std::uint64_t program = 0;   ///< operations, then phases
   std::uint64_t arrivals = 0;  ///< unsigned: of blocks where they meet
   std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
-  std::uint64_t losses = 0;    ///< double [2, steps_per_launch]
-  std::uint64_t loss = 0;      ///< double: of a launch that asks for the loss alone
+  std::uint64_t tagged = 0;    ///< with the form `two_layer`: Tagged<T> [tagged_slots]
+  std::int64_t tagged_slots = 0;
+  std::uint64_t losses = 0;  ///< double [2, steps_per_launch]
+  std::uint64_t loss = 0;    ///< double: of a launch that asks for the loss alone
   std::int64_t predict_rows = 0;
   std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
   std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
@@ -132,6 +139,10 @@ constexpr std::size_t kPersistentTileBytes = 42 << 10;
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
+
+/// What the form `two_layer` asks of a GPU: how many clusters are resident is an estimate, 10 in 11 of those that the
+/// multiprocessors would hold, because clusters lie within a part of the GPU and some parts are smaller.
+cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu);
 
 /// A product or bias_update that gets a launch of its own, cut for `multiprocessors`.
 PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors, std::uint64_t element_bytes);

@@ -238,10 +238,11 @@ const char* name(PersistentForm form) {
       return "cluster";
     case PersistentForm::grid:
       return "grid";
+    case PersistentForm::two_layer:
+      return "two-layer";
   }
   return "unknown";
 }
-
 
 Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
                std::optional<ExecutorKind> forced) {

@@ -162,13 +162,38 @@ TEST(PersistentLayout, TilesCoverEveryElementOnce) {
 }
 
 TEST(PersistentLayout, SmallNetworksTakeOneBlockLargerOnesMore) {
-  EXPECT_EQ(layout_of({3, 20, 1}, 4).form, PersistentForm::block);
-  EXPECT_EQ(layout_of({3, 20, 1}, 4).blocks, 1);
-  const PersistentLayout grid = layout_of({1000, 100, 1}, 128);
+  const PersistentLayout block = layout_of({3, 20, 4, 1}, 4);
+  EXPECT_EQ(block.form, PersistentForm::block);
+  EXPECT_EQ(block.blocks, 1);
+  const PersistentLayout grid = layout_of({1000, 100, 10, 1}, 128);
   EXPECT_EQ(grid.form, PersistentForm::grid);
   EXPECT_LE(grid.blocks, 132);
   EXPECT_GT(grid.blocks, 50);
-  EXPECT_LT(layout_of({3, 20, 1}, 4).predicted_us_per_step, grid.predicted_us_per_step);
+  EXPECT_LT(block.predicted_us_per_step, grid.predicted_us_per_step);
+}
+
+TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {
+  const PersistentLayout layout = layout_of({1000, 100, 1}, 128);
+  EXPECT_EQ(layout.form, PersistentForm::two_layer);
+  EXPECT_EQ(layout.two_layer.clusters, 25);
+  EXPECT_EQ(layout.two_layer.cluster_blocks(), 4);
+  EXPECT_EQ(layout.two_layer.columns, 250);
+  EXPECT_EQ(layout.blocks, 100);
+  EXPECT_EQ(layout.tagged_slots, 2 * 25 * 128);
+  EXPECT_LT(layout.predicted_us_per_step,
+            layout_of({1000, 100, 1}, 128, false, PersistentForm::grid).predicted_us_per_step);
+  EXPECT_EQ(layout.phase_name(0), "exchange within a cluster");
+  EXPECT_EQ(layout.phase_name(1), "exchange of the predictions");
+
+  NetworkSpec network;
+  network.widths = {1000, 100, 1};
+  TrainingSpec training;
+  training.samples = 128;
+  training.formulation = Formulation::gram;
+  const PersistentLayout gram = make_persistent_layout(network, training, hopper());
+  EXPECT_EQ(gram.form, PersistentForm::two_layer);
+  EXPECT_EQ(gram.blocks, gram.gram_two_layer.blocks);
+  EXPECT_LT(gram.predicted_us_per_step, layout.predicted_us_per_step);
 }
 
 TEST(PersistentLayout, EveryFormCanBeAskedFor) {
@@ -194,6 +219,10 @@ TEST(PersistentLayout, RefusalsSayWhatIsNeededAndWhatThereIs) {
   EXPECT_EQ(layout_of({30, 10, 1}, 12, false, PersistentForm::cluster, ampere).refusal.substr(0, 34),
             "GPU has no clusters, compute capab");
   EXPECT_EQ(layout_of({1000, 100, 1}, 128, false, PersistentForm::automatic, ampere).form, PersistentForm::grid);
+  EXPECT_NE(layout_of({1000, 100, 1}, 129, false, PersistentForm::two_layer).refusal.find("at most 128 samples"),
+            std::string::npos);
+  EXPECT_NE(layout_of({10, 9, 8, 1}, 12, false, PersistentForm::two_layer).refusal.find("for one hidden layer, not 2"),
+            std::string::npos);
   EXPECT_EQ(layout_of({4096, 4096, 1}, 8192).refusal.substr(0, 45), "data, weights and activations take 448.1 MiB,");
   ampere.cooperative = false;
   EXPECT_EQ(layout_of({1000, 100, 1}, 128, false, PersistentForm::automatic, ampere).refusal.substr(0, 30),

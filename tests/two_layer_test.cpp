@@ -241,6 +241,7 @@ class TwoLayer : public CudaTest {
     arguments.slots = reinterpret_cast<Tagged<T>*>(slots.data());
     arguments.learning_rate = problem.learning_rate;
     arguments.first_tag = launches.first_tag;
+    arguments.keep = true;
     arguments.timeout_ns = launches.timeout_ns;
     arguments.failed = failed.data();
     for (const std::int64_t steps : launches.steps) {

@@ -9,6 +9,7 @@
 
 #include "../../host/persistent_layout.h"
 #include "../kernels/persistent.h"
+#include "../kernels/two_layer.h"
 #include "../runtime/gpu.h"
 #include "device_executor.h"
 
@@ -31,13 +32,13 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     const CurrentDevice current(plan.device);
     this->take_arena(layout_.bytes, 0, layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
     if (!has_steps()) return;
-    prepare_persistent<T>(layout_);
-    check_residence();
     upload_program();
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned>(layout_.arrivals), 0, sizeof(unsigned), stream()));
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::uint64_t>(layout_.failed), 0, sizeof(std::uint64_t), stream()));
     status_ = PinnedBuffer(sizeof(std::uint64_t));
     *static_cast<std::uint64_t*>(status_.data()) = 0;
+    prepare();
+    check_residence();
   }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
@@ -109,7 +110,8 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
   std::vector<std::string> algorithms() const override {
     if (!has_steps()) return {};
-    return {layout_.description()};
+    return {layout_.description() +
+            (is_cooperative_ ? "" : ", no cooperative launch: this GPU takes none of clusters")};
   }
 
  protected:
@@ -147,13 +149,40 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   }
   bool has_steps() const { return training_.samples > 0; }
 
+  bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
+
+  /// The kernel gets its memory. Whether a GPU takes a cooperative launch of clusters, only such a launch tells: it has
+  /// no steps and keeps nothing.
+  void prepare() {
+    if (!is_two_layer()) return prepare_persistent<T>(layout_);
+    if (layout_.gram) return prepare_gram_two_layer<T>(layout_.gram_two_layer, true);
+    prepare_two_layer<T>(layout_.two_layer, true);
+    if (layout_.two_layer.cluster_blocks() == 1) return;
+    try {
+      launch_steps(0, at<double>(layout_.loss), true);
+    } catch (const DeviceError& error) {
+      if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue) throw;
+      is_cooperative_ = false;
+    }
+  }
+
   /// Whether all blocks of a launch can run at once; otherwise they would wait for each other in vain.
   void check_residence() const {
-    const std::int64_t needed = layout_.form == PersistentForm::grid ? layout_.blocks : 1;
-    const std::int64_t resident = resident_persistent<T>(layout_);
+    std::int64_t needed = layout_.form == PersistentForm::grid ? layout_.blocks : 1, resident = 0;
+    if (!is_two_layer()) {
+      resident = resident_persistent<T>(layout_);
+    } else if (layout_.gram) {
+      needed = layout_.gram_two_layer.blocks;
+      resident = resident_gram_two_layer<T>(layout_.gram_two_layer);
+    } else {
+      needed = layout_.two_layer.clusters;
+      resident = resident_two_layer<T>(layout_.two_layer);
+    }
     if (resident < needed)
-      throw Unsupported("plan 'persistent': " + std::to_string(layout_.blocks) + " blocks must run at once, of which " +
-                        gpu_.name + " can run " + std::to_string(resident) + "; use the plan 'graph'");
+      throw Unsupported("plan 'persistent': " + std::to_string(needed) +
+                        (layout_.blocks > needed ? " clusters" : " blocks") + " must run at once, of which " +
+                        gpu_.name + " can run " + std::to_string(resident) +
+                        "; use 'persistent:grid' or the plan 'graph'");
   }
 
   void upload_program() {
@@ -163,7 +192,55 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     this->upload(program + operations, layout_.phases.data(), layout_.phases.size() * sizeof(PersistentPhase));
   }
 
+  /// `steps` are enqueued, or with `forward_only` the loss of the parameters as they are.
   void launch_steps(std::int64_t steps, double* losses, bool forward_only) {
+    if (is_two_layer())
+      launch_two_layer_steps(steps, losses, !forward_only);
+    else
+      launch_phases(steps, losses, forward_only);
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(status_.data(), at<std::uint64_t>(layout_.failed), sizeof(std::uint64_t),
+                                          cudaMemcpyDeviceToHost, stream()));
+  }
+
+  std::uint64_t timeout_ns() const { return static_cast<std::uint64_t>(training_.deadline_ms) * 1000000; }
+
+  void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
+    if (next_tag_ == 0 || steps > static_cast<std::int64_t>(~next_tag_)) {  // tags are not 0, and none comes twice
+      DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned char>(layout_.tagged), 0,
+                                            static_cast<std::size_t>(layout_.tagged_slots) * 2 * sizeof(T), stream()));
+      next_tag_ = 1;
+    }
+    const auto fill = [&](auto arguments) {
+      arguments.y = at<T>(layout_.y);
+      arguments.w2 = at<T>(layout_.layers[1].weight);
+      arguments.b2 = network_.bias ? at<T>(layout_.layers[1].bias) : nullptr;
+      arguments.losses = losses;
+      arguments.slots = at<Tagged<T>>(layout_.tagged);
+      arguments.learning_rate = static_cast<T>(training_.optimizer.learning_rate);
+      arguments.steps = steps;
+      arguments.keep = keep;
+      arguments.first_tag = next_tag_;
+      arguments.timeout_ns = timeout_ns();
+      arguments.failed = at<std::uint64_t>(layout_.failed);
+      return arguments;
+    };
+    if (layout_.gram) {
+      GramTwoLayerArguments<T> arguments = fill(GramTwoLayerArguments<T>{});
+      arguments.k = at<T>(layout_.kernel);
+      arguments.z = at<T>(layout_.z);
+      arguments.sum = at<T>(layout_.sum);
+      launch_gram_two_layer(arguments, layout_.gram_two_layer, true, stream());
+    } else {
+      TwoLayerArguments<T> arguments = fill(TwoLayerArguments<T>{});
+      arguments.x = at<T>(layout_.x);
+      arguments.w1 = at<T>(layout_.layers[0].weight);
+      arguments.b1 = network_.bias ? at<T>(layout_.layers[0].bias) : nullptr;
+      launch_two_layer(arguments, layout_.two_layer, is_cooperative_, stream());
+    }
+    next_tag_ += static_cast<unsigned>(steps);
+  }
+
+  void launch_phases(std::int64_t steps, double* losses, bool forward_only) {
     PersistentArguments<T> arguments{};
     arguments.region = at<unsigned char>(0);
     arguments.region_bytes = layout_.region_bytes;
@@ -179,12 +256,10 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     arguments.losses = losses;
     arguments.arrivals = at<unsigned>(layout_.arrivals);
     arguments.arrived = arrived_;
-    arguments.timeout_ns = static_cast<std::uint64_t>(training_.deadline_ms) * 1000000;
+    arguments.timeout_ns = timeout_ns();
     arguments.failed = at<std::uint64_t>(layout_.failed);
     launch_persistent(arguments, layout_, stream());
     arrived_ += static_cast<unsigned>(arrivals_of(layout_, steps, forward_only));
-    DEVICELOOP_CHECK_CUDA(
-        cudaMemcpyAsync(status_.data(), arguments.failed, sizeof(std::uint64_t), cudaMemcpyDeviceToHost, stream()));
   }
 
   // ---- products by launches of their own
@@ -298,8 +373,10 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
   const GpuCaps gpu_;
   const PersistentLayout layout_;
-  PinnedBuffer status_;  ///< layout_.failed, after the last launch that has ended
-  unsigned arrived_ = 0;
+  PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
+  unsigned arrived_ = 0;   ///< of blocks, in all launches so far
+  unsigned next_tag_ = 0;  ///< of the form for two layers; 0: none was given
+  bool is_cooperative_ = true;
 
   // Of the Gram formulation: whether K is that of the data, Z that of the parameters, and the first layer's parameters
   // those that the steps have led to.

@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   if (arguments.steps > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
     output.write_loss(arguments.losses + arguments.steps - 1,
                       arguments.first_tag + static_cast<unsigned>(arguments.steps - 1));
+  if (!arguments.keep) return;
   const auto store = [](T* to, const T& from) {
     if (to != nullptr) *to = from;
   };

@@ -236,8 +236,9 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
       output.write_loss(arguments.losses + arguments.steps - 1,
                         arguments.first_tag + static_cast<unsigned>(arguments.steps - 1));
     block_barrier();
-    each_weight(output.thread, [](T& to, const T& from) { to = from; });
-    if (rank == 0) output.store(arguments.w2, arguments.b1, cluster == 0 ? arguments.b2 : nullptr, first_unit);
+    if (arguments.keep) each_weight(output.thread, [](T& to, const T& from) { to = from; });
+    if (arguments.keep && rank == 0)
+      output.store(arguments.w2, arguments.b1, cluster == 0 ? arguments.b2 : nullptr, first_unit);
   }
   // Until here a block of the cluster may still push into this one's memory.
   cluster_barrier();

@@ -33,6 +33,7 @@ struct TwoLayerArguments {
   Tagged<T>* slots;
   T learning_rate;
   std::int64_t steps;
+  bool keep;  ///< else the parameters stay as they are: a launch of one step has their loss
   unsigned first_tag;
   std::uint64_t timeout_ns;
   std::uint64_t* failed;
@@ -51,6 +52,7 @@ struct GramTwoLayerArguments {
   Tagged<T>* slots;
   T learning_rate;
   std::int64_t steps;
+  bool keep;  ///< else the parameters stay as they are: a launch of one step has their loss
   unsigned first_tag;
   std::uint64_t timeout_ns;
   std::uint64_t* failed;

@@ -53,12 +53,14 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
   if (text == "auto") return std::nullopt;
   for (const ExecutorKind kind : {ExecutorKind::cpu, ExecutorKind::graph, ExecutorKind::persistent})
     if (text == name(kind)) return kind;
-  for (const PersistentForm each : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid})
+  for (const PersistentForm each :
+       {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid, PersistentForm::two_layer})
     if (text == std::string("persistent:") + name(each)) {
       form = each;
       return ExecutorKind::persistent;
     }
-  options.refuse("--plan", "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster or grid");
+  options.refuse("--plan",
+                 "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
 }
 
 /// What makes two names one file. Empty for a file that is written in place, such as /dev/null: it may be named twice.

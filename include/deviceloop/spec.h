@@ -87,6 +87,10 @@ enum class PersistentForm {
   block,      ///< one block, with all data in its shared memory
   cluster,    ///< the blocks of one cluster; compute capability 9.0 or newer
   grid,       ///< as many blocks as the GPU runs at once
+  /// One hidden layer, at most 128 samples and 16 outputs: clusters of blocks that each own some hidden units and keep
+  /// the samples in registers, and in the Gram formulation blocks. Any GPU where one block's registers have room for
+  /// all inputs; else compute capability 9.0 or newer.
+  two_layer,
 };
 
 /// The widest layer, and the most CPU threads, that a specification may ask for.

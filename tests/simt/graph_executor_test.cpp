@@ -164,13 +164,17 @@ TEST_F(GraphExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
   EXPECT_EQ(difference(&simt::Counts::allocations, before), 0);
 }
 
-TEST_F(GraphExecutor, WithoutCublasLtTheCpuTrainsWhatNeedsProducts) {
+TEST_F(GraphExecutor, WithoutCublasLtOnlyWhatNeedsNoProductsRuns) {
   simt::refuse_cublaslt("cuBLASLt was not found: it hides");
   const Problem problem = small();
-  EXPECT_EQ(problem.trainer(1).plan().executor, ExecutorKind::cpu);
   EXPECT_MENTIONS(refusal<Unsupported>("plan 'graph': ", [&] { trainer_of(problem); }), "it hides");
-  EXPECT_EQ(small({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::graph);
-  EXPECT_EQ(small_gram({3, 16, 1}).trainer(1).plan().executor, ExecutorKind::cpu);  // K is a product
+  EXPECT_EQ(problem.trainer(1).plan().executor, ExecutorKind::persistent);  // whose products are its own
+  EXPECT_EQ(trainer_of(small({3, 16, 1})).plan().executor, ExecutorKind::graph);
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'graph': ",
+                                       [&] {
+                                         trainer_of(small_gram({3, 16, 1}));
+                                       }),
+                  "it hides");  // K is a product
 }
 
 TEST_F(GraphExecutor, TuningTriesAlgorithmsAndChangesNothingElse) {
