@@ -404,7 +404,8 @@ class Builder {
 }  // namespace
 
 std::string PersistentLayout::description() const {
-  const std::string launches = ", at most " + std::to_string(steps_per_launch) + " steps a launch";
+  const std::string launches =
+      ", at most " + std::to_string(steps_per_launch) + " steps a launch" + (note.empty() ? "" : ", " + note);
   if (form == PersistentForm::two_layer)
     return (gram ? cuda::describe(gram_two_layer) : cuda::describe(two_layer)) + launches;
   const std::string where = form == PersistentForm::block     ? "one block, data in its shared memory"

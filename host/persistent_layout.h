@@ -85,6 +85,7 @@ struct PersistentLayout {
 
   // How it runs.
   std::string refusal;  ///< why it cannot, in one sentence; empty where it can
+  std::string note;     ///< why it runs otherwise than planned; empty where it does not
   PersistentForm form = PersistentForm::grid;
   std::int64_t blocks = 1;
   int shared_bytes = 0;

@@ -30,15 +30,18 @@ class PersistentExecutor final : public DeviceExecutor<T> {
       : Base(network, training, plan), gpu_(query_gpu(plan.device)), layout_(make_layout(network, training, gpu_)) {
     const Range range("deviceloop: make executor");
     const CurrentDevice current(plan.device);
-    this->take_arena(layout_.bytes, 0, layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
+    // What the plan has counted, where another form than the plan's needs less.
+    this->take_arena(std::max(layout_.bytes, plan.bytes), 0, layout_.losses,
+                     has_steps() ? layout_.steps_per_launch : 0);
     if (!has_steps()) return;
     upload_program();
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned>(layout_.arrivals), 0, sizeof(unsigned), stream()));
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::uint64_t>(layout_.failed), 0, sizeof(std::uint64_t), stream()));
     status_ = PinnedBuffer(sizeof(std::uint64_t));
     *static_cast<std::uint64_t*>(status_.data()) = 0;
-    prepare();
-    check_residence();
+    if (!is_two_layer()) return;
+    clear_tags();
+    try_cooperative();
   }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
@@ -137,10 +140,44 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   }
 
  private:
+  /// The plan's layout. How many clusters a GPU runs at once only it can tell, the plan has an estimate: where they are
+  /// too few and no form was asked for, the grid takes the run.
   static PersistentLayout make_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu) {
     PersistentLayout layout = make_persistent_layout(network, training, gpu);
     if (!layout.refusal.empty()) throw Unsupported("plan 'persistent': " + layout.refusal);
-    return layout;
+    if (training.samples == 0) return layout;
+    const CurrentDevice current(gpu.index);
+    const std::string reason = why_not_resident(layout, gpu);
+    if (reason.empty()) return layout;
+    if (training.form == PersistentForm::automatic && layout.form == PersistentForm::two_layer) {
+      TrainingSpec on_grid = training;
+      on_grid.form = PersistentForm::grid;
+      layout = make_persistent_layout(network, on_grid, gpu);
+      layout.note = "not 'two-layer': " + reason;
+      if (layout.refusal.empty() && why_not_resident(layout, gpu).empty()) return layout;
+    }
+    throw Unsupported("plan 'persistent': " + reason + "; end what else runs on it, or use the plan 'graph'");
+  }
+
+  /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each
+  /// other in vain.
+  static std::string why_not_resident(const PersistentLayout& layout, const GpuCaps& gpu) {
+    std::int64_t needed = layout.form == PersistentForm::grid ? layout.blocks : 1, resident = 0;
+    if (layout.form != PersistentForm::two_layer) {
+      prepare_persistent<T>(layout);
+      resident = resident_persistent<T>(layout);
+    } else if (layout.gram) {
+      prepare_gram_two_layer<T>(layout.gram_two_layer, true);
+      needed = layout.gram_two_layer.blocks;
+      resident = resident_gram_two_layer<T>(layout.gram_two_layer);
+    } else {
+      prepare_two_layer<T>(layout.two_layer, true);
+      needed = layout.two_layer.clusters;
+      resident = resident_two_layer<T>(layout.two_layer);
+    }
+    if (resident >= needed) return "";
+    return std::to_string(needed) + (layout.blocks > needed ? " clusters" : " blocks") +
+           " must run at once, of which " + gpu.name + " runs " + std::to_string(resident);
   }
 
   template <class Element>
@@ -151,38 +188,17 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
   bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
 
-  /// The kernel gets its memory. Whether a GPU takes a cooperative launch of clusters, only such a launch tells: it has
-  /// no steps and keeps nothing.
-  void prepare() {
-    if (!is_two_layer()) return prepare_persistent<T>(layout_);
-    if (layout_.gram) return prepare_gram_two_layer<T>(layout_.gram_two_layer, true);
-    prepare_two_layer<T>(layout_.two_layer, true);
-    if (layout_.two_layer.cluster_blocks() == 1) return;
+  /// Whether a GPU takes a cooperative launch of clusters, only such a launch tells: it has no steps and keeps nothing.
+  void try_cooperative() {
+    if (layout_.gram || layout_.two_layer.cluster_blocks() == 1) return;
     try {
       launch_steps(0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
-      if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue) throw;
+      if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
+          error.code() != cudaErrorCooperativeLaunchTooLarge)
+        throw;
       is_cooperative_ = false;
     }
-  }
-
-  /// Whether all blocks of a launch can run at once; otherwise they would wait for each other in vain.
-  void check_residence() const {
-    std::int64_t needed = layout_.form == PersistentForm::grid ? layout_.blocks : 1, resident = 0;
-    if (!is_two_layer()) {
-      resident = resident_persistent<T>(layout_);
-    } else if (layout_.gram) {
-      needed = layout_.gram_two_layer.blocks;
-      resident = resident_gram_two_layer<T>(layout_.gram_two_layer);
-    } else {
-      needed = layout_.two_layer.clusters;
-      resident = resident_two_layer<T>(layout_.two_layer);
-    }
-    if (resident < needed)
-      throw Unsupported("plan 'persistent': " + std::to_string(needed) +
-                        (layout_.blocks > needed ? " clusters" : " blocks") + " must run at once, of which " +
-                        gpu_.name + " can run " + std::to_string(resident) +
-                        "; use 'persistent:grid' or the plan 'graph'");
   }
 
   void upload_program() {
@@ -202,14 +218,17 @@ class PersistentExecutor final : public DeviceExecutor<T> {
                                           cudaMemcpyDeviceToHost, stream()));
   }
 
+  /// Tags are not 0, and none comes twice.
+  void clear_tags() {
+    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned char>(layout_.tagged), 0,
+                                          static_cast<std::size_t>(layout_.tagged_slots) * 2 * sizeof(T), stream()));
+    next_tag_ = 1;
+  }
+
   std::uint64_t timeout_ns() const { return static_cast<std::uint64_t>(training_.deadline_ms) * 1000000; }
 
   void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
-    if (next_tag_ == 0 || steps > static_cast<std::int64_t>(~next_tag_)) {  // tags are not 0, and none comes twice
-      DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned char>(layout_.tagged), 0,
-                                            static_cast<std::size_t>(layout_.tagged_slots) * 2 * sizeof(T), stream()));
-      next_tag_ = 1;
-    }
+    if (steps > static_cast<std::int64_t>(~next_tag_)) clear_tags();
     const auto fill = [&](auto arguments) {
       arguments.y = at<T>(layout_.y);
       arguments.w2 = at<T>(layout_.layers[1].weight);
@@ -375,7 +394,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   const PersistentLayout layout_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
   unsigned arrived_ = 0;   ///< of blocks, in all launches so far
-  unsigned next_tag_ = 0;  ///< of the form for two layers; 0: none was given
+  unsigned next_tag_ = 0;  ///< of the form for two layers
   bool is_cooperative_ = true;
 
   // Of the Gram formulation: whether K is that of the data, Z that of the parameters, and the first layer's parameters

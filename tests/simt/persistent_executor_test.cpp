@@ -7,6 +7,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/deviceloop.h>
@@ -34,7 +35,15 @@ class PersistentExecutor : public ::testing::Test {
   }
   static Trainer trainer_of(const Problem& problem) { return problem.trainer(1, ExecutorKind::persistent); }
   static Problem small(PersistentForm form = PersistentForm::automatic, bool bias = true) {
-    Problem problem = Problem::random({4, 3, 2, 1}, bias, 4, Precision::fp32, Init::he, 1e-4);
+    const std::vector<std::int64_t> widths =
+        form == PersistentForm::two_layer ? std::vector<std::int64_t>{4, 3, 1} : std::vector<std::int64_t>{4, 3, 2, 1};
+    Problem problem = Problem::random(widths, bias, 4, Precision::fp32, Init::he, 1e-4);
+    problem.training.form = form;
+    return problem;
+  }
+  /// On a GPU of 16 multiprocessors two layers for which it takes clusters of several blocks.
+  static Problem clustered(PersistentForm form) {
+    Problem problem = Problem::random({1000, 16, 1}, false, 64, Precision::fp32, Init::normal, 1e-6);
     problem.training.form = form;
     return problem;
   }
@@ -43,7 +52,8 @@ class PersistentExecutor : public ::testing::Test {
   }
 };
 
-constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid};
+constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
+                                     PersistentForm::two_layer};
 
 TEST_F(PersistentExecutor, ARunIsOneLaunchAndTwoCopies) {
   for (const PersistentForm form : kForms) {
@@ -69,6 +79,7 @@ TEST_F(PersistentExecutor, ThePlanCountsTheBytesThatAreTaken) {
     for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
       Problem problem = Problem::random(widths, true, 33, Precision::fp32, Init::he, 1e-4);
       problem.training.formulation = formulation;
+      if (widths.size() == 3) problem.training.form = PersistentForm::two_layer;
       std::size_t before = 0, after = 0, total = 0;
       ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
       const Trainer trainer = trainer_of(problem);
@@ -99,6 +110,41 @@ TEST_F(PersistentExecutor, TheReportSaysHowItRan) {
   const TrainReport report = trainer_of(small(PersistentForm::cluster)).train(1);
   ASSERT_EQ(report.algorithms.size(), 1u);
   EXPECT_MENTIONS(report.algorithms[0], "one cluster of ");
+}
+
+TEST_F(PersistentExecutor, WithoutCooperativeLaunchesOfClustersItsStepsAreTheSame) {
+  std::vector<double> losses[2];
+  for (const bool cooperative : {false, true}) {
+    simt::Device device{"sixteen", 9, 0, 16};
+    device.cooperative_with_clusters = cooperative;
+    simt::set_devices({device});
+    const TrainReport report = trainer_of(clustered(PersistentForm::two_layer)).train(3);
+    ASSERT_EQ(report.algorithms.size(), 1u);
+    EXPECT_MENTIONS(report.algorithms[0], " clusters of ");
+    EXPECT_EQ(report.algorithms[0].find("no cooperative launch") == std::string::npos, cooperative);
+    losses[cooperative] = report.losses;
+  }
+  EXPECT_EQ(losses[0], losses[1]);
+}
+
+// The plan has an estimate of how many clusters run at once; blocks that do not would be waited for in vain.
+TEST_F(PersistentExecutor, WhereClustersAreTooFewTheGridTakesTheRun) {
+  simt::Device device{"sixteen", 9, 0, 16};
+  device.resident_clusters = 1;
+  simt::set_devices({device});
+  std::size_t before = 0, after = 0, total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+  Trainer trainer = trainer_of(clustered(PersistentForm::automatic));
+  ASSERT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+  EXPECT_EQ(trainer.plan().bytes, before - after);
+  const TrainReport report = trainer.train(2);
+  EXPECT_MENTIONS(report.algorithms.at(0), "a grid of 16 blocks");
+  EXPECT_MENTIONS(report.algorithms.at(0), "not 'two-layer': ");
+  EXPECT_MENTIONS(report.algorithms.at(0), " clusters must run at once, of which sixteen runs 1");
+  EXPECT_EQ(report.losses, trainer_of(clustered(PersistentForm::grid)).train(2).losses);
+  EXPECT_MENTIONS(
+      refusal<Unsupported>("plan 'persistent': ", [&] { trainer_of(clustered(PersistentForm::two_layer)); }),
+      " clusters must run at once, of which sixteen runs 1");
 }
 
 TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
@@ -175,8 +221,13 @@ Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
 // Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
 // says that it is dead.
 TEST_F(PersistentExecutor, EveryCallMayFail) {
-  for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
-    Problem problem = small(PersistentForm::block);
+  const std::pair<PersistentForm, Formulation> cases[] = {{PersistentForm::block, Formulation::primal},
+                                                          {PersistentForm::grid, Formulation::gram},
+                                                          {PersistentForm::two_layer, Formulation::primal},
+                                                          {PersistentForm::two_layer, Formulation::gram}};
+  for (const auto& [form, formulation] : cases) {
+    SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
+    Problem problem = small(form);
     problem.training.formulation = formulation;
     std::optional<Trainer> trainer;
     const Outcome right = life(problem, trainer);
