@@ -16,7 +16,9 @@ constexpr double kPeerHopUs = 0.25;         ///< to the other blocks of a cluste
 constexpr double kL2LatencyUs = 0.35;       ///< of a panel of operands from L2 into shared memory
 constexpr double kSharedLatencyUs = 0.05;   ///< from shared memory
 constexpr double kL2GbPerSecond = 5500;     ///< of all multiprocessors together
+constexpr double kMemoryEfficiency = 0.9;   ///< the part of its memory's rate that a GPU reaches
 constexpr double kClockGhz = 1.7;           ///< of a multiprocessor under load
+constexpr double kPeakClockGhz = 1.98;      ///< and the highest
 constexpr double kLanes = 128;              ///< fused multiply-adds of a multiprocessor and clock in fp32; half in fp64
 constexpr double kLibraryEfficiency = 0.7;  ///< the part of these that a library's large products reach
 constexpr double kTileEfficiency = 0.5;     ///< and a tile of the persistent kernel
@@ -26,8 +28,9 @@ constexpr double kTileUs = 0.3;                  ///< what a tile takes beside i
 constexpr double kLongestLaunchUs = 5e5;         ///< a launch of the persistent executor takes no longer
 
 /// Fused multiply-adds of a multiprocessor in a microsecond.
-constexpr double fma_per_us(std::uint64_t element_bytes) {
-  return kLanes * 4 / static_cast<double>(element_bytes) * kClockGhz * 1e3;
+constexpr double fma_per_us(std::uint64_t element_bytes, double clock_ghz = kClockGhz) {
+  return kLanes * 4 / static_cast<double>(element_bytes) * clock_ghz * 1e3;
 }
+constexpr double peak_fma_per_us(std::uint64_t element_bytes) { return fma_per_us(element_bytes, kPeakClockGhz); }
 
 }  // namespace deviceloop::gpu_costs

@@ -59,6 +59,10 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     std::int64_t slots = training.precision == Precision::fp32 ? cuda::squared_error_slots<float>(errors)
                                                                : cuda::squared_error_slots<double>(errors);
     layout.nodes_per_step = slots > 0 ? 2 : 1;
+    const auto elements = [](std::int64_t rows, std::int64_t columns) {
+      return static_cast<double>(rows) * static_cast<double>(columns);
+    };
+    double moved = 3 * elements(errors, 1);  // elements
     for (int index = 0; index < network.layers(); ++index) {
       const GraphLayout::Layer& layer = layout.layers[static_cast<std::size_t>(index)];
       const bool is_last = index == network.layers() - 1;
@@ -71,13 +75,21 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
           weight_slots = cuda::narrow_linear_gradient_slots(samples, layer.in_features, layer.out_features);
         }
         layout.nodes_per_step += (is_last ? 0 : 1) + (z_slots > 0 ? 2 : 1) + 1;
+        // H of Z; Z and K; S; dZ twice.
+        moved += elements(samples, samples) + (is_last ? 6 : 8) * elements(samples, layer.out_features);
         slots = std::max({slots, bias_slots, z_slots, weight_slots});
         continue;
       }
+      const double in = elements(samples, layer.in_features), out = elements(samples, layer.out_features);
+      const double weights = elements(layer.in_features, layer.out_features);
       // Forward: the product and what follows it.
       const bool has_activation = !is_last || (network.bias && !layer.narrow);
       layout.nodes_per_step += 1 + (has_activation ? 1 : 0);
+      moved += in + weights + (has_activation ? 3 : 1) * out;
       // Backward: the weights, and below the top the gradient of the input and its mask.
+      moved += in + out + 2 * weights;
+      if (index > 0) moved += out + weights + (layer.narrow ? 2 : 4) * in;
+      if (network.bias) moved += out;
       std::int64_t weight_slots = 0;
       if (layer.narrow) {
         weight_slots = cuda::narrow_linear_gradient_slots(samples, layer.in_features, layer.out_features);
@@ -90,6 +102,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
       slots = std::max({slots, bias_slots, weight_slots});
     }
     layout.slots = arena.take(slots, 1, sizeof(double));
+    layout.bytes_per_step = moved * static_cast<double>(element);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step, std::int64_t{1}, kStepsPerLaunch);
   }
   layout.predict_rows = kPredictRows;

@@ -52,6 +52,7 @@ struct GraphLayout {
   std::int64_t steps_per_launch = 1;
   std::int64_t nodes_per_step = 0;     ///< kernels of a step, taking a GEMM for one
   std::int64_t products_per_step = 0;  ///< of them by cuBLASLt
+  double bytes_per_step = 0;           ///< that its kernels read and write
   std::uint64_t bytes = 0;
 };
 

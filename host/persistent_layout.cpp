@@ -377,12 +377,29 @@ class Builder {
                          (layout_.form == PersistentForm::block ? static_cast<std::size_t>(layout_.region_bytes) : 0));
   }
 
+  /// The products at the peak of the blocks, and what they have to tell each other one after the other.
+  double floor_us() const {
+    using namespace gpu_costs;
+    double products = 0;
+    for (const PersistentOperation& op : layout_.operations)
+      if (op.kind != Kind::loss && op.kind != Kind::bias_update)
+        products += static_cast<double>(op.rows) * static_cast<double>(op.columns) * static_cast<double>(op.inner);
+    const double products_us = products / (static_cast<double>(layout_.blocks) * peak_fma_per_us(element_));
+    if (layout_.form == PersistentForm::two_layer)
+      return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
+    const double meeting_us = layout_.form == PersistentForm::block     ? kBlockMeetingUs
+                              : layout_.form == PersistentForm::cluster ? kPeerHopUs
+                                                                        : kL2HopUs;
+    return products_us + meeting_us * static_cast<double>(layout_.phases.size() - 1);
+  }
+
   void finish() {
     if (samples_ > 0) {
       if (layout_.tagged_slots > 0) layout_.tagged = arena_.take(layout_.tagged_slots, 1, 2 * element_);
       const std::int64_t tiles = layout_.operations[errors_].tasks;
       for (PersistentOperation& op : layout_.operations)
         if (op.kind == Kind::loss) op.inner = tiles;
+      if (layout_.refusal.empty()) layout_.floor_us_per_step = floor_us();
       const double us = std::max(layout_.predicted_us_per_step, 1.0);
       layout_.steps_per_launch =
           std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);

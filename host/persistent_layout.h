@@ -96,6 +96,7 @@ struct PersistentLayout {
   cuda::TwoLayerLayout two_layer;
   cuda::GramTwoLayerLayout gram_two_layer;
   double predicted_us_per_step = 0;
+  double floor_us_per_step = 0;  ///< see Plan::floor_us_per_step
   std::int64_t steps_per_launch = 1;
 
   // Memory. The region is what steps work on; in the form `block` it is copied to shared memory for a launch, and its

@@ -127,8 +127,10 @@ Candidate ask_cpu(const NetworkSpec& network, const TrainingSpec& training, cons
   const double layers_us = kLayerUs * network.layers();
   threads = training.threads;
   if (threads == 0) threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);
-  candidate.predicted_us_per_step =
-      training.samples > 0 ? one_thread_us / std::min(threads, caps.cores) + layers_us : 0;
+  if (training.samples > 0) {
+    candidate.floor_us_per_step = one_thread_us / std::min(threads, caps.cores);
+    candidate.predicted_us_per_step = candidate.floor_us_per_step + layers_us;
+  }
   candidate.bytes = make_cpu_layout(network, training, threads).bytes;
   if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {
     candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of memory and " + bytes_text(caps.memory_bytes) +
@@ -145,11 +147,16 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
   const GraphLayout layout = make_graph_layout(network, training);
   candidate.bytes = layout.bytes;
   if (training.samples > 0) {
-    const double rate = gpu_costs::kLibraryEfficiency *
-                        gpu_costs::fma_per_us(size_of(element_type(training.precision))) * gpu.multiprocessors;
-    candidate.predicted_us_per_step = step_flops(network, training) / 2 / rate +
-                                      gpu_costs::kGraphNodeUs * static_cast<double>(layout.nodes_per_step) +
-                                      gpu_costs::kLibraryProductUs * static_cast<double>(layout.products_per_step);
+    using namespace gpu_costs;
+    const std::uint64_t element = size_of(element_type(training.precision));
+    const double products = step_flops(network, training) / 2 / gpu.multiprocessors;
+    const bool in_cache = layout.bytes <= gpu.l2_bytes || gpu.memory_gb_per_s == 0;
+    const double bytes_us = layout.bytes_per_step / (1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s));
+    const double launches_us = kGraphNodeUs * static_cast<double>(layout.nodes_per_step);
+    candidate.predicted_us_per_step =
+        std::max(products / (kLibraryEfficiency * fma_per_us(element)), bytes_us / kMemoryEfficiency) + launches_us +
+        kLibraryProductUs * static_cast<double>(layout.products_per_step);
+    candidate.floor_us_per_step = std::max(products / peak_fma_per_us(element), bytes_us) + launches_us;
   }
   if (!gpu.no_code_reason.empty()) {
     candidate.reason = gpu.no_code_reason;
@@ -170,6 +177,7 @@ void ask_persistent(const NetworkSpec& network, const TrainingSpec& training, co
   const PersistentLayout layout = make_persistent_layout(network, training, gpu);
   candidate.bytes = layout.bytes;
   candidate.predicted_us_per_step = layout.predicted_us_per_step;
+  candidate.floor_us_per_step = layout.floor_us_per_step;
   if (!gpu.no_code_reason.empty()) {
     candidate.reason = gpu.no_code_reason;
   } else if (!layout.refusal.empty()) {
@@ -290,6 +298,7 @@ Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const D
   plan.reason = chosen->reason + slower_note(network, training);
   plan.bytes = chosen->bytes;
   plan.predicted_us_per_step = chosen->predicted_us_per_step;
+  plan.floor_us_per_step = chosen->floor_us_per_step;
   return plan;
 }
 

@@ -338,7 +338,9 @@ TEST(Train, PrintsPlanRowsLossesAndSummary) {
   expected.push_back("249" + loss);
   expected.push_back("prediction minus target, first 5 rows, after training:");
   expected.insert(expected.end(), 5, row);
-  expected.push_back("250 steps in [0-9.]+ m?s, [0-9.]+ us a step; loss [0-9.]+ -> [0-9.e-]+");
+  expected.push_back(
+      "250 steps in [0-9.]+ m?s, [0-9.]+ us a step \\(predicted [0-9.]+, floor [0-9.e-]+\\); loss [0-9.]+ -> "
+      "[0-9.e-]+");
   ASSERT_EQ(shown.size(), expected.size()) << result.out;
   for (std::size_t i = 0; i < shown.size(); ++i)
     EXPECT_TRUE(is_all(shown[i], expected[i])) << shown[i] << "\nis not\n" << expected[i];
@@ -392,9 +394,9 @@ TEST(Train, WritesHistoryAndJson) {
   const auto json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
   std::vector<std::string> keys;
   for (const auto& [key, value] : json.items()) keys.push_back(key);
-  EXPECT_EQ(keys,
-            (std::vector<std::string>{"version", "plan", "reason", "formulation", "precision", "threads", "steps",
-                                      "loss_first", "loss_last", "us_per_step", "total_ms", "first_non_finite_step"}));
+  EXPECT_EQ(keys, (std::vector<std::string>{"version", "plan", "reason", "formulation", "precision", "threads", "steps",
+                                            "loss_first", "loss_last", "us_per_step", "predicted_us_per_step",
+                                            "floor_us_per_step", "total_ms", "first_non_finite_step"}));
   EXPECT_EQ(json["version"], DEVICELOOP_VERSION);
   EXPECT_EQ(json["plan"], "cpu");
   EXPECT_FALSE(json["reason"].get<std::string>().empty());
@@ -417,7 +419,7 @@ TEST(Train, NamesTheGramFormulationWhereverItShowsATime) {
   expect_done(result);
   const std::vector<std::string> shown = lines(result.out);
   EXPECT_TRUE(holds(shown.front(), "^plan cpu: .*, fp64, gram, reprojected every 8 steps\\)$")) << shown.front();
-  EXPECT_TRUE(holds(shown.back(), "^30 steps in .* us a step, gram; loss ")) << shown.back();
+  EXPECT_TRUE(holds(shown.back(), "^30 steps in .* us a step, gram \\(predicted .*\\); loss ")) << shown.back();
   const auto json = nlohmann::json::parse(read_all(folder / "r.json"));
   EXPECT_EQ(json["formulation"], "gram");
   EXPECT_EQ(json["reprojection_steps"], 8);
@@ -707,7 +709,7 @@ TEST_F(Picture, IsLabelled) {
   const std::vector<std::string> said = lines(result.out);
   EXPECT_NE(said.back().find("wrote " + folder_ / "p.svg"), std::string::npos);
   const std::size_t begin = said.back().find(", ") + 2;
-  const std::string time = said.back().substr(begin, said.back().find(';') - begin);
+  const std::string time = said.back().substr(begin, said.back().find(" (predicted") - begin);
   expect_text(read_all(folder_ / "p.svg"),
               {"Training loss of 6-5-2 with biases on 9 samples<", "step<", "loss \\(sum of squared errors\\)<",
                "plan cpu, 1 thread, fp32, 50 steps, " + time + "<"});
@@ -928,10 +930,10 @@ TEST(PlanCommand, ShowsEveryCandidateAndTheChoice) {
   if (query_device_caps().gpus.empty()) {
     const std::vector<std::string> shown = lines(result.out);
     ASSERT_EQ(shown.size(), 6u) << result.out;
-    EXPECT_TRUE(is_all(shown[1], "executor +verdict +memory +predicted us a step +reason"));
-    EXPECT_TRUE(is_all(shown[2], "persistent +refused +- +- +.+"));
-    EXPECT_TRUE(is_all(shown[3], "graph +refused +- +- +.+"));
-    EXPECT_TRUE(is_all(shown[4], "cpu +accepted +[0-9.]+ MiB +[0-9.]+ +no GPU to use: .+")) << shown[4];
+    EXPECT_TRUE(is_all(shown[1], "executor +verdict +memory +predicted us a step +floor +reason"));
+    EXPECT_TRUE(is_all(shown[2], "persistent +refused +- +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[3], "graph +refused +- +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[4], "cpu +accepted +[0-9.]+ MiB +[0-9.]+ +[0-9.e-]+ +no GPU to use: .+")) << shown[4];
     EXPECT_TRUE(is_all(shown[5], "plan cpu: .+"));
     // The columns are aligned.
     EXPECT_EQ(shown[4].find("no GPU"), shown[1].find("reason"));

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <deviceloop/error.h>
 #include <deviceloop/plan.h>
@@ -126,6 +128,51 @@ DeviceCaps machine_with_gpu(std::uint64_t memory = std::uint64_t{1} << 37) {
   caps.gpus.push_back(gpu_of("GPU 0", 0, 90, 132, memory));
   caps.gpus.push_back(gpu_of("GPU 1", 1, 80, 108, memory));
   return caps;
+}
+
+// A floor is below what is predicted, and above 0 whoever trains.
+TEST(MakePlan, NoPredictionIsBelowItsFloor) {
+  const std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>> cases = {
+      {{1000, 100, 1}, 128},  {{3, 1}, 5},           {{784, 128, 10}, 64},
+      {{64, 64, 64, 1}, 256}, {{30, 20, 10, 5}, 40}, {{4096, 4096, 4096}, 8192}};
+  for (const auto& [widths, samples] : cases)
+    for (const Formulation formulation : {Formulation::primal, Formulation::gram})
+      for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+        TrainingSpec training = training_of(samples);
+        training.formulation = formulation;
+        training.precision = precision;
+        const Plan plan = make_plan(network_of(widths), training, machine_with_gpu());
+        EXPECT_EQ(plan.floor_us_per_step,
+                  std::find_if(plan.candidates.begin(), plan.candidates.end(), [](const auto& c) {
+                    return c.accepted;
+                  })->floor_us_per_step);
+        for (const Candidate& candidate : plan.candidates) {
+          if (candidate.predicted_us_per_step == 0) continue;
+          EXPECT_GT(candidate.floor_us_per_step, 0) << name(candidate.executor);
+          EXPECT_LE(candidate.floor_us_per_step, candidate.predicted_us_per_step) << name(candidate.executor);
+        }
+      }
+}
+
+// The arithmetic of 51.3 MFLOP on 100 blocks, a hop and an exchange within clusters.
+TEST(MakePlan, TheFloorOfTheStartingCaseIsItsArithmeticAndItsExchanges) {
+  DeviceCaps caps = machine_with_gpu();
+  caps.gpus[0].shared_bytes = 227 << 10;
+  const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), caps);
+  EXPECT_CONTAINS(plan.reason, "25 clusters of 4 blocks");
+  const double arithmetic_us = 51.3e6 / 2 / (100 * 128 * 1.98e3);
+  EXPECT_NEAR(plan.floor_us_per_step, arithmetic_us + 0.6 + 0.25, 0.02);
+}
+
+// The activations of many samples pass through the GPU's memory, where they do not fit its cache.
+TEST(MakePlan, AGraphOfLittleArithmeticTakesAsLongAsItsBytes) {
+  DeviceCaps caps = machine_with_gpu();
+  const auto predicted = [&](std::int64_t samples, double gb_per_s) {
+    caps.gpus[0].memory_gb_per_s = gb_per_s;
+    return make_plan(network_of({8, 8, 8, 1}), training_of(samples), caps, ExecutorKind::graph).predicted_us_per_step;
+  };
+  EXPECT_EQ(predicted(128, 100), predicted(128, 4000));
+  EXPECT_NEAR(predicted(std::int64_t{1} << 22, 100) / predicted(std::int64_t{1} << 22, 1000), 10, 0.5);
 }
 
 TEST(MakePlan, TakesWhatIsPredictedToBeFasterOnAGpu) {

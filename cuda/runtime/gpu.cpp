@@ -17,6 +17,10 @@ GpuCaps query_gpu(int index) {
   gpu.compute_capability = properties.major * 10 + properties.minor;
   gpu.multiprocessors = properties.multiProcessorCount;
   gpu.memory_bytes = properties.totalGlobalMem;
+  int memory_khz = 0, bus_bits = 0;
+  DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, index));
+  DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, index));
+  gpu.memory_gb_per_s = 2.0 * memory_khz * bus_bits / 8 / 1e6;  // two transfers a clock
   gpu.l2_bytes = static_cast<std::uint64_t>(properties.l2CacheSize);
   gpu.shared_bytes = properties.sharedMemPerBlockOptin;
   gpu.cooperative = properties.cooperativeLaunch != 0;

@@ -1,6 +1,5 @@
 // deviceloop plan: what train would run with the same options, and why. Trains and writes nothing.
 #include <array>
-#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -18,26 +17,21 @@
 namespace deviceloop::cli {
 namespace {
 
-/// A prediction is good to two digits or so.
-std::string prediction_text(double microseconds) {
-  if (microseconds <= 0) return "-";
-  char text[400];  // room for the largest double
-  std::snprintf(text, sizeof text, microseconds < 100 ? "%.1f" : "%.0f", microseconds);
-  return text;
-}
-
-using Row = std::array<std::string, 5>;
+using Row = std::array<std::string, 6>;
 
 Row row(const Candidate& candidate) {
-  return {name(candidate.executor), candidate.accepted ? "accepted" : "refused",
-          candidate.bytes == 0 ? "-" : bytes_text(candidate.bytes), prediction_text(candidate.predicted_us_per_step),
+  return {name(candidate.executor),
+          candidate.accepted ? "accepted" : "refused",
+          candidate.bytes == 0 ? "-" : bytes_text(candidate.bytes),
+          prediction_text(candidate.predicted_us_per_step),
+          prediction_text(candidate.floor_us_per_step),
           candidate.reason.empty() ? "-" : candidate.reason};
 }
 
 /// Every column as wide as its widest entry; numbers end together.
 std::string table(const std::vector<Candidate>& candidates, Formulation formulation) {
   std::vector<Row> rows = {
-      {"executor", "verdict", "memory", "predicted us a step" + formulation_text(formulation), "reason"}};
+      {"executor", "verdict", "memory", "predicted us a step" + formulation_text(formulation), "floor", "reason"}};
   for (const Candidate& candidate : candidates) rows.push_back(row(candidate));
   Row widest;
   for (const Row& entries : rows)
@@ -47,7 +41,7 @@ std::string table(const std::vector<Candidate>& candidates, Formulation formulat
   for (const Row& entries : rows) {
     for (std::size_t i = 0; i + 1 < entries.size(); ++i) {
       const std::string space(widest[i].size() - entries[i].size(), ' ');
-      const bool number = i == 2 || i == 3;
+      const bool number = i >= 2 && i <= 4;
       text += (number ? space + entries[i] : entries[i] + space) + "  ";
     }
     text += entries.back() + "\n";
@@ -73,7 +67,9 @@ int run_plan(const OptionSet& options) {
   text.write(table(plan.candidates, plan.formulation));
   text.write(plan_line(plan, run.training));
   if (plan.executor != ExecutorKind::cpu)
-    text.write("CUDA's context and cuBLASLt's code take memory of the GPU beside what is counted here\n");
+    text.write(std::string("CUDA's context") +
+               (plan.executor == ExecutorKind::graph ? " and cuBLASLt's code take" : " takes") +
+               " memory of the GPU beside what is counted here\n");
   text.check();
   return 0;
 }

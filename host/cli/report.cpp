@@ -81,6 +81,14 @@ std::string duration_text(double milliseconds) {
 
 std::string step_time_text(double microseconds) { return format("%.2f us a step", microseconds); }
 
+std::string prediction_text(double microseconds) {
+  return microseconds <= 0 ? "-"
+                           : format(microseconds < 1     ? "%.2g"
+                                    : microseconds < 100 ? "%.1f"
+                                                         : "%.0f",
+                                    microseconds);
+}
+
 void write_history(OutputFile& file, std::span<const double> losses) {
   constexpr std::size_t kPiece = 1 << 16;
   std::string text = "step,loss\n";
@@ -107,6 +115,8 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["loss_first"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.front());
   json["loss_last"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.back());
   json["us_per_step"] = json_of(result.us_per_step);
+  json["predicted_us_per_step"] = result.plan.predicted_us_per_step;
+  json["floor_us_per_step"] = result.plan.floor_us_per_step;
   json["total_ms"] = result.total_ms;
   json["first_non_finite_step"] =
       result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();

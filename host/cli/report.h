@@ -37,6 +37,9 @@ std::string duration_text(double milliseconds);
 /// "428.41 us a step".
 std::string step_time_text(double microseconds);
 
+/// "3.4", "429": a prediction is good to two digits or so; "-" where there is none.
+std::string prediction_text(double microseconds);
+
 /// One training run as it ended.
 struct RunResult {
   Plan plan;

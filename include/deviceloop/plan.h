@@ -40,6 +40,7 @@ struct GpuCaps {
   int compute_capability = 0;      ///< 90 for sm_90
   int multiprocessors = 0;         ///< streaming multiprocessors
   std::uint64_t memory_bytes = 0;  ///< all of its memory; how much is free, only a context on it could tell
+  double memory_gb_per_s = 0;      ///< of its memory, by its clock and width; 0 where it does not say
   std::uint64_t l2_bytes = 0;      ///< its L2 cache
   std::uint64_t shared_bytes = 0;  ///< the most shared memory that a block may have
   bool cooperative = false;        ///< it can promise that all blocks of a launch run at once
@@ -65,15 +66,19 @@ struct Candidate {
   std::string reason;                ///< one sentence
   std::uint64_t bytes = 0;           ///< memory the executor takes, data included; 0 where it refused before counting
   double predicted_us_per_step = 0;  ///< microseconds; 0 where it refused before counting
+  double floor_us_per_step = 0;      ///< as Plan::floor_us_per_step
 };
 
 /// Which executor runs a training, and what was considered.
 struct Plan {
   ExecutorKind executor = ExecutorKind::cpu;
   Formulation formulation = Formulation::primal;  ///< as asked for; a time says little without it
-  std::string reason;                 ///< one sentence: why this executor, and where gram is slower than primal
-  std::uint64_t bytes = 0;            ///< memory the executor takes, data included
-  double predicted_us_per_step = 0;   ///< microseconds; an estimate, no promise
+  std::string reason;                ///< one sentence: why this executor, and where gram is slower than primal
+  std::uint64_t bytes = 0;           ///< memory the executor takes, data included
+  double predicted_us_per_step = 0;  ///< microseconds; an estimate, no promise
+  /// Microseconds that no tuning of this executor gets below: the step's arithmetic at the peak of what it runs on, or
+  /// the bytes that it has to move, and the launches or exchanges that follow each other.
+  double floor_us_per_step = 0;
   int threads = 1;                    ///< CPU threads
   int device = 0;                     ///< CUDA device, where the executor is one of CUDA's
   std::vector<Candidate> candidates;  ///< all that were asked, in order of preference

@@ -1,5 +1,5 @@
-// kernels.txt: every kernel of cuda/ and, behind it, the test program simt_NAME_test that runs it, so that none can be left
-// out of the tests unseen.
+// kernels.txt: every kernel of cuda/ and, behind it, the test program simt_NAME_test that runs it, so that none can be
+// left out of the tests unseen.
 #pragma once
 
 #include <fstream>

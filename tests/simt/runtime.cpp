@@ -81,6 +81,7 @@ constexpr int kPortableClusterBlocks = 8;
 constexpr int kMaxClusterBlocks = 16;
 constexpr int kFirstMajorWithClusters = 9;
 constexpr int kClockKilohertz = 1'980'000;
+constexpr int kMemoryKilohertz = 3'200'000, kMemoryBits = 6144;
 constexpr std::size_t kResidentBlocks = 4;  ///< of a grid that cannot count on more
 
 struct Allocation {
@@ -891,6 +892,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
         {cudaDevAttrMaxSharedMemoryPerBlockOptin, device->shared_bytes},
         {cudaDevAttrL2CacheSize, device->l2_bytes},
         {cudaDevAttrClockRate, kClockKilohertz},
+        {cudaDevAttrMemoryClockRate, kMemoryKilohertz},
+        {cudaDevAttrGlobalMemoryBusWidth, kMemoryBits},
         {cudaDevAttrCooperativeLaunch, 1},
         {cudaDevAttrClusterLaunch, device->major >= kFirstMajorWithClusters ? 1 : 0},
     };

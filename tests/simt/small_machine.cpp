@@ -1,5 +1,5 @@
-// A GPU of few multiprocessors: what holds for a grid of five blocks that all run at once holds for one of a hundred, and
-// takes the host a twentieth of the time.
+// A GPU of few multiprocessors: what holds for a grid of five blocks that all run at once holds for one of a hundred,
+// and takes the host a twentieth of the time.
 #include <gtest/gtest.h>
 
 #include "simt/control.h"
