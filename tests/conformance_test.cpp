@@ -38,16 +38,20 @@ std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
   return executor.formulation == Formulation::primal ? out : out << "_" << name(executor.formulation);
 }
 
+/// Skips the test where there is none.
+void ask_for_gpu() {
+  const DeviceCaps caps = query_device_caps();
+  if (!caps.gpus.empty()) return;
+  const char* required = std::getenv("DEVICELOOP_REQUIRE_CUDA");
+  ASSERT_FALSE(required != nullptr && std::string(required) == "1")
+      << "DEVICELOOP_REQUIRE_CUDA=1, but " << caps.no_gpu_reason;
+  GTEST_SKIP() << caps.no_gpu_reason;
+}
+
 class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
  protected:
   void SetUp() override {
-    if (GetParam().kind == ExecutorKind::cpu) return;
-    const DeviceCaps caps = query_device_caps();
-    if (!caps.gpus.empty()) return;
-    const char* required = std::getenv("DEVICELOOP_REQUIRE_CUDA");
-    ASSERT_FALSE(required != nullptr && std::string(required) == "1")
-        << "DEVICELOOP_REQUIRE_CUDA=1, but " << caps.no_gpu_reason;
-    GTEST_SKIP() << caps.no_gpu_reason;
+    if (GetParam().kind != ExecutorKind::cpu) ask_for_gpu();
   }
   static bool is_gram() { return GetParam().formulation == Formulation::gram; }
   // What a formulation shares with the other one takes too long there to be shown twice.
@@ -515,6 +519,58 @@ TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
 }
 
 #if defined(DEVICELOOP_CONFORMANCE_ON_CUDA)
+// ---- random networks
+
+class RandomNetworks : public testing::Test {
+ protected:
+  void SetUp() override { ask_for_gpu(); }
+
+  /// The small network of a number; forms, formulations and precisions take turns.
+  static Problem network(std::uint32_t number) {
+    std::uint32_t state = number * 2654435761u + 1;
+    const auto draw = [&](std::uint32_t least, std::uint32_t most) {
+      state = state * 1664525u + 1013904223u;
+      return static_cast<std::int64_t>(least + (state >> 8) % (most - least + 1));
+    };
+    constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
+                                         PersistentForm::two_layer};
+    const PersistentForm form = kForms[number % 4];
+    std::vector<std::int64_t> widths = {draw(1, 40)};
+    for (std::int64_t layers = form == PersistentForm::two_layer ? 2 : draw(1, 4); layers > 1; --layers)
+      widths.push_back(draw(1, 40));
+    widths.push_back(draw(1, 12));
+    const std::int64_t samples = draw(1, 90);
+    Problem problem =
+        Problem::random(widths, draw(0, 1) == 1, samples, number / 4 % 2 == 0 ? Precision::fp32 : Precision::fp64,
+                        Init::xavier, 1e-3 / static_cast<double>(samples), number);
+    problem.training.form = form;
+    problem.training.formulation = number / 8 % 3 == 0 ? Formulation::gram : Formulation::primal;
+    return problem;
+  }
+};
+
+TEST_F(RandomNetworks, TrainInOneLaunchAsOnTheCpu) {
+  constexpr std::uint32_t kNetworks = 200;
+  const std::int64_t steps = kHostFixture ? 2 : 20;
+  std::uint32_t learned = 0;
+  for (std::uint32_t number = 0; number < kNetworks; ++number) {
+    Problem problem = network(number);
+    SCOPED_TRACE("network " + std::to_string(number) + ": " + testing::PrintToString(problem.network.widths) +
+                 " bias " + std::to_string(problem.network.bias) + " samples " + std::to_string(problem.x.rows) + " " +
+                 name(problem.training.precision) + " " + name(problem.training.formulation) + " " +
+                 name(problem.training.form));
+    Trainer persistent = problem.trainer(1, ExecutorKind::persistent);
+    const std::vector<double> losses = persistent.train(steps).losses;
+    problem.training.formulation = Formulation::primal;
+    Trainer cpu = problem.trainer(1, ExecutorKind::cpu);
+    expect_within_bounds(losses, cpu.train(steps).losses, problem.training.precision);
+    expect_within_bounds(problem.parameters_of(persistent), problem.parameters_of(cpu), problem.training.precision);
+    if (HasFatalFailure()) return;
+    learned += losses.back() < losses.front() ? 1 : 0;
+  }
+  EXPECT_GE(learned, kNetworks * 19 / 20);  // all hidden units of the others are off
+}
+
 constexpr ExecutorUnderTest persistent(PersistentForm form, Formulation formulation = Formulation::primal) {
   return {ExecutorKind::persistent, 1, formulation, form};
 }
