@@ -13,7 +13,7 @@
 
 namespace deviceloop::bench {
 
-/// kernel/..., gemm/... on `gpu`, with data drawn from `seed`. Makes no context.
+/// kernel/cuda/... and gemm/cuda/... on `gpu`, with data drawn from `seed`. Makes no context.
 std::vector<Block> gpu_blocks(const GpuCaps& gpu, std::uint64_t seed);
 
 /// What the current GPU reaches, the fastest of some runs.
@@ -27,7 +27,7 @@ double measure_gpu_pass_gb_per_s(int reads, int writes);
 double gpu_cache_bytes();
 /// @}
 
-/// Calls of this process into CUDA so far: launches of kernels and graphs, and waits for a stream, event or device.
+/// Calls of this process into CUDA so far: launches of kernels and graphs, and waits for a stream or event.
 struct CudaCalls {
   std::int64_t launches = 0;
   std::int64_t synchronizations = 0;

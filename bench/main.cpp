@@ -113,8 +113,10 @@ int run(const std::string& program, Options options) {
   for (const std::string& text : options.axes) axes.push_back(parse_axis(text));
   std::vector<Case> cases = make_cases(blocks, axes);
   if (options.device == "cuda") std::erase_if(cases, [](const Case& one) { return one.device == Device::cpu; });
+  const std::string no_gpu = caps.gpus.empty() ? "no GPU: " + caps.no_gpu_reason + "; these are the CPU's cases\n" : "";
   if (options.list) {
     print_list(cases);
+    std::cerr << no_gpu;
     return 0;
   }
 
@@ -139,10 +141,7 @@ int run(const std::string& program, Options options) {
   std::cout << "deviceloop_bench " << DEVICELOOP_VERSION << ", commit " << DEVICELOOP_COMMIT << ", " << today() << "; "
             << processor_name() << ", " << caps.cpu.cores << (caps.cpu.cores == 1 ? " core, " : " cores, ")
             << simd_description() << "\nGEMM: " << gemm_description() << '\n';
-  if (caps.gpus.empty())
-    std::cout << "no GPU: " << caps.no_gpu_reason << "; these are the CPU's cases\n";
-  else
-    std::cout << caps.gpus[0].name << ", CUDA " << cuda_toolkit() << '\n';
+  std::cout << (caps.gpus.empty() ? no_gpu : caps.gpus[0].name + ", CUDA " + cuda_toolkit() + "\n");
   ThisMachine machine(options.threads == 0 ? caps.cpu.cores : options.threads);
   std::vector<Device> devices;
   if (options.limits) {

@@ -2,25 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <thread>
+
+#include "parallel.h"
 
 namespace deviceloop::bench {
-namespace {
-
-/// use(first, end) for parts of [0, count), on as many threads as there are cores.
-void in_parallel(std::int64_t count, const std::function<void(std::int64_t, std::int64_t)>& use) {
-  const auto cores = static_cast<std::int64_t>(std::max(1u, std::thread::hardware_concurrency()));
-  const std::int64_t part = (count + cores - 1) / cores;
-  std::vector<std::thread> threads;
-  for (std::int64_t first = part; first < count; first += part)
-    threads.emplace_back([&use, first, end = std::min(first + part, count)] { use(first, end); });
-  use(0, std::min(part, count));
-  for (std::thread& thread : threads) thread.join();
-}
-
-}  // namespace
-
 Table transposed(const Table& in) {
   Table out(in.columns, in.rows);
   for (std::int64_t i = 0; i < in.rows; ++i)

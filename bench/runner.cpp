@@ -132,9 +132,9 @@ void profile_case(const Case& one, std::ostream& out) {
   if (!one.refused.empty()) throw UsageError(one.name + ": " + one.refused);
   const std::unique_ptr<Work> work = one.prepare();
   work->run(1);
-  start_profiler();
+  if (one.device == Device::cuda) start_profiler();
   work->run(1);
-  stop_profiler();
+  if (one.device == Device::cuda) stop_profiler();
   out << one.name << ": ran once\n";
 }
 

@@ -49,6 +49,20 @@ std::vector<std::string> names_of() {
   return names;
 }
 
+/// NAME, or persistent:FORM, as the command spells it.
+ExecutorKind read_plan(Values values, PersistentForm& form) {
+  std::string& text = values.at("plan");
+  const std::size_t colon = text.find(':');
+  if (colon != std::string::npos) {
+    form = value_of<PersistentForm>({{"plan", text.substr(colon + 1)}}, "plan");
+    text.resize(colon);
+  }
+  const auto plan = value_of<ExecutorKind>(values, "plan");
+  if (colon != std::string::npos && plan != ExecutorKind::persistent)
+    throw UsageError("--axis plan=" + text + ":...: only persistent has forms");
+  return plan;
+}
+
 std::int64_t clamped(double value, std::int64_t least, std::int64_t most) {
   return static_cast<std::int64_t>(std::clamp(value, static_cast<double>(least), static_cast<double>(most)));
 }
@@ -75,6 +89,12 @@ Table first_rows(const std::vector<T>& values, std::int64_t rows, std::int64_t c
 
 std::vector<std::string> formulation_names() { return names_of<Formulation>(); }
 std::vector<std::string> plan_names() { return names_of<ExecutorKind>(); }
+std::vector<std::string> persistent_plan_names() {
+  std::vector<std::string> names;
+  for (const auto& [text, form] : all_of<PersistentForm>())
+    if (form != PersistentForm::automatic) names.push_back(name(ExecutorKind::persistent) + (":" + text));
+  return names;
+}
 
 std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std::string> samples,
                                 std::vector<std::string> precisions, std::vector<Axis> others) {
@@ -90,7 +110,7 @@ std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std
 
 std::optional<Training> training_of(const Values& values, const CaseOptions& options) {
   Training training;
-  training.plan = value_of<ExecutorKind>(values, "plan");
+  training.plan = read_plan(values, training.spec.form);
   const bool on_cpu = training.plan == ExecutorKind::cpu;
   if (!on_cpu && options.caps.gpus.empty()) return std::nullopt;
   NetworkSpec& network = training.network;
@@ -108,8 +128,8 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
   if (!spec.deterministic && training.plan != ExecutorKind::graph) return std::nullopt;
 
   const std::string& layers = values.at("layers");
-  training.name = std::string(deviceloop::name(training.plan)) + "/" + layers + "/n=" + std::to_string(spec.samples) +
-                  "/" + deviceloop::name(spec.precision);
+  training.name =
+      values.at("plan") + "/" + layers + "/n=" + std::to_string(spec.samples) + "/" + deviceloop::name(spec.precision);
   if (network.bias) training.name += "/bias";
   if (spec.formulation != Formulation::primal) training.name += std::string("/") + deviceloop::name(spec.formulation);
   if (!spec.deterministic) training.name += "/tuned";

@@ -36,10 +36,11 @@ std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std
 /// None for a plan on a device that `options` does not have.
 std::optional<Training> training_of(const Values& values, const CaseOptions& options);
 
-/// "primal" and all others, and all plans.
+/// "primal" and all others; all plans; and "persistent:block" and all other forms of that plan.
 /// @{
 std::vector<std::string> formulation_names();
 std::vector<std::string> plan_names();
+std::vector<std::string> persistent_plan_names();
 /// @}
 
 /// Of the products of a step.

@@ -13,6 +13,7 @@
 
 #include "../bench/cases.h"
 #include "../bench/gemm_cases.h"
+#include "../bench/gpu.h"
 #include "../bench/limits.h"
 #include "../bench/reference.h"
 #include "../bench/result.h"
@@ -114,6 +115,9 @@ CaseOptions options_with_gpu(const std::string& no_cublaslt_reason = "") {
   gpu.compute_capability = 90;
   gpu.multiprocessors = 132;
   gpu.memory_bytes = std::uint64_t{80} << 30;
+  gpu.l2_bytes = 50 << 20;
+  gpu.shared_bytes = 227 << 10;
+  gpu.cooperative = true;
   options.caps.gpus.push_back(gpu);
   options.caps.no_cublaslt_reason = no_cublaslt_reason;
   return options;
@@ -129,7 +133,10 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   for (const char* name :
        {"train/cpu/1000-100-1/n=128/fp32", "train/graph/1000-100-1/n=128/fp64", "train/graph/64-64-64-1/n=1048576/fp32",
         "train/graph/4096-4096-4096-4096-4096/n=8192/fp32", "train/graph/1000-100-1/n=128/fp32/tuned",
-        "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32"})
+        "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32",
+        "train/persistent/1000-100-1/n=128/fp32", "train/persistent/1000-100-1/n=128/fp32/gram",
+        "train/persistent/784-128-10/n=64/fp32", "train/persistent:grid/1000-100-1/n=128/fp32",
+        "train/graph/64-64-64-1/n=16384/fp32", "train/graph/1024-1024-1024-10/n=1024/fp32"})
     EXPECT_TRUE(has(cases, name)) << name;
   for (const Case& one : cases) {
     EXPECT_EQ(one.device, one.name.rfind("train/cpu/", 0) == 0 ? Device::cpu : Device::cuda) << one.name;
@@ -143,9 +150,48 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   for (const Case& one : make_cases(train_blocks({}), {})) EXPECT_EQ(one.device, Device::cpu) << one.name;
   EXPECT_TRUE(
       has(make_cases(train_blocks({}), {parse_axis("layers=7-5-2"), parse_axis("n=33")}), "train/cpu/7-5-2/n=33/fp32"));
-  EXPECT_THROW(make_cases(train_blocks({}), {parse_axis("plan=gpu")}), UsageError);
+  EXPECT_TRUE(has(make_cases(train_blocks(options_with_gpu()),
+                             {parse_axis("layers=20-12-3"), parse_axis("n=40"), parse_axis("plan=persistent:block")}),
+                  "train/persistent:block/20-12-3/n=40/fp32"));
+  for (const char* plan : {"plan=gpu", "plan=persistent:ring", "plan=graph:block"})
+    EXPECT_THROW(make_cases(train_blocks(options_with_gpu()), {parse_axis(plan)}), UsageError) << plan;
+  EXPECT_EQ(persistent_plan_names(), (Names{"persistent:block", "persistent:cluster", "persistent:grid"}));
   EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
   EXPECT_EQ(formulation_names().front(), "primal");
+}
+
+TEST(BenchCases, KernelsAndProductsOfAGpuAreListedWithoutOne) {
+  const CaseOptions options = options_with_gpu();
+  GpuCaps gpu = options.caps.gpus[0];
+  std::vector<Block> blocks = gpu_blocks(gpu, 0);
+  if (blocks.empty()) GTEST_SKIP() << "built without CUDA";
+  const std::vector<Case> cases = make_cases(blocks, {});
+  for (const char* name :
+       {"kernel/cuda/relu/n=1024/fp32", "kernel/cuda/relu/n=268435456/fp32",
+        "kernel/cuda/relu_gradient/n=268435456/fp64", "kernel/cuda/squared_error/n=268435456/fp32",
+        "kernel/cuda/squared_error_cub/n=268435456/fp32", "kernel/cuda/squared_error_loss/n=2097152/fp64",
+        "kernel/cuda/mask_gradient/n=1024/fp32", "kernel/cuda/sgd_update/n=1024/fp32",
+        "kernel/cuda/bias_relu/batch=128/features=100/fp32", "kernel/cuda/column_sums/batch=1048576/features=100/fp32",
+        "kernel/cuda/narrow_linear/batch=128/features=100/fp32",
+        "kernel/cuda/narrow_linear_gradient/batch=128/features=1000/fp64",
+        "gemm/cuda/forward/1000-100-1/layer=0/n=128/fp32",
+        "gemm/cuda/weight_update/4096-4096-4096-4096-4096/layer=0/n=8192/fp64"})
+    EXPECT_TRUE(has(cases, name)) << name;
+  for (const Case& one : cases) EXPECT_EQ(one.device, Device::cuda) << one.name;
+
+  // Beside the CPU's, of which none may be hidden.
+  const std::vector<Block> on_cpu = kernel_blocks(options), products = gemm_blocks(options);
+  blocks.insert(blocks.begin(), on_cpu.begin(), on_cpu.end());
+  blocks.insert(blocks.begin(), products.begin(), products.end());
+  EXPECT_EQ(make_cases(blocks, {}).size(),
+            cases.size() + make_cases(on_cpu, {}).size() + make_cases(products, {}).size());
+  EXPECT_EQ(make_cases(blocks, {parse_axis("batch=64")}).size(), 4 * 3 * 2u);
+  EXPECT_TRUE(has(make_cases(blocks, {parse_axis("n=5000")}), "kernel/cuda/relu/n=5000/fp32"));
+  EXPECT_TRUE(has(make_cases(blocks, {parse_axis("n=5000")}), "kernel/relu/n=5000/fp32"));
+
+  gpu.memory_bytes = std::uint64_t{2} << 30;
+  for (const Case& one : make_cases(gpu_blocks(gpu, 0), {parse_axis("kernel=relu"), parse_axis("n=1024,2^28")}))
+    EXPECT_EQ(one.refused.empty(), one.name.find("n=1024/") != std::string::npos) << one.name;
 }
 
 TEST(BenchCases, ProductsAreThoseOfAStep) {
@@ -610,6 +656,7 @@ TEST(BenchProgram, SaysThatThereIsNoGpu) {
   const testing::CommandResult all = bench({"--limits"});
   EXPECT_EQ(all.exit_code, 0) << all.err;
   if (all.out.find("no GPU: ") == std::string::npos) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(bench({"--list"}).err.rfind("no GPU: ", 0), 0u);
   EXPECT_EQ(bench({"--device", "cuda"}).exit_code, 1);
 }
 
