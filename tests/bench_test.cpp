@@ -177,6 +177,9 @@ TEST(BenchCases, KernelsAndProductsOfAGpuAreListedWithoutOne) {
         "gemm/cuda/forward/1000-100-1/layer=0/n=128/fp32",
         "gemm/cuda/weight_update/4096-4096-4096-4096-4096/layer=0/n=8192/fp64"})
     EXPECT_TRUE(has(cases, name)) << name;
+  // tests/gpu_check has bars on them.
+  for (const char* size : {"268435456/fp32", "134217728/fp64"})
+    EXPECT_TRUE(has(select_cases(cases, ""), std::string("kernel/cuda/squared_error/n=") + size)) << size;
   for (const Case& one : cases) EXPECT_EQ(one.device, Device::cuda) << one.name;
 
   // Beside the CPU's, of which none may be hidden.
