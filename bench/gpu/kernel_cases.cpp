@@ -428,8 +428,9 @@ std::vector<Block> gpu_kernel_blocks(const GpuCaps& gpu, std::uint64_t seed, con
                   {"precision", std::move(precisions)}},
                  by_row};
   };
-  return {elements(true, powers_of_two(10, 28, 3), {"fp32"}), elements(true, {"1024", "1048576", "134217728"}, {"fp64"}),
-          rows(true, {"128", "1048576"}, {"100"}, {"fp32"}), elements(false, powers_of_two(10, 28), {"fp32", "fp64"}),
+  return {elements(true, powers_of_two(10, 28, 3), {"fp32"}),
+          elements(true, {"1024", "1048576", "134217728"}, {"fp64"}), rows(true, {"128", "1048576"}, {"100"}, {"fp32"}),
+          elements(false, powers_of_two(10, 28), {"fp32", "fp64"}),
           rows(false, {"128", "1024", "16384", "1048576"}, {"64", "100", "1000"}, {"fp32", "fp64"})};
 }
 
