@@ -155,7 +155,8 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
                   "train/persistent:block/20-12-3/n=40/fp32"));
   for (const char* plan : {"plan=gpu", "plan=persistent:ring", "plan=graph:block"})
     EXPECT_THROW(make_cases(train_blocks(options_with_gpu()), {parse_axis(plan)}), UsageError) << plan;
-  EXPECT_EQ(persistent_plan_names(), (Names{"persistent:block", "persistent:cluster", "persistent:grid"}));
+  EXPECT_EQ(persistent_plan_names(),
+            (Names{"persistent:block", "persistent:cluster", "persistent:grid", "persistent:two-layer"}));
   EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
   EXPECT_EQ(formulation_names().front(), "primal");
 }
