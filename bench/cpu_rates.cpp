@@ -258,12 +258,12 @@ double measure_pass_gb_per_s(int reads, int writes, double footprint, int thread
   // About 20 us a measurement, above what the clock and meeting the other threads cost.
   const auto turns = static_cast<std::int64_t>(std::max(1.0, 1e6 / moved));
   double best = 1e300;
-  volatile std::uint64_t sums = 0;
   for (const Pass pass : passes(reads, writes))
     best = std::min(best, fastest(0.01, [&] {
                       pool.run(threads, [&](std::int64_t task, int) {
                         const Arrays mine = part(task);
-                        for (std::int64_t turn = 0; turn < turns; ++turn) sums = pass(mine);
+                        [[maybe_unused]] volatile std::uint64_t sum = 0;
+                        for (std::int64_t turn = 0; turn < turns; ++turn) sum = pass(mine);
                       });
                     }));
   return moved * static_cast<double>(turns) * threads / best / 1e9;
