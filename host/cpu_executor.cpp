@@ -120,19 +120,6 @@ class CpuExecutor final : public Executor {
  private:
   using Layer = CpuLayout::Layer;
 
-  static ConstMatrix rows_of(ConstMatrix matrix, std::int64_t first, std::int64_t rows) {
-    matrix.data = static_cast<const std::byte*>(matrix.data) +
-                  static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
-    matrix.rows = rows;
-    return matrix;
-  }
-  static Matrix rows_of(Matrix matrix, std::int64_t first, std::int64_t rows) {
-    matrix.data = static_cast<std::byte*>(matrix.data) +
-                  static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
-    matrix.rows = rows;
-    return matrix;
-  }
-
   Matrix parameter(int index) const { return parameter(parameters_[static_cast<std::size_t>(index)]); }
   Matrix parameter(const ParameterInfo& info) const {
     const Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
