@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <optional>
 #include <span>
 #include <string>
@@ -52,6 +53,7 @@ class DeviceExecutor : public Executor {
 
   void read_state(int index, Matrix out) override {
     alive([&] {
+      end_run();  // where an exception ended the run before
       const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
       download_matrix(out, parameter(info), info.rows, info.columns);
     });
@@ -64,14 +66,15 @@ class DeviceExecutor : public Executor {
  protected:
   /// Where a parameter lies.
   virtual T* parameter(const ParameterInfo& info) = 0;
-  /// Enqueues what a run owes after its last step.
+  /// Enqueues what a run owes after its last step, unless that was done.
   virtual void end_run() {}
   /// Throws where the run that the stream has ended went wrong.
   virtual void check_run() {}
 
   /// Before anything is taken it is seen whether `bytes`, and `later` more that come and go, are free: an allocation
-  /// that fails says less. `losses` is where the arena has the ring of [2, half] doubles; half 0: no run, no ring.
-  void take_arena(std::uint64_t bytes, std::uint64_t later, std::uint64_t losses, std::int64_t half) {
+  /// that fails says less. `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run,
+  /// no ring.
+  void take_arena(std::uint64_t bytes, std::uint64_t later, std::uint64_t losses, std::int64_t steps_per_launch) {
     std::size_t free = 0, total = 0;
     DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
     if (bytes + later > free)
@@ -79,10 +82,11 @@ class DeviceExecutor : public Executor {
                         std::to_string(device_) + ", of which " + bytes_text(free) +
                         " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
     resources_.emplace(bytes);
-    if (half > 0) losses_.emplace(at<double>(losses), half);
+    if (steps_per_launch > 0) losses_.emplace(at<double>(losses), steps_per_launch);
   }
 
-  /// Runs `call` on the executor's device; what it throws as DeviceError is the end of the executor.
+  /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
+  /// executor: a step may have been taken in part.
   template <class Call>
   void alive(Call call) {
     if (!cause_of_death_.empty())
@@ -92,7 +96,7 @@ class DeviceExecutor : public Executor {
     try {
       const CurrentDevice current(device_);
       call();
-    } catch (const DeviceError& error) {
+    } catch (const std::exception& error) {
       cause_of_death_ = error.what();
       throw;
     }

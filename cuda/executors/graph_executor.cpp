@@ -12,25 +12,16 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstring>
-#include <exception>
 #include <optional>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
-#include <deviceloop/error.h>
-
 #include "../../host/graph_layout.h"
-#include "../../host/matrix_ops.h"
-#include "../../host/parameters.h"
-#include "../../host/text.h"
 #include "../kernels/kernels.h"
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
-#include "../runtime/owners.h"
-#include "../runtime/range.h"
+#include "device_executor.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -39,68 +30,49 @@ template <class T>
 constexpr cudaDataType_t kDataType = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_64F;
 
 template <class T>
-class GraphExecutor final : public Executor {
+class GraphExecutor final : public DeviceExecutor<T> {
+  using Base = DeviceExecutor<T>;
+  using Base::alive;
+  using Base::losses_;
+  using Base::network_;
+  using Base::parameters_;
+  using Base::stream;
+  using Base::training_;
+
  public:
   GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
-      : network_(network),
-        samples_(training.samples),
-        reprojection_steps_(training.reprojection_steps),
-        deterministic_(training.deterministic),
-        parameters_(parameter_layout(network)),
-        layout_(make_graph_layout(network, training)),
-        device_(plan.device) {
+      : Base(network, training, plan), layout_(make_graph_layout(network, training)) {
     const Range range("deviceloop: make executor");
-    const CurrentDevice current(device_);
-    check_memory();
-    resources_.emplace(layout_.bytes);
+    const CurrentDevice current(plan.device);
+    this->take_arena(layout_.bytes, layout_.scalars, layout_.losses, samples() > 0 ? layout_.steps_per_launch : 0);
     if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
     const T rate = static_cast<T>(training.optimizer.learning_rate);
     const std::array<T, 5> scalars = {T(1), T(0), T(-1), -rate, rate};
-    upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
+    this->upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
     // What is read before it was written: the gaps between parameters, copied with them; the counter of the step before
     // the first; rows of the input that a short prediction leaves alone.
     clear(0, layout_.scalars);
-    if (samples_ > 0) clear(layout_.steps, sizeof(std::int64_t));
+    if (samples() > 0) clear(layout_.steps, sizeof(std::int64_t));
     clear(layout_.predict_input, layout_.predict_even - layout_.predict_input);
-    if (samples_ > 0) step_gemms_ = make_gemms(samples_, true);
+    if (samples() > 0) step_gemms_ = make_gemms(samples(), true);
     if (layout_.gram) make_gram();
   }
 
-  ~GraphExecutor() override {
-    // Work that still runs must not lose its memory; what fails now has failed before.
-    if (resources_) cudaStreamSynchronize(stream());
-    if (resources_) cudaStreamSynchronize(resources_->copies.get());
-  }
+  /// Work that still runs must not lose its graphs and the library; what fails now has failed before.
+  ~GraphExecutor() override { cudaStreamSynchronize(stream()); }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
       if (layout_.gram) start_from_parameters();  // S belongs to the data there were
       kernel_is_current_ = pre_activation_is_current_ = false;
-      upload_matrix(at<T>(layout_.x), x);
-      upload_matrix(at<T>(layout_.y), y);
+      this->upload_matrix(at<T>(layout_.x), x);
+      this->upload_matrix(at<T>(layout_.y), y);
     });
   }
 
   void enqueue(std::int64_t steps) override {
     if (steps == 0) return;
     alive([&] { enqueue_steps(steps); });
-  }
-
-  void losses(std::span<double> out) override {
-    if (out.empty()) return;
-    alive([&] {
-      const Range range("deviceloop: read losses");
-      DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(resources_->copied[last_half_].get()));
-      std::memcpy(out.data(), static_cast<const double*>(pinned_.data()) + fetched_, out.size_bytes());
-      fetched_ += static_cast<std::int64_t>(out.size());
-    });
-  }
-
-  void finish() override {
-    alive([&] {
-      if (layout_.gram) rebuild_parameters();
-      DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-    });
   }
 
   double loss() override {
@@ -110,19 +82,9 @@ class GraphExecutor final : public Executor {
       enqueue_forward();
       launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), prediction(), at<T>(layout_.y), errors(),
                            at<double>(layout_.slots), stream());
-      download(&loss, at<double>(layout_.loss), sizeof loss);
+      this->download(&loss, at<double>(layout_.loss), sizeof loss);
     });
     return loss;
-  }
-
-  void read_state(int index, Matrix out) override {
-    alive([&] {
-      if (layout_.gram) rebuild_parameters();  // which a run that a callback ended by an exception has not done
-      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
-      std::vector<T> values(static_cast<std::size_t>(info.rows * info.columns));
-      download(values.data(), parameter(info), values.size() * sizeof(T));
-      convert(out, ConstMatrix(values.data(), info.rows, info.columns));
-    });
   }
 
   void write_state(int index, ConstMatrix in) override {
@@ -130,11 +92,10 @@ class GraphExecutor final : public Executor {
       const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
       const bool is_start = layout_.gram && info.layer == 0;
       if (is_start) start_from_parameters();
-      upload_matrix(parameter(info), in);
-      if (is_start) {
-        copy(start_parameter(info), parameter(info), info.rows * info.columns);
-        pre_activation_is_current_ = false;
-      }
+      this->upload_matrix(parameter(info), in);
+      if (!is_start) return;
+      copy(start_parameter(info), parameter(info), info.rows * info.columns);
+      pre_activation_is_current_ = false;
     });
   }
 
@@ -160,18 +121,24 @@ class GraphExecutor final : public Executor {
 
   void predict(ConstMatrix x, Matrix out) override {
     alive([&] {
-      if (layout_.gram) rebuild_parameters();
+      end_run();
       if (!predict_gemms_) predict_gemms_ = make_gemms(layout_.predict_rows, false);
-      std::vector<T> values;
       for (std::int64_t first = 0; first < x.rows; first += layout_.predict_rows) {
         const std::int64_t rows = std::min(layout_.predict_rows, x.rows - first);
-        upload_matrix(at<T>(layout_.predict_input), rows_of(x, first, rows));
-        const T* const result = enqueue_predict();
-        values.resize(static_cast<std::size_t>(rows * out.columns));
-        download(values.data(), result, values.size() * sizeof(T));
-        convert(rows_of(out, first, rows), ConstMatrix(values.data(), rows, out.columns));
+        this->upload_matrix(at<T>(layout_.predict_input), rows_of(x, first, rows));
+        this->download_matrix(rows_of(out, first, rows), enqueue_predict(), rows, out.columns);
       }
     });
+  }
+
+ protected:
+  T* parameter(const ParameterInfo& info) override {
+    const Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
+    return at<T>(info.is_bias ? layer.bias : layer.weight);
+  }
+
+  void end_run() override {
+    if (layout_.gram) rebuild_parameters();
   }
 
  private:
@@ -188,49 +155,11 @@ class GraphExecutor final : public Executor {
     std::optional<Gemm> kernel, update;
   };
 
-  struct Resources {
-    explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
-    DeviceBuffer arena;
-    StreamOwner stream;
-    StreamOwner copies;                ///< of losses, beside the steps
-    std::array<EventOwner, 2> done;    ///< the steps of the chunk in that half of the ring
-    std::array<EventOwner, 2> copied;  ///< its losses are on the host
-  };
-
-  /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
-  /// executor: a step may have been taken in part.
-  template <class Call>
-  void alive(Call call) {
-    if (!cause_of_death_.empty())
-      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
-                            "; make a new one",
-                        "deviceloop", 0, "", "", 0);
-    try {
-      const CurrentDevice current(device_);
-      call();
-    } catch (const std::exception& error) {
-      cause_of_death_ = error.what();
-      throw;
-    }
-  }
-
-  /// Before anything is taken: an allocation that fails says less.
-  void check_memory() const {
-    std::size_t free = 0, total = 0;
-    DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
-    const std::uint64_t needed = layout_.bytes + layout_.scalars;  // rehearse() keeps the parameters twice
-    if (needed > free)
-      throw Unsupported("plan 'graph' takes " + bytes_text(needed) + " of the memory of GPU " +
-                        std::to_string(device_) + ", of which " + bytes_text(free) +
-                        " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
-  }
-
-  cudaStream_t stream() const { return resources_->stream.get(); }
-
   template <class Element>
   Element* at(std::uint64_t offset) const {
-    return reinterpret_cast<Element*>(static_cast<std::byte*>(resources_->arena.data()) + offset);
+    return Base::template at<Element>(offset);
   }
+  std::int64_t samples() const { return training_.samples; }
   const T* one() const { return at<T>(layout_.scalars); }
   const T* zero() const { return one() + 1; }
   const T* minus_one() const { return one() + 2; }
@@ -243,48 +172,20 @@ class GraphExecutor final : public Executor {
   /// The prediction, unless the Gram formulation has it in Z; then its gradient.
   T* output() const { return at<T>(layout_.layers.back().hidden); }
   const T* prediction() const { return layout_.gram && is_last(0) ? pre_activation() : output(); }
-  std::int64_t errors() const { return samples_ * network_.widths.back(); }
-  T* parameter(const ParameterInfo& info) const {
-    const Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
-    return at<T>(info.is_bias ? layer.bias : layer.weight);
-  }
+  std::int64_t errors() const { return samples() * network_.widths.back(); }
 
   T* kernel() const { return at<T>(layout_.gram->kernel); }
   T* pre_activation() const { return at<T>(layout_.gram->pre_activation); }
   T* sum() const { return at<T>(layout_.gram->sum); }
   /// Elements of Z, and of S.
-  std::int64_t pre_activations() const { return samples_ * layout_.layers.front().out_features; }
+  std::int64_t pre_activations() const { return samples() * layout_.layers.front().out_features; }
   /// What a parameter of the first layer was before the steps in S.
   T* start_parameter(const ParameterInfo& info) const {
     return at<T>(info.is_bias ? layout_.gram->start_bias : layout_.gram->start_weight);
   }
 
-  template <class View>
-  static View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
-    using Byte = std::conditional_t<std::is_same_v<View, Matrix>, std::byte, const std::byte>;
-    matrix.data =
-        static_cast<Byte*>(matrix.data) + static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
-    matrix.rows = rows;
-    return matrix;
-  }
-
-  // ---- to the device and back; all but clear() wait
-
-  void upload(void* to, const void* from, std::size_t bytes) {
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-  }
-  void download(void* to, const void* from, std::size_t bytes) {
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-  }
   void clear(std::uint64_t offset, std::uint64_t bytes) {
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::byte>(offset), 0, static_cast<std::size_t>(bytes), stream()));
-  }
-  void upload_matrix(T* to, ConstMatrix from) {
-    std::vector<T> values(static_cast<std::size_t>(from.rows * from.columns));
-    convert(Matrix(values.data(), from.rows, from.columns), from);
-    upload(to, values.data(), values.size() * sizeof(T));
   }
 
   // ---- a step
@@ -333,9 +234,9 @@ class GraphExecutor final : public Executor {
     const Layer& layer = layout_.layers[index];
     T* const out = at<T>(layer.hidden);
     if (index > 0 || !layout_.gram)
-      enqueue_layer(*step_gemms_, index, input(index), out, samples_);
+      enqueue_layer(*step_gemms_, index, input(index), out, samples());
     else if (!is_last(0))
-      launch_bias_relu<T>(out, pre_activation(), nullptr, samples_, layer.out_features, stream());
+      launch_bias_relu<T>(out, pre_activation(), nullptr, samples(), layer.out_features, stream());
   }
 
   void enqueue_forward() const {
@@ -351,16 +252,16 @@ class GraphExecutor final : public Executor {
     T* const below = index > 0 ? at<T>(layout_.layers[index - 1].hidden) : nullptr;
     const T* const in = input(index);
     if (layer.narrow) {
-      launch_narrow_linear_update(below, weight(layer), rate(), in, dz, samples_, layer.in_features,
+      launch_narrow_linear_update(below, weight(layer), rate(), in, dz, samples(), layer.in_features,
                                   static_cast<int>(layer.out_features), slots, stream());
     } else {
       const LayerGemms& gemms = (*step_gemms_)[index];
       T* const dh = at<T>(layout_.gradient);
       if (index > 0) gemms.input_gradient->run(one(), dz, weight(layer), zero(), dh, stream());
       gemms.weight_update->run(negative_rate(), in, dz, one(), weight(layer), stream());
-      if (index > 0) launch_mask_gradient<T>(below, below, dh, samples_ * layer.in_features, stream());
+      if (index > 0) launch_mask_gradient<T>(below, below, dh, samples() * layer.in_features, stream());
     }
-    if (network_.bias) launch_bias_update(bias(layer), dz, rate(), samples_, layer.out_features, slots, stream());
+    if (network_.bias) launch_bias_update(bias(layer), dz, rate(), samples(), layer.out_features, slots, stream());
   }
 
   void enqueue_step() const {
@@ -375,11 +276,11 @@ class GraphExecutor final : public Executor {
   void make_gram() {
     const Layer& layer = layout_.layers.front();
     const auto make = [&](const GemmShape& shape) { return Gemm(*library_, shape, kDataType<T>); };
-    gram_gemms_.kernel = make({samples_, samples_, layer.in_features, false, true});
-    if (!layer.narrow) gram_gemms_.update = make({samples_, layer.out_features, samples_, true, false});
+    gram_gemms_.kernel = make({samples(), samples(), layer.in_features, false, true});
+    if (!layer.narrow) gram_gemms_.update = make({samples(), layer.out_features, samples(), true, false});
     if (network_.bias) {
-      const std::vector<T> ones(static_cast<std::size_t>(samples_), T(1));
-      upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
+      const std::vector<T> ones(static_cast<std::size_t>(samples()), T(1));
+      this->upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
     }
     clear_sum();
   }
@@ -400,11 +301,11 @@ class GraphExecutor final : public Executor {
     const T* const x = at<T>(layout_.x);
     if (!kernel_is_current_) {
       gram_gemms_.kernel->run(one(), x, x, zero(), kernel(), stream());
-      if (network_.bias) launch_add_bias<T>(kernel(), at<T>(layout_.ones), samples_, samples_, stream());
+      if (network_.bias) launch_add_bias<T>(kernel(), at<T>(layout_.ones), samples(), samples(), stream());
     }
     if (!pre_activation_is_current_) {
-      enqueue_product(*step_gemms_, 0, x, nullptr, pre_activation(), samples_);
-      if (network_.bias) launch_add_bias<T>(pre_activation(), bias(layer), samples_, layer.out_features, stream());
+      enqueue_product(*step_gemms_, 0, x, nullptr, pre_activation(), samples());
+      if (network_.bias) launch_add_bias<T>(pre_activation(), bias(layer), samples(), layer.out_features, stream());
     }
     kernel_is_current_ = pre_activation_is_current_ = true;
   }
@@ -414,7 +315,7 @@ class GraphExecutor final : public Executor {
     const Layer& layer = layout_.layers.front();
     const T* const dz = at<T>(layer.hidden);
     if (layer.narrow)
-      launch_narrow_linear_update<T>(nullptr, pre_activation(), rate(), kernel(), dz, samples_, samples_,
+      launch_narrow_linear_update<T>(nullptr, pre_activation(), rate(), kernel(), dz, samples(), samples(),
                                      static_cast<int>(layer.out_features), at<double>(layout_.slots), stream());
     else
       gram_gemms_.update->run(negative_rate(), kernel(), dz, one(), pre_activation(), stream());
@@ -430,12 +331,12 @@ class GraphExecutor final : public Executor {
     for (const ParameterInfo& info : parameters_)
       if (info.layer == 0) copy(parameter(info), start_parameter(info), info.rows * info.columns);
     if (layer.narrow)
-      launch_narrow_linear_update<T>(nullptr, weight(layer), minus_one(), x, sum(), samples_, layer.in_features,
+      launch_narrow_linear_update<T>(nullptr, weight(layer), minus_one(), x, sum(), samples(), layer.in_features,
                                      static_cast<int>(layer.out_features), slots, stream());
     else
       (*step_gemms_)[0].weight_update->run(one(), x, sum(), one(), weight(layer), stream());
     if (network_.bias)
-      launch_bias_update<T>(bias(layer), sum(), minus_one(), samples_, layer.out_features, slots, stream());
+      launch_bias_update<T>(bias(layer), sum(), minus_one(), samples(), layer.out_features, slots, stream());
     parameters_are_current_ = true;
   }
 
@@ -460,7 +361,7 @@ class GraphExecutor final : public Executor {
     const DeviceBuffer before(bytes);
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(before.data(), at<std::byte>(0), bytes, cudaMemcpyDeviceToDevice, stream()));
     if (layout_.gram) prepare_gram();
-    if (!deterministic_) tune_gemms();
+    if (!training_.deterministic) tune_gemms();
     enqueue_step();
     if (layout_.gram) {
       clear_sum();  // it was, as no step was taken yet
@@ -498,51 +399,38 @@ class GraphExecutor final : public Executor {
 
   void enqueue_steps(std::int64_t steps) {
     if (!is_rehearsed_) rehearse();
-    make_room(steps);
+    losses_->make_room(steps);
     if (!layout_.gram) return launch_steps(steps);
+    const std::int64_t interval = training_.reprojection_steps;
     while (steps > 0) {
-      const std::int64_t until_reprojection = reprojection_steps_ > 0 ? reprojection_steps_ - steps_in_sum_ : steps;
-      const std::int64_t count = std::min(steps, until_reprojection);
+      const std::int64_t count = interval > 0 ? std::min(steps, interval - steps_in_sum_) : steps;
       prepare_gram();
       launch_steps(count);
       parameters_are_current_ = false;
       steps_in_sum_ += count;
       steps -= count;
-      if (steps_in_sum_ == reprojection_steps_) start_from_parameters();
+      if (steps_in_sum_ == interval) start_from_parameters();
     }
   }
 
-  /// Into memory that make_room has made.
+  /// The host has room for their losses.
   void launch_steps(std::int64_t steps) {
     const std::int64_t per_launch = layout_.steps_per_launch;
     if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
     if (steps % per_launch != 0 && !single_) single_ = captured(1);
-    const cudaStream_t copies = resources_->copies.get();
-    // Losses are numbered from 0 again, once those of the call before have been copied.
-    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), resources_->copied[last_half_].get(), 0));
+    losses_->restart(stream());
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::int64_t>(layout_.steps), 0, sizeof(std::int64_t), stream()));
     const Range range("deviceloop: launch");
-    auto* const host = static_cast<double*>(pinned_.data());
-    for (std::int64_t done = 0, chunk = 0; done < steps; ++chunk) {
+    for (std::int64_t done = 0; done < steps;) {
       const std::int64_t count = std::min(per_launch, steps - done);
-      const auto half = static_cast<std::size_t>(chunk % 2);
-      const EventOwner& copied = resources_->copied[half];
-      if (chunk >= 2) DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream(), copied.get(), 0));
+      losses_->next_half(stream());
       if (count == per_launch)
         chunk_.launch(stream());
       else
         for (std::int64_t step = 0; step < count; ++step) single_.launch(stream());
-      const EventOwner& finished = resources_->done[half];
-      DEVICELOOP_CHECK_CUDA(cudaEventRecord(finished.get(), stream()));
-      DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, finished.get(), 0));
-      DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(
-          host + enqueued_ + done, at<double>(layout_.losses) + static_cast<std::int64_t>(half) * per_launch,
-          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost, copies));
-      DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied.get(), copies));
-      last_half_ = half;
+      losses_->send(count, stream());
       done += count;
     }
-    enqueued_ += steps;
   }
 
   Graph captured(std::int64_t steps) const {
@@ -550,23 +438,6 @@ class GraphExecutor final : public Executor {
     return Graph::capture(stream(), [&](cudaStream_t) {
       for (std::int64_t step = 0; step < steps; ++step) enqueue_step();
     });
-  }
-
-  /// Pinned memory for `steps` more losses behind those that were not fetched yet, which come to its begin.
-  void make_room(std::int64_t steps) {
-    const std::int64_t kept = enqueued_ - fetched_;
-    if (kept > 0) DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(resources_->copied[last_half_].get()));
-    auto* const host = static_cast<double*>(pinned_.data());
-    const std::size_t needed = static_cast<std::size_t>(kept + steps) * sizeof(double);
-    if (needed > pinned_.bytes()) {
-      PinnedBuffer larger(needed);
-      if (kept > 0) std::memcpy(larger.data(), host + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
-      pinned_ = std::move(larger);
-    } else if (fetched_ > 0 && kept > 0) {
-      std::memmove(host, host + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
-    }
-    enqueued_ = kept;
-    fetched_ = 0;
   }
 
   // ---- prediction
@@ -582,16 +453,7 @@ class GraphExecutor final : public Executor {
     return in;
   }
 
-  const NetworkSpec network_;
-  const std::int64_t samples_;
-  const std::int64_t reprojection_steps_;
-  const bool deterministic_;
-  const std::vector<ParameterInfo> parameters_;
   const GraphLayout layout_;
-  const int device_;
-  std::string cause_of_death_;
-
-  std::optional<Resources> resources_;
   std::optional<GemmLibrary> library_;
   std::optional<Gemms> step_gemms_, predict_gemms_;
   GramGemms gram_gemms_;
@@ -601,11 +463,6 @@ class GraphExecutor final : public Executor {
   std::int64_t steps_in_sum_ = 0;
   bool is_rehearsed_ = false;
   Graph chunk_, single_;  ///< steps_per_launch steps, and one
-
-  PinnedBuffer pinned_;  ///< losses, those not fetched yet from fetched_ to enqueued_
-  std::int64_t enqueued_ = 0;
-  std::int64_t fetched_ = 0;
-  std::size_t last_half_ = 0;  ///< whose event says that all losses so far were copied
 };
 
 }  // namespace

@@ -16,53 +16,20 @@ namespace deviceloop::cuda {
 
 class LossQueue {
  public:
-  /// `ring` is [2, half], in device memory.
-  LossQueue(const double* ring, std::int64_t half) : ring_(ring), half_(half) {}
+  /// `ring` is [2, steps_per_launch], in device memory.
+  LossQueue(const double* ring, std::int64_t steps_per_launch) : ring_(ring), steps_per_launch_(steps_per_launch) {}
   /// Copies under way must not lose their memory; what fails now has failed before.
   ~LossQueue() { cudaStreamSynchronize(copies_.get()); }
   LossQueue(const LossQueue&) = delete;
   LossQueue& operator=(const LossQueue&) = delete;
 
-  /// Room on the host for `steps` more, behind those that were not fetched yet; `stream` writes to half 0 next, once
-  /// all that was written has been copied.
+  /// A run of `steps`: make_room and restart.
   void begin(std::int64_t steps, cudaStream_t stream) {
     make_room(steps);
-    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[last_].get(), 0));
-    launches_ = 0;
+    restart(stream);
   }
 
-  /// The half that the next launch on `stream` writes to, free from there on.
-  std::int64_t next_half(cudaStream_t stream) {
-    const std::size_t half = launches_ % 2;
-    if (launches_ >= 2) DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[half].get(), 0));
-    return static_cast<std::int64_t>(half);
-  }
-
-  /// Sends the `count` losses that the launch now on `stream` writes to its half.
-  void send(std::int64_t count, cudaStream_t stream) {
-    const std::size_t half = launches_ % 2;
-    const cudaStream_t copies = copies_.get();
-    DEVICELOOP_CHECK_CUDA(cudaEventRecord(written_[half].get(), stream));
-    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, written_[half].get(), 0));
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(host() + sent_, ring_ + static_cast<std::int64_t>(half) * half_,
-                                          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost,
-                                          copies));
-    DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied_[half].get(), copies));
-    last_ = half;
-    ++launches_;
-    sent_ += count;
-  }
-
-  /// Waits for all that was sent, and takes the next out.size() of it.
-  void fetch(std::span<double> out) {
-    DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
-    std::memcpy(out.data(), host() + fetched_, out.size_bytes());
-    fetched_ += static_cast<std::int64_t>(out.size());
-  }
-
- private:
-  double* host() const { return static_cast<double*>(pinned_.data()); }
-
+  /// Room on the host for `steps` more, behind those that were not fetched yet.
   void make_room(std::int64_t steps) {
     const std::int64_t kept = sent_ - fetched_;
     if (kept > 0) DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
@@ -78,14 +45,52 @@ class LossQueue {
     fetched_ = 0;
   }
 
+  /// `stream` writes to half 0 next, once all that was written has been copied.
+  void restart(cudaStream_t stream) {
+    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[last_].get(), 0));
+    launches_ = 0;
+  }
+
+  /// The half that the next launch on `stream` writes to, free from there on.
+  std::int64_t next_half(cudaStream_t stream) {
+    const std::size_t index = launches_ % 2;
+    if (launches_ >= 2) DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(stream, copied_[index].get(), 0));
+    return static_cast<std::int64_t>(index);
+  }
+
+  /// Sends the `count` losses that the launch now on `stream` writes to its half.
+  void send(std::int64_t count, cudaStream_t stream) {
+    const std::size_t index = launches_ % 2;
+    const cudaStream_t copies = copies_.get();
+    DEVICELOOP_CHECK_CUDA(cudaEventRecord(written_[index].get(), stream));
+    DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, written_[index].get(), 0));
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(host() + sent_, ring_ + static_cast<std::int64_t>(index) * steps_per_launch_,
+                                          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost,
+                                          copies));
+    DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied_[index].get(), copies));
+    last_ = index;
+    ++launches_;
+    sent_ += count;
+  }
+
+  /// Waits for all that was sent, and takes the next out.size() of it.
+  void fetch(std::span<double> out) {
+    DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
+    std::memcpy(out.data(), host() + fetched_, out.size_bytes());
+    fetched_ += static_cast<std::int64_t>(out.size());
+  }
+
+ private:
+  double* host() const { return static_cast<double*>(pinned_.data()); }
+
   const double* ring_;
-  std::int64_t half_;
+  std::int64_t steps_per_launch_;
   PinnedBuffer pinned_;  ///< those not fetched yet from fetched_ to sent_
   std::int64_t sent_ = 0;
   std::int64_t fetched_ = 0;
   StreamOwner copies_;
   std::array<EventOwner, 2> written_, copied_;  ///< the launch that wrote to that half; its losses are on the host
-  std::size_t launches_ = 0;                    ///< since begin
+  std::size_t launches_ = 0;                    ///< since restart
   std::size_t last_ = 0;                        ///< the half whose event says that all so far were copied
 };
 
