@@ -79,6 +79,15 @@ TEST(CudaCheck, AnErrorThatLastsSaysThatTheProcessMustBeStartedAgain) {
     EXPECT_MENTIONS(refusal<DeviceError>("code at ", [&] { DEVICELOOP_CHECK_CUDA(code); }), "start it again");
 }
 
+// Symbols as nvcc writes them, a template in no namespace of a name, and what the host's tools make of one.
+TEST(CudaCheck, AKernelIsNamedWithoutWhatIsAroundItsName) {
+  for (const char* symbol :
+       {"_ZN10deviceloop4cuda52_GLOBAL__N__e14e5625_14_elementwise_cu_8ec9a5ba_769911relu_kernelIdLi1EEEvPT_PKS3_l",
+        "_ZN10deviceloop4cuda11relu_kernelIfEEvPT_", "_Z11relu_kernelPf", "relu_kernel",
+        "deviceloop::cuda::(anonymous namespace)::relu_kernel<float, 4>(float*, float const*, long)"})
+    EXPECT_EQ(kernel_name(symbol), "relu_kernel") << symbol;
+}
+
 using CudaOwners = testing::CudaTest;
 
 TEST_F(CudaOwners, MoveAndGiveBackOnce) {

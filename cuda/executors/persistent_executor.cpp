@@ -87,11 +87,6 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     return loss;
   }
 
-  void read_state(int index, Matrix out) override {
-    alive([&] { end_run(); });  // where an exception ended the run before
-    Base::read_state(index, out);
-  }
-
   void write_state(int index, ConstMatrix in) override {
     const ParameterInfo& info = this->parameters_[static_cast<std::size_t>(index)];
     const bool in_sum = layout_.gram && info.layer == 0;

@@ -1,6 +1,10 @@
 #include "check.h"
 
+#include <cxxabi.h>
+
+#include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <sstream>
 #include <string>
 
@@ -42,6 +46,16 @@ const char* remedy(cudaError_t code) {
 }
 
 }  // namespace
+
+std::string kernel_name(const std::string& symbol) {
+  const std::unique_ptr<char, decltype(&std::free)> readable(
+      abi::__cxa_demangle(symbol.c_str(), nullptr, nullptr, nullptr), &std::free);
+  std::string name = readable ? readable.get() : symbol;
+  for (const std::string anonymous = "(anonymous namespace)::"; name.find(anonymous) != std::string::npos;)
+    name.erase(name.find(anonymous), anonymous.size());
+  name.erase(std::min(name.find_first_of("<("), name.size()));
+  return name.substr(name.find_last_of(": ") + 1);
+}
 
 std::string built_architectures() {
 #if defined(DEVICELOOP_CUDA_ARCHITECTURES)

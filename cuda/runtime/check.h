@@ -18,6 +18,10 @@ inline void check_cuda(cudaError_t code, const char* expression, const char* fil
     throw_cuda_error(code, expression, file, line);
 }
 
+/// The name of a kernel by that of its symbol, mangled or not: "relu_kernel" of "_ZN10deviceloop11relu_kernelIfEEvPT_",
+/// which is "void deviceloop::relu_kernel<float>(float*)".
+std::string kernel_name(const std::string& symbol);
+
 /// The architectures that the build holds code for, such as "sm_80, sm_90".
 std::string built_architectures();
 

@@ -10,9 +10,9 @@
 namespace deviceloop::cuda {
 namespace {
 
-std::string kernel_name(const void* kernel) {
-  const char* name = nullptr;
-  return cudaFuncGetName(&name, kernel) == cudaSuccess && name != nullptr ? name : "a kernel";
+std::string name_of(const void* kernel) {
+  const char* symbol = nullptr;
+  return cudaFuncGetName(&symbol, kernel) == cudaSuccess && symbol != nullptr ? kernel_name(symbol) : "a kernel";
 }
 
 /// `attributes` outlives what is returned.
@@ -45,7 +45,7 @@ void prepare_kernel(const void* kernel, const LaunchConfig& config) {
   DEVICELOOP_CHECK_CUDA(cudaGetDevice(&device));
   DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (config.shared_bytes > most)
-    throw Unsupported(kernel_name(kernel) + " needs " + std::to_string(config.shared_bytes) +
+    throw Unsupported(name_of(kernel) + " needs " + std::to_string(config.shared_bytes) +
                       " bytes of shared memory a block, GPU " + std::to_string(device) + " has " +
                       std::to_string(most) + "; use smaller layers, fewer samples or another plan");
   // The permission belongs to the kernel, of which other trainers have launches with more: so it is for all there is.
@@ -74,13 +74,13 @@ std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config) {
 
 void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments) {
   if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
-    throw InvalidArgument(kernel_name(kernel) + ": a grid of " + std::to_string(config.blocks) +
+    throw InvalidArgument(name_of(kernel) + ": a grid of " + std::to_string(config.blocks) +
                           " blocks, of 1 to 2147483647 that can be; pass smaller ranges");
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t launch = cuda_config(config, stream, attributes);
   const cudaError_t code = cudaLaunchKernelExC(&launch, kernel, arguments);
   if (code != cudaSuccess) [[unlikely]]
-    throw_cuda_error(code, "cudaLaunchKernelExC", __FILE__, __LINE__, kernel_name(kernel));
+    throw_cuda_error(code, "cudaLaunchKernelExC", __FILE__, __LINE__, name_of(kernel));
 }
 
 }  // namespace deviceloop::cuda

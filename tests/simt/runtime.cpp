@@ -371,19 +371,13 @@ cudaError_t check_end(const void* pointer, std::size_t bytes, cudaMemcpyKind kin
 
 // Kernels.
 
-/// "relu_kernel" of "deviceloop::cuda::relu_kernel<float>(float*, float const*)".
-const std::string& kernel_name(const void* kernel) {
+const std::string& name_of(const void* kernel) {
   std::string& name = state().kernel_names[kernel];
   if (!name.empty()) return name;
   char text[1024];
   // Unlike dladdr this knows functions that are local to their file.
   __sanitizer_symbolize_global(const_cast<void*>(kernel), "%g", text, sizeof text);
-  name = text;
-  for (const std::string anonymous = "(anonymous namespace)::"; name.find(anonymous) != std::string::npos;)
-    name.erase(name.find(anonymous), anonymous.size());
-  name.erase(std::min(name.find_first_of("<("), name.size()));
-  name.erase(0, name.find_last_of(": ") + 1);
-  return name;
+  return name = deviceloop::cuda::kernel_name(text);
 }
 
 struct Text {
@@ -472,7 +466,7 @@ namespace simt {
 void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& config, cudaStream_t handle,
                     std::function<void()> thread) {
   const std::lock_guard lock(state().mutex);
-  const std::string& name = kernel_name(kernel);
+  const std::string& name = name_of(kernel);
   const cudaError_t code = call([&] {
     if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
       throw deviceloop::InvalidArgument(name + ": a grid of " + std::to_string(config.blocks) +
