@@ -90,7 +90,7 @@ void print_list(const std::vector<Case>& cases) {
 }
 
 int run(const std::string& program, Options options) {
-  DeviceCaps caps = query_caps_for({options.device == "cpu" ? DeviceKind::cpu : DeviceKind::automatic, 0});
+  DeviceCaps caps = options.device == "cpu" ? query_caps_for({DeviceKind::cpu, 0}) : query_device_caps();
   if (!caps.gpus.empty() && !caps.gpus[0].no_code_reason.empty()) {
     caps.no_gpu_reason = caps.gpus[0].no_code_reason;
     caps.gpus.clear();

@@ -50,10 +50,14 @@ void query_gpus(DeviceCaps& caps) {
   }
   cuda::check_cuda(code, "cudaGetDeviceCount(&count)", __FILE__, __LINE__);
   for (int index = 0; index < count; ++index) caps.gpus.push_back(cuda::query_gpu(index));
+}
+
+std::string why_no_cublaslt() {
   try {
     cuda::cublaslt();
+    return "";
   } catch (const Unsupported& error) {
-    caps.no_cublaslt_reason = error.what();
+    return error.what();
   }
 }
 

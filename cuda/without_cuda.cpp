@@ -7,6 +7,7 @@
 namespace deviceloop {
 
 void query_gpus(DeviceCaps& caps) { caps.no_gpu_reason = "built without CUDA"; }
+std::string why_no_cublaslt() { return "built without CUDA"; }
 
 const char* cuda_toolkit() { return "none"; }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
@@ -11,8 +12,11 @@
 
 namespace deviceloop {
 
-/// Fills caps.gpus, or caps.no_gpu_reason where there is none. Absence is not an error.
+/// Fills caps.gpus, or caps.no_gpu_reason where there is none. Absence is not an error. Asks nothing of cuBLASLt.
 void query_gpus(DeviceCaps& caps);
+
+/// Why cuBLASLt cannot be had, empty where it can: asking loads it, which takes 50 ms and 150 MB.
+std::string why_no_cublaslt();
 
 /// The toolkit this was built with ("13.0"), or "none".
 const char* cuda_toolkit();

@@ -12,6 +12,7 @@
 
 #include "cuda_entry.h"
 #include "gemm.h"
+#include "graph_layout.h"
 
 namespace deviceloop {
 namespace {
@@ -95,18 +96,27 @@ CpuCaps query_cpu() {
 }
 
 DeviceCaps query_caps_for(const DeviceChoice& device) {
-  if (device.kind != DeviceKind::cpu) return query_device_caps();
   DeviceCaps caps;
   caps.cpu = query_cpu();
-  caps.no_gpu_reason = "the CPU was asked for";
+  if (device.kind == DeviceKind::cpu)
+    caps.no_gpu_reason = "the CPU was asked for";
+  else
+    query_gpus(caps);
   return caps;
 }
 
 DeviceCaps query_device_caps() {
-  DeviceCaps caps;
-  caps.cpu = query_cpu();
-  query_gpus(caps);
+  DeviceCaps caps = query_caps_for({});
+  if (!caps.gpus.empty()) caps.no_cublaslt_reason = why_no_cublaslt();
   return caps;
+}
+
+Plan plan_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
+               std::optional<ExecutorKind> forced) {
+  Plan plan = make_plan(network, training, caps, forced);
+  if (plan.executor != ExecutorKind::graph || !make_graph_layout(network, training).has_gemm) return plan;
+  caps.no_cublaslt_reason = why_no_cublaslt();
+  return caps.no_cublaslt_reason.empty() ? plan : make_plan(network, training, caps, forced);
 }
 
 }  // namespace deviceloop

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <deviceloop/plan.h>
@@ -19,7 +20,13 @@ std::string simd_description();
 
 CpuCaps query_cpu();
 
-/// query_device_caps, but with no GPU asked for a training on the CPU, whose process then never meets CUDA's driver.
+/// query_device_caps for plan_here: of cuBLASLt nothing is asked yet, and for a training on the CPU of no GPU either,
+/// so that its process never meets CUDA's driver.
 DeviceCaps query_caps_for(const DeviceChoice& device);
+
+/// make_plan on this machine. Only a plan that needs cuBLASLt asks for it; `caps` tells then what came of that, and
+/// where it is not to be had, another plan takes the run.
+Plan plan_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
+               std::optional<ExecutorKind> forced);
 
 }  // namespace deviceloop

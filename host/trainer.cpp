@@ -160,7 +160,7 @@ Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<Execu
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
     : impl_(std::make_unique<Impl>()) {
-  impl_->plan = make_plan(network, training, caps, forced);
+  impl_->plan = plan_here(network, training, caps, forced);
   impl_->network = std::move(network);
   impl_->training = training;
   impl_->forced = forced;
@@ -194,7 +194,7 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   if (!self.executor || self.training.samples != x.rows) {
     TrainingSpec training = self.training;
     training.samples = x.rows;
-    Plan plan = make_plan(self.network, training, self.caps, self.forced);
+    Plan plan = plan_here(self.network, training, self.caps, self.forced);
     // From here on the parameters are on the host, where they outlive a failure to make the new executor.
     self.parameters = self.copied_parameters();
     self.executor.reset();

@@ -12,7 +12,8 @@
 
 namespace deviceloop::cuda {
 
-/// Makes `device` the current one for this thread, until it goes out of scope.
+/// Makes `device` the current one for this thread, until it goes out of scope. Setting back the one before makes a
+/// context on that GPU where it had none: CUDA's runtime has no other way.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {

@@ -7,6 +7,7 @@
 #include <deviceloop/error.h>
 
 #include "inputs.h"
+#include "machine.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -45,7 +46,7 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
                           " of memory, but only " + bytes_text(most) + " are free; ask for less, or free some memory");
 }
 
-Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& caps) {
+Plan plan_run(const TrainOptions& run, std::int64_t samples, DeviceCaps& caps) {
   const std::string what = "--layers " + widths_text(run.network.widths) +
                            (samples > 0 ? ", " + std::to_string(samples) + " samples" : "") + " and --steps " +
                            std::to_string(run.steps);
@@ -63,7 +64,7 @@ Plan plan_run(const TrainOptions& run, std::int64_t samples, const DeviceCaps& c
 
   TrainingSpec training = run.training;
   training.samples = samples;
-  Plan plan = make_plan(run.network, training, caps, run.forced);
+  Plan plan = plan_here(run.network, training, caps, run.forced);
   check_memory(what, bytes.add(plan.executor == ExecutorKind::cpu ? plan.bytes : 0), caps.cpu);
   return plan;
 }

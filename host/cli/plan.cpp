@@ -55,7 +55,9 @@ void declare_plan(OptionSet& options) { declare_train_options(options, "Output o
 
 int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
-  const DeviceCaps caps = query_caps_for(run.training.device);
+  // What is shown of each executor says whether it would run.
+  DeviceCaps caps =
+      run.training.device.kind == DeviceKind::cpu ? query_caps_for(run.training.device) : query_device_caps();
   std::int64_t samples = run.training.samples;
   if (run.has_files()) samples = read_data(run, caps.cpu).x.rows;
   const Plan plan = plan_run(run, samples, caps);

@@ -196,7 +196,7 @@ void declare_train(OptionSet& options) { declare_train_options(options, "Output 
 int run_train(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
   catch_interrupts();  // before there are temporary files, which only an orderly end removes
-  const DeviceCaps caps = query_caps_for(run.training.device);
+  DeviceCaps caps = query_caps_for(run.training.device);
   plan_run(run, run.training.samples, caps);
   Outputs outputs(run);
   TextOutput text(run.text);

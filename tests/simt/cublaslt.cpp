@@ -44,6 +44,7 @@ constexpr std::uintptr_t kAlignment = 256;  // of matrices, what a preference pr
 constexpr int kAlgorithms = 2;
 
 std::string refusal_reason;
+int requests = 0;
 
 template <class Object, class Handle>
 Object& behind(Handle handle) {
@@ -239,6 +240,7 @@ const char* get_status_name(cublasStatus_t status) {
 namespace simt {
 
 void refuse_cublaslt(const std::string& reason) { refusal_reason = reason; }
+int cublaslt_requests() { return requests; }
 
 }  // namespace simt
 
@@ -249,6 +251,7 @@ const CublasLt& cublaslt() {
       get_version,        get_status_name,          create,        destroy_library,    desc_create,
       desc_destroy,       desc_set_attribute,       layout_create, layout_destroy,     preference_create,
       preference_destroy, preference_set_attribute, get_heuristic, algo_get_attribute, matmul};
+  ++requests;
   if (!refusal_reason.empty()) throw Unsupported(refusal_reason);
   return table;
 }

@@ -74,6 +74,9 @@ int live_objects();
 /// From now on cuBLASLt is not found, for `reason`; an empty one brings it back.
 void refuse_cublaslt(const std::string& reason);
 
+/// How often this process has asked for it.
+int cublaslt_requests();
+
 /// The kernels that ran in this process, without namespaces and template arguments.
 const std::set<std::string>& kernels_run();
 
