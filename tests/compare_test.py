@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """bench/compare with rivals that are written here: compare_test.py DEVICELOOP DEVICELOOP_BENCH. Needs no NumPy."""
 
+import argparse
+import importlib.machinery
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -79,6 +82,16 @@ class Compare(unittest.TestCase):
         self.assertEqual(process.returncode, 0, process.stdout + process.stderr)
         self.assertIn("missing: cupy (/nowhere cannot import cupy and numpy)", process.stdout)
         self.assertIn("floor", result["missing"])
+
+    def test_predictions_are_those_that_the_command_shows(self):
+        loader = importlib.machinery.SourceFileLoader("compare", str(COMPARE))
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("compare", loader))
+        loader.exec_module(module)
+        options = argparse.Namespace(command=COMMAND, device="cpu", threads=1)
+        predicted = module.Ours("primal", "auto", options, module.case("16-16-1", 32), self.folder, 1).predictions()
+        self.assertEqual({name: predicted[name] for name in module.GPU_PLANS},
+                         {name: "the CPU was asked for" for name in module.GPU_PLANS})  # fmt: skip
+        self.assertGreater(predicted["cpu"], 0)
 
     def test_the_sweeps_are_listed_behind_the_default_cases(self):
         default, others = compare("--list").stdout.strip().split("\n\n")
