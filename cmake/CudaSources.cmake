@@ -16,7 +16,8 @@ target_sources(deviceloop_objects PRIVATE
   cuda/runtime/cublaslt_error.cpp
   cuda/runtime/gemm.cpp
   cuda/runtime/gpu.cpp
-  cuda/runtime/launch.cu)
+  cuda/runtime/launch.cu
+  cuda/runtime/owners.cpp)
 target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)
 set_target_properties(deviceloop_objects PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_SEPARABLE_COMPILATION OFF)

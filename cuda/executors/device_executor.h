@@ -85,6 +85,17 @@ class DeviceExecutor : public Executor {
     if (steps_per_launch > 0) losses_.emplace(at<double>(losses), steps_per_launch);
   }
 
+  /// In the destructor of a derived class: waits, as work that still runs must not lose what it uses; and the device is
+  /// current until all is given back, as each call for that would create a context on the one that is. What fails now
+  /// has failed before.
+  void leave() noexcept {
+    try {
+      last_.emplace(device_);
+    } catch (const std::exception&) {
+    }
+    cudaStreamSynchronize(stream());
+  }
+
   /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
   /// executor: a step may have been taken in part.
   template <class Call>
@@ -145,6 +156,7 @@ class DeviceExecutor : public Executor {
     StreamOwner stream;
   };
 
+  std::optional<CurrentDevice> last_;  ///< goes after all that it is for
   std::string cause_of_death_;
   std::optional<Resources> resources_;
 

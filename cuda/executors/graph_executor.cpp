@@ -58,8 +58,7 @@ class GraphExecutor final : public DeviceExecutor<T> {
     if (layout_.gram) make_gram();
   }
 
-  /// Work that still runs must not lose its graphs and the library; what fails now has failed before.
-  ~GraphExecutor() override { cudaStreamSynchronize(stream()); }
+  ~GraphExecutor() override { this->leave(); }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {

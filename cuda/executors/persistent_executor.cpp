@@ -44,6 +44,8 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     try_cooperative();
   }
 
+  ~PersistentExecutor() override { this->leave(); }
+
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
       if (layout_.gram) start_from_parameters();  // S belongs to the data there were

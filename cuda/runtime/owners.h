@@ -12,24 +12,19 @@
 
 namespace deviceloop::cuda {
 
-/// Makes `device` the current one for this thread, until it goes out of scope. Setting back the one before makes a
-/// context on that GPU where it had none: CUDA's runtime has no other way.
+/// Makes `device` the current one for this thread, until it goes out of scope; on the same thread, the last first. What
+/// was current before comes back as it was, a context of the program's own too, and where there was none there is none:
+/// cudaSetDevice would create one on the device before, hundreds of megabytes that nobody asked for.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(int device) {
-    DEVICELOOP_CHECK_CUDA(cudaGetDevice(&before_));
-    if (device != before_) DEVICELOOP_CHECK_CUDA(cudaSetDevice(device));
-    changed_ = device != before_;
-  }
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
+  explicit CurrentDevice(int device);
+  ~CurrentDevice();
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
-  int before_ = 0;
-  bool changed_ = false;
+  int device_;
+  bool is_pushed_ = false;
 };
 
 namespace detail {

@@ -143,15 +143,23 @@ TEST_F(GraphExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
 }
 
 TEST_F(GraphExecutor, RunsOnTheDeviceThatIsAskedForAndLeavesTheCurrentOneAsItWas) {
-  simt::set_devices({{"first", 9, 0, 132}, {"second", 8, 0, 108}});
-  Problem problem = small();
-  problem.training.device = {DeviceKind::cuda, 1};
-  Trainer trainer = trainer_of(problem);
-  EXPECT_EQ(trainer.plan().device, 1);
-  EXPECT_GT(trainer.train(3).losses[0], 0);
-  int device = -1;
-  ASSERT_EQ(cudaGetDevice(&device), cudaSuccess);
-  EXPECT_EQ(device, 0);
+  for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
+    SCOPED_TRACE(name(kind));
+    simt::reset();
+    simt::set_devices({{"first", 9, 0, 132}, {"second", 8, 0, 108}});
+    Problem problem = small();
+    problem.training.device = {DeviceKind::cuda, 1};
+    {
+      Trainer trainer = problem.trainer(1, kind);
+      EXPECT_EQ(trainer.plan().device, 1);
+      EXPECT_GT(trainer.train(3).losses[0], 0);
+    }
+    int device = -1;
+    ASSERT_EQ(cudaGetDevice(&device), cudaSuccess);
+    EXPECT_EQ(device, 0);
+    EXPECT_TRUE(simt::has_context(1));
+    EXPECT_FALSE(simt::has_context(0));
+  }
 }
 
 TEST_F(GraphExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {

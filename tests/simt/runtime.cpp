@@ -1,5 +1,6 @@
 // The functions of CUDA's runtime that the project calls, in place of libcudart, and the fixture's controls. Whatever
 // they return is what CUDA's reference says of the same call.
+#include <cuda.h>
 #include <cuda_profiler_api.h>
 #include <cuda_runtime_api.h>
 #include <sanitizer/asan_interface.h>
@@ -125,6 +126,7 @@ struct Settings {
   cudaError_t sticky = cudaSuccess;
   std::map<std::pair<int, const void*>, Prepared> prepared;  ///< by device and kernel
   int fresh_byte = 0xff;
+  std::set<int> contexts;  ///< devices that have one
   simt::Counts counts;
 };
 
@@ -151,10 +153,12 @@ State& state() {
 simt::Counts& tally() { return state().settings.counts; }
 
 thread_local int current_device = 0;
+thread_local std::vector<int> devices_below;          ///< current before contexts were pushed
 thread_local CUstream_st* captured_stream = nullptr;  ///< by this thread
 thread_local cudaError_t last_error = cudaSuccess;
 
-enum class Kind { kOrdinary, kRelease };
+/// A query needs no context; any other call creates one on the current device.
+enum class Kind { kOrdinary, kRelease, kQuery };
 
 /// Every runtime call: takes the lock, fails where it is to fail, and remembers the error.
 template <class Body>
@@ -165,12 +169,18 @@ cudaError_t call(Body body, Kind kind = Kind::kOrdinary) {
   cudaError_t code = settings.devices.empty() ? settings.absent : settings.sticky;
   if (code == cudaSuccess && failure.calls > 0 && --failure.calls == 0) code = failure.code;
   if (code == cudaErrorIllegalAddress || code == cudaErrorLaunchFailure) settings.sticky = code;
+  if (kind != Kind::kQuery) settings.contexts.insert(current_device);
   if (code == cudaSuccess)
     code = body();
   else if (kind == Kind::kRelease)
     body();
   if (code != cudaSuccess && code != cudaErrorNotReady) last_error = code;
   return code;
+}
+
+template <class Body>
+cudaError_t ask(Body body) {
+  return call(body, Kind::kQuery);
 }
 
 // Memory.
@@ -422,6 +432,33 @@ const simt::Device* find_device(int device) {
                                                                   : nullptr;
 }
 
+// Contexts, by the driver's own interface: a handle is the place of its device.
+
+CUresult retain_context(CUcontext* context, CUdevice device) {
+  return static_cast<CUresult>(ask([&] {
+    if (find_device(device) == nullptr) return cudaErrorInvalidDevice;
+    *context = reinterpret_cast<CUcontext>(&state().settings.devices[static_cast<std::size_t>(device)]);
+    return cudaSuccess;
+  }));
+}
+
+CUresult release_context(CUdevice) { return CUDA_SUCCESS; }
+
+CUresult push_context(CUcontext context) {
+  return static_cast<CUresult>(ask([&] {
+    devices_below.push_back(current_device);
+    current_device = static_cast<int>(reinterpret_cast<simt::Device*>(context) - state().settings.devices.data());
+    return cudaSuccess;
+  }));
+}
+
+CUresult pop_context(CUcontext*) {
+  if (devices_below.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+  current_device = devices_below.back();
+  devices_below.pop_back();
+  return CUDA_SUCCESS;
+}
+
 std::int64_t blocks_of_cluster(const deviceloop::cuda::LaunchConfig& config) {
   return std::max(config.cluster_blocks, 1);
 }
@@ -505,6 +542,7 @@ void set_devices(std::vector<Device> devices, cudaError_t absent) {
   const std::lock_guard lock(state().mutex);
   state().settings.devices = std::move(devices);
   current_device = 0;
+  devices_below.clear();
   state().settings.absent = absent;
 }
 
@@ -533,6 +571,11 @@ int live_objects() {
   const State& all = state();
   return static_cast<int>(all.allocations.size() + all.streams.size() + all.events.size() + all.graphs.size() +
                           all.graph_execs.size() + all.library_objects.size());
+}
+
+bool has_context(int device) {
+  const std::lock_guard lock(state().mutex);
+  return state().settings.contexts.count(device) != 0;
 }
 
 cudaError_t library_call() {
@@ -565,6 +608,7 @@ void reset() {
   state().settings = {};
   captured_stream = nullptr;
   current_device = 0;
+  devices_below.clear();
   last_error = cudaSuccess;
 }
 
@@ -843,29 +887,59 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  return call([&] {
+  return ask([&] {
     *device = current_device;
     return cudaSuccess;
   });
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return call([&] {
+  return ask([&] {
     if (find_device(device) == nullptr) return cudaErrorInvalidDevice;
+    state().settings.contexts.insert(device);
     current_device = device;
     return cudaSuccess;
   });
 }
 
+cudaError_t cudaInitDevice(int device, unsigned, unsigned) {
+  return ask([&] {
+    if (find_device(device) == nullptr) return cudaErrorInvalidDevice;
+    state().settings.contexts.insert(device);
+    return cudaSuccess;
+  });
+}
+
+#if CUDART_VERSION >= 12050
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+#else
+cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long,
+                                    cudaDriverEntryPointQueryResult* result) {
+#endif
+  static const std::map<std::string, void*> functions = {
+      {"cuDevicePrimaryCtxRetain", reinterpret_cast<void*>(retain_context)},
+      {"cuDevicePrimaryCtxRelease", reinterpret_cast<void*>(release_context)},
+      {"cuCtxPushCurrent", reinterpret_cast<void*>(push_context)},
+      {"cuCtxPopCurrent", reinterpret_cast<void*>(pop_context)},
+  };
+  return ask([&] {
+    const auto found = functions.find(name);
+    *function = found != functions.end() ? found->second : nullptr;
+    *result = found != functions.end() ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+  });
+}
+
 cudaError_t cudaGetDeviceCount(int* count) {
-  return call([&] {
+  return ask([&] {
     *count = static_cast<int>(state().settings.devices.size());
     return cudaSuccess;
   });
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
-  return call([&] {
+  return ask([&] {
     const simt::Device* const device = find_device(index);
     if (device == nullptr) return cudaErrorInvalidDevice;
     *properties = {};
@@ -887,7 +961,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
-  return call([&] {
+  return ask([&] {
     const simt::Device* const device = find_device(index);
     if (device == nullptr) return cudaErrorInvalidDevice;
     const std::map<cudaDeviceAttr, int> values = {

@@ -71,6 +71,9 @@ Counts counts();
 /// Buffers, streams, events, graphs and cuBLASLt's objects made and not given back.
 int live_objects();
 
+/// Whether a call has created a context on that device since reset().
+bool has_context(int device);
+
 /// From now on cuBLASLt is not found, for `reason`; an empty one brings it back.
 void refuse_cublaslt(const std::string& reason);
 
