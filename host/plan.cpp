@@ -127,10 +127,8 @@ Candidate ask_cpu(const NetworkSpec& network, const TrainingSpec& training, cons
   const double layers_us = kLayerUs * network.layers();
   threads = training.threads;
   if (threads == 0) threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);
-  if (training.samples > 0) {
-    candidate.floor_us_per_step = one_thread_us / std::min(threads, caps.cores);
-    candidate.predicted_us_per_step = candidate.floor_us_per_step + layers_us;
-  }
+  candidate.predicted_us_per_step =
+      training.samples > 0 ? one_thread_us / std::min(threads, caps.cores) + layers_us : 0;
   candidate.bytes = make_cpu_layout(network, training, threads).bytes;
   if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {
     candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of memory and " + bytes_text(caps.memory_bytes) +

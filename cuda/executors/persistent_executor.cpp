@@ -153,7 +153,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
       layout.note = "not 'two-layer': " + reason;
       if (layout.refusal.empty() && why_not_resident(layout, gpu).empty()) return layout;
     }
-    throw Unsupported("plan 'persistent': " + reason + "; end what else runs on it, or use the plan 'graph'");
+    throw Unsupported("plan 'persistent': " + reason + "; use another form or the plan 'graph'");
   }
 
   /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each

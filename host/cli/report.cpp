@@ -116,7 +116,8 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["loss_last"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.back());
   json["us_per_step"] = json_of(result.us_per_step);
   json["predicted_us_per_step"] = result.plan.predicted_us_per_step;
-  json["floor_us_per_step"] = result.plan.floor_us_per_step;
+  json["floor_us_per_step"] =
+      result.plan.floor_us_per_step > 0 ? nlohmann::ordered_json(result.plan.floor_us_per_step) : nullptr;
   json["total_ms"] = result.total_ms;
   json["first_non_finite_step"] =
       result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();

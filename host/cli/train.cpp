@@ -182,8 +182,9 @@ std::string summary(const RunResult& result) {
   if (result.us_per_step)
     line += " in " + duration_text(result.total_ms) + ", " + step_time_text(*result.us_per_step) +
             formulation_text(result.plan.formulation) + " (predicted " +
-            prediction_text(result.plan.predicted_us_per_step) + ", floor " +
-            prediction_text(result.plan.floor_us_per_step) + ")";
+            prediction_text(result.plan.predicted_us_per_step) +
+            (result.plan.floor_us_per_step > 0 ? ", floor " + prediction_text(result.plan.floor_us_per_step) : "") +
+            ")";
   line += "; loss " + loss_text(result.losses.front());
   if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
   return line;

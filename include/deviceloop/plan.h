@@ -76,8 +76,9 @@ struct Plan {
   std::string reason;                ///< one sentence: why this executor, and where gram is slower than primal
   std::uint64_t bytes = 0;           ///< memory the executor takes, data included
   double predicted_us_per_step = 0;  ///< microseconds; an estimate, no promise
-  /// Microseconds that no tuning of this executor gets below: the step's arithmetic at the peak of what it runs on, or
-  /// the bytes that it has to move, and the launches or exchanges that follow each other.
+  /// Microseconds that no tuning of a GPU's executor gets below: the step's arithmetic at the peak of what it runs on,
+  /// or the bytes that it has to move, and the launches or exchanges that follow each other. 0 on the CPU, whose peak
+  /// the plan does not know.
   double floor_us_per_step = 0;
   int threads = 1;                    ///< CPU threads
   int device = 0;                     ///< CUDA device, where the executor is one of CUDA's

@@ -28,7 +28,8 @@ struct TrainReport {
   /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
   std::optional<std::int64_t> first_non_finite_step;
   bool stopped = false;  ///< the callback ended the run early
-  /// On a GPU the algorithms that cuBLASLt took for the matrix products of a step, a line each.
+  /// On a GPU, by the plan `graph`: the algorithms that cuBLASLt took for the matrix products of a step, a line each;
+  /// by the plan `persistent`: a line on how a launch shares a step.
   std::vector<std::string> algorithms;
 
   /// Steps done by this call.
