@@ -1,36 +1,64 @@
-// What the planner takes a GPU's pieces to cost: one table. The figures are those that others have published for the
-// H100 (bench/NOTES.md); bench/probe.cu measures each of them, and its committed result shall replace them.
+// What the planner takes a GPU's pieces to cost: one table. Each figure names what measured it: an experiment of
+// bench/probe.cu, cases of deviceloop_bench, or, where pieces cannot be measured alone, the steps of whole trainings
+// that it was fitted to. The results are those of an H100 80GB HBM3, in bench/results/h100-2026-11-26;
+// tests/prediction_test.cpp holds what follows from these figures against them.
 #pragma once
 
 #include <cstdint>
 
 namespace deviceloop::gpu_costs {
 
-constexpr double kGraphNodeUs = 1.3;        ///< a kernel in a graph, beside its work
-constexpr double kLibraryProductUs = 2;     ///< a library's product of any size, beside that and its arithmetic
-constexpr double kGridMeetingUs = 1.1;      ///< all blocks of a grid meet
-constexpr double kClusterMeetingUs = 0.4;   ///< all blocks of a cluster meet
-constexpr double kBlockMeetingUs = 0.03;    ///< all threads of a block meet
-constexpr double kL2HopUs = 0.6;            ///< a value goes from one block to the others through L2
-constexpr double kPeerHopUs = 0.25;         ///< to the other blocks of a cluster through their shared memory
-constexpr double kL2LatencyUs = 0.35;       ///< of a panel of operands from L2 into shared memory
-constexpr double kSharedLatencyUs = 0.05;   ///< from shared memory
-constexpr double kL2GbPerSecond = 5500;     ///< of all multiprocessors together
-constexpr double kMemoryEfficiency = 0.9;   ///< the part of its memory's rate that a GPU reaches
-constexpr double kClockGhz = 1.7;           ///< of a multiprocessor under load
-constexpr double kPeakClockGhz = 1.98;      ///< and the highest
-constexpr double kLanes = 128;              ///< fused multiply-adds of a multiprocessor and clock in fp32; half in fp64
-constexpr double kLibraryEfficiency = 0.7;  ///< the part of these that a library's large products reach
-constexpr double kTileEfficiency = 0.5;     ///< and a tile of the persistent kernel
-constexpr double kRegisterTileEfficiency = 0.7;  ///< and a tile that stays in registers, with the sums of its lanes
-constexpr double kPeerBytesPerClock = 32;        ///< that a multiprocessor sends to others of its cluster, or gets
-constexpr double kTileUs = 0.3;                  ///< what a tile takes beside its products
-constexpr double kLongestLaunchUs = 5e5;         ///< a launch of the persistent executor takes no longer
+// Clocks and rates.
+constexpr double kClockGhz = 1.98;         ///< probe: clock, of an H100, which stays at its highest while it trains
+constexpr double kLanes = 128;             ///< fused multiply-adds of a multiprocessor and clock in fp32; half in fp64
+constexpr double kL2GbPerSecond = 7200;    ///< probe: memory_rates, read from L2 by all multiprocessors
+constexpr double kMemoryEfficiency = 0.9;  ///< probe: memory_rates, a copy, 3.0 of nominal 3.35 TB/s
+
+// Launches, barriers, and what one block tells others.
+constexpr double kGraphNodeUs = 1.06;       ///< a kernel of a graph, beside its work; probe: graph_lines
+constexpr double kGridBarrierUs = 1.0;      ///< all blocks of a grid; probe: barriers, 132 blocks
+constexpr double kClusterBarrierUs = 0.67;  ///< all blocks of a cluster; probe: cluster_exchange, 8 blocks
+constexpr double kBlockBarrierUs = 0.03;    ///< all threads of a block; probe: barriers
+constexpr double kL2HopUs = 0.37;           ///< a word and its tag to another block; probe: hops, hop_packed_word
+constexpr double kPeerHopUs = 0.36;         ///< the same to the other block of a cluster; probe: cluster_exchange
+constexpr double kL2ExchangeUs = 1.0;       ///< 128 words of each of 25 blocks to all of them; probe: hops, all_to_all
+constexpr double kPeerExchangeUs = 0.65;    ///< stores to the peers of a cluster and their wait, and for each doubling
+constexpr double kPeerDoublingUs = 0.25;   ///< of it so much more; probe: cluster_exchange, stores_then_cluster_barrier
+constexpr double kPeerBytesPerClock = 32;  ///< that a multiprocessor sends to others of its cluster; assumed
+constexpr double kLongestLaunchUs = 5e5;   ///< a launch of the persistent executor takes no longer
+
+// Kernels of a graph, beside the node: deviceloop_bench, kernel/cuda/...
+constexpr double kKernelUs = 0.6;  ///< the shortest: relu of 1024 elements, 1.43 with its node
+constexpr double kRowUs = 0.24;    ///< a row of a thread that sums over rows: narrow_linear_gradient, batch 128, 5.4
+constexpr double kRowOutputUs = 0.115;  ///< and each output more; fitted: train/graph/784-128-10
+constexpr double kSlotSumUs = 5;        ///< the sum over the slots of such a kernel: narrow_linear_gradient, batch 1024
+constexpr double kRowSumEfficiency = 0.7;  ///< of memory's rate: narrow_linear_gradient, batch 1048576
+
+// A library's products, fitted to train/graph/...
+constexpr double kLibraryProductUs = 2.4;    ///< of any size, beside its node
+constexpr double kLibraryInnerUs = 0.0085;   ///< for each element of the inner dimension,
+constexpr double kLibrarySplitUs = 3.2;      ///< until it is split among blocks and summed afterwards
+constexpr double kLibraryEfficiency = 0.78;  ///< of fused multiply-adds in fp32; probe: lt_rates, 51.8 of 64.6 TFLOP/s
+constexpr double kLibraryDoubleEfficiency = 1.8;   ///< in fp64, on tensor cores: 59.6 of 32.9
+constexpr double kLibraryMemoryEfficiency = 0.72;  ///< of memory's rate, where narrow layers are bound by it
+
+// The persistent kernel's tiles, fitted to train/persistent:grid and :cluster.
+constexpr double kTileEfficiency = 0.22;  ///< of fused multiply-adds
+constexpr double kTileUs = 1.5;           ///< what a tile takes beside its products, operands and results in L2
+constexpr double kSharedTileUs = 0.3;     ///< all of it in shared memory; assumed
+constexpr double kL2LatencyUs =
+    0.67;  ///< a panel of operands from L2 into shared memory; probe: hops, hop_release_acquire
+constexpr double kSharedLatencyUs = 0.05;  ///< from shared memory; assumed
+
+// The kernels for two layers, fitted to train/persistent/1000-100-1 and 784-128-10, primal and gram.
+constexpr double kTwoLayerUs = 1.5;                      ///< what a step takes beside all that follows
+constexpr double kRegisterTileEfficiency = 0.7;          ///< of a tile that stays in registers, in fp32
+constexpr double kRegisterTileDoubleEfficiency = 0.155;  ///< and in fp64; why it is so low is not known
+constexpr double kOutputFmaPerUs = 4300;                 ///< multiply-adds of the output layer by a block
 
 /// Fused multiply-adds of a multiprocessor in a microsecond.
-constexpr double fma_per_us(std::uint64_t element_bytes, double clock_ghz = kClockGhz) {
-  return kLanes * 4 / static_cast<double>(element_bytes) * clock_ghz * 1e3;
+constexpr double fma_per_us(std::uint64_t element_bytes) {
+  return kLanes * 4 / static_cast<double>(element_bytes) * kClockGhz * 1e3;
 }
-constexpr double peak_fma_per_us(std::uint64_t element_bytes) { return fma_per_us(element_bytes, kPeakClockGhz); }
 
 }  // namespace deviceloop::gpu_costs

@@ -6,6 +6,7 @@
 #include <deviceloop/cuda.h>
 
 #include "arena_space.h"
+#include "gpu_costs.h"
 #include "kernel_layout.h"
 
 namespace deviceloop {
@@ -19,7 +20,115 @@ constexpr std::int64_t kStepsPerLaunch = 32;
 constexpr std::int64_t kNodesPerLaunch = 8192;
 constexpr std::int64_t kPredictRows = 1024;
 
+/// The nodes of a step over `samples` rows.
+class StepNodes {
+ public:
+  StepNodes(std::int64_t samples, std::uint64_t element) : samples_(samples), element_(static_cast<double>(element)) {}
+
+  /// A kernel that reads and writes `matrices` of [samples, columns].
+  void add_elements(int matrices, std::int64_t columns, bool has_slots = false) {
+    GraphNode node;
+    node.bytes = matrices * elements(samples_, columns) * element_;
+    node.has_slots = has_slots;
+    nodes_.push_back(node);
+  }
+
+  /// [rows, inner] times [inner, columns].
+  void add_product(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
+    GraphNode node;
+    node.kind = GraphNode::Kind::product;
+    node.multiply_adds = elements(rows, columns) * static_cast<double>(inner);
+    node.bytes = (elements(rows, inner) + elements(inner, columns) + elements(rows, columns)) * element_;
+    node.inner = inner;
+    nodes_.push_back(node);
+  }
+
+  /// Own product with a narrow layer's weight.
+  void add_narrow(std::int64_t in, std::int64_t out) {
+    GraphNode node;
+    node.bytes = (elements(samples_, in) + elements(samples_, out) + elements(in, out)) * element_;
+    node.multiply_adds = elements(samples_, in) * static_cast<double>(out);
+    nodes_.push_back(node);
+  }
+
+  /// Its gradients: of the weights and, with `passes` 2, of the input, which takes the input's place.
+  void add_narrow_gradient(std::int64_t in, std::int64_t out, int passes) {
+    add_row_sums(in, out, passes * elements(samples_, in) + elements(samples_, out) + 2 * elements(in, out));
+    nodes_.back().multiply_adds = passes * elements(samples_, in) * static_cast<double>(out);
+  }
+
+  void add_bias_gradient(std::int64_t out) { add_row_sums(out, 1, elements(samples_, out)); }
+
+  std::vector<GraphNode> nodes() const { return nodes_; }
+
+ private:
+  static double elements(std::int64_t rows, std::int64_t columns) {
+    return static_cast<double>(rows) * static_cast<double>(columns);
+  }
+
+  void add_row_sums(std::int64_t columns, std::int64_t outputs, double moved) {
+    const cuda::PanelLayout panel = cuda::row_sum_layout(samples_, columns);
+    GraphNode node;
+    node.kind = GraphNode::Kind::row_sums;
+    node.bytes = moved * element_;
+    node.thread_rows = cuda::divide_up(std::min(samples_, panel.rows_per_tile), cuda::kThreads / panel.threads_across);
+    node.outputs = outputs;
+    node.has_slots = panel.tiles_down > 1;
+    nodes_.push_back(node);
+  }
+
+  const std::int64_t samples_;
+  const double element_;
+  std::vector<GraphNode> nodes_;
+};
+
+/// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
+double work_us(const GraphNode& node, double bytes_per_us, double library_multiply_adds_per_us) {
+  using namespace gpu_costs;
+  switch (node.kind) {
+    case GraphNode::Kind::elements:
+      return kKernelUs + node.bytes / bytes_per_us;
+    case GraphNode::Kind::row_sums:
+      return kKernelUs +
+             static_cast<double>(node.thread_rows) * (kRowUs + kRowOutputUs * static_cast<double>(node.outputs - 1)) +
+             node.bytes / (kRowSumEfficiency * bytes_per_us);
+    case GraphNode::Kind::product:
+      return kLibraryProductUs +
+             std::max(node.multiply_adds / library_multiply_adds_per_us,
+                      node.bytes / (kLibraryMemoryEfficiency * bytes_per_us)) +
+             std::min(kLibraryInnerUs * static_cast<double>(node.inner), kLibrarySplitUs);
+  }
+  return 0;
+}
+
 }  // namespace
+
+std::int64_t GraphLayout::nodes_per_step() const {
+  std::int64_t count = 0;
+  for (const GraphNode& node : nodes) count += node.has_slots ? 2 : 1;
+  return count;
+}
+
+StepTime graph_step_time(const GraphLayout& layout, Precision precision, const GpuCaps& gpu) {
+  using namespace gpu_costs;
+  const double peak = fma_per_us(size_of(element_type(precision))) * gpu.multiprocessors;
+  const double library = peak * (precision == Precision::fp32 ? kLibraryEfficiency : kLibraryDoubleEfficiency);
+  const bool in_cache = layout.working_bytes <= gpu.l2_bytes || gpu.memory_gb_per_s == 0;
+  const double bytes_per_us = 1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s * kMemoryEfficiency);
+  const double nodes_us = kGraphNodeUs * static_cast<double>(layout.nodes_per_step());
+  StepTime time;
+  time.predicted_us = nodes_us;
+  double bytes = 0, multiply_adds = 0;
+  for (const GraphNode& node : layout.nodes) {
+    time.predicted_us += work_us(node, bytes_per_us, library) + (node.has_slots ? kSlotSumUs : 0);
+    bytes += node.bytes;
+    multiply_adds += node.multiply_adds;
+  }
+  time.floor_us = std::max(multiply_adds / std::max(peak, library),
+                           bytes / (1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s))) +
+                  nodes_us;
+  return time;
+}
 
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training) {
   const std::uint64_t element = size_of(element_type(training.precision));
@@ -58,52 +167,50 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     const std::int64_t errors = samples * network.widths.back();  // was counted: it does not overflow
     std::int64_t slots = training.precision == Precision::fp32 ? cuda::squared_error_slots<float>(errors)
                                                                : cuda::squared_error_slots<double>(errors);
-    layout.nodes_per_step = slots > 0 ? 2 : 1;
-    const auto elements = [](std::int64_t rows, std::int64_t columns) {
-      return static_cast<double>(rows) * static_cast<double>(columns);
-    };
-    double moved = 3 * elements(errors, 1);  // elements
+    const std::int64_t outputs = network.widths.back();
+    StepNodes step(samples, element);
+    step.add_elements(3, outputs, slots > 0);
     for (int index = 0; index < network.layers(); ++index) {
       const GraphLayout::Layer& layer = layout.layers[static_cast<std::size_t>(index)];
+      const std::int64_t in = layer.in_features, out = layer.out_features;
       const bool is_last = index == network.layers() - 1;
-      const std::int64_t bias_slots = network.bias ? cuda::column_sums_slots(samples, layer.out_features) : 0;
+      const std::int64_t bias_slots = network.bias ? cuda::column_sums_slots(samples, out) : 0;
       if (index == 0 && layout.gram) {
         // ReLU of Z, and the updates of Z and S. The layer's parameters are none of a step's business.
-        std::int64_t z_slots = 0, weight_slots = 0;
-        if (layer.narrow) {
-          z_slots = cuda::narrow_linear_gradient_slots(samples, samples, layer.out_features);
-          weight_slots = cuda::narrow_linear_gradient_slots(samples, layer.in_features, layer.out_features);
-        }
-        layout.nodes_per_step += (is_last ? 0 : 1) + (z_slots > 0 ? 2 : 1) + 1;
-        // H of Z; Z and K; S; dZ twice.
-        moved += elements(samples, samples) + (is_last ? 6 : 8) * elements(samples, layer.out_features);
-        slots = std::max({slots, bias_slots, z_slots, weight_slots});
+        if (!is_last) step.add_elements(2, out);
+        if (layer.narrow)
+          step.add_narrow_gradient(samples, out, 1);
+        else
+          step.add_product(samples, samples, out);
+        step.add_elements(3, out);
+        if (layer.narrow)
+          slots = std::max({slots, cuda::narrow_linear_gradient_slots(samples, samples, out),
+                            cuda::narrow_linear_gradient_slots(samples, in, out)});
+        slots = std::max(slots, bias_slots);
         continue;
       }
-      const double in = elements(samples, layer.in_features), out = elements(samples, layer.out_features);
-      const double weights = elements(layer.in_features, layer.out_features);
       // Forward: the product and what follows it.
-      const bool has_activation = !is_last || (network.bias && !layer.narrow);
-      layout.nodes_per_step += 1 + (has_activation ? 1 : 0);
-      moved += in + weights + (has_activation ? 3 : 1) * out;
+      if (layer.narrow)
+        step.add_narrow(in, out);
+      else
+        step.add_product(samples, in, out);
+      if (!is_last || (network.bias && !layer.narrow)) step.add_elements(2, out);
       // Backward: the weights, and below the top the gradient of the input and its mask.
-      moved += in + out + 2 * weights;
-      if (index > 0) moved += out + weights + (layer.narrow ? 2 : 4) * in;
-      if (network.bias) moved += out;
-      std::int64_t weight_slots = 0;
       if (layer.narrow) {
-        weight_slots = cuda::narrow_linear_gradient_slots(samples, layer.in_features, layer.out_features);
-        layout.nodes_per_step += weight_slots > 0 ? 2 : 1;
+        step.add_narrow_gradient(in, out, index > 0 ? 2 : 1);
+        slots = std::max(slots, cuda::narrow_linear_gradient_slots(samples, in, out));
       } else {
-        layout.nodes_per_step += index > 0 ? 3 : 1;
-        layout.products_per_step += index > 0 ? 3 : 2;
+        if (index > 0) step.add_product(samples, out, in);
+        step.add_product(in, samples, out);
+        if (index > 0) step.add_elements(3, in);
       }
-      if (network.bias) layout.nodes_per_step += bias_slots > 0 ? 2 : 1;
-      slots = std::max({slots, bias_slots, weight_slots});
+      if (network.bias) step.add_bias_gradient(out);
+      slots = std::max(slots, bias_slots);
     }
+    layout.nodes = step.nodes();
     layout.slots = arena.take(slots, 1, sizeof(double));
-    layout.bytes_per_step = moved * static_cast<double>(element);
-    layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step, std::int64_t{1}, kStepsPerLaunch);
+    layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
+    layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
   }
   layout.predict_rows = kPredictRows;
   layout.predict_input = arena.take(layout.predict_rows, network.widths.front(), element);

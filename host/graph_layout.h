@@ -6,11 +6,28 @@
 #include <optional>
 #include <vector>
 
+#include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
 #include "gram_layout.h"
 
 namespace deviceloop {
+
+/// A kernel of a step, or one with a second that adds its slots: what it takes follows from this alone.
+struct GraphNode {
+  enum class Kind {
+    elements,  ///< bound by bytes
+    product,   ///< of cuBLASLt
+    row_sums,  ///< sums over rows, some of them by each thread after each other
+  };
+  Kind kind = Kind::elements;
+  double bytes = 0;              ///< that it reads and writes
+  double multiply_adds = 0;      ///< of a product, the library's or an own one
+  std::int64_t inner = 0;        ///< of a product
+  std::int64_t thread_rows = 0;  ///< of row_sums
+  std::int64_t outputs = 1;      ///< of row_sums: sums for each column
+  bool has_slots = false;
+};
 
 /// Offsets are in bytes from the start of one arena in device memory, each a multiple of 256.
 struct GraphLayout {
@@ -50,10 +67,12 @@ struct GraphLayout {
   std::uint64_t predict_odd = 0;
 
   std::int64_t steps_per_launch = 1;
-  std::int64_t nodes_per_step = 0;     ///< kernels of a step, taking a GEMM for one
-  std::int64_t products_per_step = 0;  ///< of them by cuBLASLt
-  double bytes_per_step = 0;           ///< that its kernels read and write
+  std::vector<GraphNode> nodes;     ///< of a step
+  std::uint64_t working_bytes = 0;  ///< data, parameters and activations: what a step touches
   std::uint64_t bytes = 0;
+
+  /// Kernels of a step, taking a product for one.
+  std::int64_t nodes_per_step() const;
 };
 
 /// Bytes that cuBLASLt works in; what NVIDIA recommends for Hopper.
@@ -62,5 +81,12 @@ constexpr std::uint64_t kGemmWorkspaceBytes = std::uint64_t{32} << 20;
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);
+
+/// What a step takes, and what it takes at the least (Plan::floor_us_per_step), in microseconds.
+struct StepTime {
+  double predicted_us = 0;
+  double floor_us = 0;
+};
+StepTime graph_step_time(const GraphLayout& layout, Precision precision, const GpuCaps& gpu);
 
 }  // namespace deviceloop

@@ -24,34 +24,41 @@ constexpr std::int64_t kMostClusterBlocks = 8;
 constexpr std::size_t kMostProgramBytes = 24 << 10;
 constexpr std::int64_t kBiasColumns = 32;  ///< of a task of bias_update
 
+/// Where a block finds what it multiplies.
+enum class Operands { in_shared, in_l2 };
+
+double latency_us(Operands operands) {
+  return operands == Operands::in_shared ? gpu_costs::kSharedLatencyUs : gpu_costs::kL2LatencyUs;
+}
+
 template <class Shape>
-double tile_us(std::int64_t inner, std::uint64_t element_bytes, double latency_us) {
+double tile_us(std::int64_t inner, std::uint64_t element_bytes, Operands operands) {
   using namespace gpu_costs;
   const std::int64_t depth = element_bytes == 4 ? Shape::template depth<float> : Shape::template depth<double>;
   const auto turns = static_cast<double>(cuda::divide_up(inner, depth * Shape::groups));
   const double products = static_cast<double>(Shape::rows * Shape::columns * Shape::groups * depth);
-  const double turn_us = std::max(products / (kTileEfficiency * fma_per_us(element_bytes)), latency_us);
-  return turns * turn_us + kTileUs;
+  const double turn_us = std::max(products / (kTileEfficiency * fma_per_us(element_bytes)), latency_us(operands));
+  return turns * turn_us + (operands == Operands::in_shared ? kSharedTileUs : kTileUs);
 }
 
 /// How one operation is cut for a launch of `blocks`; returns what it takes them.
 template <class Shape>
 double cut(PersistentOperation& operation, Tile tile, std::int64_t blocks, std::uint64_t element_bytes,
-           double latency_us) {
+           Operands operands) {
   operation.tile = tile;
   operation.tiles_across = cuda::divide_up(operation.columns, Shape::columns);
   operation.tasks = cuda::divide_up(operation.rows, Shape::rows) * operation.tiles_across;
   return static_cast<double>(cuda::divide_up(operation.tasks, blocks)) *
-         tile_us<Shape>(operation.inner, element_bytes, latency_us);
+         tile_us<Shape>(operation.inner, element_bytes, operands);
 }
 
 double cut_product(PersistentOperation& operation, std::int64_t blocks, std::uint64_t element_bytes,
-                   double latency_us) {
+                   Operands operands) {
   std::array<PersistentOperation, 3> cuts = {operation, operation, operation};
   const std::array<double, 3> times = {
-      cut<SmallTile>(cuts[0], Tile::small, blocks, element_bytes, latency_us),
-      cut<MediumTile>(cuts[1], Tile::medium, blocks, element_bytes, latency_us),
-      cut<LargeTile>(cuts[2], Tile::large, blocks, element_bytes, latency_us),
+      cut<SmallTile>(cuts[0], Tile::small, blocks, element_bytes, operands),
+      cut<MediumTile>(cuts[1], Tile::medium, blocks, element_bytes, operands),
+      cut<LargeTile>(cuts[2], Tile::large, blocks, element_bytes, operands),
   };
   const auto best = static_cast<std::size_t>(std::min_element(times.begin(), times.end()) - times.begin());
   operation = cuts[best];
@@ -60,14 +67,14 @@ double cut_product(PersistentOperation& operation, std::int64_t blocks, std::uin
 
 /// The same for any kind.
 double cut_operation(PersistentOperation& operation, std::int64_t blocks, std::uint64_t element_bytes,
-                     double latency_us) {
-  if (operation.kind == Kind::loss) return latency_us;
+                     Operands operands) {
+  if (operation.kind == Kind::loss) return latency_us(operands);
   if (operation.kind == Kind::bias_update) {
     operation.tasks = cuda::divide_up(operation.columns, kBiasColumns);
     // Every access of a thread's rows is under way before the first is added.
-    return static_cast<double>(cuda::divide_up(operation.tasks, blocks)) * 2 * latency_us;
+    return static_cast<double>(cuda::divide_up(operation.tasks, blocks)) * 2 * latency_us(operands);
   }
-  return cut_product(operation, blocks, element_bytes, latency_us);
+  return cut_product(operation, blocks, element_bytes, operands);
 }
 
 /// A way to run the program, or why it is none.
@@ -266,11 +273,10 @@ class Builder {
   /// Cuts the operations for one way to run them; returns microseconds a step.
   double cut_for(const Way& way) {
     using namespace gpu_costs;
-    const bool in_shared = way.form == PersistentForm::block;
-    const double latency_us = in_shared ? kSharedLatencyUs : kL2LatencyUs;
-    const double meeting_us = in_shared                             ? kBlockMeetingUs
-                              : way.form == PersistentForm::cluster ? kClusterMeetingUs
-                                                                    : kGridMeetingUs;
+    const Operands operands = way.form == PersistentForm::block ? Operands::in_shared : Operands::in_l2;
+    const double barrier_us = way.form == PersistentForm::block     ? kBlockBarrierUs
+                              : way.form == PersistentForm::cluster ? kClusterBarrierUs
+                                                                    : kGridBarrierUs;
     double us = 0;
     for (std::size_t index = 0; index < layout_.phases.size(); ++index) {
       PersistentPhase& phase = layout_.phases[index];
@@ -279,9 +285,9 @@ class Builder {
                                   ? static_cast<std::size_t>(layout_.phases[index + 1].first_operation)
                                   : layout_.operations.size();
       phase.tasks = 0;
-      double phase_us = meeting_us;
+      double phase_us = barrier_us;
       for (std::size_t op = first; op < end; ++op) {
-        phase_us += cut_operation(layout_.operations[op], way.blocks, element_, latency_us);
+        phase_us += cut_operation(layout_.operations[op], way.blocks, element_, operands);
         phase.tasks += layout_.operations[op].tasks;
       }
       if (index + 1 < layout_.phases.size()) us += phase_us;
@@ -384,13 +390,13 @@ class Builder {
     for (const PersistentOperation& op : layout_.operations)
       if (op.kind != Kind::loss && op.kind != Kind::bias_update)
         products += static_cast<double>(op.rows) * static_cast<double>(op.columns) * static_cast<double>(op.inner);
-    const double products_us = products / (static_cast<double>(layout_.blocks) * peak_fma_per_us(element_));
+    const double products_us = products / (static_cast<double>(layout_.blocks) * fma_per_us(element_));
     if (layout_.form == PersistentForm::two_layer)
       return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
-    const double meeting_us = layout_.form == PersistentForm::block     ? kBlockMeetingUs
-                              : layout_.form == PersistentForm::cluster ? kPeerHopUs
-                                                                        : kL2HopUs;
-    return products_us + meeting_us * static_cast<double>(layout_.phases.size() - 1);
+    const double hop_us = layout_.form == PersistentForm::block     ? kBlockBarrierUs
+                          : layout_.form == PersistentForm::cluster ? kPeerHopUs
+                                                                    : kL2HopUs;
+    return products_us + hop_us * static_cast<double>(layout_.phases.size() - 1);
   }
 
   void finish() {
@@ -452,14 +458,14 @@ cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {
   const std::int64_t all = gpu.multiprocessors;
   cuda::TwoLayerDevice device;
   device.shared_bytes = static_cast<std::int64_t>(gpu.shared_bytes);
-  device.resident_clusters = {all, has_clusters ? all / 2 * 10 / 11 : 0, has_clusters ? all / 4 * 10 / 11 : 0,
-                              has_clusters ? all / 8 * 10 / 11 : 0, 0};
+  device.resident_clusters = {all, has_clusters ? all / 2 : 0, has_clusters ? all / 4 * 10 / 11 : 0,
+                              has_clusters ? all / 8 * 15 / 16 : 0, 0};
   return device;
 }
 
 PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors,
                               std::uint64_t element_bytes) {
-  cut_operation(operation, multiprocessors, element_bytes, gpu_costs::kL2LatencyUs);
+  cut_operation(operation, multiprocessors, element_bytes, Operands::in_l2);
   return operation;
 }
 

@@ -142,8 +142,9 @@ constexpr std::size_t kPersistentTileBytes = 42 << 10;
 /// specifications have been validated.
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
 
-/// What the form `two_layer` asks of a GPU: how many clusters are resident is an estimate, 10 in 11 of those that the
-/// multiprocessors would hold, because clusters lie within a part of the GPU and some parts are smaller.
+/// What the form `two_layer` asks of a GPU. How many clusters of 4 and 8 blocks are resident is an estimate, 10 in 11
+/// and 15 in 16 of those that the multiprocessors would hold, because clusters lie within a part of the GPU and some
+/// parts are smaller: as on an H100 (bench/probe.cu, cluster_residency).
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu);
 
 /// A product or bias_update that gets a launch of its own, cut for `multiprocessors`.

@@ -8,7 +8,6 @@
 #include <deviceloop/error.h>
 
 #include "cpu_layout.h"
-#include "gpu_costs.h"
 #include "graph_layout.h"
 #include "persistent_layout.h"
 #include "text.h"
@@ -145,16 +144,9 @@ void ask_graph(const NetworkSpec& network, const TrainingSpec& training, const D
   const GraphLayout layout = make_graph_layout(network, training);
   candidate.bytes = layout.bytes;
   if (training.samples > 0) {
-    using namespace gpu_costs;
-    const std::uint64_t element = size_of(element_type(training.precision));
-    const double products = step_flops(network, training) / 2 / gpu.multiprocessors;
-    const bool in_cache = layout.bytes <= gpu.l2_bytes || gpu.memory_gb_per_s == 0;
-    const double bytes_us = layout.bytes_per_step / (1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s));
-    const double launches_us = kGraphNodeUs * static_cast<double>(layout.nodes_per_step);
-    candidate.predicted_us_per_step =
-        std::max(products / (kLibraryEfficiency * fma_per_us(element)), bytes_us / kMemoryEfficiency) + launches_us +
-        kLibraryProductUs * static_cast<double>(layout.products_per_step);
-    candidate.floor_us_per_step = std::max(products / peak_fma_per_us(element), bytes_us) + launches_us;
+    const StepTime time = graph_step_time(layout, training.precision, gpu);
+    candidate.predicted_us_per_step = time.predicted_us;
+    candidate.floor_us_per_step = time.floor_us;
   }
   if (!gpu.no_code_reason.empty()) {
     candidate.reason = gpu.no_code_reason;

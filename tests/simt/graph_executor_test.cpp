@@ -51,7 +51,7 @@ TEST_F(GraphExecutor, AStepIsKernelsAloneAndAChunkOneLaunchAndOneCopy) {
   trainer.train(steps);
   const GraphLayout layout = make_graph_layout(problem.network, trainer.training());
   ASSERT_EQ(layout.steps_per_launch, 32);
-  EXPECT_EQ(simt::counts().kernel_nodes, 33 * layout.nodes_per_step);  // 32 steps, and one
+  EXPECT_EQ(simt::counts().kernel_nodes, 33 * layout.nodes_per_step());  // 32 steps, and one
   EXPECT_EQ(simt::counts().other_nodes, 0);
 
   const simt::Counts before = simt::counts();
@@ -73,7 +73,7 @@ TEST_F(GraphExecutor, AStepOfTheGramFormulationIsKernelsAloneToo) {
     simt::Counts before = simt::counts();
     trainer.train(2 * 32 + 1);
     const GraphLayout layout = make_graph_layout(problem.network, trainer.training());
-    EXPECT_EQ(difference(&simt::Counts::kernel_nodes, before), 33 * layout.nodes_per_step);
+    EXPECT_EQ(difference(&simt::Counts::kernel_nodes, before), 33 * layout.nodes_per_step());
     EXPECT_EQ(simt::counts().other_nodes, 0);
     // Again: the first layer's parameters are computed at the end alone, a product and the sum of the bias, from copies
     // of what they were.

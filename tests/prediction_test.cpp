@@ -1,0 +1,160 @@
+// The planner's predictions for a GPU, held against what was measured on one: bench/results/h100-2026-11-26. A change
+// to host/gpu_costs.h, or to what a step is made of, that takes the planner away from the evidence fails here.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <deviceloop/plan.h>
+
+#include "two_layer_layout.h"
+
+namespace deviceloop {
+namespace {
+
+const std::string kFolder = DEVICELOOP_SOURCE_DIR "/bench/results/h100-2026-11-26/";
+
+nlohmann::json read(const std::string& name) { return nlohmann::json::parse(std::ifstream(kFolder + name)); }
+
+/// The GPU that was measured, as a query would describe it.
+DeviceCaps measured_machine() {
+  const nlohmann::json device = read("probe.json")["device"];
+  GpuCaps gpu;
+  gpu.name = device["gpu"];
+  gpu.compute_capability = 90;
+  gpu.multiprocessors = device["multiprocessors"];
+  gpu.memory_bytes = device["memory_bytes"];
+  const double bus_bits = 5120;  // of an H100's HBM3, which the probe does not record
+  gpu.memory_gb_per_s = 2 * device["memory_clock_mhz"].get<double>() * 1e6 * bus_bits / 8 / 1e9;
+  gpu.l2_bytes = device["l2_bytes"];
+  gpu.shared_bytes = device["shared_bytes_a_block_opt_in"];
+  gpu.cooperative = true;
+  DeviceCaps caps;
+  caps.gpus.push_back(gpu);
+  return caps;
+}
+
+/// A case train/PLAN[:FORM]/LAYERS/n=SAMPLES/PRECISION[/gram], with the algorithms the library proposes first.
+struct Measured {
+  std::string name;
+  NetworkSpec network;
+  TrainingSpec training;
+  ExecutorKind executor = ExecutorKind::graph;
+  double us = 0;
+  std::string algorithm;  ///< the first line of how it ran
+
+  std::string problem() const { return name.substr(name.find('/', name.find('/') + 1) + 1); }
+  bool has_form() const { return training.form != PersistentForm::automatic; }
+};
+
+PersistentForm form_of(const std::string& text) {
+  for (const PersistentForm form :
+       {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid, PersistentForm::two_layer})
+    if (text == name(form)) return form;
+  return PersistentForm::automatic;
+}
+
+std::vector<Measured> measured_steps() {
+  const std::regex pattern("train/(graph|persistent)(?::([a-z-]+))?/([0-9-]+)/n=([0-9]+)/(fp32|fp64)(/gram)?");
+  std::vector<Measured> found;
+  const nlohmann::json result = read("bench.json");
+  for (const nlohmann::json& one : result["cases"]) {
+    Measured measured;
+    measured.name = one["name"];
+    std::smatch parts;
+    if (!std::regex_match(measured.name, parts, pattern)) continue;
+    measured.executor = parts[1] == "graph" ? ExecutorKind::graph : ExecutorKind::persistent;
+    measured.training.form = form_of(parts[2]);
+    const std::string layers = parts[3];
+    const std::regex number("[0-9]+");
+    for (std::sregex_iterator at(layers.begin(), layers.end(), number), end; at != end; ++at)
+      measured.network.widths.push_back(std::stoll(at->str()));
+    measured.training.samples = std::stoll(parts[4]);
+    measured.training.precision = parts[5] == "fp32" ? Precision::fp32 : Precision::fp64;
+    measured.training.formulation = parts[6].matched ? Formulation::gram : Formulation::primal;
+    measured.us = one["median_us"];
+    measured.algorithm = one["details"]["algorithms"][0];
+    found.push_back(measured);
+  }
+  return found;
+}
+
+Plan plan_of(const Measured& measured, std::optional<ExecutorKind> forced) {
+  return make_plan(measured.network, measured.training, measured_machine(), forced);
+}
+
+TEST(Prediction, TheFastestPlanThatWasMeasuredIsPickedAndPredictedWithinThirtyPercent) {
+  std::map<std::string, std::vector<Measured>> problems;
+  for (const Measured& measured : measured_steps())
+    if (!measured.has_form()) problems[measured.problem()].push_back(measured);
+  ASSERT_GE(problems.size(), 14u);
+  int with_a_choice = 0;
+  for (const auto& [problem, plans] : problems) {
+    SCOPED_TRACE(problem);
+    with_a_choice += plans.size() > 1;
+    const Measured& fastest =
+        *std::min_element(plans.begin(), plans.end(), [](const Measured& a, const Measured& b) { return a.us < b.us; });
+    const Plan plan = plan_of(fastest, std::nullopt);
+    EXPECT_EQ(plan.executor, fastest.executor)
+        << fastest.us << " us a step by the plan '" << name(fastest.executor) << "', predicted "
+        << plan.predicted_us_per_step << " by what was picked";
+    EXPECT_GT(plan.predicted_us_per_step, fastest.us / 1.3);
+    EXPECT_LT(plan.predicted_us_per_step, fastest.us * 1.3);
+  }
+  EXPECT_GE(with_a_choice, 8);
+}
+
+// What was not picked: near enough not to be picked by mistake.
+TEST(Prediction, NoPlanOrFormIsOffByMoreThanAHalf) {
+  int forms = 0;
+  for (const Measured& measured : measured_steps()) {
+    SCOPED_TRACE(measured.name);
+    forms += measured.has_form();
+    const Plan plan = plan_of(measured, measured.executor);
+    EXPECT_GT(plan.predicted_us_per_step, measured.us / 1.6);
+    EXPECT_LT(plan.predicted_us_per_step, measured.us * 1.6);
+  }
+  EXPECT_EQ(forms, 6);
+}
+
+TEST(Prediction, NothingIsFasterThanItsFloor) {
+  for (const Measured& measured : measured_steps())
+    EXPECT_LT(plan_of(measured, measured.executor).floor_us_per_step, measured.us) << measured.name;
+}
+
+// As it was cut when it was measured, which need not be how it would be cut today.
+TEST(Prediction, TwoLayersAreEstimatedAsTheyWereMeasured) {
+  const std::regex primal("[0-9]+ clusters of ([0-9]+) blocks .* and ([0-9]+) hidden units.*");
+  const std::regex gram("[0-9]+ blocks of [0-9]+ threads; a block has ([0-9]+) hidden units.*");
+  int checked = 0;
+  for (const Measured& measured : measured_steps()) {
+    if (measured.executor != ExecutorKind::persistent || measured.network.layers() != 2) continue;
+    const auto& widths = measured.network.widths;
+    const cuda::TwoLayerShape shape{measured.training.samples, widths[0], widths[1], widths[2],
+                                    measured.training.precision == Precision::fp32 ? 4 : 8};
+    std::smatch parts;
+    double estimated = 0;
+    if (std::regex_match(measured.algorithm, parts, primal)) {
+      int cluster_log2 = 0;
+      while (1 << cluster_log2 < std::stoi(parts[1])) ++cluster_log2;
+      estimated = cuda::make_two_layer(shape, cluster_log2, std::stoi(parts[2])).estimated_us;
+    } else if (std::regex_match(measured.algorithm, parts, gram)) {
+      estimated = cuda::make_gram_two_layer(shape, std::stoi(parts[1])).estimated_us;
+    } else {
+      continue;  // another form
+    }
+    ++checked;
+    EXPECT_GT(estimated, measured.us / 1.3) << measured.name;
+    EXPECT_LT(estimated, measured.us * 1.3) << measured.name;
+  }
+  EXPECT_EQ(checked, 8);
+}
+
+}  // namespace
+}  // namespace deviceloop
