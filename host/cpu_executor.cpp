@@ -49,6 +49,7 @@ class CpuExecutor final : public Executor {
         arena_(layout_.bytes),
         pool_(plan.threads) {
     if (layout_.gram) clear_sum();
+    preparation_.lap("memory");
   }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {

@@ -12,13 +12,19 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "preparation.h"
+
 namespace deviceloop {
 
-/// Made for one network, one number of samples and one plan. The trainer has checked every argument. Not for use by two
+/// Made for one network, one number of samples and one plan, with all that happens once: its first step costs what any
+/// step costs. Parameters are 0 until they are written. The trainer has checked every argument. Not for use by two
 /// threads at once.
 class Executor {
  public:
   virtual ~Executor() = default;
+
+  /// What making it took.
+  const Preparation& preparation() const { return preparation_; }
 
   /// Takes a copy of x [samples, in_features] and y [samples, outputs], converted to the working precision.
   virtual void set_data(ConstMatrix x, ConstMatrix y) = 0;
@@ -42,6 +48,9 @@ class Executor {
 
   /// out [rows, outputs] = network(x [rows, in_features]) with the parameters as they are, for any number of rows.
   virtual void predict(ConstMatrix x, Matrix out) = 0;
+
+ protected:
+  Preparation preparation_;
 };
 
 /// The executor that `plan` names.

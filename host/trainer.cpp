@@ -15,6 +15,7 @@
 #include "machine.h"
 #include "matrix_ops.h"
 #include "parameters.h"
+#include "preparation.h"
 
 namespace deviceloop {
 namespace {
@@ -65,10 +66,21 @@ struct Trainer::Impl {
   // Where the parameters are: in the executor once there is one, else in `parameters` once they were drawn or read.
   std::unique_ptr<Executor> executor;
   Parameters parameters;
+  Preparation preparation;  ///< since the last call of train
 
   ~Impl() {
     // In a child of fork() the executor's threads do not exist and its locks may be held for ever: leave it be.
     if (getpid() != process) executor.release();
+  }
+
+  void make_plan(NetworkSpec of, TrainingSpec spec, std::optional<ExecutorKind> wanted, DeviceCaps machine) {
+    plan = plan_here(of, spec, machine, wanted);
+    network = std::move(of);
+    training = spec;
+    forced = wanted;
+    caps = std::move(machine);
+    layout = parameter_layout(network);
+    preparation.lap("plan");
   }
 
   void check_process() const {
@@ -109,9 +121,13 @@ struct Trainer::Impl {
   void need_executor() {
     if (executor) return;
     if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
+    preparation.lap("data");
     std::unique_ptr<Executor> made = make_executor(network, training, plan);
+    for (const PreparationStage& stage : made->preparation().stages()) preparation.add(stage);
+    preparation.restart();
     for (std::size_t index = 0; index < parameters.size(); ++index)
       made->write_state(static_cast<int>(index), parameters[index].view());
+    preparation.lap("data");
     executor = std::move(made);
     parameters.clear();
   }
@@ -156,16 +172,15 @@ struct Trainer::Impl {
 };
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced)
-    : Trainer(std::move(network), training, forced, query_caps_for(training.device)) {}
+    : impl_(std::make_unique<Impl>()) {
+  DeviceCaps here = query_caps_for(training.device);
+  impl_->preparation.lap("devices");
+  impl_->make_plan(std::move(network), training, forced, std::move(here));
+}
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
     : impl_(std::make_unique<Impl>()) {
-  impl_->plan = plan_here(network, training, caps, forced);
-  impl_->network = std::move(network);
-  impl_->training = training;
-  impl_->forced = forced;
-  impl_->caps = std::move(caps);
-  impl_->layout = parameter_layout(impl_->network);
+  impl_->make_plan(std::move(network), training, forced, std::move(caps));
 }
 
 Trainer::~Trainer() = default;
@@ -188,13 +203,16 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
     throw InvalidArgument("x has " + std::to_string(x.rows) + " rows, y has " + std::to_string(y.rows) +
                           "; both need one row a sample");
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
+  self.preparation.restart();
   check_finite(x, self.training.precision, "x");
   check_finite(y, self.training.precision, "y");
+  self.preparation.lap("data");
 
   if (!self.executor || self.training.samples != x.rows) {
     TrainingSpec training = self.training;
     training.samples = x.rows;
     Plan plan = plan_here(self.network, training, self.caps, self.forced);
+    self.preparation.lap("plan");
     // From here on the parameters are on the host, where they outlive a failure to make the new executor.
     self.parameters = self.copied_parameters();
     self.executor.reset();
@@ -205,6 +223,13 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   }
   self.executor->set_data(x, y);
   self.has_data = true;
+  self.preparation.lap("data");
+}
+
+void Trainer::prepare() {
+  impl_->check_process();
+  impl_->preparation.restart();
+  impl_->need_executor();
 }
 
 void Trainer::initialize(std::uint64_t seed, Init init) {
@@ -253,6 +278,8 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   TrainReport report;
   report.plan = self.plan;
   report.first_step = self.steps_done;
+  report.preparation = self.preparation.take();
+  for (const PreparationStage& stage : report.preparation) report.prepare_ms += stage.ms;
   report.losses.reserve(static_cast<std::size_t>(steps));
   const auto begin = std::chrono::steady_clock::now();
   while (report.steps() < steps && !report.stopped) {
@@ -293,7 +320,7 @@ void Trainer::predict(ConstMatrix x, Matrix out) {
                           std::to_string(outputs) + "], a row for each row of x");
   check_finite(x, self.training.precision, "x");
   if (x.rows == 0) return;
-  self.need_executor();
+  prepare();
   self.executor->predict(x, out);
 }
 

@@ -338,6 +338,7 @@ TEST(Train, PrintsPlanRowsLossesAndSummary) {
   expected.push_back("249" + loss);
   expected.push_back("prediction minus target, first 5 rows, after training:");
   expected.insert(expected.end(), 5, row);
+  expected.push_back("prepared in [0-9.]+ m?s: devices [0-9.]+, plan [0-9.]+, data [0-9.]+, memory [0-9.]+");
   expected.push_back(
       "250 steps in [0-9.]+ m?s, [0-9.]+ us a step \\(predicted [0-9.]+\\); loss [0-9.]+ -> "
       "[0-9.e-]+");
@@ -396,7 +397,8 @@ TEST(Train, WritesHistoryAndJson) {
   for (const auto& [key, value] : json.items()) keys.push_back(key);
   EXPECT_EQ(keys, (std::vector<std::string>{"version", "plan", "reason", "formulation", "precision", "threads", "steps",
                                             "loss_first", "loss_last", "us_per_step", "predicted_us_per_step",
-                                            "floor_us_per_step", "total_ms", "first_non_finite_step"}));
+                                            "floor_us_per_step", "total_ms", "prepare_ms", "preparation",
+                                            "first_non_finite_step"}));
   EXPECT_EQ(json["version"], DEVICELOOP_VERSION);
   EXPECT_EQ(json["plan"], "cpu");
   EXPECT_FALSE(json["reason"].get<std::string>().empty());
@@ -409,6 +411,11 @@ TEST(Train, WritesHistoryAndJson) {
   EXPECT_GT(json["total_ms"].get<double>(), 0);
   EXPECT_DOUBLE_EQ(json["us_per_step"].get<double>(), json["total_ms"].get<double>() * 1000 / 30);
   EXPECT_TRUE(json["first_non_finite_step"].is_null());
+  double prepared = 0;
+  for (const auto& [stage, ms] : json["preparation"].items()) prepared += ms.get<double>();
+  EXPECT_GT(prepared, 0);
+  EXPECT_DOUBLE_EQ(json["prepare_ms"].get<double>(), prepared);
+  EXPECT_NE(result.out.find("prepared in "), std::string::npos);
 }
 
 TEST(Train, NamesTheGramFormulationWhereverItShowsATime) {

@@ -99,6 +99,42 @@ TEST(Trainer, NewDataKeepsParametersAndSteps) {
   EXPECT_EQ(trainer.train(2).first_step, 5);
 }
 
+TEST(Trainer, ReportsWhatItPreparedSinceTheLastRun) {
+  const Problem problem = Problem::random({3, 4, 1}, true, 5, Precision::fp32, Init::he, 1e-4);
+  Trainer trainer = problem.trainer(1);
+  const auto stages = [](const TrainReport& report) {
+    double total = 0;
+    std::vector<std::string> names;
+    for (const PreparationStage& stage : report.preparation) {
+      EXPECT_GE(stage.ms, 0) << stage.name;
+      total += stage.ms;
+      names.push_back(stage.name);
+    }
+    EXPECT_DOUBLE_EQ(report.prepare_ms, total);
+    return names;
+  };
+  EXPECT_EQ(stages(trainer.train(2)), (std::vector<std::string>{"devices", "plan", "data", "memory"}));
+  EXPECT_EQ(stages(trainer.train(2)), std::vector<std::string>{});
+  trainer.prepare();  // there is nothing left to do
+  EXPECT_EQ(stages(trainer.train(2)), std::vector<std::string>{});
+  trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+  EXPECT_EQ(stages(trainer.train(2)), std::vector<std::string>{"data"});
+}
+
+TEST(Trainer, PreparesBeforeThereAreData) {
+  const Problem problem = Problem::random({3, 4, 1}, true, 5, Precision::fp32, Init::he, 1e-4);
+  for (const std::int64_t samples : {0, 4, 5}) {
+    TrainingSpec training = problem.training;
+    training.samples = samples;
+    Trainer trainer(problem.network, training);
+    trainer.prepare();
+    problem.set_parameters(trainer, problem.start);
+    EXPECT_THROW(trainer.train(1), InvalidArgument);
+    trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+    EXPECT_EQ(trainer.train(3).losses, problem.trainer(1).train(3).losses) << samples;
+  }
+}
+
 TEST(Trainer, RefusesDataThatDoesNotMatchAndKeepsWhatItHad) {
   const Problem problem = small_problem();
   Trainer trainer = problem.trainer();

@@ -22,8 +22,8 @@
 
 namespace deviceloop::cuda {
 
-/// T is float or double. A derived class says where the parameters lie, and takes its resources on the executor's
-/// device in its constructor by take_arena.
+/// T is float or double. A derived class says where the parameters lie, takes its resources on the executor's device in
+/// its constructor by take_arena, and rehearses a step there, so that all code is loaded before the first one.
 template <class T>
 class DeviceExecutor : public Executor {
  public:
@@ -32,7 +32,11 @@ class DeviceExecutor : public Executor {
         training_(training),
         parameters_(parameter_layout(network)),
         plan_name_(name(plan.executor)),
-        device_(plan.device) {}
+        device_(plan.device) {
+    const CurrentDevice current(device_);
+    DEVICELOOP_CHECK_CUDA(cudaFree(nullptr));  // creates the device's context, where there is none yet
+    this->preparation_.lap("context");
+  }
 
   void losses(std::span<double> out) override {
     if (out.empty()) return;
@@ -71,18 +75,38 @@ class DeviceExecutor : public Executor {
   /// Throws where the run that the stream has ended went wrong.
   virtual void check_run() {}
 
-  /// Before anything is taken it is seen whether `bytes`, and `later` more that come and go, are free: an allocation
-  /// that fails says less. `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run,
-  /// no ring.
-  void take_arena(std::uint64_t bytes, std::uint64_t later, std::uint64_t losses, std::int64_t steps_per_launch) {
+  /// Takes the memory, all of it 0: no kernel reads what nothing has written, a rehearsal on it changes nothing, and
+  /// parameters begin at 0. Before that it is seen whether `bytes` are free: an allocation that fails says less.
+  /// `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run, no ring.
+  void take_arena(std::uint64_t bytes, std::uint64_t losses, std::int64_t steps_per_launch) {
     std::size_t free = 0, total = 0;
     DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
-    if (bytes + later > free)
-      throw Unsupported("plan '" + plan_name_ + "' takes " + bytes_text(bytes + later) + " of the memory of GPU " +
+    if (bytes > free)
+      throw Unsupported("plan '" + plan_name_ + "' takes " + bytes_text(bytes) + " of the memory of GPU " +
                         std::to_string(device_) + ", of which " + bytes_text(free) +
                         " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
     resources_.emplace(bytes);
+    clear(0, bytes);
     if (steps_per_launch > 0) losses_.emplace(at<double>(losses), steps_per_launch);
+    this->preparation_.lap("memory");
+  }
+
+  /// Runs `work`, of a derived class's constructor, on the executor's device, which stays current while a failure gives
+  /// back what was taken.
+  template <class Work>
+  void build(Work work) {
+    const Range range("deviceloop: make executor");
+    try {
+      const CurrentDevice current(device_);
+      work();
+    } catch (...) {
+      leave();
+      throw;
+    }
+  }
+
+  void clear(std::uint64_t offset, std::uint64_t bytes) const {
+    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::byte>(offset), 0, static_cast<std::size_t>(bytes), stream()));
   }
 
   /// In the destructor of a derived class: waits, as work that still runs must not lose what it uses; and the device is
@@ -93,7 +117,7 @@ class DeviceExecutor : public Executor {
       last_.emplace(device_);
     } catch (const std::exception&) {
     }
-    cudaStreamSynchronize(stream());
+    if (resources_) cudaStreamSynchronize(stream());
   }
 
   /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the

@@ -1,6 +1,7 @@
 // A step is a handful of kernels: products by cuBLASLt or, for narrow layers, own kernels, and own kernels around them.
-// Steps are captured once, a chunk to a graph, and replayed; between chunks the host only enqueues. Each step numbers
-// its loss by a counter on the device; the losses of a chunk are copied out on a second stream while the next one runs.
+// Steps are captured when the executor is made, a chunk to a graph, and replayed; between chunks the host only
+// enqueues. Each step numbers its loss by a counter on the device; the losses of a chunk are copied out on a second
+// stream while the next one runs.
 //
 // Memory (host/graph_layout.h): the activations H of a layer are overwritten by its dZ, once the layer above has used
 // them; only dH below a GEMM has a place of its own. A layer's dH is enqueued before its weights change.
@@ -11,11 +12,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include <deviceloop/random.h>
 
 #include "../../host/graph_layout.h"
 #include "../kernels/kernels.h"
@@ -33,29 +37,18 @@ template <class T>
 class GraphExecutor final : public DeviceExecutor<T> {
   using Base = DeviceExecutor<T>;
   using Base::alive;
+  using Base::clear;
   using Base::losses_;
   using Base::network_;
   using Base::parameters_;
+  using Base::preparation_;
   using Base::stream;
   using Base::training_;
 
  public:
   GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
       : Base(network, training, plan), layout_(make_graph_layout(network, training)) {
-    const Range range("deviceloop: make executor");
-    const CurrentDevice current(plan.device);
-    this->take_arena(layout_.bytes, layout_.scalars, layout_.losses, samples() > 0 ? layout_.steps_per_launch : 0);
-    if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
-    const T rate = static_cast<T>(training.optimizer.learning_rate);
-    const std::array<T, 5> scalars = {T(1), T(0), T(-1), -rate, rate};
-    this->upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
-    // What is read before it was written: the gaps between parameters, copied with them; the counter of the step before
-    // the first; rows of the input that a short prediction leaves alone.
-    clear(0, layout_.scalars);
-    if (samples() > 0) clear(layout_.steps, sizeof(std::int64_t));
-    clear(layout_.predict_input, layout_.predict_even - layout_.predict_input);
-    if (samples() > 0) step_gemms_ = make_gemms(samples(), true);
-    if (layout_.gram) make_gram();
+    this->build([&] { make(); });
   }
 
   ~GraphExecutor() override { this->leave(); }
@@ -183,8 +176,33 @@ class GraphExecutor final : public DeviceExecutor<T> {
     return at<T>(info.is_bias ? layout_.gram->start_bias : layout_.gram->start_weight);
   }
 
-  void clear(std::uint64_t offset, std::uint64_t bytes) {
-    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::byte>(offset), 0, static_cast<std::size_t>(bytes), stream()));
+  void make() {
+    this->take_arena(layout_.bytes, layout_.losses, samples() > 0 ? layout_.steps_per_launch : 0);
+    if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
+    if (samples() > 0)
+      step_gemms_ = make_gemms(samples(), true);
+    else
+      predict_gemms_ = make_gemms(layout_.predict_rows, false);
+    if (layout_.gram) make_gram_gemms();
+    preparation_.lap("library");
+    upload_constants();
+    if (samples() > 0 && !training_.deterministic) tune_gemms();
+    rehearse();
+    preparation_.lap("kernels");
+    if (samples() == 0) return;
+    chunk_ = captured(layout_.steps_per_launch);
+    if (layout_.steps_per_launch > 1) single_ = captured(1);
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    preparation_.lap("capture");
+  }
+
+  void upload_constants() {
+    const T rate = static_cast<T>(training_.optimizer.learning_rate);
+    const std::array<T, 5> scalars = {T(1), T(0), T(-1), -rate, rate};
+    this->upload(at<T>(layout_.scalars), scalars.data(), sizeof scalars);
+    if (!layout_.gram || !network_.bias) return;
+    const std::vector<T> ones(static_cast<std::size_t>(samples()), T(1));
+    this->upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
   }
 
   // ---- a step
@@ -272,16 +290,11 @@ class GraphExecutor final : public DeviceExecutor<T> {
 
   // ---- the Gram formulation
 
-  void make_gram() {
+  void make_gram_gemms() {
     const Layer& layer = layout_.layers.front();
     const auto make = [&](const GemmShape& shape) { return Gemm(*library_, shape, kDataType<T>); };
     gram_gemms_.kernel = make({samples(), samples(), layer.in_features, false, true});
     if (!layer.narrow) gram_gemms_.update = make({samples(), layer.out_features, samples(), true, false});
-    if (network_.bias) {
-      const std::vector<T> ones(static_cast<std::size_t>(samples()), T(1));
-      this->upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
-    }
-    clear_sum();
   }
 
   void copy(T* to, const T* from, std::int64_t count) const {
@@ -351,28 +364,51 @@ class GraphExecutor final : public DeviceExecutor<T> {
 
   // ---- a run
 
-  /// A step before the first capture, after which the parameters are as before: it loads the kernels' code, which is
-  /// not sure to be allowed while a stream is captured, and where the run need not be repeatable its products are
-  /// tuned.
+  /// CUDA loads the code of a kernel when it is first used, which takes milliseconds and may be forbidden while a
+  /// stream is captured. So everything of a run is done once, on memory that is 0 and stays 0.
   void rehearse() {
     const Range range("deviceloop: rehearse");
-    const std::size_t bytes = layout_.scalars;  // the parameters come first in the arena
-    const DeviceBuffer before(bytes);
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(before.data(), at<std::byte>(0), bytes, cudaMemcpyDeviceToDevice, stream()));
-    if (layout_.gram) prepare_gram();
-    if (!training_.deterministic) tune_gemms();
-    enqueue_step();
-    if (layout_.gram) {
-      clear_sum();  // it was, as no step was taken yet
-      pre_activation_is_current_ = false;
+    if (samples() == 0) {
+      enqueue_predict();
+    } else {
+      if (layout_.gram) prepare_gram();
+      losses_->begin(1, stream());
+      enqueue_step();
+      losses_->send(1, stream());
+      double loss = 0;
+      losses_->fetch({&loss, 1});
+      if (layout_.gram) {
+        parameters_are_current_ = false;
+        rebuild_parameters();
+        kernel_is_current_ = pre_activation_is_current_ = false;
+      }
     }
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<std::byte>(0), before.data(), bytes, cudaMemcpyDeviceToDevice, stream()));
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-    is_rehearsed_ = true;
   }
 
-  /// Each product tries its algorithms on the data as they are in a step; changes the parameters.
+  /// `count` normal random numbers, a block of them over and over.
+  void fill(T* to, std::int64_t count, double deviation) {
+    std::int64_t filled = std::min(count, std::int64_t{1} << 16);
+    std::vector<T> values(static_cast<std::size_t>(filled));
+    fill_normal(Matrix(values.data(), 1, filled), training_.seed, kTensorX, deviation);
+    this->upload(to, values.data(), values.size() * sizeof(T));
+    while (filled < count) {
+      const std::int64_t more = std::min(filled, count - filled);
+      copy(to + filled, to, more);
+      filled += more;
+    }
+  }
+
+  /// Each product tries its algorithms on random numbers, since one that multiplies zeros draws less power; afterwards
+  /// memory is as it was.
   void tune_gemms() {
+    const Range range("deviceloop: tune");
+    fill(at<T>(layout_.x), samples() * network_.widths.front(), 1);
+    fill(at<T>(layout_.y), errors(), 1);
+    for (const Layer& layer : layout_.layers)
+      fill(weight(layer), layer.in_features * layer.out_features,
+           std::sqrt(2.0 / static_cast<double>(layer.in_features)));
+    if (layout_.gram) prepare_gram();
     const auto is_in_z = [&](std::size_t index) { return index == 0 && layout_.gram; };
     for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
       const Layer& layer = layout_.layers[index];
@@ -394,10 +430,12 @@ class GraphExecutor final : public DeviceExecutor<T> {
       }
       enqueue_backward(index);
     }
+    kernel_is_current_ = pre_activation_is_current_ = false;
+    clear(0, layout_.bytes);
+    upload_constants();
   }
 
   void enqueue_steps(std::int64_t steps) {
-    if (!is_rehearsed_) rehearse();
     losses_->make_room(steps);
     if (!layout_.gram) return launch_steps(steps);
     const std::int64_t interval = training_.reprojection_steps;
@@ -415,8 +453,6 @@ class GraphExecutor final : public DeviceExecutor<T> {
   /// The host has room for their losses.
   void launch_steps(std::int64_t steps) {
     const std::int64_t per_launch = layout_.steps_per_launch;
-    if (steps >= per_launch && !chunk_) chunk_ = captured(per_launch);
-    if (steps % per_launch != 0 && !single_) single_ = captured(1);
     losses_->restart(stream());
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::int64_t>(layout_.steps), 0, sizeof(std::int64_t), stream()));
     const Range range("deviceloop: launch");
@@ -460,8 +496,7 @@ class GraphExecutor final : public DeviceExecutor<T> {
   /// those that the steps have led to; as far as the stream has come.
   bool kernel_is_current_ = false, pre_activation_is_current_ = false, parameters_are_current_ = true;
   std::int64_t steps_in_sum_ = 0;
-  bool is_rehearsed_ = false;
-  Graph chunk_, single_;  ///< steps_per_launch steps, and one
+  Graph chunk_, single_;  ///< steps_per_launch steps and, where these are several, one
 };
 
 }  // namespace

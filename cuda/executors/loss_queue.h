@@ -16,8 +16,11 @@ namespace deviceloop::cuda {
 
 class LossQueue {
  public:
-  /// `ring` is [2, steps_per_launch], in device memory.
-  LossQueue(const double* ring, std::int64_t steps_per_launch) : ring_(ring), steps_per_launch_(steps_per_launch) {}
+  /// `ring` is [2, steps_per_launch], in device memory. The host has room for so many, or kRoom, from the beginning.
+  LossQueue(const double* ring, std::int64_t steps_per_launch)
+      : ring_(ring),
+        steps_per_launch_(steps_per_launch),
+        pinned_(static_cast<std::size_t>(std::max(steps_per_launch, kRoom)) * sizeof(double)) {}
   /// Copies under way must not lose their memory; what fails now has failed before.
   ~LossQueue() { cudaStreamSynchronize(copies_.get()); }
   LossQueue(const LossQueue&) = delete;
@@ -81,6 +84,8 @@ class LossQueue {
   }
 
  private:
+  static constexpr std::int64_t kRoom = 4096;
+
   double* host() const { return static_cast<double*>(pinned_.data()); }
 
   const double* ring_;

@@ -22,26 +22,15 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   using Base::alive;
   using Base::losses_;
   using Base::network_;
+  using Base::preparation_;
   using Base::stream;
   using Base::training_;
 
  public:
   PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
       : Base(network, training, plan), gpu_(query_gpu(plan.device)), layout_(make_layout(network, training, gpu_)) {
-    const Range range("deviceloop: make executor");
-    const CurrentDevice current(plan.device);
-    // What the plan has counted, where another form than the plan's needs less.
-    this->take_arena(std::max(layout_.bytes, plan.bytes), 0, layout_.losses,
-                     has_steps() ? layout_.steps_per_launch : 0);
-    if (!has_steps()) return;
-    upload_program();
-    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned>(layout_.arrivals), 0, sizeof(unsigned), stream()));
-    DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::uint64_t>(layout_.failed), 0, sizeof(std::uint64_t), stream()));
-    status_ = PinnedBuffer(sizeof(std::uint64_t));
-    *static_cast<std::uint64_t*>(status_.data()) = 0;
-    if (!is_two_layer()) return;
-    clear_tags();
-    try_cooperative();
+    preparation_.lap("kernels");
+    this->build([&] { make(plan.bytes); });
   }
 
   ~PersistentExecutor() override { this->leave(); }
@@ -182,6 +171,43 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     return Base::template at<Element>(offset);
   }
   bool has_steps() const { return training_.samples > 0; }
+
+  /// Takes what the plan has promised to take, `bytes`, where another form than the plan's needs less.
+  void make(std::uint64_t bytes) {
+    this->take_arena(std::max(layout_.bytes, bytes), layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
+    if (has_steps()) {
+      upload_program();
+      status_ = PinnedBuffer(sizeof(std::uint64_t));
+      *static_cast<std::uint64_t*>(status_.data()) = 0;
+      if (is_two_layer()) try_cooperative();
+    }
+    preparation_.lap("memory");
+    rehearse();
+    preparation_.lap("kernels");
+  }
+
+  /// CUDA loads the code of a kernel when it is first used, which takes milliseconds. So everything of a run is done
+  /// once, on memory that is 0 and stays 0.
+  void rehearse() {
+    const Range range("deviceloop: rehearse");
+    if (!has_steps()) {
+      enqueue_predict(1);
+    } else {
+      if (layout_.gram) prepare_gram();
+      losses_->begin(1, stream());
+      launch_steps(1, at<double>(layout_.losses), false);
+      losses_->send(1, stream());
+      double loss = 0;
+      losses_->fetch({&loss, 1});
+      if (layout_.gram) {
+        parameters_are_current_ = false;
+        rebuild_parameters();
+        kernel_is_current_ = z_is_current_ = false;
+      }
+    }
+    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    check_run();
+  }
 
   bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
 
@@ -391,7 +417,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   const PersistentLayout layout_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
   unsigned arrived_ = 0;   ///< of blocks, in all launches so far
-  unsigned next_tag_ = 0;  ///< of the form for two layers
+  unsigned next_tag_ = 1;  ///< of the form for two layers
   bool is_cooperative_ = true;
 
   // Of the Gram formulation: whether K is that of the data, Z that of the parameters, and the first layer's parameters

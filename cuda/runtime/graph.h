@@ -11,13 +11,14 @@
 
 namespace deviceloop::cuda {
 
-/// What `enqueue(stream)` puts on a stream, as a graph. Empty until it is captured.
+/// What `enqueue(stream)` puts on a stream, as a graph on the device. Empty until it is captured.
 class Graph {
  public:
   Graph() = default;
 
   /// Captures, on a stream that is not blocking, and only this thread: other threads of the program keep working with
-  /// CUDA as they like. What `enqueue` throws ends the capture.
+  /// CUDA as they like. What `enqueue` throws ends the capture. What the graph needs on the device goes there on
+  /// `stream`, so that its first launch costs what any launch costs.
   template <class Enqueue>
   static Graph capture(cudaStream_t stream, Enqueue enqueue);
 
@@ -58,6 +59,7 @@ Graph Graph::capture(cudaStream_t stream, Enqueue enqueue) {
   cudaGraphExec_t exec = nullptr;
   DEVICELOOP_CHECK_CUDA(cudaGraphInstantiate(&exec, captured, 0));
   made.exec_.reset(exec);
+  DEVICELOOP_CHECK_CUDA(cudaGraphUpload(exec, stream));
   return made;
 }
 

@@ -79,6 +79,22 @@ std::string duration_text(double milliseconds) {
   return milliseconds < 1000 ? format("%.1f ms", milliseconds) : format("%.2f s", milliseconds / 1000);
 }
 
+double total_ms(const std::vector<PreparationStage>& preparation) {
+  double total = 0;
+  for (const PreparationStage& stage : preparation) total += stage.ms;
+  return total;
+}
+
+std::string preparation_line(const std::vector<PreparationStage>& preparation) {
+  std::string line = "prepared in " + duration_text(total_ms(preparation));
+  const char* separator = ": ";
+  for (const PreparationStage& stage : preparation) {
+    line += separator + stage.name + " " + format("%.1f", stage.ms);
+    separator = ", ";
+  }
+  return line + "\n";
+}
+
 std::string step_time_text(double microseconds) { return format("%.2f us a step", microseconds); }
 
 std::string prediction_text(double microseconds) {
@@ -119,6 +135,8 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["floor_us_per_step"] =
       result.plan.floor_us_per_step > 0 ? nlohmann::ordered_json(result.plan.floor_us_per_step) : nullptr;
   json["total_ms"] = result.total_ms;
+  json["prepare_ms"] = total_ms(result.preparation);
+  for (const PreparationStage& stage : result.preparation) json["preparation"][stage.name] = stage.ms;
   json["first_non_finite_step"] =
       result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();
   if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;

@@ -8,6 +8,7 @@
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
+#include <deviceloop/trainer.h>
 
 #include "files/output_file.h"
 #include "parameters.h"
@@ -34,6 +35,11 @@ std::string difference_rows(const std::string& when, const HostMatrix& predictio
 /// "214.2 ms", "12.34 s".
 std::string duration_text(double milliseconds);
 
+/// Of all stages together.
+double total_ms(const std::vector<PreparationStage>& preparation);
+/// "prepared in 25.3 ms: plan 5.1, context 12.0, memory 0.4, ...\n".
+std::string preparation_line(const std::vector<PreparationStage>& preparation);
+
 /// "428.41 us a step".
 std::string step_time_text(double microseconds);
 
@@ -48,6 +54,7 @@ struct RunResult {
   std::int64_t steps = 0;
   std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps
   double total_ms = 0;
+  std::vector<PreparationStage> preparation;  ///< before the first step
   std::optional<double> us_per_step;
   std::optional<std::int64_t> first_non_finite_step;
   std::vector<std::string> algorithms;

@@ -20,6 +20,7 @@
 #include "matrix_ops.h"
 #include "memory.h"
 #include "plot.h"
+#include "preparation.h"
 #include "progress.h"
 #include "report.h"
 #include "run_options.h"
@@ -197,8 +198,11 @@ void declare_train(OptionSet& options) { declare_train_options(options, "Output 
 int run_train(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
   catch_interrupts();  // before there are temporary files, which only an orderly end removes
+  Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
+  preparation.lap("devices");
   plan_run(run, run.training.samples, caps);
+  preparation.lap("plan");
   Outputs outputs(run);
   TextOutput text(run.text);
 
@@ -227,6 +231,8 @@ int run_train(const OptionSet& options) {
   result.precision = training.precision;
   result.steps = report.steps();
   result.total_ms = report.total_ms;
+  for (const PreparationStage& stage : report.preparation) preparation.add(stage);
+  result.preparation = preparation.take();
   result.us_per_step = report.us_per_step();
   result.algorithms = report.algorithms;
   result.first_non_finite_step = report.first_non_finite_step;
@@ -247,6 +253,7 @@ int run_train(const OptionSet& options) {
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
         (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
   }
+  text.write(preparation_line(result.preparation));
   const std::string written = write_outputs(outputs, trainer, result, problems);
   text.write(summary(result) + written + "\n");
   problems.attempt([&] { text.check(); });

@@ -17,6 +17,15 @@
 
 namespace deviceloop {
 
+/// A part of what comes before the first step.
+struct PreparationStage {
+  /// "plan", "devices" (the driver and its GPUs), "data" and, of an executor, "memory"; of one on a GPU also "context",
+  /// "library" (cuBLASLt and its algorithms), "kernels" (their code, which CUDA loads when it is first used) and
+  /// "capture".
+  std::string name;
+  double ms = 0;
+};
+
 /// What one call of Trainer::train did.
 struct TrainReport {
   Plan plan;                    ///< what ran it
@@ -25,6 +34,12 @@ struct TrainReport {
   /// From the first enqueue to the last loss on the host; with Formulation::gram, what it computes before the first
   /// step and after the last one included.
   double total_ms = 0;
+  /// What the trainer has done since its last call of train that is done once and not in a step: see Trainer::prepare.
+  /// Milliseconds, not part of total_ms, and its stages in order.
+  /// @{
+  double prepare_ms = 0;
+  std::vector<PreparationStage> preparation;
+  /// @}
   /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
   std::optional<std::int64_t> first_non_finite_step;
   bool stopped = false;  ///< the callback ended the run early
@@ -70,8 +85,15 @@ class DEVICELOOP_EXPORT Trainer {
   /// Copies x [samples, in_features] and y [samples, out_features], host views of float or double, into the executor,
   /// converted once to the working precision. Parameters and the step number stay as they are. Throws InvalidArgument
   /// for shapes that do not match the network or each other, and for a value that is not finite in the working
-  /// precision (with its row and column).
+  /// precision (with its row and column); Unsupported where the machine lacks what the plan needs.
   void set_data(ConstMatrix x, ConstMatrix y);
+
+  /// Does what happens once, so that steps cost what they cost from the first one on: makes the executor of the plan,
+  /// with its memory and threads; on a GPU creates the context, loads libraries and kernels, chooses the algorithms of
+  /// matrix products, captures graphs. set_data does it where it was not done for as many samples. Called before, with
+  /// TrainingSpec::samples set, it does so while there are no data yet; with samples 0, for a network that only
+  /// predicts. Throws as set_data does for what the machine lacks; nothing is changed then.
+  void prepare();
 
   /// Draws the weights, sets the biases to 0. Without this call a trainer starts as by initialize(training.seed).
   void initialize(std::uint64_t seed, Init init = Init::normal);

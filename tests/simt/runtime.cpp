@@ -872,6 +872,16 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
       Kind::kRelease);
 }
 
+cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t handle) {
+  return call([&] {
+    CUstream_st* stream = nullptr;
+    if (const cudaError_t code = resolve(handle, stream); code != cudaSuccess) return code;
+    return state().graph_execs.count(exec) != 0 && exec->graph.device == stream->device && !stream->capture
+               ? cudaSuccess
+               : cudaErrorInvalidValue;
+  });
+}
+
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle) {
   return call([&] {
     CUstream_st* stream = nullptr;
