@@ -759,6 +759,15 @@ sys.exit(99 if report else status)
         stage = self.outcome({("racecheck", "two_layer_test"): race("Write 5710", "Read 4530") * 3})
         self.assertEqual((stage["status"], stage["accepted_hazards"]), ("passed", 3), stage)
 
+    def test_without_cuobjdump_none_is_accepted_and_the_remedy_said(self):
+        def find(name, _=None):
+            return str(self.tools / name) if name == "compute-sanitizer" else None
+
+        with mock.patch.object(gpu_check, "find_cuda_tool", find):
+            stage = self.outcome({("racecheck", "two_layer_test"): race("Write 5710", "Read 4530")})
+        self.assertEqual((stage["status"], stage["accepted_hazards"]), ("failed", 0))
+        self.assertIn("0 hazards of tagged words accepted: there is no cuobjdump", stage["reason"])
+
     def test_any_other_report_fails_its_tool_alone(self):
         stage = self.outcome({("racecheck", "two_layer_test"): race("Write 5800", "Read 4530"),
                               ("memcheck", "cuda_kernels_test"): "========= Error: Invalid __global__ write\n"})  # fmt: skip
