@@ -19,6 +19,7 @@
 #include "gpu.h"
 #include "limits.h"
 #include "runner.h"
+#include "serve.h"
 
 namespace deviceloop::bench {
 namespace {
@@ -177,10 +178,28 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of all random data")->capture_default_str();
   app.add_flag("--limits", options.limits, "measure the limits alone");
   app.add_flag("--profile", options.profile, "run one case once, for a profiler: ncu --profile-from-start off ...");
+  ServeOptions served;
+  std::string precision, device;
+  CLI::App* const serving = app.add_subcommand("serve", "train what bench/compare asks for, line by line, as a peer");
+  serving->add_option("--data", served.data, "inputs and targets, FILE.npz")->required();
+  serving->add_option("--weights", served.weights, "initial weights, FILE.safetensors")->required();
+  serving->add_option("--steps", served.steps, "of a run")
+      ->required()
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
+  serving->add_option("--rate", served.rate, "learning rate")->required();
+  serving->add_option("--precision", precision, "fp32 or fp64")->required()->check(CLI::IsMember({"fp32", "fp64"}));
+  serving->add_option("--device", device, "cpu or cuda")->required()->check(CLI::IsMember({"cpu", "cuda"}));
+  serving->add_option("--threads", served.threads, "CPU threads")->required()->check(CLI::Range(1, kMaxThreads));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (serving->parsed()) {
+    served.precision = precision == "fp32" ? Precision::fp32 : Precision::fp64;
+    served.device = device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
+    serve(served, std::cin, std::cout);
+    return 0;
   }
   return run(argc > 0 ? argv[0] : "deviceloop_bench", options);
 }
