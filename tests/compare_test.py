@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""bench/compare with rivals that are written here: compare_test.py DEVICELOOP DEVICELOOP_BENCH. Needs no NumPy."""
+"""bench/compare, deviceloop_bench serve and bench/tables, with rivals that are written here: compare_test.py DEVICELOOP
+DEVICELOOP_BENCH. Needs no NumPy; with it, a peer in Python is tried too."""
 
-import argparse
+import copy
 import importlib.machinery
 import importlib.util
 import json
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
@@ -13,24 +15,72 @@ import unittest
 
 BENCH = sys.argv.pop()
 COMMAND = sys.argv.pop()
-COMPARE = pathlib.Path(__file__).resolve().parent.parent / "bench" / "compare"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COMPARE = ROOT / "bench" / "compare"
 CASE = "train/16-16-16-1/n=1024/fp32"
 
-# A rival that has its losses from the command itself, times FACTOR: bench/README.md has the contract.
+# A rival that has its losses from the command itself, times FACTOR (None: the last is not finite), or ONCE_FACTOR in
+# a process of its own, the first of which takes DELAY seconds longer: bench/README.md has the contract.
 RIVAL = """#!{python}
-import json, subprocess, sys
+import json, pathlib, subprocess, sys, time
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-row = {{"name": "{name}", "includes": {{"precision": "true fp32", "bias": False, "loss_every_step": True, "update": True,
-        "data_resident": True, "threads": 1, "device": "cpu", "note": ""}}}}
-print(json.dumps({{"ready": "{name}", "version": "1.0", "rows": [row], "missing": {{"{name}/other": "not today"}}}}), flush=True)
-for line in sys.stdin:
+def answer(factor):
     history = options["--data"] + ".{name}.csv"
     subprocess.run(["{command}", "train", "--layers", "16,16,16,1", "--data", options["--data"], "--weights",
                     options["--weights"], "--steps", options["--steps"], "--lr", options["--rate"], "--quiet",
                     "--history", history], check=True)
-    losses = [float(line.split(",")[1]) * {factor} for line in open(history).read().splitlines()[1:]]
+    losses = [float(line.split(",")[1]) * (factor or 1) for line in open(history).read().splitlines()[1:]]
+    if factor is None:
+        losses[-1] = None
     print(json.dumps({{"seconds": 0.5, "losses": losses}}), flush=True)
+if "--once" in options:
+    log = pathlib.Path("{log}")
+    runs = log.read_text() if log.exists() else ""
+    log.write_text(runs + options["--once"] + "\\n")
+    if not runs:
+        time.sleep({delay})
+    if {once_factor} == 0:
+        sys.exit("it cannot")
+    answer({once_factor})
+    sys.exit(0)
+row = {{"name": "{name}", "includes": {{"precision": "true fp32", "bias": False, "loss_every_step": True, "update": True,
+        "data_resident": True, "threads": 1, "device": "cpu", "note": ""}}}}
+ready = {{"ready": "{name}", "version": "1.0", "rows": [row], "missing": {{"{name}/other": "not today"}}}}
+if {once_factor} is not None:
+    ready["once"] = True
+print(json.dumps(ready), flush=True)
+for line in sys.stdin:
+    answer({factor})
 """
+
+# deviceloop_bench, but that each call is written down and something is wrong.
+PLANTED_BENCH = """#!{python}
+import json, subprocess, sys
+with open("{log}", "a") as log:
+    log.write(sys.argv[1] + "\\n")
+{plant}
+"""
+NO_LIMITS = """
+if sys.argv[1] == "--limits":
+    sys.exit("no limits today")
+sys.exit(subprocess.run(["{bench}", *sys.argv[1:]]).returncode)
+"""
+WRONG_LOSSES = """
+child = subprocess.Popen(["{bench}", *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
+for line in child.stdout:
+    answer = json.loads(line) if sys.argv[1] == "serve" else {{}}
+    if "losses" in answer:
+        answer["losses"][-1] *= 1.001
+        line = json.dumps(answer) + "\\n"
+    print(line, end="", flush=True)
+"""
+NO_ROW = """
+if sys.argv[1] == "--limits":
+    sys.exit("no limits today")
+print(json.dumps({{"ready": "x", "version": "1", "rows": [], "missing": {{"deviceloop": "no GPU: none"}}}}), flush=True)
+sys.stdin.read()
+"""
+DEAD = "sys.exit('it does not start')"
 
 
 def compare(*options):
@@ -38,20 +88,32 @@ def compare(*options):
                           capture_output=True, text=True)  # fmt: skip
 
 
-class Compare(unittest.TestCase):
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class InAFolder(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
 
-    def rival(self, name, factor):
-        path = self.folder / name
-        path.write_text(RIVAL.format(python=sys.executable, name=name, command=COMMAND, factor=factor))
-        path.chmod(0o755)
-        return f"{name}={path}"
+
+class Compare(InAFolder):
+    def rival(self, name, factor, once_factor=None, delay=0):
+        text = RIVAL.format(python=sys.executable, name=name, command=COMMAND, factor=factor, once_factor=once_factor,
+                            delay=delay, log=self.folder / "once.log")  # fmt: skip
+        return f"{name}={executable(self.folder / name, text)}"
+
+    def planted_bench(self, plant):
+        text = PLANTED_BENCH.format(python=sys.executable, log=self.folder / "bench.log", plant=plant.format(bench=BENCH))
+        return executable(self.folder / "bench", text)
 
     def run_case(self, *options):
         path = self.folder / "result.json"
+        path.unlink(missing_ok=True)
         process = compare("--cases", f"^{CASE}$", "--rounds", 2, "--steps", 4, "--threads", 1, "--json", path, *options)
         result = json.loads(path.read_text()) if path.exists() else None
         return process, result, {row["peer"]: row for row in result["rows"]} if result else {}
@@ -69,6 +131,8 @@ class Compare(unittest.TestCase):
         floor = flops / result["machine"]["limits_gflops"]["fp32"] / 1e3
         self.assertAlmostEqual(rows["twin"]["floor_us"] / floor, 1, places=3)
         self.assertIn("missing: twin/other (not today)", process.stdout)
+        self.assertEqual(result["cold"], [])
+        self.assertEqual(result["machine"]["ours"], "resident")
 
     def test_a_wrong_rival_fails_and_has_no_time(self):
         process, _, rows = self.run_case("--peers", "", "--peer", self.rival("wrong", 1.001))
@@ -77,21 +141,60 @@ class Compare(unittest.TestCase):
         self.assertIn("losses differ by 1.0e-03, allowed are 1e-04", rows["wrong"]["failed"])
         self.assertIn("FAILED: losses differ", process.stdout)
 
-    def test_a_missing_peer_and_a_missing_floor_are_named(self):
-        process, result, _ = self.run_case("--peers", "cupy", "--python", "cupy=/nowhere", "--bench", "/nowhere/bench")
+    def test_a_loss_that_is_not_finite_fails(self):
+        process, _, rows = self.run_case("--peers", "", "--peer", self.rival("lost", None))
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("losses differ by inf", rows["lost"]["failed"])
+
+    def test_ours_is_one_process_a_case_which_measures_the_limits_too(self):
+        process, result, rows = self.run_case("--peers", "cupy", "--python", "cupy=/nowhere", "--bench",
+                                              self.planted_bench(NO_LIMITS))  # fmt: skip
         self.assertEqual(process.returncode, 0, process.stdout + process.stderr)
         self.assertIn("missing: cupy (/nowhere cannot import cupy and numpy)", process.stdout)
-        self.assertIn("floor", result["missing"])
+        self.assertIn("no limits today", result["missing"]["floor"])
+        self.assertNotIn("floor_us", rows["deviceloop"])
+        self.assertEqual((self.folder / "bench.log").read_text().split(), ["--limits", "serve"])
+        included = rows["deviceloop"]["includes"]
+        self.assertEqual((included["note"], included["threads"], included["formulation"], included["precision"]),
+                         ("plan cpu", 1, "primal", "true fp32"))  # fmt: skip
 
-    def test_predictions_are_those_that_the_command_shows(self):
-        loader = importlib.machinery.SourceFileLoader("compare", str(COMPARE))
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("compare", loader))
-        loader.exec_module(module)
-        options = argparse.Namespace(command=COMMAND, device="cpu", threads=1)
-        predicted = module.Ours("primal", "auto", options, module.case("16-16-1", 32), self.folder, 1).predictions()
-        self.assertEqual({name: predicted[name] for name in module.GPU_PLANS},
-                         {name: "the CPU was asked for" for name in module.GPU_PLANS})  # fmt: skip
-        self.assertGreater(predicted["cpu"], 0)
+    def test_wrong_losses_of_ours_leave_nobody_a_time(self):
+        process, _, rows = self.run_case("--peers", "", "--peer", self.rival("twin", 1), "--bench",
+                                         self.planted_bench(WRONG_LOSSES))  # fmt: skip
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("losses differ by 1.0e-03", rows["deviceloop"]["failed"])
+        self.assertIsNone(rows["twin"]["us_per_step"])
+        self.assertIsNone(rows["twin"]["failed"])
+
+    def test_a_case_without_ours_fails_with_the_reason(self):
+        for plant, reason in ((DEAD, "it does not start"), (NO_ROW, "no GPU: none")):
+            process, _, rows = self.run_case("--peers", "", "--bench", self.planted_bench(plant))
+            self.assertEqual(process.returncode, 1)
+            self.assertEqual(rows["deviceloop"]["failed"], reason)
+
+    def test_cold_rounds_are_processes_of_their_own_of_which_the_first_does_not_count(self):
+        process, result, _ = self.run_case("--peers", "", "--peer", self.rival("twin", 1, 1, 4), "--peer",
+                                           self.rival("resident", 1), "--cold", CASE, "--cold-rounds", 1)  # fmt: skip
+        self.assertEqual(process.returncode, 0, process.stdout + process.stderr)
+        cold = {row["peer"]: row for row in result["cold"]}
+        self.assertEqual(list(cold), ["deviceloop", "twin"])
+        self.assertEqual((self.folder / "once.log").read_text().split(), 2 * ["twin"])
+        # The command runs inside the rival's process; 0.5 s is what that says of its loop.
+        self.assertGreater(cold["twin"]["ratio"], 1)
+        self.assertLess(cold["twin"]["seconds"], 2)
+        self.assertEqual(cold["deviceloop"]["ratio"], 1)
+        self.assertLess(cold["deviceloop"]["loss_error"], 1e-4)
+        self.assertEqual(result["machine"]["cold_rounds"], 1)
+        self.assertIn("from the start of a process", process.stdout)
+
+    def test_a_cold_rival_that_is_wrong_or_dies_fails(self):
+        for once_factor, reason in ((1.001, "losses differ by 1.0e-03, allowed are 1e-04"), (0, "it cannot")):
+            process, result, rows = self.run_case("--peers", "", "--peer", self.rival("twin", 1, once_factor), "--cold",
+                                                  CASE, "--cold-rounds", 1)  # fmt: skip
+            self.assertEqual(process.returncode, 1)
+            self.assertEqual(rows["twin"]["us_per_step"], 125000)
+            self.assertEqual([row["failed"] for row in result["cold"]], [None, reason])
+            self.assertIsNone(result["cold"][1]["seconds"])
 
     def test_the_sweeps_are_listed_behind_the_default_cases(self):
         default, others = compare("--list").stdout.strip().split("\n\n")
@@ -100,6 +203,177 @@ class Compare(unittest.TestCase):
         on_gpu = compare("--list", "--device", "cuda").stdout.split("\n\n")[0]
         for name in ("784-128-10/n=64", "64-64-64-1/n=1048576", "4096-4096-4096-4096-4096/n=8192"):
             self.assertIn(f"train/{name}/fp32", on_gpu)
+
+    def test_a_peer_in_python_answers_both_ways(self):
+        if subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True).returncode != 0:
+            self.skipTest("no NumPy here")
+        process, result, rows = self.run_case("--peers", "numpy", "--python", f"numpy={sys.executable}", "--cold", CASE,
+                                              "--cold-rounds", 1)  # fmt: skip
+        self.assertEqual(process.returncode, 0, process.stdout + process.stderr)
+        self.assertEqual(list(rows), ["deviceloop", "numpy"])
+        self.assertEqual([row["peer"] for row in result["cold"]], ["deviceloop", "numpy"])
+
+
+class Serve(InAFolder):
+    """deviceloop_bench serve, against the contract."""
+
+    def files(self, layers="40,8,1", samples=12, precision="fp32"):
+        data, weights = self.folder / f"{layers}.npz", self.folder / f"{layers}.safetensors"
+        subprocess.run([COMMAND, "data", "--layers", layers, "--samples", str(samples), "--precision", precision, "--data",
+                        data, "--weights", weights, "--quiet"], check=True)  # fmt: skip
+        return {"--data": data, "--weights": weights, "--precision": precision}
+
+    def serve(self, lines, options):
+        given = {"--steps": 40, "--rate": 1e-5, "--device": "cpu", "--threads": 1, **options}
+        words = [str(word) for pair in given.items() for word in pair]
+        process = subprocess.run([BENCH, "serve", *words], input=lines, capture_output=True, text=True)
+        return process, [json.loads(line) for line in process.stdout.splitlines()]
+
+    def history(self, files, layers, *options):
+        text = subprocess.run([COMMAND, "train", "--layers", layers, "--data", files["--data"], "--weights",
+                               files["--weights"], "--precision", files["--precision"], "--steps", "40", "--lr", "1e-5",
+                               "--device", "cpu", "--threads", "1", "--history", "-", "--quiet", *options], check=True,
+                              capture_output=True, text=True).stdout  # fmt: skip
+        return [float(line.split(",")[1]) for line in text.splitlines()[1:]]
+
+    def test_every_row_gives_the_losses_of_the_command_each_time(self):
+        for precision in ("fp32", "fp64"):
+            files = self.files(precision=precision)
+            process, answers = self.serve("run deviceloop\nrun deviceloop/gram\nrun deviceloop\nrun deviceloop/gram\n",
+                                          options=files)  # fmt: skip
+            self.assertEqual((process.returncode, process.stderr), (0, ""))
+            ready, *runs = answers
+            self.assertEqual([row["name"] for row in ready["rows"]], ["deviceloop", "deviceloop/gram"])
+            self.assertEqual((ready["ready"], ready["missing"]), ("deviceloop", {}))
+            self.assertEqual(ready["rows"][0]["includes"],
+                             {"precision": {"fp32": "true fp32"}.get(precision, precision), "bias": False,
+                              "loss_every_step": True, "update": True, "data_resident": True, "device": "cpu",
+                              "threads": 1, "formulation": "primal", "note": "plan cpu"})  # fmt: skip
+            self.assertIn("less work", ready["rows"][1]["includes"]["note"])
+            expected = [self.history(files, "40,8,1"), self.history(files, "40,8,1", "--formulation", "gram")]
+            self.assertNotEqual(expected[0], expected[1])
+            for number, run in enumerate(runs):
+                self.assertGreater(run["seconds"], 0)
+                self.assertEqual(struct.pack("<40d", *run["losses"]), struct.pack("<40d", *expected[number % 2]))
+
+    def test_gram_has_a_row_only_where_it_takes_less_arithmetic(self):
+        _, answers = self.serve("", options=self.files("4,8,1"))
+        self.assertEqual([row["name"] for row in answers[0]["rows"]], ["deviceloop"])
+
+    def test_a_loss_that_is_not_finite_is_null(self):
+        _, answers = self.serve("run deviceloop\n", options={**self.files(), "--rate": 1e9})
+        self.assertIsNone(answers[1]["losses"][-1])
+
+    def test_a_gpu_that_is_not_there_makes_the_rows_missing(self):
+        process, answers = self.serve("", options={**self.files(), "--device": "cuda"})
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertEqual(answers[0]["rows"], [])
+        for row in ("deviceloop", "deviceloop/graph", "deviceloop/persistent", "deviceloop/gram"):
+            self.assertTrue(answers[0]["missing"][row])
+
+    def test_what_is_no_row_and_what_is_no_file_end_it_with_a_message(self):
+        files = self.files()
+        for line, answers in (("run other", 1), ("deviceloop", 1), ("run deviceloop\nrun", 2)):
+            process, said = self.serve(line + "\n", options=files)
+            self.assertEqual((process.returncode, len(said)), (2, answers))
+            self.assertIn("a line must be 'run ROW', ROW one of deviceloop, deviceloop/gram", process.stderr)
+        other = self.files("30,8,1")
+        for changes, message in (({"--data": self.folder / "none.npz"}, "none.npz"),
+                                 ({"--weights": files["--data"]}, ".npz"),
+                                 ({"--weights": other["--weights"]}, "30"),
+                                 ({"--precision": "fp16"}, "--precision"),
+                                 ({"--steps": 0}, "--steps")):  # fmt: skip
+            process, said = self.serve("", options={**files, **changes})
+            self.assertEqual((process.returncode, said), (2, []), changes)
+            self.assertIn(message, process.stderr)
+
+
+class Tables(InAFolder):
+    """bench/tables, on results made up here."""
+
+    MACHINE = {"date": "2027-01-02", "commit": "abcdef0", "processor": "P", "cores": 4, "gpu": "G", "device": "cuda",
+               "threads": 2, "rounds": 5, "cold_rounds": 3, "ours": "resident", "openblas_coretype": ""}  # fmt: skip
+
+    def row(self, case, peer, key, value, ratio):
+        return {"case": f"train/{case}", "peer": peer, key: value, "ratio": ratio, "ratio_lowest": ratio / 2,
+                "ratio_highest": ratio * 2, "version": "1.0"}  # fmt: skip
+
+    def result(self, case, **machine):
+        rows = [("deviceloop", 10, 1), ("deviceloop/gram", 2, 0.2), ("torch/graph-20", 8, 0.8), ("jax/scan", 12345, 1234.5)]
+        cold = [("deviceloop", 0.25, 1), ("jax/scan", 12.5, 50)]
+        return {"machine": {**self.MACHINE, **machine},
+                "rows": [self.row(case, peer, "us_per_step", us, ratio) for peer, us, ratio in rows],
+                "cold": [self.row(case, peer, "seconds", seconds, ratio) for peer, seconds, ratio in cold]}  # fmt: skip
+
+    def tables(self, *results):
+        paths = [self.folder / f"{number}.json" for number in range(len(results))]
+        for path, result in zip(paths, results):
+            path.write_text(json.dumps(result))
+        return subprocess.run([sys.executable, ROOT / "bench" / "tables", "--show", *paths], capture_output=True, text=True)
+
+    def test_both_tables_and_the_machine(self):
+        self.assertEqual(
+            self.tables(self.result("A")).stdout,
+            "| us a step (time / ours) | deviceloop | deviceloop/gram | torch/graph-N | jax/scan |\n"
+            "|---|---|---|---|---|\n"
+            "| A | 10 | 2 (0.20; 0.10 to 0.40) | 8 (**0.80**; 0.40 to 1.60) | 12345 (1234.50; 617.25 to 2469.00) |\n"
+            "\n"
+            "| s from start to trained (time / ours) | deviceloop | jax/scan |\n"
+            "|---|---|---|\n"
+            "| A | 0.25 | 12.5 (50.00; 25.00 to 100.00) |\n"
+            "\n"
+            "2027-01-02, commit abcdef0, G; deviceloop 1.0, torch 1.0, jax 1.0; median of 5 rounds, from the start of a "
+            "process of 3; N is 20 steps in a CUDA graph.\n",
+        )
+
+    def test_a_gpu_result_from_before_ours_was_resident_says_so(self):
+        old = self.result("A")
+        del old["machine"]["ours"], old["machine"]["cold_rounds"], old["cold"]
+        text = self.tables(old).stdout
+        self.assertIn("Ours was a fresh process each round", text)
+        self.assertNotIn("from start to trained", text)
+        self.assertIn("**0.80**", text)
+        old["machine"]["gpu"] = ""
+        text = self.tables(old).stdout
+        self.assertNotIn("fresh process", text)
+        self.assertIn("8 (0.80; ", text)
+
+    def test_files_of_one_measurement_make_one_table(self):
+        other = self.result("B")
+        other["rows"][2]["peer"] = "torch/graph-100"
+        text = self.tables(self.result("A"), other).stdout
+        self.assertEqual(text.count("| A |") + text.count("| B |"), 4)
+        self.assertIn("| torch/graph-N | jax/scan |", text)
+        self.assertIn("N is 20 to 100 steps", text)
+
+    def test_files_of_different_measurements_do_not(self):
+        for key, value in (("gpu", "H"), ("commit", "1234567"), ("rounds", 3)):
+            process = self.tables(self.result("A"), self.result("B", **{key: value}))
+            self.assertEqual((process.returncode, process.stdout), (1, ""))
+            self.assertIn(f"make no table together: {key} is", process.stderr)
+        process = self.tables(self.result("A"), copy.deepcopy(self.result("A")))
+        self.assertIn("both have train/A", process.stderr)
+
+    def test_what_failed_and_what_is_missing_have_no_time(self):
+        result = self.result("A")
+        result["rows"][3].update(us_per_step=None, ratio=None)
+        result["cold"][1].update(seconds=None, ratio=None)
+        result["rows"].append(self.row("B", "deviceloop", "us_per_step", 3, 1))
+        text = self.tables(result).stdout
+        self.assertEqual(text.count("| failed |"), 2)
+        self.assertIn("| B | 3 | - | - | - |", text)
+
+    def test_the_comment_in_readme_may_name_several_files(self):
+        loader = importlib.machinery.SourceFileLoader("tables", str(ROOT / "bench" / "tables"))
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("tables", loader))
+        loader.exec_module(module)
+        module.ROOT = self.folder
+        for name in ("A", "B"):
+            (self.folder / f"{name}.json").write_text(json.dumps(self.result(name)))
+        made = module.generated("x\n<!-- table A.json B.json -->\nold\n<!-- end of table -->\ny\n")
+        self.assertTrue(made.startswith("x\n<!-- table A.json B.json -->\n| us a step"))
+        self.assertIn("\n| B |", made)
+        self.assertTrue(made.endswith("steps in a CUDA graph.\n<!-- end of table -->\ny\n"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ before a framework: it sets the numbers of threads, which frameworks read when t
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -44,6 +45,7 @@ class Case:
     precision: str
     device: str
     threads: int
+    once: "str | None"
 
     def copies(self, convert: typing.Callable) -> tuple:
         """The initial weights and biases, each through `convert`, for a run that may change them."""
@@ -69,6 +71,7 @@ def read_case() -> Case:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--once", metavar="ROW", help="run this row once, without a warm-up, and end")
     options = parser.parse_args()
     dtype = {"fp32": np.float32, "fp64": np.float64}[options.precision]
     arrays = np.load(options.data)
@@ -78,7 +81,7 @@ def read_case() -> Case:
         np.ascontiguousarray(arrays["y"], dtype),
         [np.array(weight, dtype, order="C") for weight in weights],
         None if biases is None else [np.array(bias, dtype) for bias in biases],
-        options.steps, options.rate, options.precision, options.device, options.threads,
+        options.steps, options.rate, options.precision, options.device, options.threads, options.once,
     )  # fmt: skip
 
 
@@ -111,26 +114,40 @@ def _try(row: Row) -> "str | None":
         return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:160]}"
 
 
-def serve(name: str, version: str, rows: "list[Row]", missing: "dict[str, str]") -> None:
-    """Warms every row up, then answers `run ROW` lines until standard input ends."""
+def _answer(row: Row) -> None:
+    """Trains and says what that took."""
+    run = row.prepare()
+    start = time.perf_counter()
+    losses = run()
+    seconds = time.perf_counter() - start
+    # JSON has no NaN: null stands for what is not finite.
+    values = [float(loss) for loss in losses]
+    _say({"seconds": seconds, "losses": [value if math.isfinite(value) else None for value in values]})
+
+
+def serve(case: Case, name: str, version: str, rows: "list[Row]", missing: "dict[str, str]") -> None:
+    """Warms every row up, then answers `run ROW` lines until standard input ends; or runs the row of --once."""
+    by_name = {row.name: row for row in rows}
+    if case.once is not None:
+        if case.once not in by_name:
+            sys.exit(f"--once {case.once}: {name} has {', '.join(by_name) or 'no row'}")
+        _answer(by_name[case.once])
+        return
     missing = dict(missing)
     for row in rows:
         reason = _try(row)
         if reason:
             missing[row.name] = reason
-    rows = [row for row in rows if row.name not in missing]
-    described = [{"name": row.name, "includes": row.includes} for row in rows]
-    _say({"ready": name, "version": version, "rows": described, "missing": missing})
-    by_name = {row.name: row for row in rows}
+            del by_name[row.name]
+    described = [{"name": row.name, "includes": row.includes} for row in by_name.values()]
+    _say({"ready": name, "version": version, "once": True, "rows": described, "missing": missing})
     for line in sys.stdin:
-        run = by_name[line.split(None, 1)[1].strip()].prepare()
-        start = time.perf_counter()
-        losses = run()
-        seconds = time.perf_counter() - start
-        _say({"seconds": seconds, "losses": [float(loss) for loss in losses]})
+        _answer(by_name[line.split(None, 1)[1].strip()])
 
 
-def cannot(name: str, reason: str) -> None:
+def cannot(case: Case, name: str, reason: str) -> None:
     """Ends a peer that cannot run here; compare prints the reason."""
+    if case.once is not None:
+        sys.exit(reason)
     _say({"ready": name, "version": "", "rows": [], "missing": {name: reason}})
     sys.exit(0)

@@ -11,7 +11,7 @@ os.environ["CUPY_TF32"] = "0"
 def main() -> None:
     case = common.read_case()
     if case.device != "cuda":
-        common.cannot("cupy", "runs on a GPU only")
+        common.cannot(case, "cupy", "runs on a GPU only")
     import cupy
 
     x, y = cupy.asarray(case.x), cupy.asarray(case.y)
@@ -28,7 +28,7 @@ def main() -> None:
 
         return run
 
-    common.serve("cupy", cupy.__version__, [common.Row("cupy", prepare, common.includes(case))], {})
+    common.serve(case, "cupy", cupy.__version__, [common.Row("cupy", prepare, common.includes(case))], {})
 
 
 if __name__ == "__main__":

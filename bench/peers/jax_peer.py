@@ -43,7 +43,7 @@ def main() -> None:
     try:
         jax.devices()
     except RuntimeError as error:
-        common.cannot("jax", f"no {case.device} device: {str(error).splitlines()[0]}")
+        common.cannot(case, "jax", f"no {case.device} device: {str(error).splitlines()[0]}")
     x, y = jnp.asarray(case.x), jnp.asarray(case.y)
     step = make_step(jax, jnp, case)
     jitted = jax.jit(step, donate_argnums=0)
@@ -81,7 +81,7 @@ def main() -> None:
     threads = case.threads if case.device == "cuda" else len(os.sched_getaffinity(0))
     said = common.includes(case, threads=threads)
     rows = [common.Row("jax/jit", prepare_steps, said), common.Row("jax/scan", prepare_scan, said)]
-    common.serve("jax", jax.__version__, rows, {})
+    common.serve(case, "jax", jax.__version__, rows, {})
 
 
 if __name__ == "__main__":

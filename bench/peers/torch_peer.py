@@ -170,7 +170,7 @@ def main() -> None:
     if hasattr(torch, "set_float32_matmul_precision"):
         torch.set_float32_matmul_precision("highest")
     if case.device == "cuda" and not torch.cuda.is_available():
-        common.cannot("torch", "this PyTorch finds no CUDA device")
+        common.cannot(case, "torch", "this PyTorch finds no CUDA device")
     peer, said, missing = Peer(torch, case), common.includes(case), {}
     rows = [common.Row("torch/manual", peer.manual, said), common.Row("torch/autograd", peer.autograd, said)]
     if hasattr(torch, "compile"):
@@ -183,7 +183,7 @@ def main() -> None:
             missing["torch/graph"] = "CUDA graphs need a GPU"
         elif name not in [row.name for row in rows]:
             rows.append(common.Row(name, peer.graphs(count), {**said, "note": f"{count} steps in a CUDA graph"}))
-    common.serve("torch", torch.__version__, rows, missing)
+    common.serve(case, "torch", torch.__version__, rows, missing)
 
 
 if __name__ == "__main__":
