@@ -218,7 +218,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
       launch_steps(0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
       if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
-          error.code() != cudaErrorCooperativeLaunchTooLarge)
+          error.code() != cudaErrorCooperativeLaunchTooLarge && error.code() != cudaErrorInvalidClusterSize)
         throw;
       is_cooperative_ = false;
     }

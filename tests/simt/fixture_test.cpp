@@ -792,10 +792,13 @@ TEST_F(SimtResident, LaunchesThatCannotBeResidentAreRefused) {
   EXPECT_MENTIONS(launch_refusal({11, 32, 0, 11}), "cudaErrorInvalidClusterSize");  // more than multiprocessors
   EXPECT_MENTIONS(launch_refusal({17, 32, 0, 17}), "cudaErrorInvalidClusterSize");
   device.resident_clusters = 1;
-  device.cooperative_with_clusters = false;
   simt::set_devices({device});
   EXPECT_EQ(resident_clusters(address_of(fill_kernel), {16, 32, 0, 4}), 1);
-  EXPECT_MENTIONS(launch_refusal({4, 32, 0, 4, true}), "cudaErrorNotSupported");
+  for (const cudaError_t answer : {cudaErrorNotSupported, cudaErrorInvalidValue}) {
+    device.cooperative_with_clusters = answer;
+    simt::set_devices({device});
+    EXPECT_MENTIONS(launch_refusal({4, 32, 0, 4, true}), cudaGetErrorName(answer));
+  }
   device.major = 8;
   simt::set_devices({device});
   EXPECT_MENTIONS(launch_refusal({2, 32, 0, 2}), "cudaErrorNotSupported");

@@ -123,18 +123,27 @@ TEST_F(PersistentExecutor, TheReportSaysHowItRan) {
 }
 
 TEST_F(PersistentExecutor, WithoutCooperativeLaunchesOfClustersItsStepsAreTheSame) {
-  std::vector<double> losses[2];
-  for (const bool cooperative : {false, true}) {
+  std::vector<double> expected;
+  for (const cudaError_t answer : {cudaSuccess, cudaErrorNotSupported, cudaErrorInvalidValue,
+                                   cudaErrorCooperativeLaunchTooLarge, cudaErrorInvalidClusterSize}) {
+    SCOPED_TRACE(cudaGetErrorName(answer));
     simt::Device device{"sixteen", 9, 0, 16};
-    device.cooperative_with_clusters = cooperative;
+    device.cooperative_with_clusters = answer;
     simt::set_devices({device});
     const TrainReport report = trainer_of(clustered(PersistentForm::two_layer)).train(3);
     ASSERT_EQ(report.algorithms.size(), 1u);
     EXPECT_MENTIONS(report.algorithms[0], " clusters of ");
-    EXPECT_EQ(report.algorithms[0].find("no cooperative launch") == std::string::npos, cooperative);
-    losses[cooperative] = report.losses;
+    EXPECT_EQ(report.algorithms[0].find("no cooperative launch") == std::string::npos, answer == cudaSuccess);
+    if (answer == cudaSuccess) expected = report.losses;
+    EXPECT_EQ(report.losses, expected);
   }
-  EXPECT_EQ(losses[0], losses[1]);
+}
+
+TEST_F(PersistentExecutor, WhatElseMakesTheFirstLaunchOfClustersFailIsAnError) {
+  simt::Device device{"sixteen", 9, 0, 16};
+  device.cooperative_with_clusters = cudaErrorInvalidConfiguration;
+  simt::set_devices({device});
+  refusal<DeviceError>("", [] { trainer_of(clustered(PersistentForm::two_layer)); });
 }
 
 // The plan has an estimate of how many clusters run at once; blocks that do not would be waited for in vain.

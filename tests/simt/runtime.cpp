@@ -489,8 +489,8 @@ cudaError_t check_launch(const void* kernel, const deviceloop::cuda::LaunchConfi
   if (const cudaError_t wrong = check_clusters(device, config, prepared.cluster_blocks); wrong != cudaSuccess)
     return wrong;
   if (config.blocks % blocks_of_cluster(config) != 0) return cudaErrorInvalidClusterSize;
-  if (config.cooperative && config.cluster_blocks > 1 && !device.cooperative_with_clusters)
-    return cudaErrorNotSupported;
+  if (config.cooperative && config.cluster_blocks > 1 && device.cooperative_with_clusters != cudaSuccess)
+    return device.cooperative_with_clusters;
   return config.cooperative && config.blocks / blocks_of_cluster(config) > resident_clusters_of(device, config)
              ? cudaErrorCooperativeLaunchTooLarge
              : cudaSuccess;

@@ -38,7 +38,7 @@ struct Device {
   int l2_bytes = 50 << 20;
   /// At once; 0 for as many as the multiprocessors hold, one block on each. From major 9 on there are clusters.
   std::int64_t resident_clusters = 0;
-  bool cooperative_with_clusters = true;  ///< else such a launch is refused
+  cudaError_t cooperative_with_clusters = cudaSuccess;  ///< what becomes of such a launch
 };
 
 /// One is there at first. Without any, calls return `absent`: cudaErrorNoDevice or cudaErrorInsufficientDriver.
