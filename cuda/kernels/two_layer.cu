@@ -52,6 +52,10 @@ struct TilePlace {
 /// The predictions are numbered by step. A cluster publishes some after its blocks have sent parts of Z in that step,
 /// for which all their threads have met since they read the predictions of the step before; and a block publishes again
 /// only after it has those of all clusters. No word depends on the order of two stores.
+///
+/// A word that is pushed into a peer's shared memory is ordered by its tag, without a barrier: the peer polls it until
+/// the tag is that of the group. To racecheck, which knows barriers alone, that write and that read are a hazard; see
+/// store_tagged_word. Everything else in shared memory is ordered by barriers.
 template <class T, int row_lanes>
 __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     two_layer_kernel(TwoLayerArguments<T> arguments, TwoLayerLayout layout) {
