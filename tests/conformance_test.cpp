@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <ostream>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@
 #include "support/exact.h"
 #include "support/problem.h"
 #include "support/reference.h"
+#include "support/refusal.h"
 #include "support/sanitized.h"
 
 namespace deviceloop {
@@ -48,38 +50,83 @@ void ask_for_gpu() {
   GTEST_SKIP() << caps.no_gpu_reason;
 }
 
-class Conformance : public testing::TestWithParam<ExecutorUnderTest> {
+const DeviceCaps& machine() {
+  static const DeviceCaps caps = query_device_caps();
+  return caps;
+}
+
+/// What the plan says against a problem here, where the executor is one of a GPU's; empty where it takes it. It is for
+/// want of something that another GPU has, and the trainer must refuse with the same words.
+std::string refusal_of(const Problem& problem, ExecutorKind kind) {
+  if (kind == ExecutorKind::cpu) return "";
+  TrainingSpec training = problem.training;
+  training.samples = static_cast<std::int64_t>(problem.x.rows);
+  std::string refusal;
+  try {
+    make_plan(problem.network, training, machine(), kind);
+  } catch (const Unsupported& error) {
+    refusal = error.what();
+  }
+  if (refusal.empty()) return "";
+  constexpr const char* kReasons[] = {"one block needs ",  "fill the registers of ", " hidden units of ",
+                                      " has no clusters,", "the L2 cache of ",       " does not promise that "};
+  EXPECT_TRUE(std::any_of(std::begin(kReasons), std::end(kReasons), [&](const char* reason) {
+    return refusal.find(reason) != std::string::npos;
+  })) << refusal;
+  EXPECT_EQ(testing::refusal<Unsupported>("plan '", [&] { problem.trainer(1, kind); }), refusal);
+  return refusal;
+}
+
+/// Whether the GPU has what an NVIDIA H100 has, as the host fixture says of its own: then each form takes a problem of
+/// each test. GPUs with less shared memory, or without clusters, may refuse all that a test has for a form.
+bool has_room_for_all_forms() {
+  const GpuCaps& gpu = machine().gpus.at(0);
+  return gpu.compute_capability >= 90 && gpu.shared_bytes >= 227 << 10 && gpu.cooperative;
+}
+
+class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
  protected:
   void SetUp() override {
     if (GetParam().kind != ExecutorKind::cpu) ask_for_gpu();
   }
+  // That a form refuses one problem or another is no failure; that a test has none for it would go unnoticed.
+  void TearDown() override {
+    if (IsSkipped() || HasFailure() || (GetParam().kind != ExecutorKind::cpu && !has_room_for_all_forms())) return;
+    EXPECT_NE(taken_ > 0, is_about_refusal_) << taken_ << " problems were taken";
+  }
   static bool is_gram() { return GetParam().formulation == Formulation::gram; }
+  static bool is_in_block() { return GetParam().form == PersistentForm::block; }
   // What a formulation shares with the other one takes too long there to be shown twice.
   static bool is_gram_on_fixture() { return is_gram() && kHostFixture; }
   /// Whether the form under test has room for it: one block's shared memory is small, and so are the registers of a
-  /// cluster on a GPU of few multiprocessors.
-  static bool has_room(Problem problem) {
-    const PersistentForm form = GetParam().form;
-    if (form != PersistentForm::block && form != PersistentForm::two_layer) return true;
-    try {
-      trainer_of(std::move(problem));
-      return true;
-    } catch (const Unsupported& error) {
-      const char* const reason = form == PersistentForm::block ? "one block needs" : "fill the registers of";
-      EXPECT_NE(std::string(error.what()).find(reason), std::string::npos) << error.what();
-      return false;
-    }
+  /// cluster on a GPU of few multiprocessors. Each test asks for each of its problems.
+  bool has_room(const Problem& problem) {
+    if (!refusal_of(under_test(problem), GetParam().kind).empty()) return false;
+    ++taken_;
+    return true;
   }
-  static Trainer trainer_of(Problem problem) { return trainer_of(std::move(problem), GetParam().threads); }
-  static Trainer trainer_of(Problem problem, int threads) {
+  /// The test is about a problem that the form cannot take on any GPU.
+  void expect_no_room(const Problem& problem) {
+    EXPECT_FALSE(has_room(problem));
+    is_about_refusal_ = true;
+  }
+  static Problem under_test(Problem problem) {
     problem.training.formulation = GetParam().formulation;
     problem.training.form = GetParam().form;
     // Where that form is not for the network, the one that is.
     if (GetParam().form == PersistentForm::two_layer &&
         (problem.network.layers() != 2 || problem.x.rows > 128 || problem.network.widths.back() > 16))
       problem.training.form = PersistentForm::automatic;
-    return problem.trainer(threads, GetParam().kind);
+    return problem;
   }
+  static Trainer trainer_of(const Problem& problem) { return trainer_of(problem, GetParam().threads); }
+  static Trainer trainer_of(const Problem& problem, int threads) {
+    return under_test(problem).trainer(threads, GetParam().kind);
+  }
+
+ private:
+  int taken_ = 0;
+  bool is_about_refusal_ = false;
 };
 
 bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
@@ -116,7 +163,7 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
   std::uint32_t state = 5;
   for (const ExactCase& c : cases) {
     if (is_gram() && c.samples > (kHostFixture ? 100 : 2000)) continue;  // K has samples^2 elements
-    SCOPED_TRACE(testing::PrintToString(c.widths) + " bias " + std::to_string(c.bias) + " samples " +
+    SCOPED_TRACE(::testing::PrintToString(c.widths) + " bias " + std::to_string(c.bias) + " samples " +
                  std::to_string(c.samples));
     const exact::Table x = integers(c.samples, c.widths.front(), 1, state);
     const exact::Table y = integers(c.samples, c.widths.back(), 2, state);
@@ -168,6 +215,105 @@ TEST_P(Conformance, IsExactOnSmallIntegers) {
       if (c.second_loss) {
         EXPECT_EQ(trainer.loss(), second.loss);
       }
+    }
+  }
+}
+
+/// As small as a network can be for every phase of a form and for more than one block, where the form has several: what
+/// a tool that slows a GPU a hundred times can look at.
+struct TinyCase {
+  std::vector<std::int64_t> widths;
+  std::int64_t samples;
+  std::vector<Precision> precisions;
+  std::uint32_t sparse;  ///< one in so many elements of x is not 0: else the sums of many need too many bits
+  std::uint32_t seed;    ///< one of those that leave every step something to do, and bits to spare
+};
+
+TEST_P(Conformance, IsExactOnTinyIntegers) {
+  constexpr Precision fp32 = Precision::fp32, fp64 = Precision::fp64;
+  const TinyCase cases[] = {
+      {{3, 2, 2, 1}, 17, {fp32, fp64}, 1, 7471},
+      // The forms for two layers: several blocks; and clusters, as one block's registers do not hold so many inputs.
+      {{3, 9, 2}, 17, {fp32, fp64}, 1, 682},
+      {{1025, 5, 1}, 5, {fp32}, 64, 320},
+      {{513, 5, 1}, 5, {fp64}, 64, 173},
+  };
+  constexpr double kRate = 0.5;
+  for (const TinyCase& c : cases) {
+    const bool is_for_two_layers = c.widths.size() == 3, has_many_inputs = c.widths.front() > 500;
+    if (GetParam().kind != ExecutorKind::cpu && is_for_two_layers != (GetParam().form == PersistentForm::two_layer))
+      continue;
+    SCOPED_TRACE(::testing::PrintToString(c.widths));
+    std::uint32_t state = c.seed;
+    exact::Table x = integers(c.samples, c.widths.front(), 1, state);
+    if (c.sparse > 1)
+      for (double& value : x.table.values) {
+        state = state * 1664525u + 1013904223u;
+        if ((state >> 16) % c.sparse != 0) value = 0;
+      }
+    exact::Table y = integers(c.samples, c.widths.back(), 1, state);
+    std::vector<exact::Layer> start;
+    for (std::size_t l = 0; l + 1 < c.widths.size(); ++l) {
+      const exact::Table weight = integers(c.widths[l], c.widths[l + 1], 1, state);
+      start.push_back({weight, integers(1, c.widths[l + 1], 1, state)});
+    }
+    // Targets near the first predictions keep the numbers small.
+    exact::BitCounter bits;
+    y = exact::add(y, 1, exact::forward(start, x, y, bits).z.back(), bits);
+
+    for (const Precision precision : c.precisions) {
+      const int steps = precision == fp32 ? 2 : 3;
+      bits = {};
+      std::vector<exact::Layer> layers = start;
+      std::vector<double> losses;
+      exact::Table sum{reference::Table(x.table.rows, start[0].weight.table.columns), 1};
+      for (int step = 0; step < steps; ++step) {
+        const exact::Pass pass = exact::forward(layers, x, y, bits);
+        ASSERT_GT(pass.live, 0) << "step " << step;
+        ASSERT_GT(pass.blocked, 0) << "step " << step;
+        losses.push_back(pass.loss);
+        sum = exact::add(sum, -kRate, exact::gradients(layers, pass, bits)[0], bits);
+        const std::vector<exact::Layer> updated = exact::updated(layers, pass, kRate, bits);
+        const exact::Table z = exact::updated_pre_activation(layers, pass, kRate, bits);
+        exact::BitCounter of_no_executor;
+        ASSERT_EQ(z.table.values, exact::forward(updated, x, y, of_no_executor).z[0].table.values);
+        for (std::size_t l = 0; l < layers.size(); ++l) {
+          ASSERT_NE(updated[l].weight.table.values, layers[l].weight.table.values) << "step " << step;
+          ASSERT_NE(updated[l].bias.table.values, layers[l].bias.table.values) << "step " << step;
+        }
+        layers = updated;
+      }
+      // By the Gram formulation; its sums S have the samples' signs, so that those of their columns are no larger.
+      const exact::Table change = exact::multiply(x, true, sum, false, bits);
+      ASSERT_EQ(exact::add(start[0].weight, 1, change, bits).table.values, layers[0].weight.table.values);
+      ASSERT_LE(bits.most(), precision == fp32 ? 24 : 53) << "the case is too large to be exact";
+
+      Problem problem;
+      problem.network.widths = c.widths;
+      problem.network.bias = true;
+      problem.training.precision = precision;
+      problem.training.optimizer.learning_rate = kRate;
+      problem.x = x.table;
+      problem.y = y.table;
+      for (const exact::Layer& layer : start) problem.start.push_back({layer.weight.table, layer.bias.table.values});
+      if (!has_room(problem)) continue;
+      Trainer trainer = trainer_of(problem);
+      const TrainReport report = trainer.train(steps);
+      EXPECT_EQ(report.losses, losses);
+      const reference::Network after = problem.parameters_of(trainer);
+      for (std::size_t l = 0; l < after.size(); ++l) {
+        EXPECT_EQ(after[l].weight.values, layers[l].weight.table.values) << "layer " << l;
+        EXPECT_EQ(after[l].bias, layers[l].bias.table.values) << "layer " << l;
+      }
+      if (GetParam().form == PersistentForm::automatic) continue;
+      const std::string how = report.algorithms.at(0);
+      const bool in_clusters = has_many_inputs && !is_gram();
+      EXPECT_MENTIONS(how, GetParam().form == PersistentForm::block     ? "one block"
+                           : GetParam().form == PersistentForm::cluster ? "one cluster of 2 blocks"
+                           : GetParam().form == PersistentForm::grid    ? "a grid of 4 blocks"
+                           : in_clusters                                ? " clusters of "
+                                                                        : " blocks of ");
+      EXPECT_TRUE(in_clusters || how.substr(0, 2) != "1 ") << how;
     }
   }
 }
@@ -254,6 +400,7 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
     for (const bool bias : {false, true}) {
       if (is_gram() && kSlowMachine && !(bias && precision == Precision::fp32)) continue;
       const Problem problem = Problem::random({24, 20, 12, 2}, bias, 70, precision, Init::he, 5e-5);
+      if (!has_room(problem)) continue;
       Trainer trainer = trainer_of(problem);
       reference::Network trained = problem.start;
       const std::vector<double> expected =
@@ -277,8 +424,11 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
   if (is_gram_on_fixture()) GTEST_SKIP() << "K is large, and shows nothing there";
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
-    const std::int64_t samples = kHostFixture ? 601 : is_gram() ? 1101 : 3001;  // more than 1024: sums in two stages
-    const Problem problem = Problem::random({10, 16, 8, 2}, true, samples, precision, Init::he, 1e-6);
+    // More than 1024: sums in two stages. One block's shared memory has room for them in a narrow network, for K never.
+    const std::int64_t in_block = is_gram() ? 130 : 1025, elsewhere = is_gram() ? 1101 : 3001;
+    const std::int64_t samples = is_in_block() ? in_block : kHostFixture ? 601 : elsewhere;
+    const std::vector<std::int64_t> narrow = {2, 4, 2, 1}, wide = {10, 16, 8, 2};
+    const Problem problem = Problem::random(is_in_block() ? narrow : wide, true, samples, precision, Init::he, 1e-6);
     if (!has_room(problem)) continue;
     check_run(problem, trainer_of(problem), kSlowMachine ? 3 : 40);
   }
@@ -286,9 +436,10 @@ TEST_P(Conformance, FollowsTheReferenceOverManySamples) {
 
 // More samples than one block of the sum over the batch, more parameters than a slot may hold.
 TEST_P(Conformance, FollowsTheReferenceOverManySamplesOfALargeNetwork) {
-  if (kSlowMachine) GTEST_SKIP() << "takes a minute there";
+  if (kSlowMachine && !is_in_block()) GTEST_SKIP() << "takes a minute there";
   const Problem problem = Problem::random({440, 300, 2}, true, 1030, Precision::fp64, Init::he, 1e-7);
-  check_run(problem, trainer_of(problem), 2);
+  if (is_in_block()) return expect_no_room(problem);  // one block's shared memory would hold no slot of several
+  if (has_room(problem)) check_run(problem, trainer_of(problem), 2);
 }
 
 TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
@@ -301,7 +452,7 @@ TEST_P(Conformance, FollowsTheReferenceInOddShapes) {
       for (const bool bias : {false, true})
         for (const Precision precision : {Precision::fp32, Precision::fp64}) {
           if (is_gram_on_fixture() && !(samples == 65 && bias && precision == Precision::fp32)) continue;
-          SCOPED_TRACE(testing::PrintToString(widths) + " samples " + std::to_string(samples));
+          SCOPED_TRACE(::testing::PrintToString(widths) + " samples " + std::to_string(samples));
           // A rate at which even the widest of them descends slowly.
           const double rate = 1e-4 / static_cast<double>(samples);
           const Problem problem = Problem::random(widths, bias, samples, precision, Init::xavier, rate);
@@ -322,8 +473,9 @@ Outcome run_of(const Problem& problem, Trainer trainer, std::int64_t steps) {
   return run;
 }
 
-std::vector<Problem> repeat_problems(bool is_gram) {
-  if (kHostFixture)
+/// The smaller ones are those that fit into one block's shared memory.
+std::vector<Problem> repeat_problems(bool is_gram, bool in_block) {
+  if (kHostFixture || in_block)
     return {Problem::random({30, 20, 1}, false, 40, Precision::fp32, Init::normal, 1e-7),
             Problem::random({9, 17, 3}, true, is_gram ? 50 : 300, Precision::fp64, Init::he, 1e-6)};
   return {Problem::random({300, 40, 1}, false, 128, Precision::fp32, Init::normal, 1e-7),
@@ -333,7 +485,8 @@ std::vector<Problem> repeat_problems(bool is_gram) {
 
 TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
   const std::int64_t steps = kHostFixture ? 5 : 25;
-  for (const Problem& problem : repeat_problems(is_gram())) {
+  for (const Problem& problem : repeat_problems(is_gram(), is_in_block())) {
+    if (!has_room(problem)) continue;
     const Outcome first = run_of(problem, trainer_of(problem, 1), steps);
     for (int rerun = 0; rerun < (kSlowMachine ? 2 : is_gram() ? 6 : 20); ++rerun) {
       const Outcome again = run_of(problem, trainer_of(problem), steps);
@@ -344,7 +497,8 @@ TEST_P(Conformance, GivesTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
 }
 
 TEST_P(Conformance, OneCallEqualsThreeCalls) {
-  for (Problem problem : repeat_problems(is_gram())) {
+  for (Problem problem : repeat_problems(is_gram(), is_in_block())) {
+    if (!has_room(problem)) continue;
     if (is_gram() && problem.network.bias) problem.training.reprojection_steps = 4;
     const Outcome whole = run_of(problem, trainer_of(problem), 30);
     Trainer trainer = trainer_of(problem);
@@ -366,7 +520,8 @@ TEST_P(Conformance, OneCallEqualsThreeCalls) {
 
 TEST_P(Conformance, SeveralTrainersOnSeveralThreadsDoNotDisturbEachOther) {
   if (is_gram_on_fixture()) GTEST_SKIP() << "as in the primal there";
-  const std::vector<Problem> problems = repeat_problems(is_gram());
+  std::vector<Problem> problems = repeat_problems(is_gram(), is_in_block());
+  std::erase_if(problems, [&](const Problem& problem) { return !has_room(problem); });
   std::vector<Outcome> alone, together(problems.size());
   for (const Problem& problem : problems) alone.push_back(run_of(problem, trainer_of(problem), 25));
   std::vector<std::thread> threads;
@@ -385,6 +540,7 @@ TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
   for (const Precision precision : {Precision::fp32, Precision::fp64}) {
     if (is_gram_on_fixture() && precision == Precision::fp64) continue;
     const Problem problem = Problem::random({30, 20, 10, 3}, true, 50, precision, Init::he, 1e-4);
+    if (!has_room(problem)) continue;
     Trainer trainer = trainer_of(problem);
     trainer.train(20);
     const reference::Network network = problem.parameters_of(trainer);
@@ -407,6 +563,7 @@ TEST_P(Conformance, PredictsNewRowsOfAnyNumber) {
 
 TEST_P(Conformance, ReportsWhereARunDiverges) {
   const Problem problem = Problem::random({20, 10, 1}, false, 32, Precision::fp32, Init::normal, 0.5);
+  if (!has_room(problem)) return;
   Trainer trainer = trainer_of(problem);
   const TrainReport report = trainer.train(kHostFixture ? 40 : 100);
   ASSERT_TRUE(report.first_non_finite_step.has_value());
@@ -452,6 +609,7 @@ TEST_P(GramConformance, AgreesWithThePrimalInDouble) {
         SCOPED_TRACE(std::to_string(features) + " features, reprojected every " + std::to_string(reprojection));
         const Problem problem =
             Problem::random({features, 20, 12, 2}, bias, 40, Precision::fp64, Init::he, features > 40 ? 3e-5 : 1e-4);
+        if (!has_room(problem)) continue;
         Trainer trainer = gram(problem, reprojection), expected = primal(problem);
         const std::vector<double> losses = expected.train(steps).losses;
         expect_equal(trainer.train(steps).losses, losses);
@@ -466,6 +624,7 @@ TEST_P(GramConformance, AgreesWithThePrimalInDouble) {
 // What is written between steps counts, and what is not stays as trained.
 TEST_P(GramConformance, FollowsParametersAndDataThatAreWrittenInBetween) {
   const Problem problem = Problem::random({30, 18, 5, 2}, true, 20, Precision::fp64, Init::he, 1e-4);
+  if (!has_room(problem)) return;
   Trainer trainer = gram(problem, 3), expected = primal(problem);
   const auto on_both = [&](const auto& change) {
     change(trainer);
@@ -493,23 +652,25 @@ TEST_P(GramConformance, FollowsParametersAndDataThatAreWrittenInBetween) {
   });
 }
 
-// Z computed anew is that of the primal with the same parameters; Z kept for 10 steps has drifted by rounding.
+// Z computed anew is that of the primal with the same parameters; Z kept for 10 steps has drifted by rounding. The
+// primal of one block takes the first product in other tiles: there it is that of a trainer that has just got them.
 TEST_P(GramConformance, ReprojectionComputesZAnew) {
-  if (GetParam().form == PersistentForm::block) GTEST_SKIP() << "its primal takes the first product in other tiles";
   Problem problem = Problem::random({300, 20, 2}, true, 40, Precision::fp32, Init::he, 1e-5);
+  if (!has_room(problem)) return;
   problem.training.form = GetParam().form;
   for (const std::int64_t reprojection : {0, 5, 10, 11}) {
     Trainer trainer = gram(problem, reprojection);
     trainer.train(10);
-    Trainer primal = problem.trainer(GetParam().threads, GetParam().kind);
-    problem.set_parameters(primal, problem.parameters_of(trainer));
+    Trainer anew = is_in_block() ? gram(problem) : problem.trainer(GetParam().threads, GetParam().kind);
+    problem.set_parameters(anew, problem.parameters_of(trainer));
     const bool is_new = reprojection == 5 || reprojection == 10;
-    EXPECT_EQ(trainer.loss() == primal.loss(), is_new) << reprojection;
+    EXPECT_EQ(trainer.loss() == anew.loss(), is_new) << reprojection;
   }
 }
 
 TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
   const Problem problem = Problem::random({30, 18, 2}, true, 20, Precision::fp64, Init::he, 1e-4);
+  if (!has_room(problem)) return;
   Trainer trainer = gram(problem), expected = gram(problem);
   EXPECT_THROW(trainer.train(
                    20, [](const TrainProgress&) -> bool { throw std::runtime_error("enough"); }, 5),
@@ -521,7 +682,7 @@ TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
 #if defined(DEVICELOOP_CONFORMANCE_ON_CUDA)
 // ---- random networks
 
-class RandomNetworks : public testing::Test {
+class RandomNetworks : public ::testing::Test {
  protected:
   void SetUp() override { ask_for_gpu(); }
 
@@ -552,13 +713,15 @@ class RandomNetworks : public testing::Test {
 TEST_F(RandomNetworks, TrainInOneLaunchAsOnTheCpu) {
   constexpr std::uint32_t kNetworks = 200;
   const std::int64_t steps = kHostFixture ? 2 : 20;
-  std::uint32_t learned = 0;
+  std::uint32_t learned = 0, taken = 0;
   for (std::uint32_t number = 0; number < kNetworks; ++number) {
     Problem problem = network(number);
-    SCOPED_TRACE("network " + std::to_string(number) + ": " + testing::PrintToString(problem.network.widths) +
+    SCOPED_TRACE("network " + std::to_string(number) + ": " + ::testing::PrintToString(problem.network.widths) +
                  " bias " + std::to_string(problem.network.bias) + " samples " + std::to_string(problem.x.rows) + " " +
                  name(problem.training.precision) + " " + name(problem.training.formulation) + " " +
                  name(problem.training.form));
+    if (!refusal_of(problem, ExecutorKind::persistent).empty()) continue;
+    ++taken;
     Trainer persistent = problem.trainer(1, ExecutorKind::persistent);
     const std::vector<double> losses = persistent.train(steps).losses;
     problem.training.formulation = Formulation::primal;
@@ -568,39 +731,40 @@ TEST_F(RandomNetworks, TrainInOneLaunchAsOnTheCpu) {
     if (HasFatalFailure()) return;
     learned += losses.back() < losses.front() ? 1 : 0;
   }
-  EXPECT_GE(learned, kNetworks * 19 / 20);  // all hidden units of the others are off
+  EXPECT_GE(learned, taken * 19 / 20);  // all hidden units of the others are off
+  EXPECT_GE(taken, has_room_for_all_forms() ? kNetworks : kNetworks / 4);
 }
 
 constexpr ExecutorUnderTest persistent(PersistentForm form, Formulation formulation = Formulation::primal) {
   return {ExecutorKind::persistent, 1, formulation, form};
 }
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance,
-                         testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1},
-                                         ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram},
-                                         persistent(PersistentForm::block), persistent(PersistentForm::cluster),
-                                         persistent(PersistentForm::grid), persistent(PersistentForm::two_layer),
-                                         persistent(PersistentForm::block, Formulation::gram),
-                                         persistent(PersistentForm::grid, Formulation::gram),
-                                         persistent(PersistentForm::two_layer, Formulation::gram)),
-                         testing::PrintToStringParamName());
+                         ::testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1},
+                                           ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram},
+                                           persistent(PersistentForm::block), persistent(PersistentForm::cluster),
+                                           persistent(PersistentForm::grid), persistent(PersistentForm::two_layer),
+                                           persistent(PersistentForm::block, Formulation::gram),
+                                           persistent(PersistentForm::grid, Formulation::gram),
+                                           persistent(PersistentForm::two_layer, Formulation::gram)),
+                         ::testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, GramConformance,
-                         testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram},
-                                         persistent(PersistentForm::block, Formulation::gram),
-                                         persistent(PersistentForm::grid, Formulation::gram)),
-                         testing::PrintToStringParamName());
+                         ::testing::Values(ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram},
+                                           persistent(PersistentForm::block, Formulation::gram),
+                                           persistent(PersistentForm::grid, Formulation::gram)),
+                         ::testing::PrintToStringParamName());
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, Conformance,
-                         testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 2},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 7},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 2, Formulation::gram},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
-                         testing::PrintToStringParamName());
+                         ::testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 2},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 7},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 2, Formulation::gram},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
+                         ::testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(Executors, GramConformance,
-                         testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
-                                         ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
-                         testing::PrintToStringParamName());
+                         ::testing::Values(ExecutorUnderTest{ExecutorKind::cpu, 1, Formulation::gram},
+                                           ExecutorUnderTest{ExecutorKind::cpu, 7, Formulation::gram}),
+                         ::testing::PrintToStringParamName());
 #endif
 
 }  // namespace
