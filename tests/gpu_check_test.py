@@ -67,6 +67,9 @@ class Bench(unittest.TestCase):
         for name in gpu_check.KERNEL_BARS:
             made.append({**kernel, "name": name, "device": "cuda", "gb_per_s": 1000, "median_us": 10,
                          "limit": {"us": 9.6, "by": "copy in memory"}})  # fmt: skip
+        for name in gpu_check.FIRST_RUNS:
+            details = {"steps": 500, "first_by_second_run": 1.02}
+            made.append({**training, "name": name, "device": "cuda", "median_us": 5, "details": details})
         for name, bar in gpu_check.STEP_BARS_US.items():
             made.append({**training, "name": name, "device": "cuda", "median_us": bar / 2})
         limit = {"device": "cuda", "what": "copy", "precision": None, "threads": None, "value": 1050, "unit": "GB/s"}
@@ -86,6 +89,21 @@ class Bench(unittest.TestCase):
         self.assertEqual(found["copy_gb_per_s"], 1050)
         self.assertAlmostEqual(found["bandwidth"][gpu_check.KERNEL_BARS[0]]["percent_of_copy"], 100 * 1000 / 1050)
         self.assertIn("copy 1050 GB/s; relu/n=268435456/fp32 95.2 %", gpu_check.bench_line(found))
+
+    def test_a_first_run_that_pays_for_what_happens_once(self):
+        result = self.on_gpu()
+        slow, absent = (next(case for case in result["cases"] if case["name"] == name) for name in gpu_check.FIRST_RUNS)
+        slow["details"]["first_by_second_run"] = 2.3
+        result["cases"].remove(absent)
+        found, wrong = gpu_check.judge_bench(result, True)
+        self.assertEqual(wrong, [f"{slow['name']}: 2.30 times a step of the second run, above the bar of 1.1",
+                                 f"{absent['name']}: not measured: not among the cases"])  # fmt: skip
+        self.assertEqual(found["first_runs"][slow["name"]]["by_second_run"], 2.3)
+
+    def test_the_stages_before_the_first_step_are_read_from_the_commands_output(self):
+        text = "499: 71.86\nprepared in 1.25 s: devices 97.1, plan 50.0, context 140.2\n500 steps in 12.3 ms\n"
+        self.assertEqual(gpu_check.stages_of(text), {"devices": 97.1, "plan": 50.0, "context": 140.2})
+        self.assertEqual(gpu_check.stages_of("499: 71.86\n"), {})
 
     def test_the_copy_is_the_fastest_of_the_run(self):
         result = self.on_gpu()
@@ -147,7 +165,7 @@ class Compare(unittest.TestCase):
         self.assertEqual((result["missing"], result["not_begun"]), ({"name-0": "why", "name-2": "why"}, ["e", "f"]))
 
     def test_cases_are_those_that_the_programs_have(self):
-        for name in (*gpu_check.KERNEL_BARS, *gpu_check.STEP_BARS_US):
+        for name in (*gpu_check.KERNEL_BARS, *gpu_check.STEP_BARS_US, *gpu_check.FIRST_RUNS):
             self.assertRegex(name, gpu_check.KEY_CASES)
         self.assertNotRegex("train/graph/1000-100-1/n=128/fp32/tuned", gpu_check.KEY_CASES)
         command = [sys.executable, gpu_check.ROOT / "bench/compare", "--device", "cuda", "--list"]
