@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -143,9 +144,11 @@ __global__ void throwing_kernel(int* alive) {
   block_barrier();
 }
 
-__global__ void poison_kernel(bool* all_nan) {
+__global__ void poison_kernel(bool* all_fresh, int fresh_byte) {
   auto& values = shared<Sums>().values;
-  if (!std::isnan(values[thread_index()])) *all_nan = false;
+  float fresh;
+  std::memset(&fresh, fresh_byte, sizeof fresh);
+  if (std::memcmp(&values[thread_index()], &fresh, sizeof fresh) != 0) *all_fresh = false;
   block_barrier();
   values[thread_index()] = 1;
 }
@@ -476,10 +479,13 @@ TEST_F(SimtKernel, WithoutBarriersIsAPlainLoop) {
 }
 
 TEST_F(SimtKernel, SharedMemoryOfEveryBlockIsUndefinedAtFirst) {
-  bool all_nan = true;
-  launch(poison_kernel, {kBlocks, kThreads, sizeof(Sums)}, nullptr, &all_nan);
-  check(cudaStreamSynchronize(nullptr));
-  EXPECT_TRUE(all_nan);
+  for (const int byte : {0xff, 0x81}) {  // the first without being told
+    if (byte != 0xff) simt::set_fresh_byte(byte);
+    bool all_fresh = true;
+    launch(poison_kernel, {kBlocks, kThreads, sizeof(Sums)}, nullptr, &all_fresh, byte);
+    check(cudaStreamSynchronize(nullptr));
+    EXPECT_TRUE(all_fresh) << byte;
+  }
 }
 
 /// The message of the KernelError that a kernel with a pointer to memory causes.

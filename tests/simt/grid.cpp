@@ -210,7 +210,7 @@ void Grid::admit_cluster() {
     block.cluster = &cluster;
     if (launch_.shared_bytes > 0) {
       block.shared.reset(static_cast<std::byte*>(::operator new (launch_.shared_bytes, std::align_val_t{16})));
-      std::memset(block.shared.get(), 0xff, launch_.shared_bytes);
+      std::memset(block.shared.get(), launch_.fresh_byte, launch_.shared_bytes);
       // Until the block begins nobody may touch it.
       if (launch_.cluster_blocks > 1) __asan_poison_memory_region(block.shared.get(), launch_.shared_bytes);
     }

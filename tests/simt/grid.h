@@ -18,6 +18,7 @@ struct GridLaunch {
   std::size_t shared_bytes = 0;
   unsigned cluster_blocks = 1;
   std::size_t resident_clusters = 1;  ///< that run at once
+  int fresh_byte = 0xff;              ///< of shared memory at first
   std::function<void()> thread;
 };
 

@@ -174,6 +174,28 @@ TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
                   "of which 4.0 KiB are free");
 }
 
+// Gaps between matrices and activations that nothing wrote are copied to shared memory and back; no number may come of
+// them, whether they hold NaN or what looks like a count.
+TEST_F(PersistentExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
+  for (const PersistentForm form : kForms)
+    for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
+      Problem problem = small(form);
+      problem.training.formulation = formulation;
+      std::vector<double> losses, parameters;
+      for (const int byte : {0xff, 0x81, 0x01, 0x00}) {
+        simt::set_fresh_byte(byte);
+        Trainer trainer = trainer_of(problem);
+        std::vector<double> again = trainer.train(3).losses;
+        again.push_back(trainer.loss());
+        if (losses.empty()) losses = again, parameters = flat(problem.parameters_of(trainer));
+        EXPECT_EQ(again, losses) << "memory full of " << byte;
+        EXPECT_EQ(flat(problem.parameters_of(trainer)), parameters) << "memory full of " << byte;
+      }
+      EXPECT_LT(losses.back(), losses.front());
+    }
+}
+
 // A block that never arrives: the others count on one more than there are.
 TEST_F(PersistentExecutor, BlocksThatWaitInVainEndTheLaunchByItsDeadline) {
   NetworkSpec network;

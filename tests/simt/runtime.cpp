@@ -520,6 +520,7 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
                     static_cast<unsigned>(blocks_of_cluster(config)),
                     as_on_device ? static_cast<std::size_t>(resident_clusters_of(*find_device(current_device), config))
                                  : kResidentBlocks,
+                    state().settings.fresh_byte,
                     std::move(thread)};
     enqueue(*stream, WorkKind::kKernel, [grid = std::move(grid)] {
       State& all = state();

@@ -48,7 +48,8 @@ void set_devices(std::vector<Device> devices, cudaError_t absent = cudaErrorNoDe
 /// something back does so all the same, that leaks can be counted. Codes 700 and 719 last until reset().
 void fail_call(int k, cudaError_t code);
 
-/// What every byte of memory that is allocated from now on is at first, instead of 0xff.
+/// What every byte of memory that is allocated from now on is at first, and of the shared memory of blocks of what is
+/// launched from now on, instead of 0xff: a NaN, of which nothing comes but NaN.
 void set_fresh_byte(int byte);
 
 /// Calls until the one that fail_call chose; 0 once it has come, or where none was chosen.
