@@ -2,11 +2,17 @@
 
 #include <dlfcn.h>
 #include <glob.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <mutex>
+#include <sstream>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/error.h>
@@ -28,24 +34,49 @@ std::vector<std::string> matches(const std::string& pattern) {
   return files;
 }
 
-/// Where the library may be beyond the loader's path.
-std::vector<std::string> likely_files() {
+/// Folders that the packages of the `python3` lie below which a shell would run, found without running it: the one that
+/// its name in PATH belongs to, which is that of a virtual environment even where none is activated, and the one that
+/// the name is a link to. A PATH that leads to the current folder is not followed there.
+std::vector<std::string> python_prefixes() {
+  namespace fs = std::filesystem;
+  const char* const path = std::getenv("PATH");
+  std::istringstream folders(path != nullptr ? path : "");
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    const fs::path python = fs::path(folder) / "python3";
+    std::error_code missing;
+    if (!python.is_absolute() || !fs::is_regular_file(python, missing) || access(python.c_str(), X_OK) != 0) continue;
+    const fs::path named = fs::canonical(folder, missing).parent_path();
+    const fs::path real = fs::canonical(python, missing).parent_path().parent_path();
+    if (missing || real == named) return {named.string()};
+    return {named.string(), real.string()};
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<std::string> likely_cublaslt_files() {
   std::vector<std::string> files;
-  const auto add = [&](const std::string& folder, const char* below) {
-    for (std::string& file : matches(folder + below + "/" + kSoname)) files.push_back(std::move(file));
+  const auto add = [&](const std::string& folder, const std::string& below) {
+    for (std::string& file : matches(folder + below + "/" + kSoname))
+      if (std::find(files.begin(), files.end(), file) == files.end()) files.push_back(std::move(file));
   };
   constexpr const char* kToolkit = "/{lib64,lib,targets/*/lib}";
   for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
     if (const char* folder = std::getenv(variable)) add(folder, kToolkit);
   add("/usr/local/cuda", kToolkit);
   add("/usr/local/cuda-" DEVICELOOP_TEXT_OF(CUBLAS_VER_MAJOR) "*", kToolkit);
-  constexpr const char* kWheel = "/{site,dist}-packages/nvidia/{cu" DEVICELOOP_TEXT_OF(CUBLAS_VER_MAJOR) ",cublas}/lib";
+  const std::string wheel =
+      "/lib/python3*/{site,dist}-packages/nvidia/{cu" DEVICELOOP_TEXT_OF(CUBLAS_VER_MAJOR) ",cublas}/lib";
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* folder = std::getenv(variable)) add(folder, (std::string("/lib/python3*") + kWheel).c_str());
-  if (const char* home = std::getenv("HOME")) add(home, (std::string("/.local/lib/python3*") + kWheel).c_str());
-  for (const char* prefix : {"/usr/local", "/usr"}) add(prefix, (std::string("/lib/python3*") + kWheel).c_str());
+    if (const char* folder = std::getenv(variable)) add(folder, wheel);
+  for (const std::string& prefix : python_prefixes()) add(prefix, wheel);
+  if (const char* home = std::getenv("HOME")) add(home, "/.local" + wheel);
+  for (const char* prefix : {"/usr/local", "/usr"}) add(prefix, wheel);
   return files;
 }
+
+namespace {
 
 void* try_open(const std::string& file, int flags, std::string& tried) {
   if (void* library = dlopen(file.c_str(), flags)) return library;
@@ -65,7 +96,7 @@ void* open_library() {
                       kSoname + ", or unset it");
   }
   if (void* library = try_open(kSoname, kFlags, tried)) return library;
-  for (const std::string& file : likely_files())
+  for (const std::string& file : likely_cublaslt_files())
     if (void* library = try_open(file, kFlags, tried)) return library;
   throw Unsupported("cuBLASLt was not found: " + tried + "; install the CUDA toolkit's cuBLAS, or name the file " +
                     kSoname + " in the environment variable DEVICELOOP_CUBLASLT");

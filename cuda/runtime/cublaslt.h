@@ -5,6 +5,7 @@
 #include <cublasLt.h>
 
 #include <string>
+#include <vector>
 
 namespace deviceloop::cuda {
 
@@ -27,9 +28,14 @@ struct CublasLt {
 };
 
 /// The table, filled by the first call that finds the library: what the process has loaded already, the environment's
-/// DEVICELOOP_CUBLASLT (a file), the loader's path, the folders of the CUDA toolkit, those of Python's packages. Throws
-/// Unsupported, with what was tried, where there is none or one of another major version than the build's.
+/// DEVICELOOP_CUBLASLT (a file), the loader's path, likely_cublaslt_files(). Throws Unsupported, with what was tried,
+/// where there is none or one of another major version than the build's.
 const CublasLt& cublaslt();
+
+/// The library's files beyond the loader's path, in the order in which they are tried: in the folders of the CUDA
+/// toolkit, then in Python's packages: those of an activated environment, of the first python3 in PATH, of the user, of
+/// the system.
+std::vector<std::string> likely_cublaslt_files();
 
 /// Throws DeviceError for a status that `expression` returned at file:line.
 [[noreturn]] void throw_cublaslt_error(cublasStatus_t status, const char* expression, const char* file, int line);
