@@ -31,8 +31,3 @@ if(DEVICELOOP_WERROR)
   list(APPEND nvcc_options --Werror=all-warnings -Xcompiler=-Werror)
 endif()
 target_compile_options(deviceloop_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${nvcc_options}>")
-
-# Messages name a file of the repository, not where it was built.
-set(prefix_map "-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=")
-target_compile_options(deviceloop_objects PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${prefix_map}>"
-                                                  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${prefix_map}>")
