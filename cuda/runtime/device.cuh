@@ -31,8 +31,6 @@ struct alignas(16) Tagged<double> {
 
 #if defined(__CUDACC__)
 
-#include <cuda/atomic>
-
 namespace deviceloop::cuda {
 
 inline constexpr unsigned kWarpThreads = 32;
@@ -122,8 +120,30 @@ __device__ inline std::uint64_t clock_ns() {
 
 namespace detail {
 
-template <class T>
-using DeviceAtomic = ::cuda::atomic_ref<T, ::cuda::thread_scope_device>;
+// Accesses to words that blocks share, at the scope of the device. They are what cuda::atomic_ref does, without its
+// header: nvcc would read that for 1.5 s, for every architecture of every file with a kernel.
+__device__ inline std::uint64_t load_relaxed(const std::uint64_t* from) {
+  std::uint64_t word;
+  asm volatile("ld.relaxed.gpu.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  return word;
+}
+__device__ inline unsigned load_acquire(const unsigned* from) {
+  unsigned word;
+  asm volatile("ld.acquire.gpu.b32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+__device__ inline void add_release(unsigned* to, unsigned term) {
+  asm volatile("red.release.gpu.add.u32 [%0], %1;" : : "l"(to), "r"(term) : "memory");
+}
+/// Writes `word` where `expected` was; returns what was there.
+__device__ inline std::uint64_t swap_relaxed(std::uint64_t* to, std::uint64_t expected, std::uint64_t word) {
+  std::uint64_t before;
+  asm volatile("atom.cas.relaxed.gpu.b64 %0, [%1], %2, %3;"
+               : "=l"(before)
+               : "l"(to), "l"(expected), "l"(word)
+               : "memory");
+  return before;
+}
 
 /// Polls `arrived` until it holds, and between looks now and then whether to give up.
 template <class Arrived>
@@ -132,10 +152,9 @@ __device__ bool poll(Arrived arrived, const Deadline& deadline, std::uint64_t co
   for (;;) {
     for (int i = 0; i < kPolls; ++i)
       if (arrived()) return true;
-    if (DeviceAtomic<std::uint64_t>(*deadline.failed).load(::cuda::memory_order_relaxed) != 0) return false;
+    if (load_relaxed(deadline.failed) != 0) return false;
     if (deadline.time != 0 && clock_ns() > deadline.time) {
-      std::uint64_t none = 0;
-      DeviceAtomic<std::uint64_t>(*deadline.failed).compare_exchange_strong(none, code, ::cuda::memory_order_relaxed);
+      swap_relaxed(deadline.failed, 0, code);
       return false;
     }
   }
@@ -168,16 +187,12 @@ __device__ inline std::uint64_t load_tagged_word(const std::uint64_t* from) {
 
 /// Adds 1 to the counter that all blocks share; whoever waits for the sum sees what this thread, and those that it met
 /// at a block_barrier, wrote before.
-__device__ inline void arrive(unsigned* counter) {
-  detail::DeviceAtomic<unsigned>(*counter).fetch_add(1u, ::cuda::memory_order_release);
-}
+__device__ inline void arrive(unsigned* counter) { detail::add_release(counter, 1u); }
 
 /// Waits until *counter, which wraps around, has come to `value`, less than 2^31 ahead. False where the deadline was
 /// missed, by this block, which leaves `code` (not 0) in deadline.failed then, or by another.
 __device__ inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadline, std::uint64_t code) {
-  detail::DeviceAtomic<unsigned> shared_counter(*counter);
-  return detail::poll([&] { return static_cast<int>(shared_counter.load(::cuda::memory_order_acquire) - value) >= 0; },
-                      deadline, code);
+  return detail::poll([&] { return static_cast<int>(detail::load_acquire(counter) - value) >= 0; }, deadline, code);
 }
 
 /// Writes a value with its tag, to global memory or to a peer's shared memory. Orders nothing else.
