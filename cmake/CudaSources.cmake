@@ -16,7 +16,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/runtime/cublaslt_error.cpp
   cuda/runtime/gemm.cpp
   cuda/runtime/gpu.cpp
-  cuda/runtime/launch.cu
+  cuda/runtime/launch.cpp
   cuda/runtime/owners.cpp)
 target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)

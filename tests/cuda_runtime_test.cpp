@@ -45,7 +45,7 @@ TEST(CudaCheck, AbsenceIsUnsupported) {
 
 TEST(CudaCheck, AGpuThatTheBuildHasNoCodeForIsUnsupportedAndTheArchitecturesInsideAreNamed) {
   const auto message = refusal<Unsupported>("relu_kernel: ", [&] {
-    throw_cuda_error(cudaErrorNoKernelImageForDevice, "cudaLaunchKernelExC", "launch.cu", 1, "relu_kernel");
+    throw_cuda_error(cudaErrorNoKernelImageForDevice, "cudaLaunchKernelExC", "launch.cpp", 1, "relu_kernel");
   });
   EXPECT_MENTIONS(message, "only for " + built_architectures());
   EXPECT_MENTIONS(message, "CMAKE_CUDA_ARCHITECTURES");
@@ -68,7 +68,7 @@ TEST(CudaCheck, CodeRunsOnGpusOfItsOwnGenerationAndPtxOnAllThatAreNewer) {
 TEST(CudaCheck, AStreamOfAnotherDeviceIsAnInvalidArgument) {
   EXPECT_MENTIONS(refusal("relu_kernel: the stream is not one of the current device",
                           [&] {
-                            throw_cuda_error(cudaErrorInvalidResourceHandle, "cudaLaunchKernelExC", "launch.cu", 1,
+                            throw_cuda_error(cudaErrorInvalidResourceHandle, "cudaLaunchKernelExC", "launch.cpp", 1,
                                              "relu_kernel");
                           }),
                   "cudaSetDevice");

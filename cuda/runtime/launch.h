@@ -23,6 +23,9 @@ void prepare_kernel(const void* kernel, const LaunchConfig& config);
 /// cluster_blocks is 1. After prepare_kernel.
 std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config);
 
+/// As launch below, with the addresses of the arguments.
+void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments);
+
 }  // namespace deviceloop::cuda
 
 #if defined(__CUDACC__)
@@ -31,9 +34,6 @@ std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config);
 #include <utility>
 
 namespace deviceloop::cuda {
-
-/// As launch, with the addresses of the arguments.
-void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments);
 
 /// Enqueues kernel(arguments...), whose return value is nothing, on `stream` of the current device. Throws as
 /// check_cuda does, naming the kernel; and InvalidArgument for a grid of no or too many blocks.
@@ -50,6 +50,6 @@ void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStrea
 
 }  // namespace deviceloop::cuda
 
-#else
+#elif defined(DEVICELOOP_SIMT)
 #include <simt/launch.h>
 #endif
