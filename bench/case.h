@@ -6,7 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -69,7 +69,7 @@ class Work {
   virtual void check() = 0;
   virtual std::optional<HostCalls> host_calls() const { return std::nullopt; }
   /// What else the JSON says of it.
-  virtual nlohmann::json details() const { return nlohmann::json::object(); }
+  virtual nlohmann::json details() const;
 };
 
 /// Values by the names of their axes.

@@ -6,6 +6,7 @@
 // first_train a step of the first run of a trainer that has its data: it shall take what a step of any run takes
 #include <algorithm>
 #include <chrono>
+#include <nlohmann/json.hpp>
 
 #include "training.h"
 

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "gpu.h"
 #include "training.h"

@@ -2,6 +2,8 @@
 // graph of some products; the operands stay where they are, as they do from step to step.
 #include "../gemm_cases.h"
 
+#include <nlohmann/json.hpp>
+
 #include "../../cuda/runtime/gemm.h"
 #include "cases.h"
 #include "device.h"
