@@ -51,18 +51,23 @@ class GemmWork final : public Work {
 
 }  // namespace
 
-std::vector<std::vector<Axis>> product_axes() {
-  const auto axes = [](std::vector<std::string> layers, std::vector<std::string> samples,
-                       std::vector<std::string> precisions) {
-    return std::vector<Axis>{{"product", {"forward", "input_gradient", "weight_update"}},
-                             {"layers", std::move(layers)},
-                             {"layer", {"0", "1", "2"}},
-                             {"n", std::move(samples)},
-                             {"precision", std::move(precisions)}};
+std::vector<ProductBlock> product_blocks() {
+  using Texts = std::vector<std::string>;
+  const auto block = [](bool by_default, const std::string& layers, Texts which, const std::string& samples,
+                        Texts precisions) {
+    return ProductBlock{by_default,
+                        {{"product", {"forward", "input_gradient", "weight_update"}},
+                         {"layers", {layers}},
+                         {"layer", std::move(which)},
+                         {"n", {samples}},
+                         {"precision", std::move(precisions)}}};
   };
-  return {axes({"1000-100-1"}, {"128"}, {"fp32", "fp64"}), axes({"784-128-10"}, {"64"}, {"fp32"}),
-          axes({"1024-1024-1024-10"}, {"1024"}, {"fp32"}), axes({"64-64-64-1"}, {"16384"}, {"fp32"}),
-          axes({"4096-4096-4096-4096-4096"}, {"8192"}, {"fp32", "fp64"})};
+  const std::string wide = "1024-1024-1024-10", deep = "64-64-64-1", widest = "4096-4096-4096-4096-4096";
+  const Texts all = {"0", "1", "2"}, last_two = {"1", "2"}, both = {"fp32", "fp64"};
+  return {block(true, "1000-100-1", all, "128", both),   block(true, "784-128-10", all, "64", {"fp32"}),
+          block(true, wide, last_two, "1024", {"fp32"}), block(true, deep, last_two, "16384", {"fp32"}),
+          block(true, widest, {"1"}, "8192", both),      block(false, wide, all, "1024", {"fp32"}),
+          block(false, deep, all, "16384", {"fp32"}),    block(false, widest, all, "8192", both)};
 }
 
 std::optional<ProductShape> product_shape(const Values& values) {
@@ -103,9 +108,10 @@ Demand demand_of(const ProductShape& shape) {
 
 std::vector<Block> gemm_blocks(const CaseOptions& options) {
   std::vector<Block> blocks;
-  for (std::vector<Axis>& axes : product_axes()) {
-    const bool is_large = axes[1].values[0].rfind("4096", 0) == 0;
-    blocks.push_back({!is_large, std::move(axes), [seed = options.seed](const Values& values) -> std::optional<Case> {
+  for (ProductBlock& block : product_blocks()) {
+    const bool is_large = block.axes[1].values[0].rfind("4096", 0) == 0;
+    blocks.push_back({block.by_default && !is_large, std::move(block.axes),
+                      [seed = options.seed](const Values& values) -> std::optional<Case> {
                         const std::optional<ProductShape> shape = product_shape(values);
                         if (!shape) return std::nullopt;
                         Case made;

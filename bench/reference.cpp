@@ -6,71 +6,167 @@
 #include "parallel.h"
 
 namespace deviceloop::bench {
+namespace {
+
+// Elements, and multiplications, that are worth a thread.
+constexpr std::int64_t kElementsOfAThread = 1 << 15, kProductsOfAThread = 1 << 17;
+// Rows whose gradient is worth tables of its own, as large as all parameters.
+constexpr std::int64_t kRowsOfAThread = 32;
+// Elements of the widest layer in a panel of rows, so that its tables stay in a core's caches; and the fewest rows.
+constexpr std::int64_t kPanelElements = 1 << 15, kPanelRows = 64;
+
+/// use(i) for all elements.
+template <class Use>
+void for_each_element(const Table& table, const Use& use) {
+  in_parallel(
+      static_cast<std::int64_t>(table.values.size()),
+      [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) use(static_cast<std::size_t>(i));
+      },
+      kElementsOfAThread);
+}
+
+Table rows_of(const Table& table, std::int64_t first, std::int64_t count) {
+  Table rows(count, table.columns);
+  for_each_element(rows, [&](std::size_t i) { rows.values[i] = table.row(first)[i]; });
+  return rows;
+}
+
+void transpose(Table& out, const Table& in) {
+  constexpr std::int64_t kRows = 8;  // as many as a cache line of `out` holds
+  in_parallel(
+      in.rows,
+      [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t first = begin; first < end; first += kRows)
+          for (std::int64_t j = 0; j < in.columns; ++j)
+            for (std::int64_t i = first; i < std::min(first + kRows, end); ++i) out.row(j)[i] = in.row(i)[j];
+      },
+      kElementsOfAThread / std::max<std::int64_t>(in.columns, 1) + 1);
+}
+
+/// Tables of zeros, as large as those of `parameters`.
+Parameters zeros_like(const Parameters& parameters) {
+  Parameters zeros;
+  for (const Table& table : parameters.weights) zeros.weights.emplace_back(table.rows, table.columns);
+  for (const Table& table : parameters.biases) zeros.biases.emplace_back(table.rows, table.columns);
+  return zeros;
+}
+
+/// Adds to `gradient` what the rows of x and y give; returns their loss. `turned` has the weights transposed.
+double add_gradient(Parameters& gradient, const Parameters& parameters, const std::vector<Table>& turned,
+                    const Table& x, const Table& y) {
+  const std::size_t layers = parameters.weights.size();
+  // Pre-activations of each layer, and the input of each.
+  std::vector<Table> z(layers), inputs(layers);
+  inputs[0] = x;
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    z[layer] = product(inputs[layer], parameters.weights[layer]);
+    if (!parameters.biases.empty())
+      for (std::int64_t i = 0; i < z[layer].rows; ++i)
+        for (std::int64_t j = 0; j < z[layer].columns; ++j)
+          z[layer].row(i)[j] += parameters.biases[layer].values[static_cast<std::size_t>(j)];
+    if (layer + 1 == layers) break;
+    Table& out = inputs[layer + 1] = Table(z[layer].rows, z[layer].columns);
+    for_each_element(out, [&, &in = z[layer]](std::size_t i) { out.values[i] = in.values[i] < 0 ? 0 : in.values[i]; });
+  }
+  double loss = 0;
+  Table dz = z.back();
+  for (std::size_t i = 0; i < dz.values.size(); ++i) {
+    const double difference = dz.values[i] - y.values[i];
+    loss += difference * difference;
+    dz.values[i] = 2 * difference;
+  }
+  for (std::size_t layer = layers; layer-- > 0;) {
+    add_product(gradient.weights[layer], transposed(inputs[layer]), dz);
+    if (!parameters.biases.empty())
+      for (std::int64_t i = 0; i < dz.rows; ++i)
+        for (std::int64_t j = 0; j < dz.columns; ++j)
+          gradient.biases[layer].values[static_cast<std::size_t>(j)] += dz.row(i)[j];
+    if (layer == 0) break;
+    dz = product(dz, turned[layer]);
+    for_each_element(dz, [&, &before = z[layer - 1]](std::size_t i) {
+      if (before.values[i] < 0) dz.values[i] = 0;
+    });
+  }
+  return loss;
+}
+
+}  // namespace
+
 Table transposed(const Table& in) {
   Table out(in.columns, in.rows);
-  for (std::int64_t i = 0; i < in.rows; ++i)
-    for (std::int64_t j = 0; j < in.columns; ++j) out.row(j)[i] = in.row(i)[j];
+  transpose(out, in);
   return out;
+}
+
+void add_product(Table& out, const Table& a, const Table& b) {
+  constexpr std::int64_t kRows = 8;  // that share a row of b while it is in a cache
+  const std::int64_t least = kProductsOfAThread / std::max<std::int64_t>(a.columns * b.columns, 1) + 1;
+  in_parallel(
+      a.rows,
+      [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t first = begin; first < end; first += kRows)
+          for (std::int64_t k = 0; k < a.columns; ++k)
+            for (std::int64_t i = first; i < std::min(first + kRows, end); ++i) {
+              const double factor = a.row(i)[k];
+              const double* const from = b.row(k);
+              double* const to = out.row(i);
+              for (std::int64_t j = 0; j < b.columns; ++j) to[j] += factor * from[j];
+            }
+      },
+      least);
 }
 
 Table product(const Table& a, const Table& b) {
   Table out(a.rows, b.columns);
-  constexpr std::int64_t kRows = 8;  // that share a row of b while it is in a cache
-  in_parallel(a.rows, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t first = begin; first < end; first += kRows)
-      for (std::int64_t k = 0; k < a.columns; ++k)
-        for (std::int64_t i = first; i < std::min(first + kRows, end); ++i) {
-          const double factor = a.row(i)[k];
-          const double* const from = b.row(k);
-          double* const to = out.row(i);
-          for (std::int64_t j = 0; j < b.columns; ++j) to[j] += factor * from[j];
-        }
-  });
+  add_product(out, a, b);
   return out;
 }
 
 std::vector<double> train_reference(Parameters& parameters, const Table& x, const Table& y, double learning_rate,
                                     std::int64_t steps) {
-  std::vector<double> losses;
-  const std::size_t layers = parameters.weights.size();
+  std::int64_t widest = x.columns;
+  std::vector<Table> turned;
+  for (const Table& weight : parameters.weights) {
+    widest = std::max(widest, weight.columns);
+    turned.emplace_back(weight.columns, weight.rows);
+  }
+  const std::int64_t panel = std::max(kPanelElements / widest, kPanelRows);
+  // Each part of the rows has a gradient of its own; where there is one part, its products are shared among the cores.
+  const std::int64_t parts = std::clamp<std::int64_t>(x.rows / kRowsOfAThread, 1, core_count());
+  const std::int64_t rows = (x.rows + parts - 1) / parts;
+  std::vector<Parameters> gradients(static_cast<std::size_t>(parts));
+  std::vector<double> loss_of_part(gradients.size()), losses;
+  const auto use_part = [&](std::int64_t part) {
+    const auto number = static_cast<std::size_t>(part);
+    if (gradients[number].weights.empty()) gradients[number] = zeros_like(parameters);
+    for (auto* tables : {&gradients[number].weights, &gradients[number].biases})
+      for (Table& table : *tables) for_each_element(table, [&](std::size_t i) { table.values[i] = 0; });
+    loss_of_part[number] = 0;
+    const std::int64_t end = std::min((part + 1) * rows, x.rows);
+    for (std::int64_t first = part * rows; first < end; first += panel) {
+      const std::int64_t count = std::min(panel, end - first);
+      loss_of_part[number] +=
+          add_gradient(gradients[number], parameters, turned, rows_of(x, first, count), rows_of(y, first, count));
+    }
+  };
   for (std::int64_t step = 0; step < steps; ++step) {
-    // Pre-activations of each layer, and the input of each.
-    std::vector<Table> z(layers), inputs(layers);
-    inputs[0] = x;
-    for (std::size_t layer = 0; layer < layers; ++layer) {
-      z[layer] = product(inputs[layer], parameters.weights[layer]);
-      if (!parameters.biases.empty())
-        for (std::int64_t i = 0; i < z[layer].rows; ++i)
-          for (std::int64_t j = 0; j < z[layer].columns; ++j)
-            z[layer].row(i)[j] += parameters.biases[layer].values[static_cast<std::size_t>(j)];
-      if (layer + 1 == layers) break;
-      inputs[layer + 1] = z[layer];
-      for (double& value : inputs[layer + 1].values) value = value < 0 ? 0 : value;
-    }
+    for (std::size_t layer = 1; layer < turned.size(); ++layer) transpose(turned[layer], parameters.weights[layer]);
+    in_parallel(parts, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t part = begin; part < end; ++part) use_part(part);
+    });
     double loss = 0;
-    Table dz = z.back();
-    for (std::size_t i = 0; i < dz.values.size(); ++i) {
-      const double difference = dz.values[i] - y.values[i];
-      loss += difference * difference;
-      dz.values[i] = 2 * difference;
-    }
+    for (const double each : loss_of_part) loss += each;
     losses.push_back(loss);
-    for (std::size_t layer = layers; layer-- > 0;) {
-      Table below;
-      if (layer > 0) {
-        below = product(dz, transposed(parameters.weights[layer]));
-        for (std::size_t i = 0; i < below.values.size(); ++i)
-          if (z[layer - 1].values[i] < 0) below.values[i] = 0;
+    for (const auto tensors : {&Parameters::weights, &Parameters::biases})
+      for (std::size_t layer = 0; layer < (parameters.*tensors).size(); ++layer) {
+        Table& table = (parameters.*tensors)[layer];
+        for_each_element(table, [&](std::size_t i) {
+          double slope = 0;
+          for (const Parameters& gradient : gradients) slope += (gradient.*tensors)[layer].values[i];
+          table.values[i] -= learning_rate * slope;
+        });
       }
-      const Table gradient = product(transposed(inputs[layer]), dz);
-      for (std::size_t i = 0; i < gradient.values.size(); ++i)
-        parameters.weights[layer].values[i] -= learning_rate * gradient.values[i];
-      if (!parameters.biases.empty())
-        for (std::int64_t i = 0; i < dz.rows; ++i)
-          for (std::int64_t j = 0; j < dz.columns; ++j)
-            parameters.biases[layer].values[static_cast<std::size_t>(j)] -= learning_rate * dz.row(i)[j];
-      dz = std::move(below);
-    }
   }
   return losses;
 }

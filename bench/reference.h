@@ -24,6 +24,8 @@ Table transposed(const Table& in);
 
 /// a [m, k] times b [k, n].
 Table product(const Table& a, const Table& b);
+/// out += a b.
+void add_product(Table& out, const Table& a, const Table& b);
 
 /// The weights [in_features, out_features] of a network, and its biases [1, out_features] or none.
 struct Parameters {

@@ -60,6 +60,7 @@ json to_json(const Rate& rate) {
 json to_json(const Result& result) {
   json object = {{"name", result.name}, {"device", name(result.device)}, {"axes", result.values}, {"ok", result.ok()}};
   object["error"] = result.ok() ? json(nullptr) : json(result.error);
+  object["seconds"] = rounded(result.seconds);
   object["samples"] = result.samples;
   object["median_us"] = result.us ? rounded(result.us->median) : json(nullptr);
   object["minimum_us"] = result.us ? rounded(result.us->minimum) : json(nullptr);
@@ -129,7 +130,16 @@ std::string table_line(const Result& result) {
   return line + "\n    " + result.repeat + "\n";
 }
 
-json document(const std::vector<Result>& results, const std::vector<Rate>& rates, const json& machine) {
+std::string total_line(const std::vector<Result>& results, double seconds) {
+  const auto left =
+      std::count_if(results.begin(), results.end(), [](const Result& one) { return !one.not_run.empty(); });
+  const auto ran = static_cast<std::ptrdiff_t>(results.size()) - left;
+  std::string line = format("%td %s in %.1f s", ran, ran == 1 ? "case" : "cases", seconds);
+  if (left > 0) line += format("; %td not run", left);
+  return line + "\n";
+}
+
+json document(const std::vector<Result>& results, const std::vector<Rate>& rates, const json& machine, double seconds) {
   json cases = json::array(), limits = json::array(), not_run = json::array();
   bool ok = true;
   for (const Rate& rate : rates) limits.push_back(to_json(rate));
@@ -140,7 +150,8 @@ json document(const std::vector<Result>& results, const std::vector<Rate>& rates
     else
       not_run.push_back({{"name", result.name}, {"reason", result.not_run}});
   }
-  return {{"ok", ok}, {"machine", machine}, {"limits", limits}, {"cases", cases}, {"not_run", not_run}};
+  return {{"ok", ok},       {"machine", machine}, {"limits", limits},
+          {"cases", cases}, {"not_run", not_run}, {"seconds", rounded(seconds)}};
 }
 
 std::string to_csv(const std::vector<Result>& results) {

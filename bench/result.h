@@ -20,6 +20,7 @@ struct Result {
   std::string not_run;  ///< why it could not run here, which is no failure
   std::string repeat;   ///< the line that runs it alone
 
+  double seconds = 0;  ///< of all of it: data, reference, checks and samples
   int samples = 0;
   std::optional<Summary> us;  ///< microseconds of one unit
   double elements_per_s = 0;  ///< these three are 0 where the case has none
@@ -42,9 +43,12 @@ std::string table_heading();
 std::string table_line(const Result& result);
 /// @}
 
-/// {"ok", "machine", "limits", "cases", "not_run"}; "ok" is false where a case failed.
+/// "80 cases in 46.2 s; 3 not run".
+std::string total_line(const std::vector<Result>& results, double seconds);
+
+/// {"ok", "machine", "limits", "cases", "not_run", "seconds"}; "ok" is false where a case failed.
 nlohmann::json document(const std::vector<Result>& results, const std::vector<Rate>& rates,
-                        const nlohmann::json& machine);
+                        const nlohmann::json& machine, double seconds);
 
 /// With a heading; what has no value is empty.
 std::string to_csv(const std::vector<Result>& results);

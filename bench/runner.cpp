@@ -15,8 +15,9 @@ using Clock = std::chrono::steady_clock;
 
 // A sample is so long that reading the clock does not count, and a case that is short takes so many.
 constexpr double kSampleUs = 300;
-constexpr double kSamplingUs = 150000;
+constexpr double kSamplingUs = 150000, kGpuSamplingUs = 100000;
 constexpr double kWarmUpUs = 20000;
+constexpr const char* kNoTimeLeft = "no time left of --budget";
 
 void write_file(const std::string& path, const std::string& text) {
   OutputFile file(path);
@@ -44,22 +45,24 @@ std::int64_t warm_up(Work& work, double timeout_us) {
   }
 }
 
-std::vector<double> take_samples(Work& work, const RunOptions& options) {
-  const double timeout_us = 1e6 * options.timeout_s;
+std::vector<double> take_samples(Work& work, Device device, const RunOptions& options) {
+  const double timeout_us = 1e6 * options.timeout_s.value_or(device == Device::cuda ? kGpuTimeoutS : kTimeoutS);
   const Clock::time_point start = Clock::now();
   const std::int64_t calls = warm_up(work, timeout_us);
+  const double sampling_us = device == Device::cuda ? kGpuSamplingUs : kSamplingUs;
   std::vector<double> samples;
   const Clock::time_point sampling = Clock::now();
   do {
     samples.push_back(work.run(calls));
   } while (us_since(start) < timeout_us &&
-           (samples.size() < static_cast<std::size_t>(options.min_samples) || us_since(sampling) < kSamplingUs));
+           (samples.size() < static_cast<std::size_t>(options.min_samples) || us_since(sampling) < sampling_us));
   return samples;
 }
 
 }  // namespace
 
 Result run_case(const Case& one, Machine& machine, const RunOptions& options) {
+  const Clock::time_point start = Clock::now();
   Result result;
   result.name = one.name;
   result.device = one.device;
@@ -77,7 +80,7 @@ Result run_case(const Case& one, Machine& machine, const RunOptions& options) {
     work->check();
     const Demand demand = work->demand();
     machine.limit(demand);
-    const std::vector<double> samples = take_samples(*work, options);
+    const std::vector<double> samples = take_samples(*work, one.device, options);
     work->check();
     result.limit = machine.limit(demand);
 
@@ -97,15 +100,19 @@ Result run_case(const Case& one, Machine& machine, const RunOptions& options) {
   } catch (const std::exception& error) {
     result.error = error.what();
   }
+  result.seconds = 1e-6 * us_since(start);
   return result;
 }
 
 int run_cases(const std::vector<Case>& cases, Machine& machine, const RunOptions& options, std::ostream& out,
               std::vector<Device> devices) {
+  const Clock::time_point start = Clock::now();
+  const auto seconds = [&] { return 1e-6 * us_since(start); };
   std::vector<Rate> rates;
   std::vector<Result> results;
   const auto write = [&] {
-    if (!options.json.empty()) write_file(options.json, document(results, rates, options.machine).dump(1) + "\n");
+    if (!options.json.empty())
+      write_file(options.json, document(results, rates, options.machine, seconds()).dump(1) + "\n");
     if (!options.csv.empty()) write_file(options.csv, to_csv(results));
   };
   write();  // a path that cannot be written is known before minutes of work
@@ -119,10 +126,13 @@ int run_cases(const std::vector<Case>& cases, Machine& machine, const RunOptions
   if (cases.empty()) return 0;
   out << '\n' << table_heading() << std::flush;
   for (const Case& one : cases) {
-    results.push_back(run_case(one, machine, options));
+    Case next = one;
+    if (next.refused.empty() && options.budget_s && seconds() >= *options.budget_s) next.refused = kNoTimeLeft;
+    results.push_back(run_case(next, machine, options));
     out << table_line(results.back()) << std::flush;
     write();
   }
+  out << total_line(results, seconds());
   const auto failed = std::count_if(results.begin(), results.end(), [](const Result& result) { return !result.ok(); });
   if (failed > 0) out << failed << (failed == 1 ? " case failed\n" : " cases failed\n");
   return failed > 0 ? 1 : 0;

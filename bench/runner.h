@@ -3,6 +3,7 @@
 
 #include <iosfwd>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,11 +13,17 @@
 
 namespace deviceloop::bench {
 
+constexpr double kTimeoutS = 10, kGpuTimeoutS = 0.7;
+
 struct RunOptions {
   int min_samples = 10;
-  double timeout_s = 10;  ///< of taking samples, a case: one that takes longer has fewer samples, at least one
-  std::string command;    ///< what repeats a case where " --benchmark ..." is added
-  std::string json, csv;  ///< files; empty: none
+  /// Of taking samples, a case: one that takes longer has fewer samples, at least one. None: kTimeoutS or, of a GPU's
+  /// case, kGpuTimeoutS.
+  std::optional<double> timeout_s;
+  /// After so long no further case begins: those left are listed as not run.
+  std::optional<double> budget_s;
+  std::string command;                                ///< what repeats a case where " --benchmark ..." is added
+  std::string json, csv;                              ///< files; empty: none
   nlohmann::json machine = nlohmann::json::object();  ///< what the JSON says of the machine
 };
 

@@ -133,13 +133,13 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   };
   add(true, training_axes({"1000-100-1"}, {"128"}, both, {formulations}));
   add(true, training_axes({"784-128-10"}, {"64"}, single, {formulations}));
-  add(true, training_axes({"64-64-64-1"}, powers_of_two(14, 16), single));
-  add(true, training_axes({"64-64-64-1"}, powers_of_two(17, 20), single, {{"plan", on_gpu}}));
+  add(true, training_axes({"64-64-64-1"}, powers_of_two(14, 16, 2), single));
+  add(true, training_axes({"64-64-64-1"}, powers_of_two(18, 20, 2), single, {{"plan", on_gpu}}));
   add(true, training_axes({wide}, {"1024"}, single));
   add(true, training_axes({widest}, {"8192"}, single, {{"plan", on_gpu}}));
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", on_gpu}, tuned}));
   add(true, training_axes({wide}, {"1024"}, single, {{"plan", on_gpu}, tuned}));
-  add(true, training_axes({widest}, {"8192"}, single, {{"plan", on_gpu}, tuned}));
+  add(false, training_axes({widest}, {"8192"}, single, {{"plan", on_gpu}, tuned}));
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", persistent_plan_names()}, formulations}));
   // Sweeps, and what else is worth a name.
   add(false, training_axes(widths, {"1024"}, single, {formulations}));

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <deque>
 
 namespace deviceloop::bench {
 namespace {
@@ -250,8 +252,7 @@ Parameters TrainingRun::read(const Trainer& trainer) const {
   return parameters;
 }
 
-void TrainingRun::compute_reference() {
-  if (!expected_losses_.empty()) return;
+std::shared_ptr<TrainingRun::Reference> TrainingRun::compute_reference(const std::string& key) const {
   const bool is_fp32 = training_.spec.precision == Precision::fp32;
   const std::int64_t in = training_.network.widths.front(), out = training_.network.widths.back();
   const Table x = is_fp32 ? first_rows(x32_, training_.distinct, in) : first_rows(x64_, training_.distinct, in);
@@ -260,20 +261,50 @@ void TrainingRun::compute_reference() {
   const auto copies = static_cast<double>(training_.spec.samples / training_.distinct);
   double rate = training_.spec.optimizer.learning_rate;
   if (is_fp32) rate = static_cast<double>(static_cast<float>(rate));
-  expected_ = initial_;
-  expected_losses_ = train_reference(expected_, x, y, rate * copies, training_.checked_steps);
-  for (double& loss : expected_losses_) loss *= copies;
+  auto reference = std::make_shared<Reference>();
+  reference->key = key;
+  reference->expected = initial_;
+  reference->losses = train_reference(reference->expected, x, y, rate * copies, training_.checked_steps);
+  for (double& loss : reference->losses) loss *= copies;
+  return reference;
 }
 
-const std::vector<double>& TrainingRun::expected_losses() {
-  compute_reference();
-  return expected_losses_;
+const TrainingRun::Reference& TrainingRun::reference() {
+  if (reference_) return *reference_;
+  std::string key = name(training_.spec.precision);
+  for (const std::int64_t width : training_.network.widths) key += " " + std::to_string(width);
+  for (const std::int64_t number : {training_.spec.samples, training_.distinct, training_.checked_steps,
+                                    static_cast<std::int64_t>(training_.spec.seed)})
+    key += "/" + std::to_string(number);
+  char rate[40];
+  std::snprintf(rate, sizeof rate, "/%.17g", training_.spec.optimizer.learning_rate);
+  key += rate;
+  const auto same = [](const std::vector<Table>& one, const std::vector<Table>& other) {
+    return std::equal(one.begin(), one.end(), other.begin(), other.end(),
+                      [](const Table& a, const Table& b) { return a.values == b.values; });
+  };
+
+  // The latest ones; of a network of hundreds of megabytes none is kept.
+  static std::deque<std::shared_ptr<const Reference>> known;
+  constexpr std::size_t kMostKnown = 8, kMostParameters = 4 << 20;
+  for (const auto& each : known)
+    if (each->key == key && same(each->initial.weights, initial_.weights) &&
+        same(each->initial.biases, initial_.biases))
+      return *(reference_ = each);
+  const std::shared_ptr<Reference> made = compute_reference(key);
+  reference_ = made;
+  std::size_t parameters = 0;
+  for (const Table& weight : initial_.weights) parameters += weight.values.size();
+  if (parameters > kMostParameters) return *made;
+  made->initial = initial_;
+  known.push_back(made);
+  if (known.size() > kMostKnown) known.pop_front();
+  return *made;
 }
 
-const Parameters& TrainingRun::expected_parameters() {
-  compute_reference();
-  return expected_;
-}
+const std::vector<double>& TrainingRun::expected_losses() { return reference().losses; }
+
+const Parameters& TrainingRun::expected_parameters() { return reference().expected; }
 
 void check_falling(const std::vector<double>& losses, std::int64_t steps) {
   if (static_cast<std::int64_t>(losses.size()) != steps)

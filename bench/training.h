@@ -4,6 +4,7 @@
 #include <deviceloop/trainer.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,7 +63,8 @@ class TrainingRun {
   const Training& training() const { return training_; }
   std::int64_t data_bytes() const;
 
-  /// The losses and the parameters after training.checked_steps steps by the reference; computed once.
+  /// The losses and the parameters after training.checked_steps steps by the reference; computed once, also for runs of
+  /// the same arithmetic by other plans and formulations.
   const std::vector<double>& expected_losses();
   const Parameters& expected_parameters();
 
@@ -70,14 +72,20 @@ class TrainingRun {
   const Parameters& initial() const { return initial_; }
 
  private:
-  void compute_reference();
+  struct Reference {
+    std::string key;  ///< all that it follows from but the initial parameters
+    Parameters initial, expected;
+    std::vector<double> losses;
+  };
+  const Reference& reference();
+  std::shared_ptr<Reference> compute_reference(const std::string& key) const;
 
   Training training_;
   std::vector<float> x32_, y32_;
   std::vector<double> x64_, y64_;
   std::unique_ptr<Trainer> trainer_;
-  Parameters initial_, expected_;
-  std::vector<double> expected_losses_;
+  Parameters initial_;
+  std::shared_ptr<const Reference> reference_;
 };
 
 /// The losses of a run: finite, falling, `steps` of them. Throws WrongResult.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -15,6 +16,7 @@
 #include "../bench/gemm_cases.h"
 #include "../bench/gpu.h"
 #include "../bench/limits.h"
+#include "../bench/parallel.h"
 #include "../bench/reference.h"
 #include "../bench/result.h"
 #include "../bench/runner.h"
@@ -178,6 +180,14 @@ TEST(BenchCases, KernelsAndProductsOfAGpuAreListedWithoutOne) {
         "gemm/cuda/forward/1000-100-1/layer=0/n=128/fp32",
         "gemm/cuda/weight_update/4096-4096-4096-4096-4096/layer=0/n=8192/fp64"})
     EXPECT_TRUE(has(cases, name)) << name;
+  // All kinds are in the default set, few of each: it must take a GPU less than a minute.
+  const std::vector<Case> by_default = select_cases(cases, "");
+  EXPECT_LE(by_default.size(), 32 + 33u);
+  for (const Case& one : cases)
+    EXPECT_TRUE(std::any_of(by_default.begin(), by_default.end(), [&](const Case& other) {
+      const auto kind = [](const std::string& name) { return name.substr(0, name.find('/', name.find("cuda/") + 5)); };
+      return kind(other.name) == kind(one.name);
+    })) << one.name;
   // tests/gpu_check has bars on them.
   for (const char* size : {"268435456/fp32", "134217728/fp64"})
     EXPECT_TRUE(has(select_cases(cases, ""), std::string("kernel/cuda/squared_error/n=") + size)) << size;
@@ -299,6 +309,38 @@ TEST(BenchRunner, TakesAtLeastTheSamplesAskedForAndEndsAtTheTimeout) {
   EXPECT_LT(late.samples, 10);
   options.timeout_s = 0;
   EXPECT_EQ(run_case(scripted("a"), machine, options).samples, 1);
+}
+
+TEST(BenchRunner, AGpusCaseHasAShorterTimeoutUnlessOneIsGiven) {
+  FixedMachine machine;
+  RunOptions options = quick();
+  options.timeout_s.reset();
+  options.min_samples = 20;
+  Case on_gpu = scripted("a", {.sleep_ms = 150});
+  on_gpu.device = Device::cuda;
+  EXPECT_LE(run_case(on_gpu, machine, options).samples, 6);  // 0.7 s of them
+  options.timeout_s = 1.6;
+  EXPECT_GE(run_case(on_gpu, machine, options).samples, 8);
+}
+
+TEST(BenchRunner, CasesThatTheBudgetHasNoTimeForAreListedAsNotRun) {
+  const testing::TemporaryFolder folder;
+  FixedMachine machine;
+  RunOptions options = quick();
+  options.json = folder / "r.json";
+  options.budget_s = 0.1;
+  Case refused = scripted("refused");
+  refused.refused = "no cuBLASLt";
+  std::ostringstream out;
+  EXPECT_EQ(run_cases({scripted("first", {.sleep_ms = 60}), scripted("second"), refused}, machine, options, out), 0);
+  const json result = json::parse(testing::read_all(options.json));
+  ASSERT_EQ(result["cases"].size(), 1u);
+  EXPECT_GE(result["cases"][0]["seconds"], 0.1);
+  EXPECT_GE(result["seconds"], result["cases"][0]["seconds"]);
+  EXPECT_EQ(result["not_run"], json::parse(R"([{"name": "second", "reason": "no time left of --budget"},
+                                               {"name": "refused", "reason": "no cuBLASLt"}])"));
+  EXPECT_NE(out.str().find("\n1 case in 0."), std::string::npos) << out.str();
+  EXPECT_NE(out.str().find(" s; 2 not run\n"), std::string::npos) << out.str();
 }
 
 TEST(BenchRunner, AWrongResultIsAFailedCaseWithoutATime) {
@@ -433,7 +475,7 @@ TEST(BenchChecks, AWrongResultPlantedInAKernelFailsItsCase) {
 TEST(BenchChecks, AProductIsHeldAgainstTheReference) {
   for (const char* product : {"forward", "input_gradient", "weight_update"}) {
     const ProductShape shape = *product_shape(
-        {{"product", product}, {"layers", "30-70-9"}, {"layer", "1"}, {"n", "150"}, {"precision", "fp64"}});
+        {{"product", product}, {"layers", "30-270-300"}, {"layer", "1"}, {"n", "290"}, {"precision", "fp64"}});
     Table a(shape.transpose_a ? shape.k : shape.m, shape.transpose_a ? shape.m : shape.k);
     Table b(shape.transpose_b ? shape.n : shape.k, shape.transpose_b ? shape.k : shape.n);
     for (std::size_t i = 0; i < a.values.size(); ++i)
@@ -451,34 +493,47 @@ TEST(BenchChecks, AProductIsHeldAgainstTheReference) {
 }
 
 TEST(BenchReference, IsGradientDescentByFiniteDifferences) {
-  Parameters parameters;
-  const std::int64_t widths[] = {4, 6, 5, 2}, samples = 7;
-  const auto fill = [](Table& table, std::uint64_t array) {
-    for (std::size_t i = 0; i < table.values.size(); ++i)
-      table.values[i] = random_value<double>(3, array, static_cast<std::int64_t>(i));
-  };
-  for (int layer = 0; layer < 3; ++layer) {
-    fill(parameters.weights.emplace_back(widths[layer], widths[layer + 1]), kThird + static_cast<std::uint64_t>(layer));
-    fill(parameters.biases.emplace_back(1, widths[layer + 1]), 20 + static_cast<std::uint64_t>(layer));
+  const std::int64_t widths[] = {4, 6, 5, 2};
+  // Few rows, and so many that each core has some of its own, in more than one panel.
+  for (const std::int64_t samples : {7, 24001}) {
+    Parameters parameters;
+    const auto fill = [](Table& table, std::uint64_t array) {
+      for (std::size_t i = 0; i < table.values.size(); ++i)
+        table.values[i] = random_value<double>(3, array, static_cast<std::int64_t>(i));
+    };
+    for (int layer = 0; layer < 3; ++layer) {
+      fill(parameters.weights.emplace_back(widths[layer], widths[layer + 1]),
+           kThird + static_cast<std::uint64_t>(layer));
+      fill(parameters.biases.emplace_back(1, widths[layer + 1]), 20 + static_cast<std::uint64_t>(layer));
+    }
+    Table x(samples, 4), y(samples, 2);
+    fill(x, kFirst);
+    fill(y, kSecond);
+    const auto loss_at = [&](Parameters at) { return train_reference(at, x, y, 0, 1)[0]; };
+    double loss_of_rows = 0;
+    for (std::int64_t row = 0; row < samples; ++row) {
+      Table one(1, 4), target(1, 2);
+      std::copy_n(x.row(row), 4, one.row(0));
+      std::copy_n(y.row(row), 2, target.row(0));
+      Parameters at = parameters;
+      loss_of_rows += train_reference(at, one, target, 0, 1)[0];
+    }
+    EXPECT_NEAR(loss_at(parameters), loss_of_rows, 1e-12 * loss_of_rows);
+    constexpr double kRate = 1e-3, kStep = 1e-5;
+    Parameters moved = parameters;
+    train_reference(moved, x, y, kRate, 1);
+    for (std::size_t layer = 0; layer < 3; ++layer)
+      for (const auto tensors : {&Parameters::weights, &Parameters::biases})
+        for (const std::size_t index : {std::size_t{0}, (parameters.*tensors)[layer].values.size() - 1}) {
+          Parameters up = parameters, down = parameters;
+          (up.*tensors)[layer].values[index] += kStep;
+          (down.*tensors)[layer].values[index] -= kStep;
+          const double slope = (loss_at(up) - loss_at(down)) / (2 * kStep);
+          const double went =
+              ((parameters.*tensors)[layer].values[index] - (moved.*tensors)[layer].values[index]) / kRate;
+          EXPECT_NEAR(went, slope, 1e-5 * (1 + std::abs(slope))) << "layer " << layer << ", " << index;
+        }
   }
-  Table x(samples, 4), y(samples, 2);
-  fill(x, kFirst);
-  fill(y, kSecond);
-  const auto loss_at = [&](Parameters at) { return train_reference(at, x, y, 0, 1)[0]; };
-  constexpr double kRate = 1e-3, kStep = 1e-5;
-  Parameters moved = parameters;
-  train_reference(moved, x, y, kRate, 1);
-  for (std::size_t layer = 0; layer < 3; ++layer)
-    for (const auto tensors : {&Parameters::weights, &Parameters::biases})
-      for (const std::size_t index : {std::size_t{0}, (parameters.*tensors)[layer].values.size() - 1}) {
-        Parameters up = parameters, down = parameters;
-        (up.*tensors)[layer].values[index] += kStep;
-        (down.*tensors)[layer].values[index] -= kStep;
-        const double slope = (loss_at(up) - loss_at(down)) / (2 * kStep);
-        const double went =
-            ((parameters.*tensors)[layer].values[index] - (moved.*tensors)[layer].values[index]) / kRate;
-        EXPECT_NEAR(went, slope, 1e-5 * (1 + std::abs(slope))) << "layer " << layer << ", " << index;
-      }
   // A single neuron: x = (2, 3, 4), w = (1, -1, 5) predicts 19.
   Parameters neuron;
   neuron.weights.emplace_back(3, 1).values = {1, -1, 5};
@@ -533,6 +588,52 @@ TEST(BenchChecks, TrainingIsHeldAgainstTheReference) {
             << scale << in_bias;
       }
   }
+}
+
+TEST(BenchReference, PartsOfALoopCoverItOnceAlsoInsideOfOthers) {
+  std::vector<int> touched(1000);
+  std::atomic<int> elsewhere = 0;
+  in_parallel(10, [&](std::int64_t begin, std::int64_t end) {
+    const std::thread::id here = std::this_thread::get_id();
+    for (std::int64_t i = begin; i < end; ++i)
+      in_parallel(100, [&, i](std::int64_t first, std::int64_t last) {
+        elsewhere += std::this_thread::get_id() != here;
+        for (std::int64_t j = first; j < last; ++j) ++touched[static_cast<std::size_t>(100 * i + j)];
+      });
+  });
+  EXPECT_EQ(touched, std::vector<int>(1000, 1));
+  if (core_count() > 1) {
+    EXPECT_EQ(elsewhere, 0);
+  }
+}
+
+TEST(BenchChecks, RunsOfTheSameArithmeticShareTheirReference) {
+  const Training training = small_training();
+  TrainingRun run(training), again(training);
+  const auto* const losses = &run.expected_losses();
+  EXPECT_EQ(&again.expected_losses(), losses);
+  EXPECT_EQ(&again.expected_parameters(), &run.expected_parameters());
+  const auto expect_own = [&](const char* what, const Training& other) {
+    TrainingRun own(other);
+    EXPECT_NE(&own.expected_losses(), losses) << what;
+  };
+  expect_own("precision", small_training("fp64"));
+  expect_own("bias", small_training("fp32", "no"));
+  Training other = training;
+  other.spec.seed = 1;
+  expect_own("seed", other);
+  other = training;
+  other.init = training.init == Init::he ? Init::normal : Init::he;
+  expect_own("init", other);
+  other = training;
+  other.distinct = 8;
+  expect_own("distinct", other);
+  other = training;
+  other.checked_steps = 1;
+  expect_own("checked_steps", other);
+  other = training;
+  other.spec.optimizer.learning_rate *= 2;
+  expect_own("rate", other);
 }
 
 TEST(BenchChecks, RepeatedRowsAreCheckedByOneBlockOfThem) {
@@ -614,6 +715,8 @@ TEST(BenchProgram, RunsACaseWritesFilesAndSaysHowToRepeatIt) {
   const json document = json::parse(testing::read_all(json_file));
   EXPECT_EQ(document["ok"], true);
   EXPECT_EQ(document["machine"]["seed"], 5);
+  EXPECT_GT(document["seconds"], 0);
+  EXPECT_NE(result.out.find("\n2 cases in "), std::string::npos) << result.out;
   ASSERT_EQ(document["cases"].size(), 2u);  // both precisions
   for (const json& one : document["cases"]) {
     EXPECT_EQ(one["ok"], true);
@@ -644,6 +747,7 @@ TEST(BenchProgram, RefusesWrongUsageWithCode2) {
       {"--axis", "precision=fp8"},
       {"--min-samples", "0"},
       {"--timeout", "-1"},
+      {"--budget", "-1"},
       {"--device", "tpu"},
       {"--fast"},
       {"--benchmark", "kernel/relu/n=1024/fp32", "--json", "/nowhere/r.json"}};

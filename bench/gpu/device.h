@@ -34,6 +34,25 @@ class DeviceArray {
     if (count_ > 0) DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(data(), 0xff, bytes(), stream.get()));
   }
 
+  /// use(part, begin, end) for parts of the `count` elements from `first`, after all work on `stream`: part[i] is
+  /// number begin + i of these. They come through `staging`, a piece of pinned memory that the first call makes:
+  /// reading 1 GiB into new memory takes the host longer than checking it.
+  template <class Use>
+  void read_parts(std::int64_t first, std::int64_t count, cuda::PinnedBuffer& staging, const cuda::StreamOwner& stream,
+                  const Use& use, std::int64_t staging_bytes = 64 << 20) const {
+    const std::int64_t most = std::min(count, staging_bytes / static_cast<std::int64_t>(sizeof(T)));
+    if (staging.bytes() < static_cast<std::size_t>(most) * sizeof(T))
+      staging = cuda::PinnedBuffer(static_cast<std::size_t>(most) * sizeof(T));
+    for (std::int64_t begin = 0; begin < count; begin += most) {
+      const std::int64_t end = std::min(begin + most, count);
+      DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(staging.data(), data() + first + begin,
+                                            static_cast<std::size_t>(end - begin) * sizeof(T), cudaMemcpyDeviceToHost,
+                                            stream.get()));
+      stream.wait();
+      use(static_cast<const T*>(staging.data()), begin, end);
+    }
+  }
+
   /// Elements `first` to `first` + `count`, after all work on `stream`.
   std::vector<T> read(std::int64_t first, std::int64_t count, const cuda::StreamOwner& stream) const {
     std::vector<T> values(static_cast<std::size_t>(count));

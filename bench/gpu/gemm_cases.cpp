@@ -62,8 +62,8 @@ class GpuGemmWork final : public Work {
 
 std::vector<Block> gpu_gemm_blocks(const GpuCaps& gpu, std::uint64_t seed) {
   std::vector<Block> blocks;
-  for (std::vector<Axis>& axes : product_axes())
-    blocks.push_back({true, std::move(axes), [=](const Values& values) -> std::optional<Case> {
+  for (ProductBlock& block : product_blocks())
+    blocks.push_back({block.by_default, std::move(block.axes), [=](const Values& values) -> std::optional<Case> {
                         const std::optional<ProductShape> shape = product_shape(values);
                         if (!shape) return std::nullopt;
                         Case made;

@@ -107,23 +107,24 @@ void expect_near(const std::string& what, T got, double expected, double toleran
     throw WrongResult(what + " is " + std::to_string(got) + ", not " + std::to_string(expected));
 }
 
-/// Throws for the first element that is not right(i, element).
+/// Throws for the first of the elements `begin` to `end`, at `got`, that is not right(i, element).
 template <class T, class Right>
-void expect_all(const std::vector<T>& got, const Right& right) {
-  const auto count = static_cast<std::int64_t>(got.size());
-  std::atomic<std::int64_t> wrong{count};
-  in_parallel(count, [&](std::int64_t first, std::int64_t end) {
-    for (std::int64_t i = first; i < end; ++i) {
-      if (right(i, got[static_cast<std::size_t>(i)])) continue;
-      std::int64_t before = wrong;
-      while (i < before && !wrong.compare_exchange_weak(before, i)) {
-      }
-      return;
-    }
-  });
-  if (wrong < count)
-    throw WrongResult("element " + std::to_string(wrong) + " is " +
-                      std::to_string(got[static_cast<std::size_t>(wrong)]));
+void expect_all(const T* got, std::int64_t begin, std::int64_t end, const Right& right) {
+  constexpr std::int64_t kElementsOfAThread = 1 << 14;
+  std::atomic<std::int64_t> wrong{end};
+  in_parallel(
+      end - begin,
+      [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = begin + first; i < begin + last; ++i) {
+          if (right(i, got[i - begin])) continue;
+          std::int64_t before = wrong;
+          while (i < before && !wrong.compare_exchange_weak(before, i)) {
+          }
+          return;
+        }
+      },
+      kElementsOfAThread);
+  if (wrong < end) throw WrongResult("element " + std::to_string(wrong) + " is " + std::to_string(got[wrong - begin]));
 }
 
 template <class T>
@@ -191,7 +192,9 @@ class GpuKernelWork final : public Work {
   }
 
   void check() override {
-    if (arrays_.out > 0) check_out(out_.read((copies_ - 1) * arrays_.out, arrays_.out, stream_));
+    if (arrays_.out > 0)
+      out_.read_parts((copies_ - 1) * arrays_.out, arrays_.out, staging_, stream_,
+                      [this](const T* part, std::int64_t begin, std::int64_t end) { check_out(part, begin, end); });
     if (arrays_.sums > 0) check_sums(sums_.read((copies_ - 1) * arrays_.sums, arrays_.sums, stream_));
     if (arrays_.loss) check_loss(loss_.read(copies_ - 1, 1, stream_)[0]);
   }
@@ -274,10 +277,10 @@ class GpuKernelWork final : public Work {
     }
   }
 
-  void check_out(const std::vector<T>& got) const {
+  void check_out(const T* got, std::int64_t begin, std::int64_t end) const {
     if (kernel_ != Kernel::narrow_linear)
-      return expect_all(got, [this](std::int64_t i, T value) { return same_bits(value, expected(i)); });
-    expect_all(got, [this](std::int64_t row, T value) {
+      return expect_all(got, begin, end, [this](std::int64_t i, T value) { return same_bits(value, expected(i)); });
+    expect_all(got, begin, end, [this](std::int64_t row, T value) {
       double sum = 0, magnitude = 0;
       for (std::int64_t j = 0; j < features_; ++j) {
         const double term = static_cast<double>(first(row * features_ + j)) * static_cast<double>(weight(j));
@@ -336,6 +339,7 @@ class GpuKernelWork final : public Work {
   DeviceArray<T> first_, second_, weights_, out_, sums_;
   DeviceArray<double> loss_;
   DeviceArray<char> workspace_;
+  cuda::PinnedBuffer staging_;
   Batch batch_;
   std::int64_t updates_ = 0;  ///< of `out` since reset
 };
@@ -415,9 +419,9 @@ std::vector<Block> gpu_kernel_blocks(const GpuCaps& gpu, std::uint64_t seed, con
     return made;
   };
   using Texts = std::vector<std::string>;
-  const auto elements = [&](bool by_default, Texts counts, Texts precisions) {
+  const auto elements = [&](bool by_default, Texts kernels, Texts counts, Texts precisions) {
     return Block{by_default,
-                 {{"kernel", names_of(kByElement)}, {"n", std::move(counts)}, {"precision", std::move(precisions)}},
+                 {{"kernel", std::move(kernels)}, {"n", std::move(counts)}, {"precision", std::move(precisions)}},
                  by_element};
   };
   const auto rows = [&](bool by_default, Texts batches, Texts features, Texts precisions) {
@@ -428,9 +432,12 @@ std::vector<Block> gpu_kernel_blocks(const GpuCaps& gpu, std::uint64_t seed, con
                   {"precision", std::move(precisions)}},
                  by_row};
   };
-  return {elements(true, powers_of_two(10, 28, 3), {"fp32"}),
-          elements(true, {"1024", "1048576", "134217728"}, {"fp64"}), rows(true, {"128", "1048576"}, {"100"}, {"fp32"}),
-          elements(false, powers_of_two(10, 28), {"fp32", "fp64"}),
+  // By default arrays of 4 KiB, whose time is that of a launch, of 4 MiB, and of 1 GiB.
+  const Texts all = names_of(kByElement);
+  return {elements(true, all, {"1024", "1048576", "268435456"}, {"fp32"}),
+          elements(true, {"relu", "relu_gradient", "squared_error"}, {"134217728"}, {"fp64"}),
+          rows(true, {"128", "1048576"}, {"100"}, {"fp32"}),
+          elements(false, all, powers_of_two(10, 28), {"fp32", "fp64"}),
           rows(false, {"128", "1024", "16384", "1048576"}, {"64", "100", "1000"}, {"fp32", "fp64"})};
 }
 
