@@ -27,9 +27,6 @@ namespace {
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
-// A plan that is predicted to take so many times the fastest one's time has no row.
-constexpr double kSlowPlan = 10;
-
 /// What a row trains.
 struct Request {
   std::string name;
@@ -85,7 +82,8 @@ class Row {
 };
 
 /// The plans of a GPU that have a row of their own; why the others have none goes to `missing`.
-std::vector<Request> plan_requests(const NetworkSpec& network, const TrainingSpec& training, json& missing) {
+std::vector<Request> plan_requests(const NetworkSpec& network, const TrainingSpec& training, double slow_plan,
+                                   json& missing) {
   DeviceCaps caps = query_caps_for(training.device);
   std::vector<std::pair<Request, double>> found;
   for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
@@ -100,7 +98,7 @@ std::vector<Request> plan_requests(const NetworkSpec& network, const TrainingSpe
   for (const auto& [request, us] : found) {
     double fastest = us;
     for (const auto& other : found) fastest = std::min(fastest, other.second);
-    if (us <= kSlowPlan * fastest)
+    if (us <= slow_plan * fastest)
       requests.push_back(request);
     else
       missing[request.name] = "predicted " + std::to_string(std::llround(us)) + " us a step, " +
@@ -128,7 +126,8 @@ void serve(const ServeOptions& options, std::istream& in, std::ostream& out) {
   json missing = json::object();
   std::vector<Request> requests = {{"deviceloop"}};
   if (options.device == DeviceKind::cuda)
-    for (Request& request : plan_requests(network, training, missing)) requests.push_back(std::move(request));
+    for (Request& request : plan_requests(network, training, options.slow_plan, missing))
+      requests.push_back(std::move(request));
   if (2 * network.widths.front() > samples.x.rows) requests.push_back({"deviceloop/gram", Formulation::gram});
 
   std::vector<std::unique_ptr<Row>> rows;

@@ -18,6 +18,7 @@ struct ServeOptions {
   Precision precision = Precision::fp32;
   DeviceKind device = DeviceKind::cpu;
   int threads = 1;
+  double slow_plan = 10;  ///< a plan that is predicted to take so many times the fastest one's time has no row
 };
 
 /// Writes to `out` a line that names the rows, and one for each line `run ROW` of `in` with the seconds of a training

@@ -4,14 +4,25 @@
 
 #include <cuda_runtime_api.h>
 
+#include <deviceloop/random.h>
+#include <deviceloop/trainer.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "../bench/cases.h"
 #include "../bench/gpu.h"
 #include "../bench/gpu/cases.h"
+#include "../bench/gpu/device.h"
+#include "../bench/random_data.h"
 #include "../bench/runner.h"
+#include "../bench/serve.h"
+#include "../host/files/npz.h"
+#include "../host/files/output_file.h"
 #include "support/cuda_test.h"
+#include "support/temporary_folder.h"
 
 namespace deviceloop::bench {
 namespace {
@@ -83,6 +94,23 @@ TEST_F(BenchGpu, WhatAKernelDoesNotWriteFailsItsCase) {
   }
 }
 
+TEST_F(BenchGpu, AnArrayIsReadInPartsThatCoverIt) {
+  const cuda::StreamOwner stream;
+  const DeviceArray<double> array(1003);
+  fill_random(array, 5, kFirst, false, stream);
+  cuda::PinnedBuffer staging;
+  std::int64_t next = 0;
+  const auto use = [&](const double* part, std::int64_t begin, std::int64_t end) {
+    EXPECT_EQ(begin, next);
+    EXPECT_LE(end - begin, 125);
+    for (std::int64_t i = begin; i < end; ++i)
+      EXPECT_EQ(part[i - begin], random_value<double>(5, kFirst, 3 + i)) << "element " << i;
+    next = end;
+  };
+  array.read_parts(3, 900, staging, stream, use, 1000);
+  EXPECT_EQ(next, 900);
+}
+
 TEST_F(BenchGpu, ProductsAreRight) {
   const DeviceCaps caps = query_device_caps();
   if (!caps.no_cublaslt_reason.empty()) GTEST_SKIP() << caps.no_cublaslt_reason;
@@ -128,6 +156,74 @@ TEST_F(BenchGpu, CountsLaunchesAndWaitsOfAStep) {
     EXPECT_LE(result.host_calls->launches, 0.25) << plan;
     EXPECT_GE(result.host_calls->synchronizations, 1.0 / 64) << plan;
     EXPECT_LE(result.host_calls->synchronizations, 0.25) << plan;
+  }
+}
+
+TEST_F(BenchGpu, ServesARowForEachPlanAndFormulation) {
+  const testing::TemporaryFolder folder;
+  constexpr std::int64_t kSamples = 40, kSteps = 20;
+  const NetworkSpec network{.widths = {30, 12, 3}};
+  TrainingSpec training;
+  training.optimizer.learning_rate = 1e-4;
+  training.device.kind = DeviceKind::cpu;
+  std::vector<float> x(kSamples * 30), y(kSamples * 3);
+  fill_normal(Matrix(x.data(), kSamples, 30), 0, kTensorX);
+  fill_normal(Matrix(y.data(), kSamples, 3), 0, kTensorY);
+  ServeOptions options;
+  options.data = folder / "data.npz";
+  options.weights = folder / "weights.safetensors";
+  options.steps = kSteps;
+  options.rate = training.optimizer.learning_rate;
+  options.device = DeviceKind::cuda;
+  OutputFile file(options.data);
+  write_npz(file, ConstMatrix(x.data(), kSamples, 30), ConstMatrix(y.data(), kSamples, 3));
+  file.commit();
+  Trainer trainer(network, training);
+  trainer.save_weights(options.weights);
+  trainer.set_data(ConstMatrix(x.data(), kSamples, 30), ConstMatrix(y.data(), kSamples, 3));
+  const std::vector<double> expected = trainer.train(kSteps).losses;
+
+  const auto answers = [&](const std::string& lines) {
+    std::istringstream in(lines);
+    std::ostringstream out;
+    serve(options, in, out);
+    std::istringstream said(out.str());
+    std::vector<nlohmann::json> found;
+    for (std::string line; std::getline(said, line);) found.push_back(nlohmann::json::parse(line));
+    return found;
+  };
+  std::vector<std::string> names = {"deviceloop", "deviceloop/graph", "deviceloop/persistent", "deviceloop/gram"};
+  const nlohmann::json first = answers("")[0];
+  if (first["missing"].contains("deviceloop/graph")) {
+    EXPECT_FALSE(query_device_caps().no_cublaslt_reason.empty()) << first;
+    names.erase(names.begin() + 1);
+  }
+  std::string lines;
+  for (const std::string& name : names) lines += "run " + name + "\nrun " + name + "\n";
+  const std::vector<nlohmann::json> found = answers(lines);
+  ASSERT_EQ(found.size(), 1 + 2 * names.size());
+  ASSERT_EQ(found[0]["rows"].size(), names.size()) << found[0];
+  for (std::size_t row = 0; row < names.size(); ++row) {
+    const nlohmann::json& said = found[0]["rows"][row];
+    EXPECT_EQ(said["name"], names[row]);
+    EXPECT_EQ(said["includes"]["device"], "cuda");
+    EXPECT_EQ(said["includes"]["formulation"], names[row] == "deviceloop/gram" ? "gram" : "primal");
+    const std::size_t slash = names[row].find('/');
+    if (slash != std::string::npos && names[row] != "deviceloop/gram") {
+      EXPECT_EQ(said["includes"]["note"], "plan " + names[row].substr(slash + 1));
+    }
+    EXPECT_EQ(found[1 + 2 * row]["losses"], found[2 + 2 * row]["losses"]) << names[row];
+    const auto losses = found[1 + 2 * row]["losses"].get<std::vector<double>>();
+    ASSERT_EQ(losses.size(), expected.size());
+    for (std::size_t step = 0; step < losses.size(); ++step)
+      EXPECT_NEAR(losses[step], expected[step], 1e-4 * expected[step]) << names[row] << ", step " << step;
+  }
+
+  options.slow_plan = 1;  // so that all but the fastest are too slow
+  const nlohmann::json fastest = answers("")[0];
+  if (names.size() == 4) {
+    EXPECT_EQ(fastest["rows"].size(), 3u) << fastest;
+    EXPECT_NE(fastest["missing"].dump().find(" us a step, "), std::string::npos) << fastest;
   }
 }
 
