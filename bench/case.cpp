@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
 
@@ -46,8 +45,6 @@ const Axis* find_axis(const std::vector<Axis>& axes, const std::string& name) {
 }
 
 }  // namespace
-
-nlohmann::json Work::details() const { return nlohmann::json::object(); }
 
 const char* name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
 
