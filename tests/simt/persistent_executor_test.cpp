@@ -196,6 +196,27 @@ TEST_F(PersistentExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
     }
 }
 
+// Else initcheck would report each gap and each activation of a launch that copies them to shared memory.
+TEST_F(PersistentExecutor, LeavesNoByteOfItsMemoryAsItFoundIt) {
+  for (const PersistentForm form : kForms)
+    for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
+      Problem problem = small(form);
+      problem.training.formulation = formulation;
+      std::vector<unsigned char> memory[2];
+      for (const int run : {0, 1}) {
+        simt::set_fresh_byte(run == 0 ? 0x5a : 0xa5);
+        const Trainer trainer = trainer_of(problem);
+        memory[run] = simt::device_memory(0);
+      }
+      ASSERT_EQ(memory[0].size(), memory[1].size());
+      ASSERT_GT(memory[0].size(), 0u);
+      std::size_t same = 0;
+      for (std::size_t i = 0; i < memory[0].size(); ++i) same += memory[0][i] == memory[1][i] ? 1 : 0;
+      EXPECT_EQ(same, memory[0].size()) << "bytes that were written";
+    }
+}
+
 // A block that never arrives: the others count on one more than there are.
 TEST_F(PersistentExecutor, BlocksThatWaitInVainEndTheLaunchByItsDeadline) {
   NetworkSpec network;

@@ -93,6 +93,7 @@ struct Allocation {
   std::size_t bytes;
   bool on_device;
   int device;
+  std::uint64_t number;  ///< rising
 };
 
 struct Failure {
@@ -217,7 +218,7 @@ cudaError_t allocate(void** pointer, std::size_t bytes, bool on_device) {
   *pointer = ::operator new (bytes, std::align_val_t{kBorder});
   std::memset(*pointer, state().settings.fresh_byte, bytes);
   if (on_device) __asan_poison_memory_region(*pointer, bytes);
-  state().allocations[static_cast<char*>(*pointer)] = {bytes, on_device, current_device};
+  state().allocations[static_cast<char*>(*pointer)] = {bytes, on_device, current_device, ++state().last_number};
   ++tally().allocations;
   return cudaSuccess;
 }
@@ -555,6 +556,18 @@ void fail_call(int k, cudaError_t code) {
 void set_fresh_byte(int byte) {
   const std::lock_guard lock(state().mutex);
   state().settings.fresh_byte = byte;
+}
+
+std::vector<unsigned char> device_memory(int device) {
+  const std::lock_guard lock(state().mutex);
+  for_streams_of(device, run_all);
+  const DeviceAccess access;
+  std::map<std::uint64_t, std::pair<const char*, std::size_t>> made;
+  for (const auto& [memory, allocation] : state().allocations)
+    if (allocation.on_device && allocation.device == device) made[allocation.number] = {memory, allocation.bytes};
+  std::vector<unsigned char> bytes;
+  for (const auto& [number, piece] : made) bytes.insert(bytes.end(), piece.first, piece.first + piece.second);
+  return bytes;
 }
 
 int calls_until_failure() {

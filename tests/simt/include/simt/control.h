@@ -52,6 +52,9 @@ void fail_call(int k, cudaError_t code);
 /// launched from now on, instead of 0xff: a NaN, of which nothing comes but NaN.
 void set_fresh_byte(int byte);
 
+/// What a device's memory holds, all allocations behind each other as they were made, once its pending work has run.
+std::vector<unsigned char> device_memory(int device);
+
 /// Calls until the one that fail_call chose; 0 once it has come, or where none was chosen.
 int calls_until_failure();
 
