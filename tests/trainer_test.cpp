@@ -101,7 +101,7 @@ TEST(Trainer, NewDataKeepsParametersAndSteps) {
 
 TEST(Trainer, ReportsWhatItPreparedSinceTheLastRun) {
   const Problem problem = Problem::random({3, 4, 1}, true, 5, Precision::fp32, Init::he, 1e-4);
-  Trainer trainer = problem.trainer(1);
+  Trainer trainer = problem.trainer(1, ExecutorKind::cpu);
   const auto stages = [](const TrainReport& report) {
     double total = 0;
     std::vector<std::string> names;
