@@ -2,12 +2,14 @@
 #include "cpu_kernels.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include <deviceloop/error.h>
 #include <deviceloop/kernels.h>
 
 #include "elementwise.h"
+#include "matrix_ops.h"
 
 namespace deviceloop {
 
@@ -98,11 +100,24 @@ template void add_column_sums(double*, const double*, std::int64_t, std::int64_t
 
 namespace {
 
+/// Throws InvalidArgument for a range that no memory has room for, and for one without memory.
+template <class T>
+void check_range(const char* function, const char* name, std::span<T> range) {
+  if (range.size() > SIZE_MAX / sizeof(T) || !is_address_range(range.data(), range.size() * sizeof(T)))
+    throw InvalidArgument(std::string(function) + ": " + name + " has " + std::to_string(range.size()) +
+                          " elements, more than any memory has room for; pass the size of the range");
+  if (range.data() == nullptr && !range.empty())
+    throw InvalidArgument(std::string(function) + ": " + name + " is null; pass " + std::to_string(range.size()) +
+                          " elements");
+}
+
 template <class T>
 void check(const char* function, const char* out_name, std::span<T> out, const char* in_name, std::span<const T> in) {
   if (out.size() != in.size())
     throw InvalidArgument(std::string(function) + ": " + out_name + " has " + std::to_string(out.size()) +
                           " elements, " + in_name + " has " + std::to_string(in.size()) + "; sizes must be equal");
+  check_range(function, out_name, out);
+  check_range(function, in_name, in);
   const auto* out_begin = static_cast<const T*>(out.data());
   if (out_begin != in.data() && std::less<>()(out_begin, in.data() + in.size()) &&
       std::less<>()(in.data(), out_begin + out.size()))
@@ -128,6 +143,8 @@ double checked_squared_error(std::span<T> gradient, std::span<const T> predictio
   if (prediction.size() != target.size())
     throw InvalidArgument("squared_error: prediction has " + std::to_string(prediction.size()) +
                           " elements, target has " + std::to_string(target.size()) + "; sizes must be equal");
+  check_range("squared_error", "prediction", prediction);
+  check_range("squared_error", "target", target);
   if (!gradient.empty()) {
     check("squared_error", "gradient", gradient, "prediction", prediction);
     check("squared_error", "gradient", gradient, "target", target);

@@ -1,13 +1,52 @@
 #include "matrix_ops.h"
 
-#include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #include <deviceloop/error.h>
 
 namespace deviceloop {
+namespace {
+
+/// Whether there can be memory from the first element of a view to the end of its last one.
+bool has_address_range(const ConstMatrix& view) {
+  std::int64_t elements = 0, bytes = 0;
+  return !__builtin_mul_overflow(view.rows - 1, view.row_stride, &elements) &&
+         !__builtin_add_overflow(elements, view.columns, &elements) &&
+         !__builtin_mul_overflow(elements, static_cast<std::int64_t>(size_of(view.type)), &bytes) &&
+         is_address_range(view.data, static_cast<std::uint64_t>(bytes));
+}
+
+// What follows looks at the bits: an operation on a number that is refused would raise the floating-point exceptions
+// that a host application may trap.
+template <class T>
+using BitsOf = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+
+template <class T>
+BitsOf<T> magnitude(T value) {
+  return std::bit_cast<BitsOf<T>>(value) & (~BitsOf<T>(0) >> 1);
+}
+
+template <class T>
+constexpr BitsOf<T> kInfinity = std::bit_cast<BitsOf<T>>(std::numeric_limits<T>::infinity());
+
+/// The least magnitude of an In that is not finite as an As: a double that is rounded to float is infinite from halfway
+/// between float's largest number and the next power of two on.
+template <class As, class In>
+constexpr BitsOf<In> kLeastRefused = sizeof(As) < sizeof(In)
+                                         ? std::bit_cast<BitsOf<In>>(static_cast<In>(0x1.ffffffp127))
+                                         : kInfinity<In>;
+
+}  // namespace
+
+bool is_address_range(const void* data, std::uint64_t bytes) {
+  // No address space of a process is larger: 57 bits on x86-64, half of them the kernel's.
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 56;
+  return bytes <= kMost && reinterpret_cast<std::uintptr_t>(data) <= UINTPTR_MAX - bytes;
+}
+
 void check_host_view(const ConstMatrix& view, const std::string& what) {
   const std::string shape = "[" + std::to_string(view.rows) + ", " + std::to_string(view.columns) + "]";
   if (view.rows < 0 || view.columns < 0)
@@ -19,6 +58,9 @@ void check_host_view(const ConstMatrix& view, const std::string& what) {
   if (view.row_stride < view.columns)
     throw InvalidArgument(what + " has a row stride of " + std::to_string(view.row_stride) +
                           " elements, less than its " + std::to_string(view.columns) + " columns");
+  if (!has_address_range(view))
+    throw InvalidArgument(what + " has the shape " + shape + " and a row stride of " + std::to_string(view.row_stride) +
+                          " elements, more than any memory has room for; pass the sizes of the matrix at `data`");
 }
 
 void convert(Matrix out, ConstMatrix in) {
@@ -45,15 +87,21 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
     return with_type(type, [&](auto* tag) -> std::optional<NonFinite> {
       using In = std::remove_pointer_t<decltype(in_tag)>;
       using As = std::remove_pointer_t<decltype(tag)>;
+      using Bits = BitsOf<In>;
+      constexpr Bits kSign = ~(~Bits(0) >> 1), kLeast = kLeastRefused<As, In>;
       for (std::int64_t row = 0; row < in.rows; ++row) {
         const In* values = static_cast<const In*>(in.data) + row * in.row_stride;
-        // x * 0 is 0 for a finite x and NaN otherwise: a sum that vectorises, looked into only where it is not 0.
-        As sum = 0;
-        for (std::int64_t column = 0; column < in.columns; ++column) sum += static_cast<As>(values[column]) * As(0);
-        if (sum == 0) continue;
+        // A sum that carries into the sign's bit for a magnitude of at least kLeast: it vectorises, and is looked into
+        // only where one did.
+        Bits carried = 0;
         for (std::int64_t column = 0; column < in.columns; ++column)
-          if (!std::isfinite(static_cast<As>(values[column])))
-            return NonFinite{row, column, static_cast<double>(values[column])};
+          carried |= magnitude(values[column]) + (kSign - kLeast);
+        if ((carried & kSign) == 0) continue;
+        std::int64_t column = 0;
+        while (magnitude(values[column]) < kLeast) ++column;
+        const bool is_nan = magnitude(values[column]) > kInfinity<In>;
+        return NonFinite{row, column,
+                         is_nan ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(values[column])};
       }
       return std::nullopt;
     });
@@ -64,7 +112,8 @@ std::string describe(const NonFinite& where, ElementType type) {
   char value[32];
   std::snprintf(value, sizeof value, "%g", where.value);
   std::string text = "row " + std::to_string(where.row) + ", column " + std::to_string(where.column) + " is " + value;
-  if (std::isfinite(where.value)) text += type == ElementType::float32 ? ", which fp32 cannot hold" : "";
+  if (magnitude(where.value) < kInfinity<double>)
+    text += type == ElementType::float32 ? ", which fp32 cannot hold" : "";
   return text + " (counted from 0)";
 }
 

@@ -17,8 +17,12 @@ auto with_type(ElementType type, F f) {
   return type == ElementType::float32 ? f(static_cast<float*>(nullptr)) : f(static_cast<double*>(nullptr));
 }
 
+/// Whether `bytes` from `data` on lie in some address space: false for sizes that are a mistake, which reading would
+/// turn into a fault.
+bool is_address_range(const void* data, std::uint64_t bytes);
+
 /// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
-/// stride of at least `columns`. `what` names it in the message.
+/// stride of at least `columns`, an address range that exists in some address space. `what` names it in the message.
 void check_host_view(const ConstMatrix& view, const std::string& what);
 
 /// The rows [first, first + rows) of a Matrix or ConstMatrix.
@@ -37,10 +41,11 @@ void convert(Matrix out, ConstMatrix in);
 struct NonFinite {
   std::int64_t row = 0;
   std::int64_t column = 0;
-  double value = 0;
+  double value = 0;  ///< any NaN as the quiet one
 };
 
-/// The first element, in row order, that is NaN, infinite or becomes infinite in `type`.
+/// The first element, in row order, that is NaN, infinite or becomes infinite in `type`. Raises no floating-point
+/// exception, and neither does describe().
 std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
 
 /// "row 3, column 17 is nan (counted from 0)", "row 3, column 17 is 1e+300, which fp32 cannot hold (counted from 0)".

@@ -204,15 +204,20 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
                           "; both need one row a sample");
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
   self.preparation.restart();
+  const bool needs_executor = !self.executor || self.training.samples != x.rows;
+  TrainingSpec training = self.training;
+  training.samples = x.rows;
+  Plan plan;
+  // Before the first element is read: more rows than the machine has memory for are a mistake in the view.
+  if (needs_executor) {
+    plan = plan_here(self.network, training, self.caps, self.forced);
+    self.preparation.lap("plan");
+  }
   check_finite(x, self.training.precision, "x");
   check_finite(y, self.training.precision, "y");
   self.preparation.lap("data");
 
-  if (!self.executor || self.training.samples != x.rows) {
-    TrainingSpec training = self.training;
-    training.samples = x.rows;
-    Plan plan = plan_here(self.network, training, self.caps, self.forced);
-    self.preparation.lap("plan");
+  if (needs_executor) {
     // From here on the parameters are on the host, where they outlive a failure to make the new executor.
     self.parameters = self.copied_parameters();
     self.executor.reset();

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -141,6 +142,33 @@ TYPED_TEST(Kernels, RefuseDifferentSizesAndPartialOverlap) {
   EXPECT_THROW(relu(std::span(b).subspan(1), std::span<const T>(b).first(4)), InvalidArgument);
   EXPECT_THROW(relu(std::span(b).first(4), std::span<const T>(b).subspan(1)), InvalidArgument);
   EXPECT_NO_THROW(relu(std::span(b).first(2), std::span<const T>(b).subspan(2, 2)));
+}
+
+TYPED_TEST(Kernels, RefuseSizesThatNoMemoryHas) {
+  using T = TypeParam;
+  std::vector<T> a(4);
+  for (const std::size_t count : {SIZE_MAX, SIZE_MAX / sizeof(T), SIZE_MAX / sizeof(T) + 2, std::size_t{1} << 56}) {
+    const std::span<T> out(a.data(), count);
+    const std::span<const T> in(a.data(), count);
+    EXPECT_THROW(relu(out, in), InvalidArgument) << count;
+    EXPECT_THROW(relu_gradient(out, in, in), InvalidArgument) << count;
+    EXPECT_THROW(squared_error(out, in, in), InvalidArgument) << count;
+    EXPECT_THROW(squared_error(std::span<T>(), in, in), InvalidArgument) << count;
+  }
+}
+
+TYPED_TEST(Kernels, RefuseNullRangesThatAreNotEmpty) {
+  using T = TypeParam;
+  std::vector<T> a(4);
+  const std::span<T> none(static_cast<T*>(nullptr), 4);
+  EXPECT_THROW(relu(none, view(a)), InvalidArgument);
+  EXPECT_THROW(relu(a, none), InvalidArgument);
+  EXPECT_THROW(relu_gradient(a, view(a), none), InvalidArgument);
+  EXPECT_THROW(relu_gradient(a, none, view(a)), InvalidArgument);
+  EXPECT_THROW(squared_error(std::span<T>(), none, view(a)), InvalidArgument);
+  EXPECT_THROW(squared_error(none, view(a), view(a)), InvalidArgument);
+  EXPECT_NO_THROW(relu(std::span<T>(), std::span<const T>()));
+  EXPECT_EQ(squared_error(std::span<T>(), std::span<const T>(), std::span<const T>()), 0.0);
 }
 
 }  // namespace

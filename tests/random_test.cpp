@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -132,6 +133,16 @@ TEST(FillNormal, RefusesANullMatrix) {
   EXPECT_THROW(fill_normal(Matrix(static_cast<float*>(nullptr), 2, 2), 0, 0), InvalidArgument);
   EXPECT_THROW(fill_normal(Matrix(static_cast<float*>(nullptr), -2, 2), 0, 0), InvalidArgument);
   EXPECT_NO_THROW(fill_normal(Matrix(static_cast<float*>(nullptr), 0, 2), 0, 0));
+}
+
+TEST(FillNormal, RefusesSizesThatNoMemoryHas) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  double value = 0;
+  EXPECT_THROW(fill_normal(Matrix(&value, kMost, 1), 0, 0), InvalidArgument);
+  EXPECT_THROW(fill_normal(Matrix(&value, 1, kMost), 0, 0), InvalidArgument);
+  EXPECT_THROW(fill_normal(Matrix(&value, std::int64_t{1} << 32, std::int64_t{1} << 32), 0, 0), InvalidArgument);
+  EXPECT_THROW(fill_normal(Matrix(&value, 3, 1, kMost), 0, 0), InvalidArgument);
+  EXPECT_EQ(value, 0);
 }
 
 }  // namespace

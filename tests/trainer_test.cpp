@@ -5,7 +5,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <bit>
+#include <cfenv>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <string>
 #include <vector>
@@ -159,6 +163,99 @@ TEST(Trainer, RefusesDataThatDoesNotMatchAndKeepsWhatItHad) {
   values[4 * 7 + 2] = -std::numeric_limits<double>::infinity();
   EXPECT_CONTAINS(message(view(10, 4), view(10, 2)), "x: row 7, column 2 is -inf");
   EXPECT_EQ(trainer.loss(), expected);
+}
+
+TEST(Trainer, RefusesSizesBeforeItReads) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  const Problem problem = small_problem();
+  for (const bool has_executor : {true, false}) {
+    Trainer trainer = has_executor ? problem.trainer() : Trainer(problem.network, problem.training);
+    std::vector<double> x(40), y(20);
+    const auto refused = [](const auto& call) { return message_of<InvalidArgument>(call); };
+    // Beyond any address space, and what an address space has but not this machine.
+    for (const std::int64_t rows : {kMost, kMost / 4, std::int64_t{1} << 62, std::int64_t{1} << 53})
+      EXPECT_CONTAINS(
+          refused([&] { trainer.set_data(ConstMatrix(x.data(), rows, 4), ConstMatrix(y.data(), rows, 2)); }),
+          std::to_string(rows));
+    for (const std::int64_t rows : {std::int64_t{1} << 40, std::int64_t{1} << 48})
+      EXPECT_CONTAINS(
+          refused([&] { trainer.set_data(ConstMatrix(x.data(), rows, 4), ConstMatrix(y.data(), rows, 2)); }), "free");
+    for (const std::int64_t stride : {kMost, kMost / 8, std::int64_t{1} << 58}) {
+      const std::string number = std::to_string(stride);
+      EXPECT_CONTAINS(
+          refused([&] { trainer.set_data(ConstMatrix(x.data(), 10, 4, stride), ConstMatrix(y.data(), 10, 2)); }),
+          number);
+      EXPECT_CONTAINS(
+          refused([&] { trainer.set_data(ConstMatrix(x.data(), 10, 4), ConstMatrix(y.data(), 10, 2, stride)); }),
+          number);
+      EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), 10, 4, stride), Matrix(y.data(), 10, 2)); }),
+                      number);
+      EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), 10, 4), Matrix(y.data(), 10, 2, stride)); }),
+                      number);
+      EXPECT_CONTAINS(refused([&] { trainer.read_weight(0, Matrix(x.data(), 4, 3, stride)); }), number);
+      EXPECT_CONTAINS(refused([&] { trainer.write_weight(0, ConstMatrix(x.data(), 4, 3, stride)); }), number);
+    }
+    for (const std::int64_t rows : {kMost, std::int64_t{1} << 60}) {
+      EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), rows, 4), Matrix(y.data(), rows, 2)); }),
+                      std::to_string(rows));
+      EXPECT_CONTAINS(refused([&] { trainer.read_weight(0, Matrix(x.data(), rows, 3)); }), std::to_string(rows));
+      EXPECT_CONTAINS(refused([&] { trainer.write_weight(0, ConstMatrix(x.data(), 4, rows)); }), std::to_string(rows));
+    }
+    for (const std::int64_t size : {std::int64_t{-1}, -kMost - 1}) {
+      const std::string number = std::to_string(size);
+      EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), size, 4), Matrix(y.data(), 10, 2)); }),
+                      number);
+      EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), 10, 4), Matrix(y.data(), 10, 2, size)); }),
+                      number);
+      EXPECT_CONTAINS(refused([&] { trainer.write_weight(0, ConstMatrix(x.data(), 4, 3, size)); }), number);
+    }
+    double* const null = nullptr;
+    EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(x.data(), 10, 4), Matrix(null, 10, 2)); }), "null");
+    EXPECT_CONTAINS(refused([&] { trainer.predict(ConstMatrix(null, 10, 4), Matrix(y.data(), 10, 2)); }), "null");
+    EXPECT_CONTAINS(refused([&] { trainer.read_weight(0, Matrix(null, 4, 3)); }), "null");
+    EXPECT_CONTAINS(refused([&] { trainer.write_weight(0, ConstMatrix(null, 4, 3)); }), "null");
+  }
+}
+
+/// What a host application gets that has these exceptions trapped, as SIGFPE.
+TEST(Trainer, RefusesNumbersWithoutRaisingFloatingPointExceptions) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  const double signaling = std::numeric_limits<double>::signaling_NaN();
+  NetworkSpec network;
+  network.widths = {3, 1};
+  for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    TrainingSpec training;
+    training.precision = precision;
+    Trainer trainer(network, training);
+    const auto refused = [&](const ConstMatrix& matrix, const std::string& value) {
+      double target = 0;
+      std::feclearexcept(FE_ALL_EXCEPT);
+      const std::string messages[] = {
+          message_of<InvalidArgument>([&] { trainer.set_data(matrix, ConstMatrix(&target, 1, 1)); }),
+          message_of<InvalidArgument>([&] { trainer.predict(matrix, Matrix(&target, 1, 1)); })};
+      EXPECT_EQ(std::fetestexcept(FE_INVALID | FE_OVERFLOW | FE_DIVBYZERO), 0) << value;
+      for (const std::string& message : messages) EXPECT_CONTAINS(message, "row 0, column 2 is " + value);
+    };
+    for (const double bad : {nan, -nan, infinity, -infinity, signaling}) {
+      const double x[] = {1, 2, bad};
+      refused(ConstMatrix(x, 1, 3), bad == infinity ? "inf" : bad == -infinity ? "-inf" : "nan");
+    }
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::signaling_NaN(),
+                            -std::numeric_limits<float>::infinity()}) {
+      const float x[] = {1, 2, bad};
+      refused(ConstMatrix(x, 1, 3), std::bit_cast<std::uint32_t>(bad) == 0xff800000 ? "-inf" : "nan");
+    }
+    if (precision == Precision::fp64) continue;
+    // From halfway to 2^128 on a double rounds to an infinite float.
+    for (const double bad : {1e39, -1e300, 0x1.ffffffp127}) {
+      const double x[] = {1, 2, bad};
+      char text[32];
+      std::snprintf(text, sizeof text, "%g", bad);
+      refused(ConstMatrix(x, 1, 3), std::string(text) + ", which fp32 cannot hold");
+    }
+    const double largest[] = {0x1.fffffefffffffp127, -0x1.fffffep127, 0}, target = 0;
+    EXPECT_NO_THROW(trainer.set_data(ConstMatrix(largest, 1, 3), ConstMatrix(&target, 1, 1)));
+  }
 }
 
 TEST(Trainer, RefusesNumbersThatFp32CannotHold) {
