@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include <deviceloop/export.h>
+
 namespace deviceloop {
 
 /// What the elements are: IEEE 754 numbers of 32 or 64 bits.

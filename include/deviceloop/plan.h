@@ -35,7 +35,7 @@ struct CpuCaps {
 
 /// One GPU.
 struct GpuCaps {
-  std::string name;                ///< as its driver calls it
+  std::string name{};              ///< as its driver calls it
   int index = 0;                   ///< by which TrainingSpec::device asks for it
   int compute_capability = 0;      ///< 90 for sm_90
   int multiprocessors = 0;         ///< streaming multiprocessors
@@ -44,16 +44,16 @@ struct GpuCaps {
   std::uint64_t l2_bytes = 0;      ///< its L2 cache
   std::uint64_t shared_bytes = 0;  ///< the most shared memory that a block may have
   bool cooperative = false;        ///< it can promise that all blocks of a launch run at once
-  std::string no_code_reason;      ///< why this build's kernels cannot run on it; empty where they can
+  std::string no_code_reason{};    ///< why this build's kernels cannot run on it; empty where they can
 };
 
 /// What a machine offers, as plain data.
 struct DeviceCaps {
-  CpuCaps cpu;
-  std::vector<GpuCaps> gpus;
-  std::string no_gpu_reason;  ///< why `gpus` is empty: "built without CUDA", "no NVIDIA driver found"
+  CpuCaps cpu{};
+  std::vector<GpuCaps> gpus{};
+  std::string no_gpu_reason{};  ///< why `gpus` is empty: "built without CUDA", "no NVIDIA driver found"
   /// Why GPUs cannot multiply matrices: "cuBLASLt was not found: ...". Empty where they can.
-  std::string no_cublaslt_reason;
+  std::string no_cublaslt_reason{};
 };
 
 /// What this process can use now. Never throws because a GPU is absent.
@@ -63,7 +63,7 @@ DEVICELOOP_EXPORT DeviceCaps query_device_caps();
 struct Candidate {
   ExecutorKind executor = ExecutorKind::cpu;
   bool accepted = false;
-  std::string reason;                ///< one sentence
+  std::string reason{};              ///< one sentence
   std::uint64_t bytes = 0;           ///< memory the executor takes, data included; 0 where it refused before counting
   double predicted_us_per_step = 0;  ///< microseconds; 0 where it refused before counting
   double floor_us_per_step = 0;      ///< as Plan::floor_us_per_step
@@ -73,16 +73,16 @@ struct Candidate {
 struct Plan {
   ExecutorKind executor = ExecutorKind::cpu;
   Formulation formulation = Formulation::primal;  ///< as asked for; a time says little without it
-  std::string reason;                ///< one sentence: why this executor, and where gram is slower than primal
+  std::string reason{};              ///< one sentence: why this executor, and where gram is slower than primal
   std::uint64_t bytes = 0;           ///< memory the executor takes, data included
   double predicted_us_per_step = 0;  ///< microseconds; an estimate, no promise
   /// Microseconds that no tuning of a GPU's executor gets below: the step's arithmetic at the peak of what it runs on,
   /// or the bytes that it has to move, and the launches or exchanges that follow each other. 0 on the CPU, whose peak
   /// the plan does not know.
   double floor_us_per_step = 0;
-  int threads = 1;                    ///< CPU threads
-  int device = 0;                     ///< CUDA device, where the executor is one of CUDA's
-  std::vector<Candidate> candidates;  ///< all that were asked, in order of preference
+  int threads = 1;                      ///< CPU threads
+  int device = 0;                       ///< CUDA device, where the executor is one of CUDA's
+  std::vector<Candidate> candidates{};  ///< all that were asked, in order of preference
 };
 
 /// Asks the executors in order of preference; the CPU is last and takes all that the library supports.

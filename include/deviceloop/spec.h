@@ -1,5 +1,6 @@
 /// \file
-/// What to train and how: two values that every executor understands in the same way.
+/// What to train and how: two values that every executor understands in the same way. Every member has a default, so
+/// that designated initializers may name the others alone: TrainingSpec{.seed = 3}.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ enum class Activation { relu };
 struct NetworkSpec {
   /// Input features, hidden widths, outputs: at least two, each from 1 to kMaxWidth. {1000, 100, 1} is one hidden layer
   /// of 100; {D, O} is linear regression.
-  std::vector<std::int64_t> widths;
+  std::vector<std::int64_t> widths{};
   Activation activation = Activation::relu;  ///< of the hidden layers
   bool bias = false;                         ///< whether every layer has one
 
@@ -42,7 +43,7 @@ enum class OptimizerKind { gradient_descent };
 /// How gradients change the parameters.
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::gradient_descent;
-  double learning_rate = 1e-6;  ///< finite in the working precision, at least 0
+  double learning_rate = 1e-6;  ///< finite in the working precision; 0, or normal in it
 };
 
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.
@@ -102,7 +103,7 @@ constexpr int kMaxThreads = 256;
 /// One training run. The number of steps is not part of it but the argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
-  Optimizer optimizer;
+  Optimizer optimizer{};
   std::int64_t samples = 0;     ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
   std::int64_t batch_size = 0;  ///< samples a step; 0: all. Anything else than all throws Unsupported.
   Precision precision = Precision::fp32;
@@ -113,7 +114,7 @@ struct TrainingSpec {
   /// The same bits on every run, for any number of threads. False: a GPU's executor times the algorithms that cuBLASLt
   /// proposes for each matrix product before the first step and takes the fastest, which may be another one next time.
   bool deterministic = true;
-  DeviceChoice device;
+  DeviceChoice device{};
   /// Milliseconds that the blocks of one launch of the plan `persistent` may wait for each other, before the run ends
   /// with a DeviceError instead of holding the GPU; a launch takes half a second. 0: for ever.
   std::int64_t deadline_ms = 10000;

@@ -22,15 +22,15 @@ struct PreparationStage {
   /// "plan", "devices" (the driver and its GPUs), "data" and, of an executor, "memory"; of one on a GPU also "context",
   /// "library" (cuBLASLt and its algorithms), "kernels" (their code, which CUDA loads when it is first used) and
   /// "capture".
-  std::string name;
+  std::string name{};
   double ms = 0;
 };
 
 /// What one call of Trainer::train did.
 struct TrainReport {
-  Plan plan;                    ///< what ran it
-  std::int64_t first_step = 0;  ///< number of the first step of this call; steps number on across calls
-  std::vector<double> losses;   ///< losses[i] is the loss before update first_step + i: one entry for each step done
+  Plan plan{};                   ///< what ran it
+  std::int64_t first_step = 0;   ///< number of the first step of this call; steps number on across calls
+  std::vector<double> losses{};  ///< losses[i] is the loss before update first_step + i: one entry for each step done
   /// From the first enqueue to the last loss on the host; with Formulation::gram, what it computes before the first
   /// step and after the last one included.
   double total_ms = 0;
@@ -38,14 +38,14 @@ struct TrainReport {
   /// Milliseconds, not part of total_ms, and its stages in order.
   /// @{
   double prepare_ms = 0;
-  std::vector<PreparationStage> preparation;
+  std::vector<PreparationStage> preparation{};
   /// @}
   /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
-  std::optional<std::int64_t> first_non_finite_step;
+  std::optional<std::int64_t> first_non_finite_step{};
   bool stopped = false;  ///< the callback ended the run early
   /// On a GPU, by the plan `graph`: the algorithms that cuBLASLt took for the matrix products of a step, a line each;
   /// by the plan `persistent`: a line on how a launch shares a step.
-  std::vector<std::string> algorithms;
+  std::vector<std::string> algorithms{};
 
   /// Steps done by this call.
   std::int64_t steps() const { return static_cast<std::int64_t>(losses.size()); }
@@ -55,10 +55,10 @@ struct TrainReport {
 
 /// What the callback of Trainer::train sees.
 struct TrainProgress {
-  std::int64_t first_step = 0;     ///< number of the step that losses[0] belongs to
-  std::span<const double> losses;  ///< of the steps since the last call
-  std::int64_t steps_done = 0;     ///< of this call of train
-  std::int64_t steps_total = 0;    ///< asked of this call of train
+  std::int64_t first_step = 0;       ///< number of the step that losses[0] belongs to
+  std::span<const double> losses{};  ///< of the steps since the last call
+  std::int64_t steps_done = 0;       ///< of this call of train
+  std::int64_t steps_total = 0;      ///< asked of this call of train
 };
 
 /// Return false to stop the run.
