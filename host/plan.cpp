@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 
 #include <deviceloop/error.h>
 
@@ -55,6 +56,14 @@ void validate(const NetworkSpec& network, const TrainingSpec& training) {
     throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
   if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
     throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");
+  // A smaller one would become 0, or keep few of its digits.
+  const bool is_fp32 = training.precision == Precision::fp32;
+  const double least =
+      is_fp32 ? static_cast<double>(std::numeric_limits<float>::min()) : std::numeric_limits<double>::min();
+  if (rate > 0 && rate < least)
+    throw InvalidArgument("the learning rate is " + text(rate) + ", less than the smallest normal number of " +
+                          name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
+                          "a larger one, or 0 for none");
   if (training.samples < 0)
     throw InvalidArgument("the number of samples is " + std::to_string(training.samples) + "; it must not be negative");
   if (training.threads < 0 || training.threads > kMaxThreads)

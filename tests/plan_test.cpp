@@ -305,6 +305,21 @@ TEST(MakePlan, RefusesBadSpecificationsWithTheirValue) {
   EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "fp32 cannot hold");
   training.precision = Precision::fp64;
   EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
+  for (const double rate : {1e-300, 1e-45, 0x1.fffffep-127}) {  // 0 in fp32, or subnormal
+    training.optimizer.learning_rate = rate;
+    training.precision = Precision::fp64;
+    EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
+    training.precision = Precision::fp32;
+    const std::string message = message_of<InvalidArgument>(network_of({3, 1}), training);
+    EXPECT_CONTAINS(message, "smallest normal number of fp32, 1.17549e-38; use fp64 or a larger one");
+  }
+  training.optimizer.learning_rate = 0x1p-126;
+  EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
+  training.optimizer.learning_rate = 5e-324;
+  training.precision = Precision::fp64;
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "normal number of fp64, 2.22507e-308");
+  training.optimizer.learning_rate = 0;
+  EXPECT_NO_THROW(make_plan(network_of({3, 1}), training, machine()));
   training = training_of(-1);
   EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "-1");
   training = good;
