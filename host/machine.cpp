@@ -1,6 +1,9 @@
 #include "machine.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,58 +20,157 @@
 namespace deviceloop {
 namespace {
 
-// The process's folder in the unified cgroup hierarchy, and its parents: a limit may stand on any of them. Inside a
+// The process's folder in the hierarchy of a controller, and its parents: a limit may stand on any of them. Inside a
 // container the path of the host may not exist; the root of the mount is tried last.
 template <class Visit>
-void for_each_cgroup(Visit visit) {
-  std::ifstream groups("/proc/self/cgroup");
-  std::string path;
-  for (std::string line; std::getline(groups, line);)
-    if (line.rfind("0::", 0) == 0) path = line.substr(3);
-  if (path == "/") path.clear();
+void for_each_parent(const std::string& mount, std::string path, const Visit& visit) {
   for (;;) {
-    visit("/sys/fs/cgroup" + path);
+    while (!path.empty() && path.back() == '/') path.pop_back();
+    visit(mount + path);
     if (path.empty()) return;
     path.erase(path.rfind('/'));
   }
 }
 
+/// Calls visit_v2(folder) and visit_v1(folder) for the folders of this process in both versions of cgroups; of
+/// version 1 in the hierarchy of `controller`.
+template <class VisitV2, class VisitV1>
+void for_each_cgroup(const std::string& root, const std::string& controller, const VisitV2& visit_v2,
+                     const VisitV1& visit_v1) {
+  std::ifstream groups(root + "/proc/self/cgroup");
+  // NUMBER:CONTROLLER,...:/PATH, without controllers in version 2.
+  for (std::string line; std::getline(groups, line);) {
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos || second + 1 >= line.size() || line[second + 1] != '/') continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
+    const std::string mounts = root + "/sys/fs/cgroup";
+    if (controllers.empty()) {
+      for_each_parent(mounts, path, visit_v2);
+      for_each_parent(mounts + "/unified", path, visit_v2);  // beside version 1
+    } else if (("," + controllers + ",").find("," + controller + ",") != std::string::npos) {
+      for_each_parent(mounts + "/" + controller, path, visit_v1);
+    }
+  }
+}
+
+/// The first number in a file; nothing where there is none, as in a limit that is "max".
+std::optional<double> number_in(const std::string& file) {
+  std::ifstream stream(file);
+  double value = 0;
+  if (!(stream >> value)) return std::nullopt;
+  return value;
+}
+
+/// The number behind `key` in a file of such lines; 0 where it is missing.
+double value_of(const std::string& file, const std::string& key) {
+  std::ifstream stream(file);
+  std::string word;
+  for (double value = 0; stream >> word;) {
+    if (!(stream >> value)) {  // a line of another kind
+      stream.clear();
+      stream.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+    } else if (word == key) {
+      return value;
+    } else {
+      stream.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+    }
+  }
+  return 0;
+}
+
+/// What a limit leaves; the cache of files counts as used there, and is given up when memory is wanted.
+double left_in_cgroup(const std::string& folder, const char* limit, const char* used, const char* cache) {
+  const std::optional<double> most = number_in(folder + "/" + limit), taken = number_in(folder + "/" + used);
+  if (!most || !taken) return std::numeric_limits<double>::infinity();
+  return std::max(*most - *taken + std::min(value_of(folder + "/memory.stat", cache), *taken), 0.0);
+}
+
+// What the BLAS and the system take for a thread that multiplies, beside its stack: OpenBLAS maps a buffer of this size
+// for each call at a time, whatever the size of the product.
+constexpr std::uint64_t kOpenBlasBufferBytes = std::uint64_t{128} << 20;
+constexpr std::uint64_t kOtherThreadBytes = std::uint64_t{1} << 20;
+
+std::uint64_t stack_bytes() {
+  pthread_attr_t attributes;
+  if (pthread_attr_init(&attributes) != 0) return 0;
+  std::size_t bytes = 0;
+  pthread_attr_getstacksize(&attributes, &bytes);
+  pthread_attr_destroy(&attributes);
+  return bytes;
+}
+
 }  // namespace
 
-int usable_cores() {
+int usable_cores(const std::string& root) {
   int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   cpu_set_t mask;
   if (sched_getaffinity(0, sizeof mask, &mask) == 0) cores = std::max(1, CPU_COUNT(&mask));
-  for_each_cgroup([&](const std::string& folder) {
-    std::ifstream file(folder + "/cpu.max");
-    std::string quota;
-    double period = 0;
-    if (!(file >> quota >> period) || quota == "max" || !(period > 0)) return;
-    const double limit = std::ceil(std::stod(quota) / period);
-    if (limit >= 1 && limit < cores) cores = static_cast<int>(limit);
-  });
+  const auto cut = [&](std::optional<double> quota, std::optional<double> period) {
+    if (!quota || !period || !(*quota > 0) || !(*period > 0)) return;  // a quota of -1 is none
+    const double limit = std::ceil(*quota / *period);
+    if (limit < cores) cores = std::max(1, static_cast<int>(limit));
+  };
+  for_each_cgroup(
+      root, "cpu",
+      [&](const std::string& folder) {
+        std::ifstream file(folder + "/cpu.max");
+        double quota = 0, period = 0;
+        if (file >> quota >> period) cut(quota, period);  // "max" is no number: no limit here
+      },
+      [&](const std::string& folder) {
+        cut(number_in(folder + "/cpu.cfs_quota_us"), number_in(folder + "/cpu.cfs_period_us"));
+      });
   return cores;
 }
 
-std::uint64_t usable_memory_bytes() {
-  std::uint64_t available = 0;
-  std::ifstream info("/proc/meminfo");
-  std::string key, unit;
-  for (std::uint64_t kibibytes = 0; info >> key >> kibibytes && std::getline(info, unit);)
-    if (key == "MemAvailable:") available = kibibytes * 1024;
+std::uint64_t usable_memory_bytes(const std::string& root) {
+  double available = 1024 * value_of(root + "/proc/meminfo", "MemAvailable:");
   if (available == 0) {
     const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGE_SIZE);
-    if (pages > 0 && page_bytes > 0)
-      available = static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page_bytes);
+    if (pages > 0 && page_bytes > 0) available = static_cast<double>(pages) * static_cast<double>(page_bytes);
   }
-  for_each_cgroup([&](const std::string& folder) {
-    std::uint64_t limit = 0, used = 0;
-    std::ifstream limit_file(folder + "/memory.max"), used_file(folder + "/memory.current");
-    if (!(limit_file >> limit) || !(used_file >> used)) return;  // "max" is no number: no limit here
-    const std::uint64_t left = limit > used ? limit - used : 0;
-    if (available == 0 || left < available) available = std::max<std::uint64_t>(left, 1);
-  });
-  return available;
+  if (available == 0) available = std::numeric_limits<double>::infinity();
+  const auto cut = [&](double left) { available = std::min(available, std::max(left, 1.0)); };
+  for_each_cgroup(
+      root, "memory",
+      [&](const std::string& folder) {
+        cut(left_in_cgroup(folder, "memory.max", "memory.current", "inactive_file"));
+        // Above this one the kernel slows a process down to a crawl.
+        cut(left_in_cgroup(folder, "memory.high", "memory.current", "inactive_file"));
+      },
+      [&](const std::string& folder) {
+        cut(left_in_cgroup(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"));
+      });
+  if (const auto left = address_space_left(root)) cut(static_cast<double>(*left));
+  return std::isfinite(available) ? static_cast<std::uint64_t>(available) : 0;
+}
+
+std::optional<std::uint64_t> address_space_left(const std::string& root) {
+  std::optional<std::uint64_t> least;
+  const auto cut = [&](int resource, const char* used) {
+    rlimit limit{};
+    if (getrlimit(static_cast<__rlimit_resource>(resource), &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+    const double left = static_cast<double>(limit.rlim_cur) - 1024 * value_of(root + "/proc/self/status", used);
+    const auto bytes = static_cast<std::uint64_t>(std::max(left, 0.0));
+    if (!least || bytes < *least) least = bytes;
+  };
+  cut(RLIMIT_AS, "VmSize:");
+  cut(RLIMIT_DATA, "VmData:");
+  return least;
+}
+
+std::uint64_t gemm_thread_bytes() {
+  return stack_bytes() + kOtherThreadBytes + (gemm_is_own() || !gemm_bits_verified() ? 0 : kOpenBlasBufferBytes);
+}
+
+bool can_map(std::uint64_t bytes) {
+  if (bytes == 0) return true;
+  if (bytes > std::numeric_limits<std::size_t>::max()) return false;
+  void* const mapped = mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) return false;
+  munmap(mapped, static_cast<std::size_t>(bytes));
+  return true;
 }
 
 std::string simd_description() {
@@ -87,6 +189,14 @@ CpuCaps query_cpu() {
   CpuCaps cpu;
   cpu.cores = usable_cores();
   cpu.memory_bytes = usable_memory_bytes();
+  if (const auto left = address_space_left()) {
+    // Half of it for threads at most, the rest for data. Where there is not enough for one, making it says so.
+    const std::uint64_t thread = gemm_thread_bytes();
+    const std::uint64_t threads =
+        std::clamp<std::uint64_t>(*left / 2 / thread, 1, static_cast<std::uint64_t>(cpu.cores));
+    cpu.cores = static_cast<int>(threads);
+    if (*left > threads * thread) cpu.memory_bytes = std::min(cpu.memory_bytes, *left - threads * thread);
+  }
   // What a core's GEMM reaches on matrices of a few hundred rows; only the order of magnitude matters, because it
   // decides between one thread and all of them.
   const std::string simd = simd_description();

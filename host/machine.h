@@ -9,11 +9,22 @@
 
 namespace deviceloop {
 
-/// Cores that this process may use: its affinity mask, cut by the cgroup's CPU quota. At least 1.
-int usable_cores();
+/// Cores that this process may use: its affinity mask, cut by the CPU quota of its cgroups. At least 1. `root` is where
+/// /proc and /sys are looked for, here and below: a test has others.
+int usable_cores(const std::string& root = "");
 
-/// Memory that this process may still take: what the system calls available, cut by the cgroup's limit; 0: unknown.
-std::uint64_t usable_memory_bytes();
+/// Memory that this process may still take: what the system calls available, cut by the limits of its cgroups and by
+/// address_space_left(); 0: unknown.
+std::uint64_t usable_memory_bytes(const std::string& root = "");
+
+/// What the process's own limits (RLIMIT_AS, RLIMIT_DATA) leave of address space; nothing where it has none.
+std::optional<std::uint64_t> address_space_left(const std::string& root = "");
+
+/// Address space that a thread which multiplies matrices takes: its stack, and the buffers of the BLAS.
+std::uint64_t gemm_thread_bytes();
+
+/// Whether the system would map so much now.
+bool can_map(std::uint64_t bytes);
 
 /// "AVX-512", "AVX2", "SSE2", "NEON", ...
 std::string simd_description();

@@ -39,7 +39,19 @@ constexpr BitsOf<In> kLeastRefused = sizeof(As) < sizeof(In)
                                          ? std::bit_cast<BitsOf<In>>(static_cast<In>(0x1.ffffffp127))
                                          : kInfinity<In>;
 
+/// A refused number as a double. The compiler may take any conversion to be harmless, so there is none: a float that is
+/// refused is NaN or infinite.
+template <class T>
+double refused_value(T value) {
+  if (magnitude(value) > kInfinity<T>) return std::numeric_limits<double>::quiet_NaN();
+  if constexpr (sizeof(T) == sizeof(double)) return value;
+  const double infinity = std::numeric_limits<double>::infinity();
+  return magnitude(value) == std::bit_cast<BitsOf<T>>(value) ? infinity : -infinity;
+}
+
 }  // namespace
+
+bool is_finite(double value) { return magnitude(value) < kInfinity<double>; }
 
 bool is_address_range(const void* data, std::uint64_t bytes) {
   // No address space of a process is larger: 57 bits on x86-64, half of them the kernel's.
@@ -99,9 +111,7 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
         if ((carried & kSign) == 0) continue;
         std::int64_t column = 0;
         while (magnitude(values[column]) < kLeast) ++column;
-        const bool is_nan = magnitude(values[column]) > kInfinity<In>;
-        return NonFinite{row, column,
-                         is_nan ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(values[column])};
+        return NonFinite{row, column, refused_value(values[column])};
       }
       return std::nullopt;
     });

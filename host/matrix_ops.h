@@ -38,6 +38,9 @@ View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
 /// out = in, converted element by element. Shapes are equal, both checked by the caller.
 void convert(Matrix out, ConstMatrix in);
 
+/// std::isfinite, but without a floating-point exception for any NaN.
+bool is_finite(double value);
+
 struct NonFinite {
   std::int64_t row = 0;
   std::int64_t column = 0;

@@ -10,6 +10,7 @@
 
 #include "cpu_layout.h"
 #include "graph_layout.h"
+#include "matrix_ops.h"
 #include "persistent_layout.h"
 #include "text.h"
 
@@ -52,7 +53,7 @@ void validate(const NetworkSpec& network, const TrainingSpec& training) {
       throw InvalidArgument("width " + std::to_string(i + 1) + " of the network is " +
                             std::to_string(network.widths[i]) + "; widths are from 1 to " + std::to_string(kMaxWidth));
   const double rate = training.optimizer.learning_rate;
-  if (!std::isfinite(rate) || rate < 0)
+  if (!is_finite(rate) || std::isless(rate, 0.0))
     throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
   if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
     throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");

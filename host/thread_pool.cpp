@@ -1,8 +1,15 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include <deviceloop/error.h>
 
 #include "gemm.h"
+#include "machine.h"
+#include "text.h"
 
 namespace deviceloop {
 namespace {
@@ -28,17 +35,53 @@ bool spin(Condition condition) {
   return condition();
 }
 
+// Threads of all pools, and the most there ever were at a time: for so many the BLAS has its buffers already.
+std::mutex gemm_threads_mutex;
+int gemm_threads = 0, most_gemm_threads = 0;
+
+std::string fewer_threads() {
+  return "; ask for fewer threads, or raise the limits of the process (ulimit -v, -d, -u)";
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::GemmThreads::GemmThreads(int count) : count_(count) {
+  const std::lock_guard lock(gemm_threads_mutex);
+  const int more = gemm_threads + count - most_gemm_threads;
+  // OpenBLAS, refused memory for a buffer, asks for it again for ever.
+  if (more > 0) {
+    const std::uint64_t bytes = static_cast<std::uint64_t>(more) * gemm_thread_bytes();
+    if (!can_map(bytes))
+      throw Error("there is no address space for " + std::to_string(count) + (count == 1 ? " thread" : " threads") +
+                  " of the matrix product, which take " + bytes_text(bytes) + fewer_threads());
+  }
+  gemm_threads += count;
+}
+
+void ThreadPool::GemmThreads::started() const {
+  const std::lock_guard lock(gemm_threads_mutex);
+  most_gemm_threads = std::max(most_gemm_threads, gemm_threads);
+}
+
+ThreadPool::GemmThreads::~GemmThreads() {
+  const std::lock_guard lock(gemm_threads_mutex);
+  gemm_threads -= count_;
+}
+
+ThreadPool::ThreadPool(int threads) : gemm_threads_(std::max(threads, 1)) {
   const int others = threads > 1 ? threads - 1 : 0;
   workers_.reserve(static_cast<std::size_t>(others));
   std::latch ready(others);
   try {
     for (int worker = 1; worker < threads; ++worker)
       workers_.emplace_back([this, worker, &ready] { work(worker, ready); });
-  } catch (...) {
+  } catch (const std::system_error& error) {
     // Those that started must end before the error, and `ready` with it, leaves.
+    const std::size_t started = workers_.size() + 1;
+    stop();
+    throw Error("the system gives " + std::to_string(started) + " of " + std::to_string(threads) +
+                " threads: " + error.code().message() + fewer_threads());
+  } catch (...) {
     stop();
     throw;
   }
@@ -47,6 +90,7 @@ ThreadPool::ThreadPool(int threads) {
     stop();
     std::rethrow_exception(error_);
   }
+  gemm_threads_.started();
 }
 
 ThreadPool::~ThreadPool() { stop(); }

@@ -17,7 +17,8 @@ namespace deviceloop {
 /// so tasks must not depend on it: each writes to places of its own. Every worker calls gemm single-threaded.
 class ThreadPool {
  public:
-  /// Returns when all threads are ready. Throws std::system_error where the system gives no more threads.
+  /// Returns when all threads are ready. Throws Error where the system does not give them, or not the address space
+  /// that the BLAS wants for them.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -46,6 +47,20 @@ class ThreadPool {
   void work(int worker, std::latch& ready);
   void stop();
 
+  /// Counts the threads that multiply, for the memory that they take.
+  class GemmThreads {
+   public:
+    explicit GemmThreads(int count);
+    ~GemmThreads();
+    GemmThreads(const GemmThreads&) = delete;
+    GemmThreads& operator=(const GemmThreads&) = delete;
+    void started() const;
+
+   private:
+    const int count_;
+  };
+
+  const GemmThreads gemm_threads_;
   std::vector<std::thread> workers_;
 
   // The round in progress. Set by the caller before it stores unclaimed_; read by a thread after it has claimed a task,

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -300,6 +301,13 @@ TEST(MakePlan, RefusesBadSpecificationsWithTheirValue) {
   for (const double rate : {std::nan(""), std::numeric_limits<double>::infinity(), -1.0}) {
     training.optimizer.learning_rate = rate;
     EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "learning rate");
+  }
+  for (const double rate :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::signaling_NaN(), -1.0}) {
+    training.optimizer.learning_rate = rate;
+    std::feclearexcept(FE_ALL_EXCEPT);
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "learning rate");
+    EXPECT_EQ(std::fetestexcept(FE_INVALID), 0) << "a host application may trap it";
   }
   training.optimizer.learning_rate = 1e300;
   EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({3, 1}), training), "fp32 cannot hold");
