@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -71,35 +72,109 @@ class StandardOutput {
   int kept_;
 };
 
-TEST(OutputFile, AppearsOnlyAtCommit) {
+/// On a file system with unnamed files, and as on one without.
+class EitherOutputFile : public ::testing::TestWithParam<OutputFile::Unfinished> {
+ protected:
+  static bool named() { return GetParam() == OutputFile::Unfinished::named; }
+};
+INSTANTIATE_TEST_SUITE_P(Unfinished, EitherOutputFile,
+                         ::testing::Values(OutputFile::Unfinished::unnamed_where_possible,
+                                           OutputFile::Unfinished::named),
+                         [](const auto& instance) {
+                           return instance.param == OutputFile::Unfinished::named ? "Named" : "Unnamed";
+                         });
+
+TEST_P(EitherOutputFile, AppearsOnlyAtCommit) {
   const TemporaryFolder folder;
   const std::string path = folder / "out.txt";
-  OutputFile file(path);
+  OutputFile file(path, GetParam());
+  EXPECT_EQ(folder.count(), 0);
   file.write("first ");
   file.write("second");
   EXPECT_FALSE(fs::exists(path));
-  ASSERT_EQ(folder.count(), 1);
-  const std::string temporary = fs::directory_iterator(folder.path())->path().filename().string();
-  EXPECT_EQ(temporary.substr(0, 9), ".out.txt.");
-  EXPECT_EQ(temporary.size(), std::string(".out.txt.XXXXXX.tmp").size());
-  EXPECT_TRUE(temporary.ends_with(".tmp"));
+  ASSERT_EQ(folder.count(), named() ? 1 : 0);
+  if (named()) {
+    const std::string temporary = fs::directory_iterator(folder.path())->path().filename().string();
+    EXPECT_EQ(temporary.substr(0, 9), ".out.txt.");
+    EXPECT_EQ(temporary.size(), std::string(".out.txt.XXXXXX.tmp").size());
+    EXPECT_TRUE(temporary.ends_with(".tmp"));
+  }
   file.commit();
   EXPECT_EQ(read_all(path), "first second");
   EXPECT_EQ(folder.count(), 1);
   EXPECT_EQ(file.path(), path);
+  EXPECT_MENTIONS(refusal<Error>(path, [&] { file.commit(); }), "closed after");
 }
 
-TEST(OutputFile, LeavesNothingWithoutCommit) {
+TEST_P(EitherOutputFile, LeavesNothingWithoutCommit) {
   const TemporaryFolder folder;
   const std::string old = folder.write("old.txt", "old");
   {
-    OutputFile created(folder / "new.txt"), replaced(old);
+    OutputFile created(folder / "new.txt", GetParam()), replaced(old, GetParam());
     created.write("text");
     replaced.write("text");
-    EXPECT_EQ(folder.count(), 3);
+    EXPECT_EQ(folder.count(), named() ? 3 : 1);
   }
   EXPECT_EQ(folder.count(), 1);
   EXPECT_EQ(read_all(old), "old");
+}
+
+TEST_P(EitherOutputFile, ReplacesAndKeepsWhoMayReadIt) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("old.txt", "a long old text");
+  for (const int mode : {0640, 0600, 0755, 0444 | 0200}) {
+    ASSERT_EQ(::chmod(path.c_str(), static_cast<mode_t>(mode)), 0);
+    OutputFile file(path, GetParam());
+    file.write("new");
+    file.commit();
+    EXPECT_EQ(read_all(path), "new");
+    EXPECT_EQ(mode_of(path), mode);
+  }
+  OutputFile empty(path, GetParam());
+  empty.commit();
+  EXPECT_EQ(read_all(path), "");
+  EXPECT_EQ(folder.count(), 1);
+}
+
+/// How a process of its own ends that runs `work`.
+template <class Work>
+int end_of(const Work& work) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    work();
+    ::_exit(0);
+  }
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  return status;
+}
+
+TEST_P(EitherOutputFile, LeavesNothingBehindInAProcessThatIsKilled) {
+  const TemporaryFolder folder;
+  folder.write("old.txt", "old");
+  const int status = end_of([&] {
+    OutputFile created(folder / "new.txt", GetParam()), replaced(folder / "old.txt", GetParam());
+    if (!named()) {
+      created.write("text");
+      replaced.write("text");
+    }
+    ::raise(SIGKILL);
+  });
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  EXPECT_EQ(folder.count(), 1);
+  EXPECT_EQ(read_all(folder / "old.txt"), "old");
+}
+
+TEST(OutputFile, NamesThatAreUnfinishedCanBeRemovedAtAnyTime) {
+  const TemporaryFolder folder;
+  OutputFile file(folder / "new.txt", OutputFile::Unfinished::named);
+  file.write("text");
+  put(folder / "done.txt", "text");
+  EXPECT_EQ(folder.count(), 2);
+  remove_unfinished_files();
+  EXPECT_EQ(folder.count(), 1);
+  EXPECT_MENTIONS(refusal<Error>(folder / "new.txt", [&] { file.commit(); }), "No such file");
+  EXPECT_EQ(read_all(folder / "done.txt"), "text");
 }
 
 TEST(OutputFile, ReplacesAFileAndKeepsItsPermissions) {

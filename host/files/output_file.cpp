@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -32,19 +33,6 @@ std::string folder_of(const std::string& file) {
   return folder.empty() ? "." : folder.string();
 }
 
-/// The path to write to: links followed, also one whose target does not exist yet.
-std::string resolve_links(const std::string& path, std::error_code& error) {
-  fs::path file = path;
-  constexpr int kMostLinks = 40;  // as Linux has it
-  std::error_code no_link;
-  for (int link = 0; link < kMostLinks && fs::is_symlink(fs::symlink_status(file, no_link)); ++link) {
-    const fs::path to = fs::read_symlink(file, error);
-    if (error) return {};
-    file = file.parent_path() / to;
-  }
-  return (fs::canonical(folder_of(file.string()), error) / file.filename()).string();
-}
-
 /// "/folder/.NAME.XXXXXX.tmp", NAME cut where the folder takes no name of that length.
 std::string temporary_name(const std::string& target) {
   constexpr char kCharacters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -66,6 +54,25 @@ std::string temporary_name(const std::string& target) {
   }
   return (fs::path(folder) / ("." + name + tail)).string();
 }
+
+/// The temporary names of this process, for remove_unfinished_files(): more at a time are not kept.
+std::atomic<const char*> unfinished_names[64];
+
+void keep_name(const std::string& name) {
+  for (auto& slot : unfinished_names) {
+    const char* none = nullptr;
+    if (slot.compare_exchange_strong(none, name.c_str())) return;
+  }
+}
+
+void forget_name(const std::string& name) noexcept {
+  for (auto& slot : unfinished_names) {
+    const char* kept = name.c_str();
+    if (slot.compare_exchange_strong(kept, nullptr)) return;
+  }
+}
+
+std::string path_of_descriptor(int descriptor) { return "/proc/self/fd/" + std::to_string(descriptor); }
 
 /// The owner of a folder with the sticky bit alone may replace other people's files in it.
 bool may_replace(const struct stat& target, const std::string& folder) {
@@ -110,7 +117,7 @@ class WriteSignals {
 
 }  // namespace
 
-OutputFile::OutputFile(std::string path) : path_(std::move(path)), name_(printable(path_)) {
+OutputFile::OutputFile(std::string path, Unfinished unfinished) : path_(std::move(path)), name_(printable(path_)) {
   if (path_.empty()) throw InvalidArgument("the path of the file to write is empty; give the name of a file");
   if (path_.find('\0') != std::string::npos)
     throw InvalidArgument(name_ + ": has a NUL character in its path; give the name of a file");
@@ -150,28 +157,24 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)), name_(printab
   if (exists && !may_replace(status, folder))
     refuse("belongs to somebody else, in a folder whose files only their owners may replace: " + reason(EPERM) +
            "; give another name or another folder");
-  // A new file gets what the umask leaves of 0666. open() applies it: the umask cannot be asked for without setting it,
-  // which other threads would notice.
-  create_temporary(exists ? 0600 : 0666);
-  if (exists) {
-    // The group first: changing it may clear bits of the mode. Where it cannot be kept, another group must not get the
-    // rights that this one had.
-    mode_t mode = status.st_mode & 0777;
-    if (::fchown(descriptor_, status.st_uid, status.st_gid) != 0 &&
-        ::fchown(descriptor_, static_cast<uid_t>(-1), status.st_gid) != 0)
-      mode &= 0707 | (mode & 07) << 3;
-    if (::fchmod(descriptor_, mode) != 0) {
-      const int code = errno;
-      discard();
-      refuse("its permissions cannot be kept: " + reason(code) + "; give another name or another folder");
-    }
+  replaces_ = exists;
+  if (exists) owner_ = {status.st_uid, status.st_gid, status.st_mode & 0777};
+  int code = 0;
+  if (unfinished != Unfinished::unnamed_where_possible || !open_unnamed()) {
+    // Made here to find out whether it can be, and anew when there is something to write.
+    code = open_named();
+    opens_late_ = code == 0;
   }
+  if (code != 0) refuse("cannot be created in its folder: " + reason(code) + "; give a folder that you can write to");
+  code = take_over_owner();
+  if (code != 0 || opens_late_) discard();
+  if (code != 0) refuse("its permissions cannot be kept: " + reason(code) + "; give another name or another folder");
 }
 
 OutputFile::~OutputFile() { discard(); }
 
 void OutputFile::write(const void* data, std::size_t bytes) {
-  if (descriptor_ < 0) throw Error(name_ + ": is closed after commit or an error; open it again to write it");
+  ensure_open();
   WriteSignals signals;
   const char* from = static_cast<const char*>(data);
   while (bytes > 0) {
@@ -194,38 +197,106 @@ void OutputFile::write(const void* data, std::size_t bytes) {
 }
 
 void OutputFile::commit() {
-  if (descriptor_ < 0) throw Error(name_ + ": is closed after commit or an error; open it again to write it");
+  ensure_open();
+  int synced = 0;
+  do {
+    synced = ::fsync(descriptor_);
+  } while (synced != 0 && errno == EINTR);
   // Pipes, terminals and some devices cannot be synced.
-  if (::fsync(descriptor_) != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS) fail("syncing failed", errno);
+  if (synced != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS) fail("syncing failed", errno);
+  if (!in_place() && temporary_.empty())
+    if (const int error = link()) fail("naming the finished file failed", error);
   const int closed = ::close(std::exchange(descriptor_, -1));
   if (closed != 0 && errno != EINTR) fail("closing failed", errno);
-  if (temporary_.empty()) return;
+  if (in_place()) return;
 
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("renaming the finished file failed", errno);
-  temporary_.clear();
+  if (!temporary_.empty()) {
+    if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail("renaming the finished file failed", errno);
+    forget_name(temporary_);
+    temporary_.clear();
+  }
   // A folder may be writable but not readable, and not every file system can sync one.
   const int folder = ::open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return;
   const int error = ::fsync(folder) == 0 ? 0 : errno;
   ::close(folder);
-  if (error != 0 && error != EINVAL && error != ENOTSUP && error != EROFS)
+  if (error != 0 && error != EINTR && error != EINVAL && error != ENOTSUP && error != EROFS)
     fail("is written, but syncing its folder failed", error);
 }
 
-void OutputFile::create_temporary(unsigned mode) {
+bool OutputFile::open_unnamed() {
+  // A new file gets what the umask leaves of 0666. open() applies it: the umask cannot be asked for without setting it,
+  // which other threads would notice.
+  do {
+    descriptor_ = ::open(folder_of(target_).c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC,
+                         static_cast<mode_t>(replaces_ ? 0600 : 0666));
+  } while (descriptor_ < 0 && errno == EINTR);
+  if (descriptor_ < 0) return false;
+  // Without /proc it could not get a name.
+  if (::access(path_of_descriptor(descriptor_).c_str(), F_OK) == 0) return true;
+  discard();
+  return false;
+}
+
+int OutputFile::open_named() {
   for (int attempt = 0; attempt < 100; ++attempt) {
     temporary_ = temporary_name(target_);
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-    if (descriptor_ >= 0) return;
-    if (errno != EEXIST && errno != EINTR) break;
+    // Before it is there: a signal may end the process between the two.
+    keep_name(temporary_);
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                         static_cast<mode_t>(replaces_ ? 0600 : 0666));
+    if (descriptor_ >= 0) return 0;
+    const int error = errno;
+    forget_name(temporary_);
+    temporary_.clear();
+    if (error != EEXIST && error != EINTR) return error;
   }
-  throw InvalidArgument(name_ + ": cannot be created in its folder: " + reason(errno) +
-                        "; give a folder that you can write to");
+  return EEXIST;
+}
+
+int OutputFile::take_over_owner() {
+  if (!replaces_) return 0;
+  // The group first: changing it may clear bits of the mode. Where it cannot be kept, another group must not get the
+  // rights that this one had.
+  mode_t mode = owner_.mode;
+  if (::fchown(descriptor_, owner_.user, owner_.group) != 0 &&
+      ::fchown(descriptor_, static_cast<uid_t>(-1), owner_.group) != 0)
+    mode &= 0707 | (mode & 07) << 3;
+  return ::fchmod(descriptor_, mode) == 0 ? 0 : errno;
+}
+
+void OutputFile::ensure_open() {
+  if (opens_late_) {
+    opens_late_ = false;
+    if (const int error = open_named()) fail("cannot be created in its folder", error);
+    if (const int error = take_over_owner()) fail("its permissions cannot be kept", error);
+  }
+  if (descriptor_ < 0) throw Error(name_ + ": is closed after commit or an error; open it again to write it");
+}
+
+int OutputFile::link() {
+  const std::string unnamed = path_of_descriptor(descriptor_);
+  const auto link_to = [&](const std::string& name) {
+    return ::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+  };
+  int error = link_to(target_);
+  // A link cannot replace a file, but a rename can.
+  for (int attempt = 0; error == EEXIST && attempt < 100; ++attempt) {
+    temporary_ = temporary_name(target_);
+    keep_name(temporary_);
+    error = link_to(temporary_);
+    if (error == 0) break;
+    forget_name(temporary_);
+    temporary_.clear();
+  }
+  return error;
 }
 
 void OutputFile::discard() noexcept {
   if (descriptor_ >= 0) ::close(std::exchange(descriptor_, -1));
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  if (temporary_.empty()) return;
+  ::unlink(temporary_.c_str());
+  forget_name(temporary_);
   temporary_.clear();
 }
 
@@ -236,6 +307,23 @@ void OutputFile::fail(const std::string& what, int error) {
   if (error == EPIPE) remedy = "keep the reader of the pipe running to the end";
   if (error == EFBIG) remedy = "raise the limit on the size of files or write to another disk";
   throw Error(name_ + ": " + what + ": " + reason(error) + "; " + remedy);
+}
+
+std::string resolve_links(const std::string& path, std::error_code& error) {
+  fs::path file = path;
+  constexpr int kMostLinks = 40;  // as Linux has it
+  std::error_code no_link;
+  for (int link = 0; link < kMostLinks && fs::is_symlink(fs::symlink_status(file, no_link)); ++link) {
+    const fs::path to = fs::read_symlink(file, error);
+    if (error) return {};
+    file = file.parent_path() / to;
+  }
+  return (fs::canonical(folder_of(file.string()), error) / file.filename()).string();
+}
+
+void remove_unfinished_files() noexcept {
+  for (const auto& slot : unfinished_names)
+    if (const char* const name = slot.load()) ::unlink(name);
 }
 
 }  // namespace deviceloop

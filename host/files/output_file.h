@@ -1,21 +1,28 @@
-// Files that appear whole or not at all: written under a temporary name in the same folder, synced, renamed, and the
-// folder synced.
+// Files that appear whole or not at all: written without a name, synced, given their name, and the folder synced.
 #pragma once
+
+#include <sys/types.h>
 
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 namespace deviceloop {
 
 /// The constructor finds out whether the path can be written, so that a command learns it before hours of training.
 /// "-" is standard output. A target that exists and is not a regular file (a pipe, /dev/null) is written in place, a
-/// symbolic link is followed. Destroyed without commit() it leaves nothing behind and an existing file as it was.
+/// symbolic link is followed. Destroyed without commit() it leaves nothing behind and an existing file as it was; so
+/// does a process that is killed. On a file system without unnamed files (O_TMPFILE; NFS has none) a file is written
+/// under a temporary name beside the target from the first write on, which only SIGKILL leaves there: see
+/// remove_unfinished_files().
 class OutputFile {
  public:
+  enum class Unfinished { unnamed_where_possible, named };
+
   /// Throws InvalidArgument, naming the path and the reason, where it cannot be written. Opening a named pipe waits for
-  /// its reader.
-  explicit OutputFile(std::string path);
+  /// its reader. `unfinished` is for tests.
+  explicit OutputFile(std::string path, Unfinished unfinished = Unfinished::unnamed_where_possible);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -29,17 +36,43 @@ class OutputFile {
   void commit();
 
   const std::string& path() const { return path_; }
+  /// Whether what is written is seen at once, and may have to wait for a reader.
+  bool in_place() const { return target_.empty(); }
 
  private:
-  void create_temporary(unsigned mode);
+  /// What a file that is replaced hands on.
+  struct Owner {
+    uid_t user = 0;
+    gid_t group = 0;
+    mode_t mode = 0;
+  };
+
+  bool open_unnamed();
+  /// Returns 0 or errno.
+  int open_named();
+  /// The same; with no file to replace there is nothing to do.
+  int take_over_owner();
+  void ensure_open();
+  /// Gives the unnamed file its name; the same.
+  int link();
   void discard() noexcept;
   [[noreturn]] void fail(const std::string& what, int error);
 
   std::string path_;       // as given
   std::string name_;       // path_ for messages
   std::string target_;     // links resolved; empty where the target is written in place
-  std::string temporary_;  // likewise
-  int descriptor_ = -1;    // -1 once committed or failed
+  std::string temporary_;  // the name it has until it is committed; empty: none
+  bool replaces_ = false;  // a file with this owner
+  Owner owner_;
+  bool opens_late_ = false;  // named, at the first write
+  int descriptor_ = -1;      // -1 once committed or failed
 };
+
+/// The path that a write to `path` ends at: links followed, also one whose target does not exist yet. Its folder
+/// exists.
+std::string resolve_links(const std::string& path, std::error_code& error);
+
+/// Removes the temporary names there are, whatever else the process is doing: for a handler of signals that ends it.
+void remove_unfinished_files() noexcept;
 
 }  // namespace deviceloop
