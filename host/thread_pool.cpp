@@ -39,8 +39,11 @@ bool spin(Condition condition) {
 std::mutex gemm_threads_mutex;
 int gemm_threads = 0, most_gemm_threads = 0;
 
-std::string fewer_threads() {
-  return "; ask for fewer threads, or raise the limits of the process (ulimit -v, -d, -u)";
+std::string threads_text(int count) { return std::to_string(count) + (count == 1 ? " thread" : " threads"); }
+
+std::string remedy(int threads) {
+  return std::string("; ") + (threads > 1 ? "ask for fewer threads, or " : "") +
+         "raise the limits of the process (ulimit -v, -d, -u)";
 }
 
 }  // namespace
@@ -52,8 +55,8 @@ ThreadPool::GemmThreads::GemmThreads(int count) : count_(count) {
   if (more > 0) {
     const std::uint64_t bytes = static_cast<std::uint64_t>(more) * gemm_thread_bytes();
     if (!can_map(bytes))
-      throw Error("there is no address space for " + std::to_string(count) + (count == 1 ? " thread" : " threads") +
-                  " of the matrix product, which take " + bytes_text(bytes) + fewer_threads());
+      throw Error("there is no address space for the stacks and buffers of " + threads_text(count) + ", " +
+                  bytes_text(bytes) + remedy(count));
   }
   gemm_threads += count;
 }
@@ -79,8 +82,8 @@ ThreadPool::ThreadPool(int threads) : gemm_threads_(std::max(threads, 1)) {
     // Those that started must end before the error, and `ready` with it, leaves.
     const std::size_t started = workers_.size() + 1;
     stop();
-    throw Error("the system gives " + std::to_string(started) + " of " + std::to_string(threads) +
-                " threads: " + error.code().message() + fewer_threads());
+    throw Error("the system gives " + std::to_string(started) + " of " + threads_text(threads) + ": " +
+                error.code().message() + remedy(threads));
   } catch (...) {
     stop();
     throw;

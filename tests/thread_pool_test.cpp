@@ -129,7 +129,7 @@ TEST(ThreadPool, SaysWhatTheSystemDoesNotGive) {
   }
   // Many, for the memory of a few was taken by other pools of this program.
   const std::string message = refusal_under(limit_address_space, 200);
-  EXPECT_NE(message.find("no address space for 200 threads"), std::string::npos) << message;
+  EXPECT_NE(message.find("no address space for the stacks and buffers of 200 threads, "), std::string::npos) << message;
   EXPECT_NE(message.find("ulimit -v"), std::string::npos) << message;
 }
 
