@@ -289,6 +289,7 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   const auto begin = std::chrono::steady_clock::now();
   while (report.steps() < steps && !report.stopped) {
     const std::int64_t done = report.steps(), count = std::min(chunk, steps - done);
+    const auto chunk_begin = std::chrono::steady_clock::now();
     self.executor->enqueue(count);
     report.losses.resize(static_cast<std::size_t>(done + count));
     const std::span<double> losses = std::span(report.losses).subspan(static_cast<std::size_t>(done));
@@ -297,6 +298,13 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
     if (!report.first_non_finite_step) {
       const auto bad = std::find_if(losses.begin(), losses.end(), [](double loss) { return !std::isfinite(loss); });
       if (bad != losses.end()) report.first_non_finite_step = report.first_step + done + (bad - losses.begin());
+    }
+    if (callback && steps_per_callback == 0) {
+      // Who stops a run waits for the end of a chunk: no longer where the prediction is far off.
+      const double us =
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - chunk_begin).count();
+      if (us > 2 * kChunkUs)
+        chunk = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(count) * kChunkUs / us));
     }
     if (callback) report.stopped = !callback({report.first_step + done, losses, done + count, steps});
   }

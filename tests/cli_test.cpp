@@ -1,6 +1,7 @@
 // The command deviceloop as its users see it: what it prints, what it writes, how it ends.
 #include <gtest/gtest.h>
 #include <regex.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <bit>
@@ -251,6 +252,33 @@ TEST(Command, RefusesContradictions) {
   expect_refused({"data"}, {"--x", "--y", "--weights"});
   expect_refused({"predict", "--weights", "w", "--x", "x"}, {"--out"});
   expect_refused({"predict", "--x", "x", "--out", "p"}, {"--weights"});
+}
+
+/// The command under a limit, as `ulimit` sets it.
+CommandResult run_under(const std::string& limit, const Arguments& arguments) {
+  CommandSetup setup;
+  setup.arguments =
+      Arguments{"/bin/sh", "-c", "ulimit " + limit + " && exec \"$0\" \"$@\"", DEVICELOOP_COMMAND} + arguments;
+  setup.time_limit = std::chrono::seconds(20);
+  return run_command(setup);
+}
+
+TEST(Command, EndsWithAMessageUnderALimitOfItsMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers take more address space than any limit leaves";
+#endif
+  const CommandResult info = run_under("-v 1000000", {"info"});
+  expect_done(info);
+  EXPECT_TRUE(holds(info.out, "^memory +[1-9][0-9]{2}\\.[0-9] MiB free$")) << info.out;
+  const Arguments small = Arguments{"train"} + kSmall + Arguments{"--device", "cpu", "--steps", "5", "--quiet"};
+  expect_done(run_under("-v 1000000", small));
+  for (const std::string limit : {"-v 1000000", "-d 1000000"}) {
+    const CommandResult many = run_under(limit, small + Arguments{"--threads", "250"});
+    if (many.exit_code == 0) continue;  // where the BLAS takes little for a thread
+    expect_one_line(many, 1, {"250 threads", "ask for fewer threads"});
+  }
+  expect_one_line(run_under("-v 1000000", Arguments{"train", "--samples", "1000000", "--device", "cpu"}), 2,
+                  {"memory", "free"});
 }
 
 TEST(Command, EndsWithOneWhereWhatIsForcedIsNotToBeHad) {
@@ -785,11 +813,15 @@ Arguments endless(const TemporaryFolder& folder) {
 }
 
 TEST(Train, StopsInGoodOrderWhenInterrupted) {
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGXCPU}) {
+    SCOPED_TRACE(signal);
     TemporaryFolder folder;
     RunningCommand running(command(endless(folder)));
     running.wait_for_out("\n0: ");
+    EXPECT_EQ(folder.count(), 0);
     running.send(signal);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    running.send(signal);  // as timeout(1) does
     const CommandResult result = running.finish();
     const std::vector<double> losses = losses_of(read_all(folder / "h.csv"));
     const std::string steps = std::to_string(losses.size());
@@ -803,6 +835,69 @@ TEST(Train, StopsInGoodOrderWhenInterrupted) {
     EXPECT_NE(result.out.find("\n" + std::to_string(losses.size() - 1) + ": "), std::string::npos);
     EXPECT_NE(result.out.find("\n" + steps + " steps in "), std::string::npos);
   }
+}
+
+TEST(Train, LeavesNothingBehindWhateverKillsIt) {
+  for (const int signal : {SIGQUIT, SIGUSR1, SIGUSR2, SIGKILL}) {
+    TemporaryFolder folder;
+    RunningCommand running(command(endless(folder)));
+    running.wait_for_out("\n0: ");
+    running.send(signal);
+    EXPECT_EQ(running.finish().signal, signal);
+    EXPECT_EQ(folder.count(), 0);
+  }
+}
+
+/// Sends SIGTERM and expects the end within a second, or two on a machine that is busy.
+CommandResult terminated(RunningCommand& running, bool reads = true) {
+  const auto begin = std::chrono::steady_clock::now();
+  running.send(SIGTERM);
+  CommandResult result = running.finish(reads);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2));
+  EXPECT_TRUE(result.exit_code == 128 + SIGTERM || result.signal == SIGTERM) << result.exit_code << result.err;
+  return result;
+}
+
+TEST(Command, EndsSoonWhateverItIsDoing) {
+  TemporaryFolder folder;
+  {
+    // Numbers to draw for minutes.
+    RunningCommand drawing(command({"data", "--layers", "1000,1", "--samples", "300000", "--x", folder / "x.npy"}));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    terminated(drawing);
+  }
+  {
+    const std::string pipe = folder / "out.csv";  // which nobody opens to read
+    ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+    RunningCommand opening(command({"train", "--layers", "3,1", "--history", pipe}));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    terminated(opening);
+    std::filesystem::remove(pipe);
+  }
+  EXPECT_EQ(folder.count(), 0);
+}
+
+TEST(Train, EndsSoonThoughNobodyReadsItsOutput) {
+  TemporaryFolder folder;
+  // 100000 losses are more than a pipe holds; the weights are there by then.
+  RunningCommand running(command({"train", "--layers", "2,1", "--samples", "2", "--lr", "1e-3", "--steps", "100000",
+                                  "--save", folder / "w.safetensors", "--history", "-", "--quiet"}));
+  while (!std::filesystem::exists(folder / "w.safetensors")) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const CommandResult result = terminated(running, false);
+  expect_one_line(result, 128 + SIGTERM, {"interrupted", "in time"});
+  EXPECT_EQ(read_safetensors(folder / "w.safetensors").size(), 1u);
+  EXPECT_EQ(folder.count(), 1);
+}
+
+TEST(Train, EndsInTheMiddleOfALongStep) {
+  TemporaryFolder folder;
+  RunningCommand running(command({"train", "--layers", "8,3000,3000,1", "--samples", "3000", "--steps", "3",
+                                  "--threads", "1", "--device", "cpu", "--save", folder / "w.safetensors"}));
+  running.wait_for_out("before training");
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  terminated(running);
+  EXPECT_LE(folder.count(), 1);  // a fast machine has done the step
 }
 
 TEST(Train, ShowsProgressOnATerminalOnly) {

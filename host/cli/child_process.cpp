@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -26,6 +27,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMostErrorBytes = 4096;
+
+std::atomic<pid_t> running{-1};
+static_assert(std::atomic<pid_t>::is_always_lock_free, "a signal handler reads it");
 
 /// Closes itself; -1 once closed.
 class Descriptor {
@@ -87,6 +91,7 @@ class Child {
       process_ = -1;
       throw Error("cannot start " + program + ": " + std::generic_category().message(error));
     }
+    running = process_;
   }
   ~Child() { kill_all(); }
   Child(const Child&) = delete;
@@ -94,6 +99,7 @@ class Child {
 
   void kill_all() {
     if (process_ == -1) return;
+    running = -1;
     ::kill(-process_, SIGKILL);
     int status = 0;
     while (waitpid(process_, &status, 0) == -1 && errno == EINTR) {
@@ -108,7 +114,7 @@ class Child {
       const int result = waitid(P_PID, static_cast<id_t>(process_), &info, WEXITED | WNOHANG | WNOWAIT);
       const bool lost = result == -1 && errno != EINTR;  // ECHILD: whoever started us has SIGCHLD ignored
       if (lost || (result == 0 && info.si_pid == process_)) {
-        if (lost) process_ = -1;
+        if (lost) process_ = running = -1;
         kill_all();
         if (lost) return true;
         if (info.si_code != CLD_EXITED)
@@ -156,6 +162,10 @@ std::string seconds_text(std::chrono::milliseconds limit) {
 }
 
 }  // namespace
+
+void kill_running_program() noexcept {
+  if (const pid_t process = running; process != -1) ::kill(-process, SIGKILL);
+}
 
 std::string find_program(const std::string& program) {
   const char* const path = std::getenv("PATH");

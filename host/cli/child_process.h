@@ -25,4 +25,7 @@ struct ChildResult {
 ChildResult run_program(const std::string& program, const std::vector<std::string>& arguments, std::string_view input,
                         std::chrono::milliseconds limit, std::size_t most = std::size_t{256} << 20);
 
+/// Kills what run_program runs, if anything: for a handler of signals that ends the process.
+void kill_running_program() noexcept;
+
 }  // namespace deviceloop::cli

@@ -63,7 +63,7 @@ int run_data(const OptionSet& options) {
   if (x.empty() && y.empty() && data.empty() && weights.empty())
     throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE, --data FILE or --weights FILE");
 
-  catch_interrupts();
+  end_on_signals();
   const CpuCaps caps = query_cpu();
   const auto check_matrix = [&](std::int64_t columns) {
     ByteCount bytes;
@@ -103,7 +103,6 @@ int run_data(const OptionSet& options) {
   }
   if (weights_file) {
     const Parameters parameters = drawn_parameters(network, precision, seed, init);
-    throw_if_interrupted();
     write_weights(*weights_file, network, parameters);
     weights_file->commit();
     text.write(printable(weights) + ": weights of " + widths_text(network.widths) +

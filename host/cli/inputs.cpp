@@ -8,7 +8,6 @@
 #include <deviceloop/random.h>
 
 #include "files/reader.h"
-#include "interrupt.h"
 #include "matrix_ops.h"
 #include "memory.h"
 #include "text.h"
@@ -32,7 +31,6 @@ void check_finite(const std::string& start, const HostMatrix& matrix, Precision 
 HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps) {
   HostMatrix matrix = read_matrix(path, most_bytes(caps));
   check_finite(printable(path) + ": ", matrix, precision);
-  throw_if_interrupted();
   return matrix;
 }
 
@@ -61,7 +59,6 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
     data = deviceloop::read_samples(run.data, run.targets, most_bytes(caps));
     check_finite(x + ": ", data.x, run.training.precision);
     check_finite(y + ": ", data.y, run.training.precision);
-    throw_if_interrupted();
   }
   if (data.x.rows != data.y.rows)
     throw InvalidArgument(x + " has " + count(data.x.rows, "row") + ", " + y + " has " + count(data.y.rows, "row") +
@@ -85,7 +82,6 @@ HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision
                     std::uint32_t tensor) {
   HostMatrix matrix(element_type(precision), rows, columns);
   fill_normal(matrix.view(), seed, tensor);
-  throw_if_interrupted();
   return matrix;
 }
 

@@ -1,19 +1,23 @@
-// SIGINT and SIGTERM: the first is noted and ends the run in good order, the next ends the process.
+// Signals that end a run: those of a terminal (INT, QUIT, HUP when it closes), of batch systems (TERM, XCPU, USR1,
+// USR2).
 #pragma once
+
+#include <chrono>
 
 namespace deviceloop::cli {
 
-/// From here on signals are noted. One that the caller of the command has set to be ignored stays ignored.
-void catch_interrupts();
+/// From here on such a signal ends the process at once, and what is unfinished, files and a program that runs, goes
+/// with it. One that the caller of the command has set to be ignored stays ignored, here and below.
+void end_on_signals();
 
-/// Number of the signal that came; 0: none.
+/// From here on there is work worth keeping: the first of INT, TERM, HUP and XCPU is noted, and the process has until
+/// `patience` after it to end by itself. A second INT or TERM ends it at once.
+void note_signals(std::chrono::milliseconds patience);
+
+/// Number of the signal that was noted; 0: none.
 int interrupt();
 
-/// Thrown by throw_if_interrupted().
-struct Interrupted {
-  int signal;
-};
-/// For the time before training, when nothing has been done that is worth keeping.
-void throw_if_interrupted();
+/// The same, counted from now where a signal was noted already.
+void set_patience(std::chrono::milliseconds patience);
 
 }  // namespace deviceloop::cli

@@ -41,7 +41,7 @@ int run_predict(const OptionSet& options) {
   const std::optional<ExecutorKind> forced = read_execution(options, training);
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
 
-  catch_interrupts();
+  end_on_signals();
   const DeviceCaps caps = query_caps_for(training.device);
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
@@ -61,10 +61,8 @@ int run_predict(const OptionSet& options) {
   check_memory("predictions for " + std::to_string(input.rows) + " rows of " + printable(x),
                bytes.add(trainer.plan().executor == ExecutorKind::cpu ? trainer.plan().bytes : 0), caps.cpu);
   trainer.load_weights(weights);
-  throw_if_interrupted();
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
   trainer.predict(input.view(), prediction.view());
-  throw_if_interrupted();
   write_npy(file, std::as_const(prediction).view());
   file.commit();
   text.write(plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +

@@ -7,6 +7,8 @@
 
 #include <deviceloop/error.h>
 
+#include "interrupt.h"
+
 namespace deviceloop::cli {
 
 void TextOutput::write(std::string_view text) {
@@ -23,7 +25,8 @@ void TextOutput::check() const {
 int write_all(int descriptor, std::string_view text) {
   while (!text.empty()) {
     const ssize_t written = ::write(descriptor, text.data(), text.size());
-    if (written < 0 && errno == EINTR) continue;
+    // After a signal that ends the run, who reads this may never read it.
+    if (written < 0 && errno == EINTR && interrupt() == 0) continue;
     if (written < 0) return errno;
     text.remove_prefix(static_cast<std::size_t>(written));
   }

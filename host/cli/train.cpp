@@ -1,5 +1,6 @@
 // deviceloop train: reads or generates, trains, reports, writes.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <exception>
 #include <functional>
@@ -31,6 +32,10 @@ namespace deviceloop::cli {
 namespace {
 
 constexpr std::int64_t kShownRows = 5;
+
+// How long after a signal the run may take to end: a chunk of steps takes 50 ms, and files that are complete in a few
+// seconds are worth having; a service manager waits for ten.
+constexpr std::chrono::milliseconds kPatience{800}, kSavingPatience{8000};
 
 /// The outputs of a run. Making it finds out whether all of them can be written and drawn.
 struct Outputs {
@@ -96,7 +101,8 @@ class ShownRows {
 };
 
 /// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
-TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text) {
+/// Adds the last loss to `rest` where a run that was stopped has not shown it.
+TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text, std::string& rest) {
   Progress progress(formulation_text(run.training.formulation));
   std::int64_t shown = -1;
   const auto show = [&](std::int64_t step, double loss) {
@@ -119,7 +125,7 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
     return interrupt() == 0;
   });
   progress.clear();
-  if (report.steps() > 0 && shown != report.steps() - 1) text.write(show(report.steps() - 1, report.losses.back()));
+  if (report.steps() > 0 && shown != report.steps() - 1) rest += show(report.steps() - 1, report.losses.back());
   return report;
 }
 
@@ -136,8 +142,7 @@ Parameters read_parameters(const Trainer& trainer) {
   return parameters;
 }
 
-void write_trained_weights(OutputFile& file, const Trainer& trainer) {
-  const Parameters parameters = read_parameters(trainer);
+void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters) {
   const std::vector<ParameterInfo> layout = parameter_layout(trainer.network());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     if (const auto bad = find_non_finite(parameters[i].view(), parameters[i].type))
@@ -147,11 +152,14 @@ void write_trained_weights(OutputFile& file, const Trainer& trainer) {
   file.commit();
 }
 
-/// Writes what was asked for and returns "; wrote a, b" for the summary.
-std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunResult& result, Problems& problems) {
-  std::vector<std::pair<OutputFile*, std::function<void(OutputFile&)>>> writes;
+using Writes = std::vector<std::pair<OutputFile*, std::function<void(OutputFile&)>>>;
+
+/// What to write, standard output and pipes last: who reads there may take its time.
+Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters& parameters, const RunResult& result) {
+  Writes writes;
   if (outputs.save && !result.first_non_finite_step)
-    writes.emplace_back(outputs.save.get(), [&](OutputFile& file) { write_trained_weights(file, trainer); });
+    writes.emplace_back(outputs.save.get(),
+                        [&](OutputFile& file) { write_trained_weights(file, trainer, parameters); });
   if (outputs.history)
     writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
       write_history(file, result.losses);
@@ -169,13 +177,16 @@ std::string write_outputs(Outputs& outputs, const Trainer& trainer, const RunRes
                  plot_script(format, trainer.network(), trainer.training().samples, result));
       file.commit();
     });
-  // Standard output last: who reads there may take its time.
-  std::stable_partition(writes.begin(), writes.end(), [](const auto& write) { return write.first->path() != "-"; });
-  std::string written;
+  std::stable_partition(writes.begin(), writes.end(), [](const auto& write) { return !write.first->in_place(); });
+  return writes;
+}
+
+/// Writes those in place, or the others; adds "; wrote a, b" for the summary.
+void write_outputs(const Writes& writes, bool in_place, std::string& written, Problems& problems) {
   for (const auto& [file, write] : writes)
-    if (problems.attempt([&, target = file, &how = write] { how(*target); }) && file->path() != "-")
+    if (file->in_place() == in_place && problems.attempt([&, target = file, &how = write] { how(*target); }) &&
+        file->path() != "-")
       written += (written.empty() ? "; wrote " : ", ") + printable(file->path());
-  return written;
 }
 
 std::string summary(const RunResult& result) {
@@ -197,7 +208,7 @@ void declare_train(OptionSet& options) { declare_train_options(options, "Output 
 
 int run_train(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
-  catch_interrupts();  // before there are temporary files, which only an orderly end removes
+  end_on_signals();
   Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
   preparation.lap("devices");
@@ -215,15 +226,16 @@ int run_train(const OptionSet& options) {
     trainer.initialize(training.seed, run.init);
   else
     trainer.load_weights(run.weights);
-  throw_if_interrupted();
   trainer.set_data(std::as_const(data.x).view(), std::as_const(data.y).view());
   const ShownRows rows(data, training.precision);
   data = {};  // the trainer has its own copy
 
   text.write(plan_line(trainer.plan(), training));
   if (text.wanted()) text.write(rows.text("before training", trainer));
-  throw_if_interrupted();
-  TrainReport report = train_with_lines(trainer, run, text);
+  note_signals(kPatience);
+  std::string rest;  // of the text: when the files are there
+  TrainReport report = train_with_lines(trainer, run, text, rest);
+  set_patience(kSavingPatience);
 
   RunResult result;
   result.plan = trainer.plan();
@@ -239,11 +251,11 @@ int run_train(const OptionSet& options) {
   if (run.steps == 0) {
     report.losses = {trainer.loss()};
     if (!std::isfinite(report.losses.front())) result.first_non_finite_step = 0;
-    text.write(loss_line(0, report.losses.front()));
+    rest = loss_line(0, report.losses.front());
   }
   result.losses = report.losses;
-  if (text.wanted()) text.write(rows.text("after training", trainer));
 
+  const Parameters parameters = read_parameters(trainer);
   Problems problems;
   if (result.first_non_finite_step) {
     const std::int64_t step = *result.first_non_finite_step;
@@ -253,8 +265,15 @@ int run_train(const OptionSet& options) {
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
         (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
   }
+  // Files first: who reads the text, or a pipe, may make the run wait, and a signal may end it then.
+  const Writes writes = planned_writes(outputs, trainer, parameters, result);
+  std::string written;
+  write_outputs(writes, false, written, problems);
+  set_patience(kPatience);
+  text.write(rest);
+  if (text.wanted()) text.write(rows.text("after training", trainer));
   text.write(preparation_line(result.preparation));
-  const std::string written = write_outputs(outputs, trainer, result, problems);
+  write_outputs(writes, true, written, problems);
   text.write(summary(result) + written + "\n");
   problems.attempt([&] { text.check(); });
 

@@ -63,7 +63,8 @@ class RunningCommand {
     sigset_t changed, none;
     sigemptyset(&none);
     sigemptyset(&changed);
-    for (const int signal : {SIGINT, SIGTERM, SIGPIPE}) sigaddset(&changed, signal);
+    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGQUIT, SIGUSR1, SIGUSR2, SIGPIPE})
+      sigaddset(&changed, signal);
     check(posix_spawnattr_setsigdefault(&attributes, &changed), "setsigdefault");
     check(posix_spawnattr_setsigmask(&attributes, &none), "setsigmask");
     check(posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK), "setflags");
@@ -103,8 +104,13 @@ class RunningCommand {
 
   void send(int signal) const { kill(process_, signal); }
 
-  /// Waits for its end.
-  CommandResult finish() {
+  /// Waits for its end, reading what it writes or, as a reader that stands still, only then.
+  CommandResult finish(bool reads = true) {
+    if (!reads) {
+      siginfo_t ended{};
+      while (waitid(P_PID, static_cast<id_t>(process_), &ended, WEXITED | WNOWAIT) == -1)
+        if (errno != EINTR) check(errno, "waitid");
+    }
     while (out_.descriptor != -1 || err_.descriptor != -1) read_more();
     int status = 0;
     while (waitpid(process_, &status, 0) == -1)
