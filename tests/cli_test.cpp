@@ -254,6 +254,86 @@ TEST(Command, RefusesContradictions) {
   expect_refused({"predict", "--x", "x", "--out", "p"}, {"--weights"});
 }
 
+/// Outputs that are one file, by any of its names.
+class OneFile : public ::testing::Test {
+ protected:
+  OneFile() { std::filesystem::create_directories(folder_.path() / "sub"); }
+
+  std::string link(const std::string& name, const std::string& target) const {
+    std::filesystem::create_symlink(target, folder_.path() / name);
+    return folder_ / name;
+  }
+  /// Two options of train with two names of one file.
+  void refused(const std::string& first, const std::string& second) const {
+    const Arguments small = Arguments{"train"} + kSmall + Arguments{"--steps", "1"};
+    expect_refused(small + Arguments{"--history", first, "--json", second},
+                   {"--history", "--json", "same file", second});
+    expect_refused(small + Arguments{"--save", second, "--history", first},
+                   {"--save", "--history", "same file", first});
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(OneFile, IsRefusedWhereItDoesNotExistYet) {
+  const std::string out = folder_ / "out";
+  refused(out, folder_ / "./sub/../out");
+  refused(out, link("dangling", "out"));
+}
+
+TEST_F(OneFile, IsSeenThroughChainsOfDanglingLinks) {
+  const std::string out = folder_ / "out";
+  std::filesystem::create_symlink("../out", folder_.path() / "sub/middle");
+  refused(out, link("chain", "sub/middle"));
+  refused(link("absolute", out), folder_ / "chain");
+  std::filesystem::create_directory_symlink("sub", folder_.path() / "other");
+  refused(folder_ / "sub/new", folder_ / "other/new");
+  EXPECT_FALSE(std::filesystem::exists(out));
+}
+
+TEST_F(OneFile, IsRefusedWhereItExists) {
+  const std::string out = folder_.write("out", "as it was");
+  refused(out, folder_ / "sub/../out");
+  refused(out, link("link", "out"));
+  std::filesystem::create_hard_link(out, folder_.path() / "hard");
+  refused(out, folder_ / "hard");
+  EXPECT_EQ(read_all(out), "as it was");
+}
+
+TEST_F(OneFile, MayNotBeAnInputAndAnOutput) {
+  const std::string x = folder_.write("x.npy", counting_npy<float>(9, 6));
+  const std::string y = folder_.write("y.npy", counting_npy<float>(9, 2));
+  const std::string weights = folder_ / "w.safetensors";
+  expect_done(train({"--steps", "0", "--quiet", "--save", weights}));
+  std::filesystem::create_hard_link(x, folder_.path() / "hard");
+  const Arguments shape = {"--layers", "6,5,2"};
+  for (const std::string& other : {x, folder_ / "./x.npy", link("link", "x.npy"), folder_ / "hard"}) {
+    expect_refused(Arguments{"train", "--x", x, "--y", y, "--history", other} + shape, {"--x", "--history", other});
+    expect_refused({"predict", "--weights", weights, "--x", x, "--out", other}, {"--x", "--out", other});
+    expect_refused({"predict", "--weights", weights, "--x", other, "--out", x}, {"--x", "--out", x});
+  }
+  expect_refused(Arguments{"train", "--weights", weights, "--json", weights} + shape, {"--weights", "--json"});
+  // To go on with a run is what one name for both is good for.
+  expect_done(train({"--steps", "1", "--quiet", "--weights", weights, "--save", weights}));
+  EXPECT_EQ(read_npy(x).rows, 9);
+}
+
+TEST_F(OneFile, MayNotBeWhereStandardOutputGoes) {
+  CommandSetup setup = command(Arguments{"train"} + kSmall + Arguments{"--history", folder_ / "out"});
+  setup.out_file = folder_ / "out";
+  expect_one_line(run_command(setup), 2, {"--history", folder_ / "out", "standard output"});
+  setup.arguments.back() = "/dev/stdout";
+  expect_one_line(run_command(setup), 2, {"--history", "/dev/stdout", "standard output"});
+  // A pipe by another name than '-' is one too: the text goes elsewhere.
+  const CommandResult piped = run(Arguments{"train"} + kSmall + Arguments{"--steps", "3", "--history", "/dev/stdout"});
+  EXPECT_EQ(losses_of(piped.out).size(), 3u);
+  EXPECT_NE(piped.err.find("plan cpu"), std::string::npos);
+  expect_refused(Arguments{"train"} + kSmall + Arguments{"--history", "-", "--json", "/dev/fd/1"},
+                 {"--history", "--json", "standard output"});
+  // What is written there is gone in any case.
+  expect_done(train({"--history", "/dev/null", "--json", "/dev/null", "--quiet"}));
+}
+
 /// The command under a limit, as `ulimit` sets it.
 CommandResult run_under(const std::string& limit, const Arguments& arguments) {
   CommandSetup setup;

@@ -1,14 +1,17 @@
 #include "run_options.h"
 
+#include <unistd.h>
+
 #include <charconv>
 #include <cmath>
-#include <filesystem>
 #include <initializer_list>
 #include <limits>
 #include <system_error>
+#include <utility>
 
 #include <deviceloop/error.h>
 
+#include "files/same_file.h"
 #include "plot.h"
 #include "text.h"
 
@@ -61,13 +64,6 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
     }
   options.refuse("--plan",
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
-}
-
-/// What makes two names one file. Empty for a file that is written in place, such as /dev/null: it may be named twice.
-std::filesystem::path identity(const std::string& file) {
-  std::error_code error;
-  if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error)) return {};
-  return std::filesystem::weakly_canonical(std::filesystem::absolute(file, error), error);
 }
 
 }  // namespace
@@ -125,36 +121,46 @@ std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpe
 void declare_quiet(OptionSet& options) { options.add_flag("--quiet", "no text on standard output"); }
 
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
-                                const std::vector<std::string>& inputs) {
+                                const std::vector<std::string>& inputs, const std::string& replacing_output,
+                                const std::string& replaced_input) {
+  struct Named {
+    std::string option;
+    std::optional<FileIdentity> identity;
+  };
+  std::vector<Named> files;  // inputs, then outputs
+  for (const std::string& input : inputs)
+    if (!options.file(input).empty() && options.file(input) != "-")
+      files.push_back({input, identity_of(options.file(input))});
+  const std::optional<FileIdentity> standard_output = identity_of(STDOUT_FILENO);
   std::string on_standard_output;
-  for (auto output = outputs.begin(); output != outputs.end(); ++output) {
-    const std::string& file = options.file(*output);
+  for (const std::string& output : outputs) {
+    const std::string& file = options.file(output);
     if (file.empty()) continue;
-    if (file == "-") {
-      if (!on_standard_output.empty())
-        throw InvalidArgument(on_standard_output + " and " + *output +
-                              " are both '-', standard output; give one of them a file");
-      on_standard_output = *output;
-      continue;
-    }
-    std::vector<std::string> others(output + 1, outputs.end());
-    others.insert(others.end(), inputs.begin(), inputs.end());
-    for (const std::string& other : others) {
-      if (options.file(other).empty() || options.file(other) == "-" || identity(file).empty()) continue;
-      if (identity(file) == identity(options.file(other)))
-        throw InvalidArgument(*output + " and " + other + " name the same file, " + printable(file) +
-                              "; give them different ones");
-    }
+    Named named{output, file == "-" ? standard_output : identity_of(file)};
+    const bool is_standard_output = file == "-" || (named.identity && named.identity == standard_output);
+    if (is_standard_output && !on_standard_output.empty())
+      throw InvalidArgument(on_standard_output + " and " + output +
+                            " are both '-', standard output; give one of them a file");
+    // It would take the place of the file that the text goes to.
+    if (is_standard_output && file != "-" && named.identity->regular)
+      throw InvalidArgument(output + " names " + printable(file) +
+                            ", the file that standard output goes to; give it another one, or '-'");
+    if (is_standard_output) on_standard_output = output;
+    for (const Named& other : files)
+      if (named.identity && named.identity == other.identity &&
+          !(output == replacing_output && other.option == replaced_input))
+        throw InvalidArgument(other.option + " " + printable(options.file(other.option)) + " and " + output + " " +
+                              printable(file) + " name the same file; give them different ones");
+    files.push_back(std::move(named));
   }
   if (options.given("--quiet")) return TextOutput::Where::nowhere;
   return on_standard_output.empty() ? TextOutput::Where::standard_output : TextOutput::Where::standard_error;
 }
 
 void declare_train_options(OptionSet& options, const std::string& output) {
-  options.group("Network");
+  options.group("Network and data");
   declare_network(options);
   options.add("--weights", "FILE", "", "start from these weights (.safetensors)");
-  options.group("Data");
   declare_samples(options);
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
@@ -229,7 +235,8 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
-  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data"});
+  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data", "--weights"},
+                           "--save", "--weights");  // as people go on with a run
   return run;
 }
 

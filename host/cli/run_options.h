@@ -31,10 +31,12 @@ void declare_execution(OptionSet& options);
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training);
 
 void declare_quiet(OptionSet& options);
-/// Throws InvalidArgument where two of the options `outputs` name one file or standard output, or one of them a file
-/// that one of `inputs` names. Returns where text goes then.
+/// Throws InvalidArgument where two of the options `outputs` name one file, by whatever names, or standard output, or
+/// one of them a file that one of `inputs` names, unless it is `replaced_input` by `replacing_output`. Returns where
+/// text goes then.
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
-                                const std::vector<std::string>& inputs);
+                                const std::vector<std::string>& inputs, const std::string& replacing_output = "",
+                                const std::string& replaced_input = "");
 
 struct TrainOptions {
   NetworkSpec network;
