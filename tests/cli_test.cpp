@@ -642,6 +642,22 @@ TEST(Train, DivergenceIsAFailureThatKeepsTheRecords) {
   EXPECT_EQ(folder.count(), 3);
 }
 
+TEST(Train, StopsSoonAfterItDivergedUnlessToldToGoOn) {
+  TemporaryFolder folder;
+  const Arguments diverging = {"train",    "--layers", "6,5,2",     "--samples",      "9",      "--lr",           "1",
+                               "--device", "cpu",      "--history", folder / "h.csv", "--json", folder / "r.json"};
+  const CommandResult stopped = run(diverging + Arguments{"--steps", "20000000"});
+  const std::size_t steps = losses_of(read_all(folder / "h.csv")).size();
+  EXPECT_LE(steps, 4096u);
+  expect_one_line(stopped, 1, {"stopped after " + std::to_string(steps) + " of 20000000 steps", "--keep-going"});
+  EXPECT_EQ(nlohmann::json::parse(read_all(folder / "r.json"))["steps"], steps);
+
+  const CommandResult gone_on = run(diverging + Arguments{"--steps", "9000", "--keep-going"});
+  EXPECT_EQ(gone_on.exit_code, 1);
+  EXPECT_EQ(gone_on.err.find("stopped"), std::string::npos) << gone_on.err;
+  EXPECT_EQ(losses_of(read_all(folder / "h.csv")).size(), 9000u);
+}
+
 TEST(Train, BlamesTheDataWhereTheFirstLossIsNotFinite) {
   TemporaryFolder folder;
   const std::string x = folder.write("x.npy", npy<float>(1, 1, {1e30f}));

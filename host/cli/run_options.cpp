@@ -169,6 +169,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
+  options.add_flag("--keep-going", "do not stop where a loss is not finite");
   options.add_hidden("--batch-size");
   options.add("--formulation", "NAME", "primal", "primal, or gram where samples are few");
   options.add("--reproject", "N", "0", "with gram, Z anew every N steps; 0: never");
@@ -211,6 +212,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.data = options.file("--data");
   run.targets = options.text("--targets");
   run.weights = options.file("--weights");
+  run.keep_going = options.given("--keep-going");
   run.training.deterministic = !options.given("--tune");
   run.save = options.file("--save");
   run.history = options.file("--history");

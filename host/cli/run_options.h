@@ -44,6 +44,7 @@ struct TrainOptions {
   std::optional<ExecutorKind> forced;
   Init init = Init::normal;
   std::int64_t steps = 0;
+  bool keep_going = false;                                              ///< after a loss that is not finite
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
   TextOutput::Where text = TextOutput::Where::standard_output;
 

@@ -122,7 +122,9 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
       }
       progress.update(chunk.steps_done, chunk.steps_total);
     }
-    return interrupt() == 0;
+    if (interrupt() != 0) return false;
+    return run.keep_going ||
+           std::all_of(chunk.losses.begin(), chunk.losses.end(), [](double loss) { return std::isfinite(loss); });
   });
   progress.clear();
   if (report.steps() > 0 && shown != report.steps() - 1) rest += show(report.steps() - 1, report.losses.back());
@@ -263,6 +265,9 @@ int run_train(const OptionSet& options) {
         "the run diverged: the loss of step " + std::to_string(step) + " is " +
         loss_text(report.losses[static_cast<std::size_t>(step)]) +
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
+        (report.steps() < run.steps ? "; it was stopped after " + std::to_string(report.steps()) + " of " +
+                                          std::to_string(run.steps) + " steps, which --keep-going would not do"
+                                    : "") +
         (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
   }
   // Files first: who reads the text, or a pipe, may make the run wait, and a signal may end it then.
