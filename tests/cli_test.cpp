@@ -217,6 +217,9 @@ TEST(Command, RefusesWhatIsNoNumber) {
           {"whole numbers", "from 1 to 2147483647"});
   refused("--layers", {"5"}, {"inputs and outputs"});
   expect_refused({"train", "--lr", "1e300"}, {"--lr", "1e300", "fp32"});
+  for (const std::string rate : {"1e-300", "1e-45", "1e-38"})
+    expect_refused({"train", "--lr", rate}, {"--lr", rate, "fp32's smallest normal number", "--precision fp64"});
+  expect_refused({"train", "--lr", "1e-310", "--precision", "fp64"}, {"--lr", "1e-310", "fp64's smallest"});
 }
 
 TEST(Command, RefusesWhatIsNoChoice) {
@@ -506,7 +509,7 @@ TEST(Train, WritesHistoryAndJson) {
   EXPECT_EQ(keys, (std::vector<std::string>{"version", "plan", "reason", "formulation", "precision", "threads", "steps",
                                             "loss_first", "loss_last", "us_per_step", "predicted_us_per_step",
                                             "floor_us_per_step", "total_ms", "prepare_ms", "preparation",
-                                            "first_non_finite_step"}));
+                                            "first_non_finite_step", "loss_moved", "inactive_layers"}));
   EXPECT_EQ(json["version"], DEVICELOOP_VERSION);
   EXPECT_EQ(json["plan"], "cpu");
   EXPECT_FALSE(json["reason"].get<std::string>().empty());
@@ -519,6 +522,9 @@ TEST(Train, WritesHistoryAndJson) {
   EXPECT_GT(json["total_ms"].get<double>(), 0);
   EXPECT_DOUBLE_EQ(json["us_per_step"].get<double>(), json["total_ms"].get<double>() * 1000 / 30);
   EXPECT_TRUE(json["first_non_finite_step"].is_null());
+  EXPECT_EQ(json["loss_moved"], true);
+  EXPECT_EQ(json["inactive_layers"], nlohmann::ordered_json::array());
+  EXPECT_EQ(result.out.find("note: "), std::string::npos) << result.out;
   double prepared = 0;
   for (const auto& [stage, ms] : json["preparation"].items()) prepared += ms.get<double>();
   EXPECT_GT(prepared, 0);
@@ -656,6 +662,55 @@ TEST(Train, StopsSoonAfterItDivergedUnlessToldToGoOn) {
   EXPECT_EQ(gone_on.exit_code, 1);
   EXPECT_EQ(gone_on.err.find("stopped"), std::string::npos) << gone_on.err;
   EXPECT_EQ(losses_of(read_all(folder / "h.csv")).size(), 9000u);
+}
+
+TEST(Train, SaysWhichHiddenLayerHasNoActiveUnit) {
+  TemporaryFolder folder;
+  const std::string x = folder.write("x.npy", npy<float>(3, 1, {1, 2, 3})), json = folder / "r.json";
+  const std::string y = folder.write("y.npy", npy<float>(3, 1, {1, 1, 1}));
+  const auto start = [&](float first, float second) {  // two hidden layers of one unit
+    NetworkSpec network;
+    network.widths = {1, 1, 1, 1};
+    Trainer trainer(network);
+    const float weights[] = {first, second, 1};
+    for (int layer = 0; layer < 3; ++layer) trainer.write_weight(layer, ConstMatrix(weights + layer, 1, 1));
+    trainer.save_weights(folder / "w.safetensors");
+  };
+  const auto result = [&](float first, float second, const Arguments& more = {}) {
+    start(first, second);
+    const CommandResult run_result =
+        run(Arguments{"train", "--layers", "1,1,1,1", "--x", x, "--y", y, "--weights", folder / "w.safetensors",
+                      "--steps", "20", "--lr", "1e-3", "--json", json} +
+            more);
+    expect_done(run_result);
+    return run_result.out;
+  };
+  const auto inactive = [&] { return nlohmann::json::parse(read_all(json))["inactive_layers"]; };
+  for (const Arguments& more : {Arguments{}, Arguments{"--precision", "fp64"}}) {
+    EXPECT_EQ(result(1, 1, more).find("note: "), std::string::npos);
+    EXPECT_EQ(inactive(), nlohmann::json::array());
+    // The first is dead: the second gets zeros, which is not below 0.
+    EXPECT_TRUE(holds(result(-1, 1, more), "^note: no hidden unit of layer 1 is active for any sample, .*--lr"));
+    EXPECT_EQ(inactive(), nlohmann::json::array({1}));
+    const std::string second = result(1, -1, more);
+    EXPECT_TRUE(holds(second, "^note: no hidden unit of layer 2 is active for any sample, ")) << second;
+    EXPECT_TRUE(holds(second, "^note: the loss is the same after all 20 steps$")) << second;
+    EXPECT_EQ(inactive(), nlohmann::json::array({2}));
+    EXPECT_EQ(nlohmann::json::parse(read_all(json))["loss_moved"], false);
+  }
+}
+
+TEST(Train, SaysThatTheLossDidNotMove) {
+  TemporaryFolder folder;
+  const Arguments json = {"--json", folder / "r.json"};
+  const auto moved = [&] { return nlohmann::json::parse(read_all(folder / "r.json"))["loss_moved"]; };
+  const CommandResult still = run(Arguments{"train", "--layers", "6,5,2", "--lr", "1e-37", "--steps", "7"} + json);
+  expect_done(still);
+  EXPECT_TRUE(holds(still.out, "^note: the loss is the same after all 7 steps; raise --lr$")) << still.out;
+  EXPECT_EQ(moved(), false);
+  const CommandResult one = train(Arguments{"--steps", "1"} + json);
+  EXPECT_EQ(one.out.find("note: "), std::string::npos);
+  EXPECT_TRUE(moved().is_null());
 }
 
 TEST(Train, BlamesTheDataWhereTheFirstLossIsNotFinite) {

@@ -105,6 +105,25 @@ std::string prediction_text(double microseconds) {
                                     microseconds);
 }
 
+std::optional<bool> loss_moved(std::span<const double> losses) {
+  if (losses.size() < 2) return std::nullopt;
+  return std::any_of(losses.begin() + 1, losses.end(), [&](double loss) { return loss != losses.front(); });
+}
+
+std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t samples) {
+  std::string text;
+  const std::string looked_at =
+      rows < samples ? "any of the " + std::to_string(rows) + " samples looked at" : "any sample";
+  for (const int layer : result.inactive_layers)
+    text += "note: no hidden unit of layer " + std::to_string(layer) + " is active for " + looked_at +
+            ", so its weights no longer change; lower --lr, or draw others by --init or --seed\n";
+  // A loss of 0 has nowhere to go.
+  if (loss_moved(result.losses) == false && result.losses.front() != 0)
+    text += "note: the loss is the same after all " + std::to_string(result.steps) + " steps" +
+            (result.inactive_layers.empty() ? "; raise --lr\n" : "\n");
+  return text;
+}
+
 void write_history(OutputFile& file, std::span<const double> losses) {
   constexpr std::size_t kPiece = 1 << 16;
   std::string text = "step,loss\n";
@@ -139,6 +158,9 @@ void write_json(OutputFile& file, const RunResult& result) {
   for (const PreparationStage& stage : result.preparation) json["preparation"][stage.name] = stage.ms;
   json["first_non_finite_step"] =
       result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();
+  const std::optional<bool> moved = loss_moved(result.losses);
+  json["loss_moved"] = moved ? nlohmann::ordered_json(*moved) : nlohmann::ordered_json();
+  json["inactive_layers"] = result.inactive_layers;
   if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;
   file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
@@ -57,8 +58,16 @@ struct RunResult {
   std::vector<PreparationStage> preparation;  ///< before the first step
   std::optional<double> us_per_step;
   std::optional<std::int64_t> first_non_finite_step;
+  std::vector<int> inactive_layers;  ///< see activity.h; empty too where the run diverged
   std::vector<std::string> algorithms;
 };
+
+/// Whether the losses changed at all; nothing for fewer than two.
+std::optional<bool> loss_moved(std::span<const double> losses);
+
+/// A line for each thing that looks wrong in a run that ended well: layers without an active unit, `rows` rows looked
+/// at of `samples`; losses that did not move.
+std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t samples);
 
 /// Neither commits.
 void write_history(OutputFile& file, std::span<const double> losses);

@@ -204,6 +204,12 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (run.training.precision == Precision::fp32 &&
       !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))
     options.refuse("--lr", "be in the range of fp32, up to 3.4e38 (or add --precision fp64)");
+  const double least = run.training.precision == Precision::fp32 ? std::numeric_limits<float>::min()
+                                                                 : std::numeric_limits<double>::min();
+  if (run.training.optimizer.learning_rate > 0 && run.training.optimizer.learning_rate < least)
+    options.refuse("--lr", run.training.precision == Precision::fp32
+                               ? "be 0 or at least 1.2e-38, fp32's smallest normal number (or add --precision fp64)"
+                               : "be 0 or at least 2.3e-308, fp64's smallest normal number");
   run.forced = read_execution(options, run.training);
   const std::int64_t samples = read_samples(options);
 

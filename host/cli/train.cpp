@@ -12,6 +12,7 @@
 #include <deviceloop/random.h>
 #include <deviceloop/trainer.h>
 
+#include "activity.h"
 #include "commands.h"
 #include "files/output_file.h"
 #include "files/weights.h"
@@ -230,6 +231,7 @@ int run_train(const OptionSet& options) {
     trainer.load_weights(run.weights);
   trainer.set_data(std::as_const(data.x).view(), std::as_const(data.y).view());
   const ShownRows rows(data, training.precision);
+  const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy
 
   text.write(plan_line(trainer.plan(), training));
@@ -258,6 +260,7 @@ int run_train(const OptionSet& options) {
   result.losses = report.losses;
 
   const Parameters parameters = read_parameters(trainer);
+  if (!result.first_non_finite_step) result.inactive_layers = inactive_layers(run.network, parameters, looked_at);
   Problems problems;
   if (result.first_non_finite_step) {
     const std::int64_t step = *result.first_non_finite_step;
@@ -277,7 +280,7 @@ int run_train(const OptionSet& options) {
   set_patience(kPatience);
   text.write(rest);
   if (text.wanted()) text.write(rows.text("after training", trainer));
-  text.write(preparation_line(result.preparation));
+  text.write(preparation_line(result.preparation) + note_lines(result, looked_at.rows, training.samples));
   write_outputs(writes, true, written, problems);
   text.write(summary(result) + written + "\n");
   problems.attempt([&] { text.check(); });
