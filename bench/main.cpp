@@ -1,19 +1,25 @@
 // deviceloop_bench: measures this library on this machine. Exit code 0: all is right; 1: a case failed, a file could
-// not be written, or there is not the device asked for; 2: wrong usage.
+// not be written, or there is not the device asked for; 2: wrong usage; 3: a case that was named could not run.
 #include <deviceloop/error.h>
 #include <deviceloop/plan.h>
 #include <deviceloop/version.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <ctime>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <regex>
+#include <sstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "../host/cuda_entry.h"
+#include "../host/files/same_file.h"
 #include "../host/gemm.h"
 #include "../host/machine.h"
 #include "cases.h"
@@ -34,6 +40,21 @@ struct Options {
   std::uint64_t seed = 0;
   RunOptions run;
 };
+
+/// Of a number as it is written. CLI11 alone takes -1 for the largest unsigned one, and nan to be in every range.
+template <class T>
+CLI::Validator number_from(T least, T most) {
+  std::ostringstream range;
+  range << "[" << least << " - " << most << "]";
+  return CLI::Validator(
+      [=, range = range.str()](const std::string& text) {
+        T value{};
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool is_number = error == std::errc() && end == text.data() + text.size();
+        return is_number && value >= least && value <= most ? std::string() : text + " is no number in " + range;
+      },
+      "in " + range.str());
+}
 
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
@@ -101,6 +122,10 @@ bool comes_first(const Case& one) {
 }
 
 int run(const std::string& program, Options options) {
+  const auto json = identity_of(options.run.json), csv = identity_of(options.run.csv);
+  if (!options.run.json.empty() && !options.run.csv.empty() && json && json == csv)
+    throw UsageError("--json " + options.run.json + " and --csv " + options.run.csv +
+                     " name the same file; give them different ones");
   DeviceCaps caps = options.device == "cpu" ? query_caps_for({DeviceKind::cpu, 0}) : query_device_caps();
   if (!caps.gpus.empty() && !caps.gpus[0].no_code_reason.empty()) {
     caps.no_gpu_reason = caps.gpus[0].no_code_reason;
@@ -149,6 +174,7 @@ int run(const std::string& program, Options options) {
     return 0;
   }
 
+  options.run.named = !options.benchmark.empty() || !options.axes.empty();
   options.run.command = repeat_command(program, options);
   options.run.machine = machine_json(caps, options);
   std::cout << "deviceloop_bench " << DEVICELOOP_VERSION << ", commit " << DEVICELOOP_COMMIT << ", " << today() << "; "
@@ -169,6 +195,9 @@ int parse_and_run(int argc, char** argv) {
   CLI::App app("Measures deviceloop on this machine, and holds every result against the reference.",
                "deviceloop_bench");
   app.set_version_flag("--version", std::string("deviceloop_bench ") + DEVICELOOP_VERSION);
+  app.footer(
+      "Exit code 0: all is right; 1: a case failed, or what was asked for is not here; 2: wrong usage; 3: a case that "
+      "--benchmark or --axis named could not run here.");
   app.add_flag("--list", options.list, "list the cases; those after the empty line run only by --benchmark");
   app.add_option("--benchmark", options.benchmark, "run the cases whose name this regular expression is found in");
   app.add_option("--axis", options.axes,
@@ -180,17 +209,19 @@ int parse_and_run(int argc, char** argv) {
   app.add_option("--json", options.run.json, "also write the results to this file");
   app.add_option("--csv", options.run.csv, "the same as comma-separated values");
   app.add_option("--min-samples", options.run.min_samples, "samples of a case, at least")
-      ->check(CLI::Range(1, 1000000))
+      ->check(number_from(1, 1000000))
       ->capture_default_str();
   app.add_option("--timeout", options.run.timeout_s,
                  "seconds of sampling a case, after which it has what it has; default: 10, of a GPU's case 0.7")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(number_from(0.0, 1e6));
   app.add_option("--budget", options.run.budget_s,
                  "seconds of all, after which no case begins and those left are listed as not run")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(number_from(0.0, 1e6));
   app.add_option("--threads", options.threads, "CPU threads of training; default: the planner's choice")
-      ->check(CLI::Range(1, kMaxThreads));
-  app.add_option("--seed", options.seed, "of all random data")->capture_default_str();
+      ->check(number_from(1, kMaxThreads));
+  app.add_option("--seed", options.seed, "of all random data")
+      ->check(number_from(std::uint64_t{0}, std::numeric_limits<std::uint64_t>::max()))
+      ->capture_default_str();
   app.add_flag("--limits", options.limits, "measure the limits alone");
   app.add_flag("--profile", options.profile, "run one case once, for a profiler: ncu --profile-from-start off ...");
   ServeOptions served;
@@ -200,11 +231,11 @@ int parse_and_run(int argc, char** argv) {
   serving->add_option("--weights", served.weights, "initial weights, FILE.safetensors")->required();
   serving->add_option("--steps", served.steps, "of a run")
       ->required()
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40));
-  serving->add_option("--rate", served.rate, "learning rate")->required();
+      ->check(number_from(std::int64_t{1}, std::int64_t{1} << 40));
+  serving->add_option("--rate", served.rate, "learning rate")->required()->check(number_from(0.0, 1e300));
   serving->add_option("--precision", precision, "fp32 or fp64")->required()->check(CLI::IsMember({"fp32", "fp64"}));
   serving->add_option("--device", device, "cpu or cuda")->required()->check(CLI::IsMember({"cpu", "cuda"}));
-  serving->add_option("--threads", served.threads, "CPU threads")->required()->check(CLI::Range(1, kMaxThreads));
+  serving->add_option("--threads", served.threads, "CPU threads")->required()->check(number_from(1, kMaxThreads));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

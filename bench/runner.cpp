@@ -135,7 +135,11 @@ int run_cases(const std::vector<Case>& cases, Machine& machine, const RunOptions
   out << total_line(results, seconds());
   const auto failed = std::count_if(results.begin(), results.end(), [](const Result& result) { return !result.ok(); });
   if (failed > 0) out << failed << (failed == 1 ? " case failed\n" : " cases failed\n");
-  return failed > 0 ? 1 : 0;
+  const auto not_run =
+      std::count_if(results.begin(), results.end(), [](const Result& result) { return !result.not_run.empty(); });
+  if (not_run > 0) out << not_run << (not_run == 1 ? " case was not run\n" : " cases were not run\n");
+  if (failed > 0) return 1;
+  return not_run > 0 && options.named ? 3 : 0;
 }
 
 void profile_case(const Case& one, std::ostream& out) {

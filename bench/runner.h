@@ -24,6 +24,7 @@ struct RunOptions {
   std::optional<double> budget_s;
   std::string command;                                ///< what repeats a case where " --benchmark ..." is added
   std::string json, csv;                              ///< files; empty: none
+  bool named = false;                                 ///< the cases were asked for, not the default set
   nlohmann::json machine = nlohmann::json::object();  ///< what the JSON says of the machine
 };
 
@@ -31,8 +32,8 @@ struct RunOptions {
 Result run_case(const Case& one, Machine& machine, const RunOptions& options);
 
 /// Prints the rates of `devices` and of those of the cases, and a line for each case as it ends; writes the files after
-/// each, so that a run that is ended leaves what it had. Returns the exit code: 0, or 1 where a case failed. Throws
-/// Error or InvalidArgument where a file cannot be written.
+/// each, so that a run that is ended leaves what it had. Returns the exit code: 0; 1 where a case failed; 3 where none
+/// failed, but one that was asked for did not run. Throws Error or InvalidArgument where a file cannot be written.
 int run_cases(const std::vector<Case>& cases, Machine& machine, const RunOptions& options, std::ostream& out,
               std::vector<Device> devices = {});
 

@@ -365,6 +365,26 @@ TEST(BenchRunner, WhatCannotRunHereIsNoFailure) {
   EXPECT_TRUE(result.ok());
 }
 
+TEST(BenchRunner, WhatWasNamedAndCannotRunHereHasAnExitCode) {
+  FixedMachine machine;
+  Case refused = scripted("refused");
+  refused.refused = "no cuBLASLt";
+  RunOptions options = quick();
+  const auto code = [&](const std::vector<Case>& cases, const std::string& line) {
+    std::ostringstream out;
+    const int exit_code = run_cases(cases, machine, options, out);
+    EXPECT_NE(out.str().find("\n" + line + "\n"), std::string::npos) << out.str();
+    return exit_code;
+  };
+  const Case absent = scripted("absent", {.not_here = true});
+  for (const bool named : {false, true}) {
+    options.named = named;
+    EXPECT_EQ(code({scripted("first"), absent}, "1 case was not run"), named ? 3 : 0);
+    EXPECT_EQ(code({refused, absent}, "2 cases were not run"), named ? 3 : 0);
+    EXPECT_EQ(code({absent, scripted("wrong", {.wrong_check = 1})}, "1 case was not run"), 1);
+  }
+}
+
 TEST(BenchRunner, ExitCodeTableJsonAndCsvTellOfAFailureAndGoOn) {
   const testing::TemporaryFolder folder;
   FixedMachine machine;
@@ -417,6 +437,7 @@ TEST(BenchRunner, ExitCodeTableJsonAndCsvTellOfAFailureAndGoOn) {
 
   std::ostringstream right;
   EXPECT_EQ(run_cases({scripted("first")}, machine, options, right), 0);
+  EXPECT_EQ(right.str().find("not run"), std::string::npos) << right.str();
   EXPECT_EQ(json::parse(testing::read_all(options.json))["ok"], true);
 }
 
@@ -746,8 +767,20 @@ TEST(BenchProgram, RefusesWrongUsageWithCode2) {
       {"--axis", "colour=red"},
       {"--axis", "precision=fp8"},
       {"--min-samples", "0"},
+      {"--min-samples", "nan"},
       {"--timeout", "-1"},
       {"--budget", "-1"},
+      {"--budget", "nan"},
+      {"--timeout", "nan"},
+      {"--timeout", "inf"},
+      {"--timeout", "1e7"},
+      {"--timeout", "1s"},
+      {"--seed", "-1"},
+      {"--seed", "1.5"},
+      {"--seed", "18446744073709551616"},
+      {"--threads", "-1"},
+      {"--threads", "257"},
+      {"--json", "same.json", "--csv", "./same.json"},
       {"--device", "tpu"},
       {"--fast"},
       {"--benchmark", "kernel/relu/n=1024/fp32", "--json", "/nowhere/r.json"}};
@@ -756,6 +789,8 @@ TEST(BenchProgram, RefusesWrongUsageWithCode2) {
     const testing::CommandResult result = bench(arguments);
     EXPECT_EQ(result.exit_code, 2) << arguments[0] << " " << arguments.back() << result.out << result.err;
   }
+  EXPECT_NE(bench({"--help"}).out.find("3: a case that"), std::string::npos);
+  EXPECT_EQ(bench({"--list", "--device", "cpu", "--seed", "18446744073709551615"}).exit_code, 0);
   EXPECT_EQ(bench({"--help"}).exit_code, 0);
   EXPECT_EQ(bench({"--version"}).out.rfind("deviceloop_bench ", 0), 0u);
 }
