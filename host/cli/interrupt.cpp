@@ -60,7 +60,8 @@ void handle(int signal) {
     if (noted.compare_exchange_strong(none, signal)) {
       noted_at_ns = now;
       start_clock();
-    } else if ((signal == SIGINT || signal == SIGTERM) && now - noted_at_ns > kSameSignalNs) {
+    } else if (const std::int64_t at = noted_at_ns;
+               (signal == SIGINT || signal == SIGTERM) && at != 0 && now - at > kSameSignalNs) {
       end_by(signal);
     }
   }
