@@ -53,6 +53,8 @@ double refused_value(T value) {
 
 bool is_finite(double value) { return magnitude(value) < kInfinity<double>; }
 
+double quieted(double value) { return refused_value(value); }
+
 bool is_address_range(const void* data, std::uint64_t bytes) {
   // No address space of a process is larger: 57 bits on x86-64, half of them the kernel's.
   constexpr std::uint64_t kMost = std::uint64_t{1} << 56;

@@ -41,6 +41,9 @@ void convert(Matrix out, ConstMatrix in);
 /// std::isfinite, but without a floating-point exception for any NaN.
 bool is_finite(double value);
 
+/// The value; any NaN as the quiet one, which printf does not raise an exception for either.
+double quieted(double value);
+
 struct NonFinite {
   std::int64_t row = 0;
   std::int64_t column = 0;

@@ -2,6 +2,7 @@
 #include <deviceloop/plan.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -27,7 +28,7 @@ constexpr std::int64_t kMostDeadlineMs = 86400000;  // a day
 
 std::string text(double value) {
   char buffer[32];
-  std::snprintf(buffer, sizeof buffer, "%g", value);
+  std::snprintf(buffer, sizeof buffer, "%g", quieted(value));
   return buffer;
 }
 
@@ -53,7 +54,8 @@ void validate(const NetworkSpec& network, const TrainingSpec& training) {
       throw InvalidArgument("width " + std::to_string(i + 1) + " of the network is " +
                             std::to_string(network.widths[i]) + "; widths are from 1 to " + std::to_string(kMaxWidth));
   const double rate = training.optimizer.learning_rate;
-  if (!is_finite(rate) || std::isless(rate, 0.0))
+  // No comparison of a NaN, which would raise a floating-point exception.
+  if (!is_finite(rate) || std::bit_cast<std::uint64_t>(rate) > std::bit_cast<std::uint64_t>(-0.0))
     throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
   if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
     throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");
