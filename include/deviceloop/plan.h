@@ -28,8 +28,8 @@ DEVICELOOP_EXPORT const char* name(Formulation formulation);
 
 /// The part of the CPU that this process has.
 struct CpuCaps {
-  int cores = 1;                   ///< cores this process may use (affinity and cgroup)
-  std::uint64_t memory_bytes = 0;  ///< memory this process may still take
+  int cores = 1;                   ///< cores this process may use (affinity, cgroup, address space)
+  std::uint64_t memory_bytes = 0;  ///< memory this process may still take (cgroup, limits)
   double gflops_fp32 = 10;         ///< estimated GEMM rate of one core; fp64 is taken as half of it
 };
 
