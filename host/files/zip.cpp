@@ -20,6 +20,7 @@ namespace {
 constexpr std::uint32_t kLocalHeader = 0x04034b50, kDirectoryEntry = 0x02014b50, kEnd = 0x06054b50;
 constexpr std::uint32_t kZip64End = 0x06064b50, kZip64Locator = 0x07064b50;
 constexpr std::size_t kLocalSize = 30, kEntrySize = 46, kEndSize = 22, kZip64EndSize = 56, kLocatorSize = 20;
+constexpr std::size_t kLargestEntry = kEntrySize + 3 * std::size_t{0xffff};
 constexpr std::uint16_t kZip64Field = 1;
 constexpr std::uint32_t kInZip64 = 0xffffffff;  // in place of a size or position: the zip64 field has it
 constexpr std::uint16_t kDescriptorFollows = 1 << 3;
@@ -66,18 +67,33 @@ std::string at_byte(std::uint64_t offset) { return " at byte " + std::to_string(
 /// Where the central directory lies.
 struct Directory {
   std::uint64_t offset = 0, size = 0, entries = 0;
+  std::uint64_t archive = 0;  // where the archive begins, from which its own positions count
 };
 
+/// Checks that the directory ends at `end`. What precedes an archive, such as a program that unpacks it, moves it.
+void place(const ByteSource& file, Directory& directory, std::uint64_t end) {
+  if (directory.size > end || directory.offset > end - directory.size)
+    refuse_damaged(file, "its directory does not end" + at_byte(end));
+  directory.archive = end - directory.size - directory.offset;
+  directory.offset += directory.archive;
+}
+
+/// Whether a zip64 end record and its locator precede the end record at `end`; some programs write them for small
+/// archives too.
+bool has_zip64_end(const ByteSource& file, std::uint64_t end) {
+  if (end < kLocatorSize + kZip64EndSize) return false;
+  const std::string bytes = read_text(file, end - kLocatorSize, kLocatorSize);
+  return Fields(bytes).u32() == kZip64Locator;
+}
+
 Directory read_zip64_end(const ByteSource& file, std::uint64_t end) {
-  if (end < kLocatorSize + kZip64EndSize) refuse_damaged(file, "its zip64 end record is missing");
   const std::string locator_bytes = read_text(file, end - kLocatorSize, kLocatorSize);
   Fields locator(locator_bytes);
-  const bool is_locator = locator.u32() == kZip64Locator;
+  locator.u32();  // has_zip64_end() has seen it
   const std::uint32_t volume = locator.u32();
-  const std::uint64_t at = locator.u64();
+  locator.u64();  // counts from the beginning of the archive, which is not yet known
   const std::uint32_t volumes = locator.u32();
-  if (!is_locator || at != end - kLocatorSize - kZip64EndSize)
-    refuse_damaged(file, "its zip64 end record is not before" + at_byte(end));
+  const std::uint64_t at = end - kLocatorSize - kZip64EndSize;
   const std::string record_bytes = read_text(file, at, kZip64EndSize);
   Fields record(record_bytes);
   if (record.u32() != kZip64End || record.u64() != kZip64EndSize - 12)
@@ -91,17 +107,29 @@ Directory read_zip64_end(const ByteSource& file, std::uint64_t end) {
   directory.offset = record.u64();
   if (volume != 0 || volumes > 1 || this_volume != 0 || first_volume != 0 || entries_here != directory.entries)
     file.refuse("is one of several volumes of a zip archive; put them together");
-  if (directory.offset > at || directory.size != at - directory.offset)
-    refuse_damaged(file, "its directory does not end" + at_byte(at));
+  place(file, directory, at);
   return directory;
 }
 
+/// The size of the file without the zeros at its end.
+std::uint64_t size_without_zeros(const ByteSource& file) {
+  for (std::uint64_t end = file.size(); end > 0;) {
+    const auto piece = static_cast<std::size_t>(std::min<std::uint64_t>(end, kPiece));
+    const std::string bytes = read_text(file, end - piece, piece);
+    if (const auto last = bytes.find_last_not_of('\0'); last != std::string::npos) return end - piece + last + 1;
+    end -= piece;
+  }
+  return 0;
+}
+
 Directory find_directory(const ByteSource& file) {
-  const auto tail_size = static_cast<std::size_t>(
-      std::min<std::uint64_t>(file.size(), kEndSize + std::numeric_limits<std::uint16_t>::max()));
-  const std::uint64_t tail_begin = file.size() - tail_size;
-  const std::string tail = read_text(file, tail_begin, tail_size);
-  for (std::size_t at = tail_size < kEndSize ? 0 : tail_size - kEndSize + 1; at-- > 0;) {
+  // The last fields of the record, or those of a comment, may be zeros too.
+  constexpr std::uint64_t kLongest = kEndSize + std::numeric_limits<std::uint16_t>::max();
+  const std::uint64_t content = size_without_zeros(file);
+  const std::uint64_t tail_begin = content - std::min(content, kLongest);
+  const std::uint64_t tail_end = content + std::min(file.size() - content, kLongest);
+  const std::string tail = read_text(file, tail_begin, static_cast<std::size_t>(tail_end - tail_begin));
+  for (std::size_t at = tail.size() < kEndSize ? 0 : tail.size() - kEndSize + 1; at-- > 0;) {
     Fields record(std::string_view(tail).substr(at));
     if (record.u32() != kEnd) continue;
     const std::uint16_t volume = record.u16(), first_volume = record.u16(), entries_here = record.u16();
@@ -109,14 +137,14 @@ Directory find_directory(const ByteSource& file) {
     directory.entries = record.u16();
     directory.size = record.u32();
     directory.offset = record.u32();
-    if (record.u16() != record.left()) continue;  // the comment does not end with the file
-    const std::uint64_t end = tail_begin + at;
-    if (directory.entries == 0xffff || directory.size == kInZip64 || directory.offset == kInZip64)
-      return read_zip64_end(file, end);
+    const std::uint64_t end = tail_begin + at, after = end + kEndSize + record.u16();
+    if (after < content || after > file.size()) continue;  // the comment does not end with the file
+    const bool in_zip64 = directory.entries == 0xffff || directory.size == kInZip64 || directory.offset == kInZip64;
+    if (has_zip64_end(file, end)) return read_zip64_end(file, end);
+    if (in_zip64) refuse_damaged(file, "its zip64 end record is not before" + at_byte(end));
     if (volume != 0 || first_volume != 0 || entries_here != directory.entries)
       file.refuse("is one of several volumes of a zip archive; put them together");
-    if (directory.offset > end || directory.size != end - directory.offset)
-      refuse_damaged(file, "its directory does not end" + at_byte(end));
+    place(file, directory, end);
     return directory;
   }
   refuse_damaged(file, "its end record is missing, so it is truncated or no archive");
@@ -163,14 +191,24 @@ void read_local_header(const ByteSource& file, std::uint64_t directory, std::uin
   Fields rest(rest_bytes);
   const bool same_name = rest.text(name_size) == entry.name;
   read_zip64_field(file, rest.text(extra_size), {&size, &stored_size}, where);
-  const bool same_sizes = crc == entry.crc && stored_size == entry.stored_size && size == entry.size;
-  // Where a descriptor follows the data, the sizes may have been unknown when this was written.
-  const bool unknown = (flags & kDescriptorFollows) != 0 && crc == 0 && stored_size == 0 && size == 0;
-  if (!same_name || local_flags != flags || local_method != method || !(same_sizes || unknown))
+  // Where a descriptor follows the data, each of these may have been unknown when the header was written.
+  const auto agrees = [&](std::uint64_t here, std::uint64_t in_directory) {
+    return here == in_directory || (here == 0 && (flags & kDescriptorFollows) != 0);
+  };
+  const bool same_sizes = agrees(crc, entry.crc) && agrees(stored_size, entry.stored_size) && agrees(size, entry.size);
+  if (!same_name || local_flags != flags || local_method != method || !same_sizes)
     refuse_damaged(file, "the header of the file " + where + " contradicts the directory");
   entry.data = entry.local + kLocalSize + name_size + extra_size;
   if (entry.stored_size > directory - entry.data)
     refuse_damaged(file, "the file " + where + " runs into the directory");
+}
+
+std::string method_name(std::uint16_t method) {
+  constexpr std::pair<std::uint16_t, const char*> kMethods[] = {
+      {9, "Deflate64"}, {12, "bzip2"}, {14, "LZMA"}, {93, "Zstandard"}, {95, "xz"}};
+  for (const auto& [code, name] : kMethods)
+    if (code == method) return "method " + std::to_string(method) + " (" + name + ")";
+  return "method " + std::to_string(method);
 }
 
 ZipEntry read_entry(const ByteSource& file, Fields& fields, const Directory& directory) {
@@ -192,17 +230,21 @@ ZipEntry read_entry(const ByteSource& file, Fields& fields, const Directory& dir
   entry.name = fields.text(name_size);
   read_zip64_field(file, fields.text(extra_size), {&entry.size, &entry.stored_size, &entry.local}, where);
   fields.text(comment_size);
+  if (entry.local > directory.offset - directory.archive)
+    refuse_damaged(file, "the file " + in_quotes(entry.name) + at_byte(entry.local) + " lies outside it");
+  entry.local += directory.archive;
   const std::string name = in_quotes(entry.name);
   if (volume != 0) file.refuse("is one of several volumes of a zip archive; put them together");
-  if ((flags & 1) != 0) file.refuse("has the encrypted file " + name + "; write the archive without a password");
-  if ((flags & ~(0x0006 | kDescriptorFollows | 0x0800)) != 0)
-    file.refuse("has the file " + name + " with the flags " + std::to_string(flags) +
-                ", which are not read; write it again with numpy.savez");
-  if (method != 0 && method != 8)
-    file.refuse("has the file " + name + " compressed by method " + std::to_string(method) +
-                ", only 0 (stored) and 8 (deflated) are read; write it again with numpy.savez");
+  if ((flags & 1) != 0)
+    entry.refusal = "is encrypted; write the archive without a password";
+  else if ((flags & ~(0x0006 | kDescriptorFollows | 0x0800)) != 0)
+    entry.refusal = "has the flags " + std::to_string(flags) + ", which are not read; write it again with numpy.savez";
+  else if (method != 0 && method != 8)
+    entry.refusal = "is compressed by " + method_name(method) +
+                    ", only 0 (stored) and 8 (deflated) are read; write it again with numpy.savez";
   entry.is_deflated = method == 8;
-  if (entry.is_deflated ? entry.size / kMostOfOneByte > entry.stored_size : entry.size != entry.stored_size)
+  if (entry.refusal.empty() &&
+      (entry.is_deflated ? entry.size / kMostOfOneByte > entry.stored_size : entry.size != entry.stored_size))
     refuse_damaged(file, std::to_string(entry.stored_size) + " bytes cannot become the " + std::to_string(entry.size) +
                              " of the file " + name);
   read_local_header(file, directory.offset, flags, method, entry);
@@ -216,6 +258,10 @@ ZipArchive::ZipArchive(const ByteSource& file) : file_(file) {
   if (directory.entries > directory.size / kEntrySize)
     refuse_damaged(
         file, std::to_string(directory.entries) + " files do not fit into its directory" + at_byte(directory.offset));
+  // Of one entry: its name, its extra field and its comment, with 16 bits for the size of each.
+  if (directory.size / kLargestEntry > directory.entries)
+    refuse_damaged(file, std::to_string(directory.entries) + " files do not fill its directory of " +
+                             std::to_string(directory.size) + " bytes" + at_byte(directory.offset));
   const std::string bytes = read_text(file, directory.offset, static_cast<std::size_t>(directory.size));
   Fields fields(bytes);
   for (std::uint64_t i = 0; i < directory.entries; ++i) entries_.push_back(read_entry(file, fields, directory));
@@ -340,6 +386,7 @@ class ZipEntrySource::Reader {
 ZipEntrySource::ZipEntrySource(const ByteSource& archive, const ZipEntry& entry)
     : ByteSource(archive.name() + ": " + printable(entry.name, 100), entry.size),
       reader_(std::make_unique<Reader>(archive, entry, *this)) {
+  if (!entry.refusal.empty()) refuse(entry.refusal);
   if (entry.size == 0) refuse("is empty; write the file again");
 }
 

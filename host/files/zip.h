@@ -1,4 +1,5 @@
-// Zip archives, as far as NumPy's .npz files use them: stored and deflated files, also beyond 4 GiB (zip64).
+// Zip archives, as far as .npz files use them: stored and deflated files, also beyond 4 GiB (zip64), written by NumPy
+// or by another program, into a file or into a stream.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +17,7 @@ namespace deviceloop {
 /// What the archive says of a file in it.
 struct ZipEntry {
   std::string name;
+  std::string refusal;  ///< why it cannot be read; empty where it can
   bool is_deflated = false;
   std::uint32_t crc = 0;
   std::uint64_t stored_size = 0;  ///< in the archive
@@ -27,10 +29,10 @@ struct ZipEntry {
 /// The directory of an archive, read and checked; its files are read one by one.
 class ZipArchive {
  public:
-  /// `file` must outlive it. Throws InvalidArgument, naming the file and the position: truncated, no zip archive,
-  /// several volumes, bytes before or between the parts of the directory, names twice, encrypted files, methods other
-  /// than stored and deflated, headers that contradict each other, files that overlap, and sizes that so few compressed
-  /// bytes cannot have. Allocates nothing that the file's size does not justify.
+  /// `file` must outlive it. Bytes before the archive, a comment and zeros after it are skipped. Throws
+  /// InvalidArgument, naming the file and the position: truncated, no zip archive, several volumes, bytes between the
+  /// parts of the directory, names twice, headers that contradict each other, files that overlap, and sizes that so few
+  /// compressed bytes cannot have. Allocates nothing that the file's size does not justify.
   explicit ZipArchive(const ByteSource& file);
 
   /// In order of their names.
@@ -45,7 +47,8 @@ class ZipArchive {
 /// A file in an archive, inflated while it is read, in order: going back begins again.
 class ZipEntrySource : public ByteSource {
  public:
-  /// Both must outlive it. Throws InvalidArgument where the file is empty.
+  /// Both must outlive it. Throws InvalidArgument where the file is empty, encrypted, or compressed by another method
+  /// than deflate.
   ZipEntrySource(const ByteSource& archive, const ZipEntry& entry);
   ~ZipEntrySource() override;
 

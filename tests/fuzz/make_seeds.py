@@ -1,6 +1,18 @@
 #!/usr/bin/env python3
 """Writes the seeds of the fuzz targets, small valid files, into the folder given: seeds/FORMAT/*. Standard library only;
-the seeds are committed, so that this runs when a format gains a variant."""
+the seeds are committed, so that this runs when a format gains a variant.
+
+Those of npz/ that bear the name of another program are not written here. They hold x = [[1, 2, 3], [4, 5, 6]] and
+y = [7, 8] in float32, which tests/npz_test.cpp expects, and were made from x.npy and y.npy by
+    infozip_stream         zip - x.npy y.npy | cat                     (Info-ZIP 3.0; _stored: with -0)
+    infozip_descriptors    zip -fd FILE x.npy y.npy
+    infozip_zip64          zip -fz FILE x.npy y.npy
+    bsdtar, bsdtar_stream  bsdtar --format zip -cf FILE|- x.npy y.npy  (libarchive 3.6; _zip64: --options zip:zip64)
+    7z, 7z_stream          7z a -tzip FILE|-so x.npy y.npy             (7-Zip 26.02)
+    python_stream          zipfile, into a stream that cannot seek     (_zip64: deflated, with force_zip64)
+    after_program          a shell script, then what zip wrote         (_adjusted: then zip -A)
+    zeros_follow, comment  what zip wrote, 500 zeros; zip -z
+"""
 import json
 import pathlib
 import struct
