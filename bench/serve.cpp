@@ -114,7 +114,7 @@ void say(std::ostream& out, const json& message) {
 }  // namespace
 
 void serve(const ServeOptions& options, std::istream& in, std::ostream& out) {
-  const Samples samples = read_samples(options.data, "");
+  const Samples samples = read_samples(options.data);
   const NetworkSpec network = read_network(options.weights);
   TrainingSpec training;
   training.samples = samples.x.rows;

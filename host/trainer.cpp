@@ -249,7 +249,9 @@ void Trainer::write_bias(int layer, ConstMatrix in) { impl_->write(impl_->index_
 
 void Trainer::load_weights(const std::string& path) {
   impl_->check_process();
-  impl_->set_parameters(read_weights(path, impl_->network, element_type(impl_->training.precision)));
+  const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
+  const SafeTensorsFile file(path, memory != 0 ? memory : UINT64_MAX);
+  impl_->set_parameters(read_weights(file, impl_->network, element_type(impl_->training.precision)));
 }
 
 void Trainer::save_weights(const std::string& path) const {

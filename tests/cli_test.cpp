@@ -1230,7 +1230,7 @@ TEST(Data, WritesInputsAndTargetsIntoOneArchive) {
   const std::string x = folder / "x.npy", y = folder / "y.npy", data = folder / "d.npz";
   const Arguments shape = {"--layers", "6,5,2"};
   expect_done(run(Arguments{"data", "--samples", "9"} + shape + Arguments{"--x", x, "--y", y, "--data", data}));
-  const Samples samples = read_samples(data, "");
+  const Samples samples = read_samples(data);
   EXPECT_TRUE(samples.x.bytes == read_npy(x).bytes);
   EXPECT_TRUE(samples.y.bytes == read_npy(y).bytes);
   const auto losses = [&](const Arguments& files) {

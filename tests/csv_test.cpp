@@ -24,7 +24,7 @@ HostMatrix read(const std::string& content) {
   return read_csv(MemorySource("x.csv", std::as_bytes(std::span(content))));
 }
 Samples read_samples(const std::string& content, const std::string& targets) {
-  return read_csv_samples(MemorySource("x.csv", std::as_bytes(std::span(content))), targets);
+  return read_csv_samples(MemorySource("x.csv", std::as_bytes(std::span(content))), {.targets = targets});
 }
 std::string refused(const std::string& content) {
   return refusal("x.csv: ", [&] { read(content); });
@@ -118,8 +118,8 @@ TEST(ReadCsv, RefusesALineWithoutEnd) {
 TEST(ReadCsv, TakesNoMoreMemoryThanAllowed) {
   const std::string content = "1,2\n3,4\n";
   const MemorySource source("x.csv", std::as_bytes(std::span(content)));
-  EXPECT_EQ(read_csv(source, 32).rows, 2);
-  EXPECT_MENTIONS(refusal("x.csv: ", [&] { read_csv(source, 31); }), "takes 32 bytes of memory");
+  EXPECT_EQ(read_csv(source, {.most_bytes = 32}).rows, 2);
+  EXPECT_MENTIONS(refusal("x.csv: ", [&] { read_csv(source, {.most_bytes = 31}); }), "takes 32 bytes of memory");
 }
 
 TEST(ReadCsv, IsKnownByItsName) {

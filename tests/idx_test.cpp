@@ -58,6 +58,15 @@ TEST(ReadIdx, ReadsEveryElementType) {
   EXPECT_EQ(values_of<double>(read(idx(0x0e, {1}, big_endian(0xbff8000000000000, 8)))), (std::vector<double>{-1.5}));
 }
 
+TEST(ReadIdx, RoundsIntsToTheWorkingPrecision) {
+  const std::string content = idx(0x0c, {2}, big_endian(16777217, 4) + big_endian(0x80000000, 4));
+  const MemorySource source("x.idx", std::as_bytes(std::span(content)));
+  const DataMatrix single = read_idx(source, {.integers = ElementType::float32});
+  EXPECT_EQ(values_of<float>(single), (std::vector<float>{16777216, -0x1p31f}));
+  EXPECT_EQ(single.stored_type, "int32");
+  EXPECT_EQ(values_of<double>(read_idx(source)), (std::vector<double>{16777217, -0x1p31}));
+}
+
 TEST(ReadIdx, MakesRowsOfTheFirstDimension) {
   const std::string data("\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c", 12);
   const std::vector<float> values{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
@@ -103,8 +112,8 @@ TEST(ReadIdx, RefusesWhatDoesNotFit) {
 TEST(ReadIdx, TakesNoMoreMemoryThanAllowed) {
   const std::string content = idx(0x08, {2, 3}, "123456");
   const MemorySource source("x.idx", std::as_bytes(std::span(content)));
-  EXPECT_EQ(read_idx(source, 24).rows, 2);
-  EXPECT_MENTIONS(refusal("x.idx: ", [&] { read_idx(source, 23); }), "takes 24 bytes of memory");
+  EXPECT_EQ(read_idx(source, {.most_bytes = 24}).rows, 2);
+  EXPECT_MENTIONS(refusal("x.idx: ", [&] { read_idx(source, {.most_bytes = 23}); }), "takes 24 bytes of memory");
 }
 
 TEST(ReadIdx, RefusesEveryTruncation) {

@@ -2,11 +2,13 @@
 #include "files/npy.h"
 
 #include <gtest/gtest.h>
-#include <sys/stat.h>
-
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -73,6 +75,110 @@ TEST_F(ReadNpy, ReadsFloat32AndFloat64) {
   const HostMatrix twice = read(npy(header("<f8", "(4, 1)"), bytes_of(values)));
   EXPECT_EQ(twice.rows, 4);
   EXPECT_EQ(values_of<double>(twice), values);
+}
+
+/// The bytes of `values`, as a big-endian machine has them.
+template <class T>
+std::string big_endian_bytes_of(const std::vector<T>& values) {
+  std::string bytes = bytes_of(values);
+  for (std::size_t at = 0; at < bytes.size(); at += sizeof(T))
+    std::reverse(bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                 bytes.begin() + static_cast<std::ptrdiff_t>(at + sizeof(T)));
+  return bytes;
+}
+
+class ReadNpyOfType : public ReadNpy {
+ protected:
+  /// Reads `values`, of the element type `code` in both byte orders and both orders of rows, as Becomes.
+  template <class Becomes, class T>
+  void expect_read(const std::string& code, const std::string& name, const std::vector<T>& values,
+                   const std::vector<Becomes>& expected, ElementType integers) const {
+    SCOPED_TRACE(name);
+    ReadOptions options;
+    options.integers = integers;
+    const std::string shape = "(1, " + std::to_string(values.size()) + ")";
+    for (const bool big : {false, true}) {
+      const std::string order = sizeof(T) == 1 ? "|" : big ? ">" : "<";
+      const std::string data = big ? big_endian_bytes_of(values) : bytes_of(values);
+      const DataMatrix matrix = read_npy(folder_.write("x.npy", npy(header(order + code, shape), data)), options);
+      EXPECT_EQ(values_of<Becomes>(matrix), expected);
+      EXPECT_EQ(matrix.stored_type, name);
+      if (values.size() % 2 != 0) continue;
+      const std::string columns = "(" + std::to_string(values.size() / 2) + ", 2)";
+      const DataMatrix by_columns =
+          read_npy(folder_.write("x.npy", npy(header(order + code, columns, true), data)), options);
+      std::vector<Becomes> turned;
+      for (std::size_t i = 0; i < expected.size() / 2; ++i) {
+        turned.push_back(expected[i]);
+        turned.push_back(expected[i + expected.size() / 2]);
+      }
+      EXPECT_EQ(values_of<Becomes>(by_columns), turned);
+    }
+  }
+};
+
+TEST_F(ReadNpyOfType, ReadsIntegersAndBooleansThatFitFloat32) {
+  for (const ElementType integers : {ElementType::float32, ElementType::float64}) {
+    expect_read<float, std::int8_t>("i1", "int8", {-128, -1, 0, 127}, {-128, -1, 0, 127}, integers);
+    expect_read<float, std::uint8_t>("u1", "uint8", {0, 1, 128, 255}, {0, 1, 128, 255}, integers);
+    expect_read<float, std::int16_t>("i2", "int16", {-32768, -2, 258, 32767}, {-32768, -2, 258, 32767}, integers);
+    expect_read<float, std::uint16_t>("u2", "uint16", {0, 258, 32768, 65535}, {0, 258, 32768, 65535}, integers);
+    expect_read<float, std::uint8_t>("b1", "bool", {0, 1, 2, 255}, {0, 1, 1, 1}, integers);
+  }
+}
+
+TEST_F(ReadNpyOfType, RoundsLargerIntegersOnceToTheWorkingPrecision) {
+  constexpr std::int64_t kTwo53 = std::int64_t{1} << 53, kTwo63 = std::numeric_limits<std::int64_t>::min();
+  // 2^54 + 2^30 + 1 lies above the middle between two floats; rounded to a double first it would be that middle.
+  constexpr std::int64_t kTwice = (std::int64_t{1} << 54) + (std::int64_t{1} << 30) + 1;
+  expect_read<double, std::int64_t>("i8", "int64", {-1, 258, kTwo53 - 1, kTwo53 + 1, kTwo53 + 3, kTwo63},
+                                    {-1, 258, 9007199254740991.0, 9007199254740992.0, 9007199254740996.0, -0x1p63},
+                                    ElementType::float64);
+  expect_read<float, std::int64_t>("i8", "int64", {-1, 258, 16777216, 16777217, 16777219, kTwice},
+                                   {-1, 258, 16777216, 16777216, 16777220, 0x1p54f + 0x1p31f}, ElementType::float32);
+  expect_read<double, std::uint64_t>("u8", "uint64", {0, std::uint64_t{1} << 63, UINT64_MAX - 1024, UINT64_MAX},
+                                     {0, 0x1p63, 0x1.fffffffffffffp63, 0x1p64}, ElementType::float64);
+  expect_read<float, std::uint64_t>("u8", "uint64", {7, UINT64_MAX}, {7, 0x1p64f}, ElementType::float32);
+  expect_read<double, std::int32_t>("i4", "int32", {-2147483647 - 1, 16777217}, {-2147483648.0, 16777217},
+                                    ElementType::float64);
+  expect_read<float, std::int32_t>("i4", "int32", {-2147483647, 16777217}, {-2147483648.0f, 16777216},
+                                   ElementType::float32);
+  expect_read<double, std::uint32_t>("u4", "uint32", {0, 4294967295}, {0, 4294967295.0}, ElementType::float64);
+  expect_read<float, std::uint32_t>("u4", "uint32", {1, 4294967295}, {1, 4294967296.0f}, ElementType::float32);
+}
+
+TEST_F(ReadNpyOfType, ReadsFloatsOfBothByteOrders) {
+  for (const ElementType integers : {ElementType::float32, ElementType::float64}) {
+    expect_read<float, float>("f4", "float32", {1, -0.1f, 3e38f, 4}, {1, -0.1f, 3e38f, 4}, integers);
+    expect_read<double, double>("f8", "float64", {1, -0.1, 3e300, 4}, {1, -0.1, 3e300, 4}, integers);
+    // 1, -2, the largest, the smallest, the largest that is subnormal, the smallest that is normal, 1/3.
+    expect_read<float, std::uint16_t>("f2", "float16", {0x3c00, 0xc000, 0x7bff, 0x0001, 0x83ff, 0x0400, 0x3555, 0x0000},
+                                      {1, -2, 65504, 0x1p-24f, -0x1.ff8p-15f, 0x1p-14f, 0.333251953125f, 0}, integers);
+  }
+  const std::string special = bytes_of<std::uint16_t>({0x7c00, 0xfc00, 0x7e01, 0x8000});
+  const std::vector<float> values = values_of<float>(read(npy(header("<f2", "(4,)"), special)));
+  EXPECT_EQ(values[0], std::numeric_limits<float>::infinity());
+  EXPECT_EQ(values[1], -std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(values[2]));
+  EXPECT_TRUE(values[3] == 0 && std::signbit(values[3]));
+}
+
+TEST_F(ReadNpyOfType, ReadsMoreThanOnePiece) {
+  std::vector<std::int64_t> values(200003);
+  std::vector<double> expected;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<std::int64_t>(i * 7) - 300000;
+    expected.push_back(static_cast<double>(values[i]));
+  }
+  expect_read("i8", "int64", values, expected, ElementType::float64);
+}
+
+TEST_F(ReadNpyOfType, TakesNoMoreMemoryThanAllowed) {
+  const std::string path = folder_.write("x.npy", npy(header("|u1", "(2, 3)"), "123456"));
+  EXPECT_EQ(read_npy(path, {.most_bytes = 24}).rows, 2);
+  EXPECT_MENTIONS(refusal(path + ": ", [&] { read_npy(path, {.most_bytes = 23}); }), "takes 24 bytes of memory");
+  const std::string labels = folder_.write("y.npy", npy(header("<i8", "(2,)"), std::string(16, '\1')));
+  EXPECT_EQ(read_npy(labels, {.most_bytes = 8, .integers = ElementType::float32}).rows, 2);
 }
 
 TEST_F(ReadNpy, ReadsAVectorAsOneColumn) {
@@ -170,19 +276,16 @@ TEST_F(ReadNpy, RefusesADeeplyNestedHeader) {
 }
 
 TEST_F(ReadNpy, NamesTheElementTypeThatItDoesNotRead) {
-  const std::array<std::array<const char*, 3>, 24> cases{{
-      {">f4", "holds big-endian numbers ('>f4')", "x.astype('<f4')"},
-      {">f8", "holds big-endian numbers ('>f8')", "x.astype('<f8')"},
+  const std::array<std::array<const char*, 3>, 20> cases{{
       {"|O", "holds Python objects ('|O')", "x.astype(numpy.float32)"},
       {"<c8", "holds complex numbers ('<c8')", "x.real.astype(numpy.float32)"},
       {">c16", "holds complex numbers ('>c16')", "x.real.astype(numpy.float32)"},
-      {"|i1", "holds integers ('|i1')", "x.astype(numpy.float32)"},
-      {"<i8", "holds integers ('<i8')", "x.astype(numpy.float32)"},
-      {">i4", "holds integers ('>i4')", "x.astype(numpy.float32)"},
-      {"|u1", "holds integers ('|u1')", "x.astype(numpy.float32)"},
-      {"|b1", "holds booleans ('|b1')", "x.astype(numpy.float32)"},
-      {"<f2", "holds floating-point numbers other than float32 and float64 ('<f2')", "x.astype(numpy.float32)"},
-      {"<f16", "holds floating-point numbers other than float32 and float64 ('<f16')", "x.astype(numpy.float32)"},
+      {"<i3", "holds integers of an unknown kind ('<i3')", "x.astype(numpy.float32)"},
+      {"|i8", "holds integers of an unknown kind ('|i8')", "x.astype(numpy.float32)"},
+      {"<u16", "holds integers of an unknown kind ('<u16')", "x.astype(numpy.float32)"},
+      {"|b2", "holds booleans of an unknown kind ('|b2')", "x.astype(numpy.float32)"},
+      {"<f16", "holds floating-point numbers other than float16, float32 and float64 ('<f16')",
+       "x.astype(numpy.float32)"},
       {"|S5", "holds text ('|S5')", "x.astype(numpy.float32)"},
       {"<U3", "holds text ('<U3')", "x.astype(numpy.float32)"},
       {"<M8[ns]", "holds dates or times", "x.astype(numpy.float32)"},
@@ -291,10 +394,7 @@ TEST_F(ReadNpy, RefusesAPathThatCannotBeRead) {
   EXPECT_MENTIONS(at(folder_.path().string()), "is a folder; give the name of a file in it");
   EXPECT_MENTIONS(at(folder_.write("file", "x") + "/x.npy"), "Not a directory; check the path");
   EXPECT_MENTIONS(at(folder_ / std::string(300, 'n')), "File name too long");
-  EXPECT_MENTIONS(at("/dev/null"), "is a pipe or a device; write its content to a file");
-  const std::string pipe = folder_ / "pipe";
-  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  EXPECT_MENTIONS(at(pipe), "is a pipe or a device");
+  EXPECT_MENTIONS(at("/dev/null"), "is a device; write its content to a file");
   EXPECT_MENTIONS(refusal("the path", [] { read_npy(""); }), "is empty; give the name");
   EXPECT_MENTIONS(refusal("a\\x00b: ", [] { read_npy(std::string("a\0b", 3)); }), "NUL");
   EXPECT_MENTIONS(refusal("a\\x0ab\\x1b\\xff\xc3\xa4\\xc2\\x9b: ", [] { read_npy("a\nb\x1b\xff\xc3\xa4\xc2\x9b"); }),

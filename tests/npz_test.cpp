@@ -125,7 +125,7 @@ const std::string kX = npy("(2, 3)", floats({1, 2, 3, 4, 5, 6}));
 const std::string kY = npy("(2,)", floats({7, 8}));
 
 Samples read(const std::string& content, std::uint64_t most_bytes = UINT64_MAX) {
-  return read_npz_samples(MemorySource("d.npz", std::as_bytes(std::span(content))), "", most_bytes);
+  return read_npz_samples(MemorySource("d.npz", std::as_bytes(std::span(content))), {.most_bytes = most_bytes});
 }
 std::string refused(const std::string& content) {
   return refusal("d.npz: ", [&] { read(content); });
@@ -282,11 +282,12 @@ TEST(ReadNpz, RefusesWhatIsMissingOrDouble) {
   EXPECT_MENTIONS(refused(archive({file("x.npy", "text"), file("y.npy", kY)})), "x.npy: is not an .npy file");
   const std::string good = archive({file("x.npy", kX), file("y.npy", kY)});
   EXPECT_MENTIONS(
-      refusal("d.npz: ", [&] { read_npz_samples(MemorySource("d.npz", std::as_bytes(std::span(good))), "1"); }),
+      refusal("d.npz: ",
+              [&] { read_npz_samples(MemorySource("d.npz", std::as_bytes(std::span(good))), {.targets = "1"}); }),
       "leave out --targets");
   const TemporaryFolder folder;
   const std::string path = folder.write("d.npz", good);
-  EXPECT_EQ(read_samples(path, "").x.rows, 2);
+  EXPECT_EQ(read_samples(path).x.rows, 2);
   EXPECT_MENTIONS(refusal(path + ": ", [&] { read_matrix(path); }), "--data");
 }
 
@@ -415,7 +416,7 @@ TEST(WriteNpz, IsReadBackBitForBit) {
   OutputFile out(folder / "d.npz");
   write_npz(out, ConstMatrix(x.data(), 2, 3, 4), ConstMatrix(y.data(), 2, 1));
   out.commit();
-  const Samples samples = read_samples(folder / "d.npz", "");
+  const Samples samples = read_samples(folder / "d.npz");
   EXPECT_EQ(samples.x.rows, 2);
   EXPECT_EQ(samples.x.columns, 3);
   const std::vector<double> expected{0.1, -0.0, 1e-310, 5, 6, -1};
@@ -435,7 +436,7 @@ TEST(WriteZip, WritesThe64BitFormThatTheReaderReads) {
   add("z", std::string(1000, 'z'));
   zip.finish();
   out.commit();
-  expect_samples(read_samples(folder / "d.npz", ""));
+  expect_samples(read_samples(folder / "d.npz"));
   const std::string bytes = read_all(folder / "d.npz");
   EXPECT_NE(bytes.find(number(0x06064b50, 4)), std::string::npos);
   const MemorySource source("d.npz", std::as_bytes(std::span(bytes)));

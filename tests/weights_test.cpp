@@ -221,11 +221,36 @@ TEST_F(Weights, OfNoNetworkAreRefused) {
   EXPECT_MENTIONS(network_refused({ones("0.weight", {2, 3}), ones("0.bias", {1, 2})}), "'0.bias' has shape [1, 2]");
 }
 
+TEST_F(Weights, OfTwoBytesAreConverted) {
+  SafeTensor f16{"0.weight", "F16", {2, 3}, {}}, bf16{"0.bias", "BF16", {2}, {}};
+  // 1, -2, the largest, the smallest, -0, 1/3 of F16; 1/3 of BF16 and its largest.
+  for (const int bits : {0x3c00, 0xc000, 0x7bff, 0x0001, 0x8000, 0x3555})
+    for (const int shift : {0, 8}) f16.bytes.push_back(static_cast<std::byte>(bits >> shift));
+  for (const int bits : {0x3eab, 0x7f7f})
+    for (const int shift : {0, 8}) bf16.bytes.push_back(static_cast<std::byte>(bits >> shift));
+  const std::string path = write({f16, bf16});
+  const std::vector<double> weights{1, -2, 65504, 0x1p-24, -0.0, 0.333251953125}, biases{0.333984375, 0x1.fep127};
+  const Parameters single = read_weights(path, network({3, 2}, true), ElementType::float32);
+  const Parameters twice = read_weights(path, network({3, 2}, true), ElementType::float64);
+  for (int out = 0; out < 2; ++out) {
+    for (int in = 0; in < 3; ++in) {
+      const double expected = weights[static_cast<std::size_t>(3 * out + in)];
+      EXPECT_EQ(value<float>(single[0], in, out), static_cast<float>(expected));
+      EXPECT_EQ(value<double>(twice[0], in, out), expected);
+    }
+    EXPECT_EQ(value<float>(single[1], 0, out), static_cast<float>(biases[static_cast<std::size_t>(out)]));
+    EXPECT_EQ(value<double>(twice[1], 0, out), biases[static_cast<std::size_t>(out)]);
+  }
+  f16.bytes[1] = std::byte{0x7c};  // 0x7c00: infinity
+  EXPECT_MENTIONS(refused({f16, bf16}, network({3, 2}, true)), "'0.weight': row 0, column 0 is inf");
+}
+
 TEST_F(Weights, OfOtherTypesAreRefused) {
-  for (const char* dtype : {"BF16", "F16", "I16"})
-    EXPECT_MENTIONS(network_refused({half("0.weight", {2, 3}, dtype), ones("2.weight", {1, 2})}),
-                    std::string("'0.weight' is ") + dtype + ", only F32 and F64 are read; save it with .float()");
-  EXPECT_MENTIONS(network_refused({ones("0.weight", {2, 3}), half("0.bias", {2}, "BF16")}), "'0.bias' is BF16");
+  for (const char* dtype : {"I16", "U16"})
+    EXPECT_MENTIONS(
+        network_refused({half("0.weight", {2, 3}, dtype), ones("2.weight", {1, 2})}),
+        std::string("'0.weight' is ") + dtype + ", only F16, BF16, F32 and F64 are read; save it with .float()");
+  EXPECT_MENTIONS(network_refused({ones("0.weight", {2, 3}), half("0.bias", {2}, "I16")}), "'0.bias' is I16");
 }
 
 TEST_F(Weights, ThatAreNotFiniteAreRefused) {

@@ -29,7 +29,9 @@ void check_finite(const std::string& start, const HostMatrix& matrix, Precision 
 }  // namespace
 
 HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps) {
-  HostMatrix matrix = read_matrix(path, most_bytes(caps));
+  HostMatrix matrix = read_matrix(
+      path,
+      {.most_bytes = most_bytes(caps), .integers = element_type(precision), .while_reading = throw_if_interrupted});
   check_finite(printable(path) + ": ", matrix, precision);
   return matrix;
 }
@@ -56,7 +58,10 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
   } else {
     x = printable(run.data) + ": x";
     y = printable(run.data) + ": y";
-    data = deviceloop::read_samples(run.data, run.targets, most_bytes(caps));
+    data = deviceloop::read_samples(run.data, {.most_bytes = most_bytes(caps),
+                                               .integers = element_type(run.training.precision),
+                                               .targets = run.targets,
+                                               .while_reading = throw_if_interrupted});
     check_finite(x + ": ", data.x, run.training.precision);
     check_finite(y + ": ", data.y, run.training.precision);
   }

@@ -245,8 +245,7 @@ Samples read(const ByteSource& file, std::uint64_t most_bytes, MakeSplit make_sp
         samples.y.bytes.reserve(guess * sizeof(double) * y.size());
       }
     }
-    check_matrix_size(file, samples.x.bytes.size() + samples.y.bytes.size() + sizeof(double) * split.size(),
-                      most_bytes);
+    check_matrix_size(file, static_cast<std::uint64_t>(rows) * split.size(), ElementType::float64, most_bytes);
     append(samples.x.bytes, x);
     append(samples.y.bytes, y);
   }
@@ -263,12 +262,15 @@ Samples read(const ByteSource& file, std::uint64_t most_bytes, MakeSplit make_sp
 
 }  // namespace
 
-HostMatrix read_csv(const ByteSource& file, std::uint64_t most_bytes) { return read(file, most_bytes, all_inputs).x; }
+DataMatrix read_csv(const ByteSource& file, const ReadOptions& options) {
+  return read(file, options.most_bytes, all_inputs).x;
+}
 
-Samples read_csv_samples(const ByteSource& file, const std::string& targets, std::uint64_t most_bytes) {
-  if (targets.empty())
+Samples read_csv_samples(const ByteSource& file, const ReadOptions& options) {
+  if (options.targets.empty())
     file.refuse("does not say which of its columns are the targets; give --targets, their number or their names");
-  return read(file, most_bytes, [&](const std::vector<Field>& first) { return split_columns(file, first, targets); });
+  return read(file, options.most_bytes,
+              [&](const std::vector<Field>& first) { return split_columns(file, first, options.targets); });
 }
 
 }  // namespace deviceloop

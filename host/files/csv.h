@@ -1,10 +1,6 @@
 // Text files of numbers with commas between them.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
-#include "../parameters.h"
 #include "read_file.h"
 #include "reader.h"
 
@@ -15,11 +11,11 @@ namespace deviceloop {
 /// "nan" and "inf" are numbers. Throws InvalidArgument, naming the file and, counted from 1, line and column: a field
 /// that is empty, not a number or out of the range of float64, lines with other numbers of fields than the first, a
 /// line longer than 16 MiB, no rows, more than `most_bytes` of memory.
-HostMatrix read_csv(const ByteSource& file, std::uint64_t most_bytes = UINT64_MAX);
+DataMatrix read_csv(const ByteSource& file, const ReadOptions& options = {});
 
-/// Splits the columns: `targets` is a number, the last so many columns, or names from the header with commas between
-/// them, in the order wanted; all other columns are inputs, in their own order. Throws as read_csv does, and for
-/// targets that the file does not have or that leave no inputs.
-Samples read_csv_samples(const ByteSource& file, const std::string& targets, std::uint64_t most_bytes = UINT64_MAX);
+/// Splits the columns: `options.targets` is a number, the last so many columns, or names from the header with commas
+/// between them, in the order wanted; all other columns are inputs, in their own order. Throws as read_csv does, and
+/// for targets that the file does not have or that leave no inputs.
+Samples read_csv_samples(const ByteSource& file, const ReadOptions& options);
 
 }  // namespace deviceloop

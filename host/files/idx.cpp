@@ -2,49 +2,32 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
 #include <string>
 #include <vector>
 
+#include "../matrix_ops.h"
 #include "../text.h"
+#include "elements.h"
 #include "reader.h"
 
 namespace deviceloop {
 namespace {
 
-/// The bytes of one element, most significant first, as a number.
-template <class Bits>
-Bits big_endian(const unsigned char* bytes) {
-  Bits bits = 0;
-  for (std::size_t i = 0; i < sizeof(Bits); ++i) bits = static_cast<Bits>(bits << 8 | bytes[i]);
-  return bits;
-}
-
-template <class Stored, class Bits, class Out>
-void convert_elements(const unsigned char* in, std::size_t count, void* out) {
-  static_assert(sizeof(Stored) == sizeof(Bits));
-  Out* to = static_cast<Out*>(out);
-  for (std::size_t i = 0; i < count; ++i)
-    to[i] = static_cast<Out>(std::bit_cast<Stored>(big_endian<Bits>(in + i * sizeof(Bits))));
+/// The bytes, most significant first, as a number.
+std::uint32_t big_endian(const unsigned char* bytes) {
+  std::uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) value = value << 8 | bytes[i];
+  return value;
 }
 
 struct IdxType {
   unsigned char code;
   const char* name;
-  std::size_t size;
-  ElementType becomes;
-  void (*convert)(const unsigned char* in, std::size_t count, void* out);
+  const char* stored;  // see find_stored_type
 };
 
-constexpr IdxType kTypes[] = {
-    {0x08, "ubyte", 1, ElementType::float32, convert_elements<std::uint8_t, std::uint8_t, float>},
-    {0x09, "sbyte", 1, ElementType::float32, convert_elements<std::int8_t, std::uint8_t, float>},
-    {0x0b, "short", 2, ElementType::float32, convert_elements<std::int16_t, std::uint16_t, float>},
-    {0x0c, "int", 4, ElementType::float64, convert_elements<std::int32_t, std::uint32_t, double>},
-    {0x0d, "float", 4, ElementType::float32, convert_elements<float, std::uint32_t, float>},
-    {0x0e, "double", 8, ElementType::float64, convert_elements<double, std::uint64_t, double>},
-};
+constexpr IdxType kTypes[] = {{0x08, "ubyte", "uint8"}, {0x09, "sbyte", "int8"},    {0x0b, "short", "int16"},
+                              {0x0c, "int", "int32"},   {0x0d, "float", "float32"}, {0x0e, "double", "float64"}};
 
 [[noreturn]] void refuse_truncated(const ByteSource& file, const std::string& where) {
   file.refuse("is truncated " + where + "; copy or write it again");
@@ -52,7 +35,7 @@ constexpr IdxType kTypes[] = {
 
 }  // namespace
 
-HostMatrix read_idx(const ByteSource& file, std::uint64_t most_bytes) {
+DataMatrix read_idx(const ByteSource& file, const ReadOptions& options) {
   std::array<unsigned char, 4> magic{};
   const std::size_t known = std::min<std::uint64_t>(file.size(), magic.size());
   file.read(0, magic.data(), known);
@@ -72,13 +55,14 @@ HostMatrix read_idx(const ByteSource& file, std::uint64_t most_bytes) {
   std::vector<unsigned char> sizes(4 * dimensions);
   file.read(magic.size(), sizes.data(), sizes.size());
   std::vector<std::int64_t> shape(dimensions);
-  for (std::size_t i = 0; i < dimensions; ++i) shape[i] = big_endian<std::uint32_t>(sizes.data() + 4 * i);
+  for (std::size_t i = 0; i < dimensions; ++i) shape[i] = big_endian(sizes.data() + 4 * i);
+  const StoredType& stored = *find_stored_type(type->stored);
   const std::string text = "the shape " + shape_text(shape) + " of " + type->name;
   if (std::find(shape.begin(), shape.end(), 0) != shape.end())
     file.refuse("is empty, it has " + text + "; give at least one row and one column");
 
   const std::uint64_t found = file.size() - data;
-  std::uint64_t needed = type->size;
+  std::uint64_t needed = stored.size;
   bool overflow = false;
   for (const std::int64_t size : shape)
     overflow = overflow || __builtin_mul_overflow(needed, static_cast<std::uint64_t>(size), &needed);
@@ -89,16 +73,13 @@ HostMatrix read_idx(const ByteSource& file, std::uint64_t most_bytes) {
   if (needed < found)
     file.refuse("has " + std::to_string(found - needed) + " bytes after the array of " + text + "; write it again");
 
-  const std::uint64_t count = needed / type->size;
-  check_matrix_size(file, count * size_of(type->becomes), most_bytes);
-  HostMatrix matrix(type->becomes, shape[0], static_cast<std::int64_t>(count) / shape[0]);
-  constexpr std::uint64_t kPiece = 1 << 16;
-  std::vector<unsigned char> piece(static_cast<std::size_t>(std::min(count, kPiece)) * type->size);
-  for (std::uint64_t begin = 0; begin < count; begin += kPiece) {
-    const auto elements = static_cast<std::size_t>(std::min(kPiece, count - begin));
-    file.read(data + begin * type->size, piece.data(), elements * type->size);
-    type->convert(piece.data(), elements, matrix.bytes.data() + begin * size_of(type->becomes));
-  }
+  const std::uint64_t count = needed / stored.size;
+  const ElementType becomes = element_type_for(stored, options.integers);
+  check_matrix_size(file, count, becomes, options.most_bytes);
+  DataMatrix matrix(becomes, shape[0], static_cast<std::int64_t>(count) / shape[0]);
+  matrix.stored_type = stored.name;
+  const StoredElements elements{file, data, stored, ByteOrder::big};
+  with_type(becomes, [&](auto* tag) { elements.read(0, count, static_cast<decltype(tag)>(matrix.view().data)); });
   return matrix;
 }
 

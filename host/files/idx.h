@@ -3,15 +3,15 @@
 
 #include <cstdint>
 
-#include "../parameters.h"
 #include "read_file.h"
+#include "reader.h"
 
 namespace deviceloop {
 
-/// Reads an array of any number of dimensions: the first counts the rows, the others together make the columns. Bytes,
-/// shorts and floats become float32, ints and doubles float64; the values are not scaled. Throws InvalidArgument,
+/// Reads an array of any number of dimensions: the first counts the rows, the others together make the columns. The
+/// elements become what element_type_for() says; the values are not scaled. Throws InvalidArgument,
 /// naming the file: no IDX file, truncated, bytes after the array, another element type, no element, more than
 /// `most_bytes` of memory.
-HostMatrix read_idx(const ByteSource& file, std::uint64_t most_bytes = UINT64_MAX);
+DataMatrix read_idx(const ByteSource& file, const ReadOptions& options = {});
 
 }  // namespace deviceloop

@@ -9,10 +9,12 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../matrix_ops.h"
 #include "../text.h"
+#include "elements.h"
 #include "read_file.h"
 #include "reader.h"
 #include "transpose.h"
@@ -148,16 +150,32 @@ class HeaderParser {
   std::size_t at_ = 0;
 };
 
-/// Why files of this element type are not read; nothing where they are.
-std::optional<std::string> refusal(const std::string& descr) {
-  if (descr == "<f4" || descr == "<f8") return std::nullopt;
+struct ElementFormat {
+  const StoredType& type;
+  ByteOrder order;
+};
+
+/// What a descr such as '<f4' means; nothing for a type that is not read.
+std::optional<ElementFormat> element_format(std::string_view descr) {
+  constexpr std::pair<std::string_view, const char*> kTypes[] = {
+      {"b1", "bool"},   {"i1", "int8"},   {"i2", "int16"},  {"i4", "int32"},   {"i8", "int64"},   {"u1", "uint8"},
+      {"u2", "uint16"}, {"u4", "uint32"}, {"u8", "uint64"}, {"f2", "float16"}, {"f4", "float32"}, {"f8", "float64"}};
+  if (descr.size() != 3) return std::nullopt;
+  const bool is_byte = descr[2] == '1';  // has no order, which NumPy writes as '|'
+  if (descr[0] != '<' && descr[0] != '>' && !(is_byte && descr[0] == '|')) return std::nullopt;
+  for (const auto& [code, name] : kTypes)
+    if (descr.substr(1) == code)
+      return ElementFormat{*find_stored_type(name), descr[0] == '>' ? ByteOrder::big : ByteOrder::little};
+  return std::nullopt;
+}
+
+/// Why files of this element type are not read.
+std::string refusal(const std::string& descr) {
   const std::string shown = " (" + in_quotes(descr) + ")";
   std::string_view kind = descr;
   if (!kind.empty() && std::string_view("<>|=").find(kind[0]) != std::string_view::npos) kind.remove_prefix(1);
-  if (descr[0] == '>' && (kind == "f4" || kind == "f8"))
-    return "holds big-endian numbers" + shown + "; save it with x.astype('<" + std::string(kind) + "')";
   const std::string unknown = "has the element type " + in_quotes(descr) +
-                              ", only '<f4' and '<f8' are read; save it with x.astype(numpy.float32)";
+                              ", which is not one that is read; save it with x.astype(numpy.float32)";
   if (kind.empty() || kind == "f4" || kind == "f8") return unknown;
   if (kind[0] == 'c')
     return "holds complex numbers" + shown + "; save the parts apart, such as x.real.astype(numpy.float32)";
@@ -168,14 +186,14 @@ std::optional<std::string> refusal(const std::string& descr) {
       break;
     case 'i':
     case 'u':
-      what = "integers";
+      what = "integers of an unknown kind";
       break;
     case 'b':
     case '?':
-      what = "booleans";
+      what = "booleans of an unknown kind";
       break;
     case 'f':
-      what = "floating-point numbers other than float32 and float64";
+      what = "floating-point numbers other than float16, float32 and float64";
       break;
     case 'S':
     case 'U':
@@ -231,7 +249,7 @@ Header read_header(const ByteSource& file, std::uint64_t& data) {
 
 /// The file holds the columns one after the other.
 template <class T>
-void read_columns(const ByteSource& file, std::uint64_t data, HostMatrix& matrix) {
+void read_columns(const StoredElements& elements, HostMatrix& matrix) {
   // Blocks that stay in a cache near the core and that are still long enough to be read at one go.
   constexpr std::int64_t kRows = 4096, kColumns = 32;
   T* out = static_cast<T*>(matrix.view().data);
@@ -242,7 +260,7 @@ void read_columns(const ByteSource& file, std::uint64_t data, HostMatrix& matrix
       const std::int64_t columns = std::min(kColumns, matrix.columns - column);
       for (std::int64_t i = 0; i < columns; ++i) {
         const auto element = static_cast<std::uint64_t>((column + i) * matrix.rows + row);
-        file.read(data + element * sizeof(T), block.data() + i * rows, static_cast<std::size_t>(rows) * sizeof(T));
+        elements.read(element, static_cast<std::size_t>(rows), block.data() + i * rows);
       }
       transpose(out + row * matrix.columns + column, matrix.columns, block.data(), rows, columns, rows);
     }
@@ -251,12 +269,15 @@ void read_columns(const ByteSource& file, std::uint64_t data, HostMatrix& matrix
 
 }  // namespace
 
-HostMatrix read_npy(const std::string& path) { return read_npy(InputFile(path)); }
+DataMatrix read_npy(const std::string& path, const ReadOptions& options) {
+  return read_npy(InputFile(path, options.most_bytes, options.while_reading), options);
+}
 
-HostMatrix read_npy(const ByteSource& file, std::uint64_t most_bytes) {
+DataMatrix read_npy(const ByteSource& file, const ReadOptions& options) {
   std::uint64_t data = 0;
   const Header header = read_header(file, data);
-  if (const auto problem = refusal(header.descr)) file.refuse(*problem);
+  const std::optional<ElementFormat> format = element_format(header.descr);
+  if (!format) file.refuse(refusal(header.descr));
 
   const std::string shape = "the shape " + tuple_text(header.shape);
   if (header.shape.empty()) file.refuse("holds a single number, " + shape + "; save it with x.reshape(1, 1)");
@@ -265,12 +286,11 @@ HostMatrix read_npy(const ByteSource& file, std::uint64_t most_bytes) {
   const std::int64_t rows = header.shape[0], columns = header.shape.size() == 2 ? header.shape[1] : 1;
   if (rows == 0 || columns == 0) file.refuse("is empty, it has " + shape + "; give at least one row and one column");
 
-  const ElementType type = header.descr == "<f4" ? ElementType::float32 : ElementType::float64;
   const std::uint64_t found = file.size() - data;
-  std::uint64_t needed = 0;
+  std::uint64_t count = 0, needed = 0;
   const bool overflow =
-      __builtin_mul_overflow(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), &needed) ||
-      __builtin_mul_overflow(needed, static_cast<std::uint64_t>(size_of(type)), &needed);
+      __builtin_mul_overflow(static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), &count) ||
+      __builtin_mul_overflow(count, std::uint64_t{format->type.size}, &needed);
   if (overflow || needed > found)
     refuse_truncated(file, "or damaged: " + shape + " of " + in_quotes(header.descr) + " takes " +
                                (overflow ? "more bytes than any file has" : std::to_string(needed) + " bytes") +
@@ -280,19 +300,31 @@ HostMatrix read_npy(const ByteSource& file, std::uint64_t most_bytes) {
                 "; save one array in a file, with numpy.save");
 
   const bool by_columns = header.fortran_order && rows > 1 && columns > 1;
-  const bool at_once = by_columns && file.is_sequential();
-  check_matrix_size(file, at_once ? 2 * needed : needed, most_bytes);
-  HostMatrix matrix(type, rows, columns);
-  if (at_once) {
-    std::vector<std::byte> elements(static_cast<std::size_t>(needed));
-    file.read(data, elements.data(), elements.size());
-    const MemorySource source(file.name(), elements);
-    with_type(type, [&](auto* element) { read_columns<std::remove_pointer_t<decltype(element)>>(source, 0, matrix); });
-  } else if (by_columns) {
-    with_type(type, [&](auto* element) { read_columns<std::remove_pointer_t<decltype(element)>>(file, data, matrix); });
-  } else {
-    file.read(data, matrix.bytes.data(), matrix.bytes.size());
+  // A source that is inflated would be inflated again for each block of columns.
+  std::vector<std::byte> bytes;
+  const ElementType type = element_type_for(format->type, options.integers);
+  check_matrix_size(file, count, type, options.most_bytes);
+  if (by_columns && file.is_sequential()) {
+    check_matrix_size(file, count, type, options.most_bytes - std::min(options.most_bytes, needed));
+    bytes.resize(static_cast<std::size_t>(needed));
+    file.read(data, bytes.data(), bytes.size());
   }
+  DataMatrix matrix(type, rows, columns);
+  matrix.stored_type = format->type.name;
+  const auto read_from = [&](const ByteSource& source, std::uint64_t begin) {
+    const StoredElements elements{source, begin, format->type, format->order};
+    with_type(type, [&](auto* tag) {
+      using T = std::remove_pointer_t<decltype(tag)>;
+      if (by_columns)
+        read_columns<T>(elements, matrix);
+      else
+        elements.read(0, count, static_cast<T*>(matrix.view().data));
+    });
+  };
+  if (bytes.empty())
+    read_from(file, data);
+  else
+    read_from(MemorySource(file.name(), bytes), 0);
   return matrix;
 }
 

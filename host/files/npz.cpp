@@ -10,7 +10,7 @@
 namespace deviceloop {
 namespace {
 
-HostMatrix read_array(const ZipArchive& archive, const std::string& name, std::uint64_t most_bytes) {
+DataMatrix read_array(const ZipArchive& archive, const std::string& name, const ReadOptions& options) {
   const auto& entries = archive.entries();
   const auto found =
       std::find_if(entries.begin(), entries.end(), [&](const ZipEntry& entry) { return entry.name == name + ".npy"; });
@@ -22,23 +22,25 @@ HostMatrix read_array(const ZipArchive& archive, const std::string& name, std::u
                           (entries.size() > 5 ? ", ..." : "") + "; write it with numpy.savez(file, x=x, y=y)");
   }
   const ZipEntrySource source(archive.file(), *found);
-  HostMatrix matrix = read_npy(source, most_bytes);
+  DataMatrix matrix = read_npy(source, options);
   source.finish();
   return matrix;
 }
 
 }  // namespace
 
-Samples read_npz_samples(const ByteSource& file, const std::string& targets, std::uint64_t most_bytes) {
-  if (!targets.empty()) file.refuse("has its targets in the array y; leave out --targets");
+Samples read_npz_samples(const ByteSource& file, const ReadOptions& options) {
+  if (!options.targets.empty()) file.refuse("has its targets in the array y; leave out --targets");
   const ZipArchive archive(file);
   Samples samples;
-  samples.x = read_array(archive, "x", most_bytes);
-  samples.y = read_array(archive, "y", most_bytes - samples.x.bytes.size());
+  samples.x = read_array(archive, "x", options);
+  ReadOptions left = options;
+  left.most_bytes -= samples.x.bytes.size();
+  samples.y = read_array(archive, "y", left);
   return samples;
 }
 
-HostMatrix refuse_npz(const ByteSource& file, std::uint64_t /*most_bytes*/) {
+DataMatrix refuse_npz(const ByteSource& file, const ReadOptions& /*options*/) {
   file.refuse("is a zip archive, perhaps .npz, which holds several arrays; give one with x and y to --data");
 }
 

@@ -1,9 +1,6 @@
 // NumPy's .npz files: zip archives of .npy files.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
 #include <deviceloop/matrix.h>
 
 #include "output_file.h"
@@ -14,10 +11,10 @@ namespace deviceloop {
 
 /// Reads the arrays x and y; others are left alone. `targets` is empty. Throws InvalidArgument, naming the file and the
 /// array, for what ZipArchive and read_npy refuse, and where one of the two is missing.
-Samples read_npz_samples(const ByteSource& file, const std::string& targets, std::uint64_t most_bytes = UINT64_MAX);
+Samples read_npz_samples(const ByteSource& file, const ReadOptions& options = {});
 
 /// For the place of one matrix: refuses the file and says where it belongs.
-HostMatrix refuse_npz(const ByteSource& file, std::uint64_t most_bytes);
+DataMatrix refuse_npz(const ByteSource& file, const ReadOptions& options);
 
 /// Writes x and y, stored, as numpy.savez does. The caller commits.
 void write_npz(OutputFile& file, ConstMatrix x, ConstMatrix y);

@@ -1,6 +1,7 @@
 #include "read_file.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -47,11 +48,12 @@ void MemorySource::read(std::uint64_t offset, void* out, std::size_t bytes) cons
   if (bytes != 0) std::memcpy(out, bytes_.data() + offset, bytes);
 }
 
-InputFile::InputFile(const std::string& path) : ByteSource(printable(path)) {
+InputFile::InputFile(const std::string& path, std::uint64_t most_bytes, const WhileReading& while_reading)
+    : ByteSource(printable(path)) {
   if (path.empty()) throw InvalidArgument("the path of the file to read is empty; give the name of a file");
   if (path.find('\0') != std::string::npos) refuse("has a NUL character in its path; give the name of a file");
   do {
-    // Without O_NONBLOCK a pipe that nobody writes to would hang here.
+    // Without O_NONBLOCK a pipe that nobody writes to would hang here, out of reach of while_reading.
     descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   } while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) {
@@ -62,7 +64,11 @@ InputFile::InputFile(const std::string& path) : ByteSource(printable(path)) {
     struct stat status {};
     if (::fstat(descriptor_, &status) != 0) refuse("cannot be read: " + reason(errno) + "; " + remedy(errno));
     if (S_ISDIR(status.st_mode)) refuse("is a folder; give the name of a file in it");
-    if (!S_ISREG(status.st_mode)) refuse("is a pipe or a device; write its content to a file and give that");
+    if (S_ISFIFO(status.st_mode)) {
+      read_pipe(most_bytes, while_reading);
+      return;
+    }
+    if (!S_ISREG(status.st_mode)) refuse("is a device; write its content to a file and give that");
     if (status.st_size <= 0) refuse("is empty; write the file again");
     set_size(static_cast<std::uint64_t>(status.st_size));
   } catch (...) {
@@ -73,7 +79,35 @@ InputFile::InputFile(const std::string& path) : ByteSource(printable(path)) {
 
 InputFile::~InputFile() { ::close(descriptor_); }
 
+void InputFile::read_pipe(std::uint64_t most_bytes, const WhileReading& while_reading) {
+  constexpr std::size_t kPiece = 1 << 16;
+  constexpr int kWaitMs = 100;
+  std::size_t size = 0;
+  for (;;) {
+    pollfd pipe{descriptor_, POLLIN, 0};
+    const int ready = ::poll(&pipe, 1, kWaitMs);
+    if (while_reading) while_reading();
+    if (ready <= 0) continue;
+    content_.resize(size + kPiece);
+    const ssize_t count = ::read(descriptor_, content_.data() + size, kPiece);
+    if (count < 0 && errno != EINTR && errno != EAGAIN)
+      throw Error(name() + ": reading failed: " + reason(errno) + "; try again");
+    if (count == 0) break;
+    size += static_cast<std::size_t>(std::max<ssize_t>(count, 0));
+    if (size > most_bytes)
+      refuse("is a pipe, through which more than " + bytes_text(most_bytes) +
+             " came, all that is free of memory; write its content to a file and give that");
+  }
+  if (size == 0) refuse("is a pipe, through which nothing came; see whether what writes to it fails");
+  content_.resize(size);
+  set_size(size);
+}
+
 void InputFile::read(std::uint64_t offset, void* out, std::size_t bytes) const {
+  if (is_pipe()) {
+    if (bytes != 0) std::memcpy(out, content_.data() + offset, bytes);
+    return;
+  }
   char* to = static_cast<char*>(out);
   while (bytes > 0) {
     const std::size_t chunk = std::min(bytes, std::size_t{1} << 30);

@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace deviceloop {
 
@@ -48,19 +50,30 @@ class MemorySource : public ByteSource {
   std::span<const std::byte> bytes_;
 };
 
-/// A regular file, open for reading; size() is that of when it was opened.
+/// A file, open for reading; size() is that of when it was opened. What comes through a pipe, such as /dev/stdin, is
+/// read into memory until its writers close it.
 class InputFile : public ByteSource {
  public:
-  /// Throws InvalidArgument, naming the path and what to do: missing, a folder, a pipe or device, unreadable, empty.
-  /// Never waits, not even for the other end of a pipe.
-  explicit InputFile(const std::string& path);
+  /// Called several times a second while a pipe is read; what it throws ends the reading.
+  using WhileReading = std::function<void()>;
+
+  /// Throws InvalidArgument, naming the path and what to do: missing, a folder, a device, unreadable, empty, a pipe
+  /// through which more than `most_bytes` come. Waits for nothing but a pipe.
+  explicit InputFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX,
+                     const WhileReading& while_reading = {});
   ~InputFile() override;
 
   /// Throws Error also where the file has become shorter.
   void read(std::uint64_t offset, void* out, std::size_t bytes) const override;
+  bool is_pipe() const { return !content_.empty(); }
+  /// What it keeps in memory, in bytes.
+  std::uint64_t memory() const { return content_.size(); }
 
  private:
+  void read_pipe(std::uint64_t most_bytes, const WhileReading& while_reading);
+
   int descriptor_ = -1;
+  std::vector<char> content_;  // of a pipe
 };
 
 }  // namespace deviceloop

@@ -13,8 +13,8 @@
 namespace deviceloop {
 namespace {
 
-using ReadMatrix = HostMatrix (*)(const ByteSource& source, std::uint64_t most_bytes);
-using ReadSamples = Samples (*)(const ByteSource& source, const std::string& targets, std::uint64_t most_bytes);
+using ReadMatrix = DataMatrix (*)(const ByteSource& source, const ReadOptions& options);
+using ReadSamples = Samples (*)(const ByteSource& source, const ReadOptions& options);
 
 struct Format {
   const char* name;
@@ -47,7 +47,14 @@ std::string first_bytes(const ByteSource& source) {
   return start;
 }
 
-const Format& find_format(const ByteSource& source) {
+/// Whether a pipe, which has no name that tells, seems to hold a table.
+bool begins_as_text(std::string_view start) {
+  return std::none_of(start.begin(), start.end(), [](char c) {
+    return static_cast<unsigned char>(c) < 0x20 && std::string_view("\t\r\n").find(c) == std::string_view::npos;
+  });
+}
+
+const Format& find_format(const InputFile& source) {
   const std::string start = first_bytes(source);
   std::string name = source.name().substr(source.name().find_last_of('/') + 1);
   std::transform(name.begin(), name.end(), name.begin(),
@@ -56,30 +63,39 @@ const Format& find_format(const ByteSource& source) {
     if (format.begins != nullptr && format.begins(start)) return format;
   if (start.starts_with("\x1f\x8b")) source.refuse("is compressed with gzip; unpack it with gunzip");
   for (const Format& format : kFormats)
-    if (name.ends_with(format.name_end)) return format;
+    if (name.ends_with(format.name_end) || (source.is_pipe() && format.begins == nullptr && begins_as_text(start)))
+      return format;
   std::string names;
   for (const Format& format : kFormats)
     names += (names.empty() ? "" : &format + 1 == std::end(kFormats) ? " or " : ", ") + std::string(format.name);
   source.refuse("is of no format that is read, by its name and by its first bytes; make it one of these: " + names);
 }
 
-}  // namespace
-
-HostMatrix read_matrix(const std::string& path, std::uint64_t most_bytes) {
-  const InputFile file(path);
-  return find_format(file).read_matrix(file, most_bytes);
+/// The options for what is read from `file`, which takes memory itself.
+ReadOptions beside(const InputFile& file, ReadOptions options) {
+  options.most_bytes -= std::min(options.most_bytes, file.memory());
+  return options;
 }
 
-Samples read_samples(const std::string& path, const std::string& targets, std::uint64_t most_bytes) {
-  const InputFile file(path);
+}  // namespace
+
+DataMatrix read_matrix(const std::string& path, const ReadOptions& options) {
+  const InputFile file(path, options.most_bytes, options.while_reading);
+  return find_format(file).read_matrix(file, beside(file, options));
+}
+
+Samples read_samples(const std::string& path, const ReadOptions& options) {
+  const InputFile file(path, options.most_bytes, options.while_reading);
   const Format& format = find_format(file);
   if (format.read_samples == nullptr)
     file.refuse(std::string("is ") + format.name +
                 ", which holds one matrix, not inputs and targets; give them as two files");
-  return format.read_samples(file, targets, most_bytes);
+  return format.read_samples(file, beside(file, options));
 }
 
-void check_matrix_size(const ByteSource& source, std::uint64_t bytes, std::uint64_t most_bytes) {
+void check_matrix_size(const ByteSource& source, std::uint64_t count, ElementType type, std::uint64_t most_bytes) {
+  std::uint64_t bytes = 0;
+  if (__builtin_mul_overflow(count, std::uint64_t{size_of(type)}, &bytes)) bytes = UINT64_MAX;
   if (bytes > most_bytes)
     source.refuse("takes " + bytes_text(bytes) + " of memory, but only " + bytes_text(most_bytes) +
                   " are free; use a smaller one");

@@ -4,27 +4,44 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "../parameters.h"
 #include "read_file.h"
 
 namespace deviceloop {
 
-/// Reads one matrix, one row a sample. Throws InvalidArgument, naming the file, where the format is not known, for what
-/// the format's reader refuses, and before more than `most_bytes` of memory are taken.
-HostMatrix read_matrix(const std::string& path, std::uint64_t most_bytes = UINT64_MAX);
+struct ReadOptions {
+  std::uint64_t most_bytes = UINT64_MAX;            ///< of memory that is free for what is read
+  ElementType integers = ElementType::float64;      ///< what integers of 32 and 64 bits become
+  std::string targets = {};                         ///< which columns of a table are the targets, see csv.h
+  InputFile::WhileReading while_reading = nullptr;  ///< see InputFile
+};
+
+/// A matrix from a file, one row a sample.
+struct DataMatrix : HostMatrix {
+  using HostMatrix::HostMatrix;
+  DataMatrix() = default;
+  DataMatrix(HostMatrix matrix) : HostMatrix(std::move(matrix)) {}
+
+  std::string stored_type;  ///< of the file's elements, "int64"; empty for numbers that are text
+};
 
 /// Inputs and targets, one row a sample.
 struct Samples {
-  HostMatrix x;
-  HostMatrix y;
+  DataMatrix x;
+  DataMatrix y;
 };
 
-/// Reads inputs and targets from one file. `targets` says which columns of a table are the targets (see csv.h); files
-/// that name their arrays x and y take none. Throws as read_matrix does, and where the format holds one matrix.
-Samples read_samples(const std::string& path, const std::string& targets, std::uint64_t most_bytes = UINT64_MAX);
+/// Reads one matrix. Throws InvalidArgument, naming the file, where the format is not known, for what the format's
+/// reader refuses, and before more than `most_bytes` of memory are taken.
+DataMatrix read_matrix(const std::string& path, const ReadOptions& options = {});
 
-/// For the readers, before they allocate: throws InvalidArgument where `bytes` is more than `most_bytes`.
-void check_matrix_size(const ByteSource& source, std::uint64_t bytes, std::uint64_t most_bytes);
+/// Reads inputs and targets from one file. Throws as read_matrix does, and where the format holds one matrix.
+Samples read_samples(const std::string& path, const ReadOptions& options = {});
+
+/// For the readers, before they allocate: throws InvalidArgument where `count` elements of a type take more than
+/// `most_bytes`.
+void check_matrix_size(const ByteSource& source, std::uint64_t count, ElementType type, std::uint64_t most_bytes);
 
 }  // namespace deviceloop

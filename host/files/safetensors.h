@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "elements.h"
 #include "output_file.h"
 #include "read_file.h"
 
@@ -34,14 +35,22 @@ class SafeTensorsFile {
  public:
   /// Throws InvalidArgument, naming the file and the tensor: missing, empty, truncated, a header longer than the file
   /// or 100 MB, not JSON, duplicate keys, offsets that overlap, leave gaps, lie outside the file or do not match shape
-  /// and dtype, an unknown dtype. Allocates nothing that the file's size does not justify.
-  explicit SafeTensorsFile(const std::string& path);
+  /// and dtype, an unknown dtype. The other two are those of InputFile. Allocates nothing that the file's size does not
+  /// justify.
+  explicit SafeTensorsFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX,
+                           const InputFile::WhileReading& while_reading = {});
   /// The same, from any source, which must outlive it.
   explicit SafeTensorsFile(const ByteSource& source);
 
   /// In order of their names.
   const std::vector<SafeTensorInfo>& tensors() const { return tensors_; }
   std::vector<std::byte> read(const SafeTensorInfo& tensor) const;
+  /// As T, float or double, from the type that the tensor has.
+  template <class T>
+  void read(const SafeTensorInfo& tensor, const StoredType& type, T* out) const {
+    const StoredElements elements{source_, tensor.offset, type, ByteOrder::little};
+    elements.read(0, static_cast<std::size_t>(tensor.bytes / type.size), out);
+  }
   /// Throws InvalidArgument: the path, ": ", `problem`.
   [[noreturn]] void refuse(const std::string& problem) const { source_.refuse(problem); }
 

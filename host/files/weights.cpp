@@ -14,6 +14,7 @@
 
 #include "../matrix_ops.h"
 #include "../text.h"
+#include "elements.h"
 #include "safetensors.h"
 #include "transpose.h"
 
@@ -36,6 +37,15 @@ std::string module_number(int layer) { return std::to_string(2 * static_cast<std
 std::vector<std::int64_t> file_shape(const ParameterInfo& parameter) {
   if (parameter.is_bias) return {parameter.columns};
   return {parameter.columns, parameter.rows};  // PyTorch's Linear keeps [out_features, in_features]
+}
+
+/// Null for a dtype that weights do not have here.
+const StoredType* stored_type_of(const SafeTensorInfo& tensor) {
+  constexpr std::pair<std::string_view, const char*> kTypes[] = {
+      {"F16", "float16"}, {"BF16", "bfloat16"}, {"F32", "float32"}, {"F64", "float64"}};
+  for (const auto& [dtype, name] : kTypes)
+    if (tensor.dtype == dtype) return find_stored_type(name);
+  return nullptr;
 }
 
 /// The network that the file holds; refuses everything that is not exactly one.
@@ -72,9 +82,9 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
     if (tensor->shape != file_shape(parameter))
       file.refuse(in_quotes(tensor->name) + " has shape " + shape_text(tensor->shape) + ", the layer's outputs need " +
                   shape_text(file_shape(parameter)) + "; save weights and biases of the same network");
-    if (tensor->dtype != "F32" && tensor->dtype != "F64")
+    if (stored_type_of(*tensor) == nullptr)
       file.refuse(in_quotes(tensor->name) + " is " + tensor->dtype +
-                  ", only F32 and F64 are read; save it with .float()");
+                  ", only F16, BF16, F32 and F64 are read; save it with .float()");
   }
   std::set<std::string_view> known;
   for (const ParameterInfo& parameter : layout) known.insert(parameter.name);
@@ -110,44 +120,37 @@ void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
   if (!wanted.bias && found.bias) file.refuse("holds '0.bias', and the network has no biases; switch its bias on");
 }
 
-ConstMatrix view_of(const std::vector<std::byte>& bytes, ElementType type, std::int64_t rows, std::int64_t columns) {
-  ConstMatrix view;
-  view.data = bytes.data();
-  view.type = type;
-  view.rows = rows;
-  view.columns = columns;
-  view.row_stride = columns;
-  return view;
-}
-
 }  // namespace
 
-NetworkSpec read_network(const std::string& path) { return network_of(SafeTensorsFile(path)); }
+NetworkSpec read_network(const SafeTensorsFile& file) { return network_of(file); }
+NetworkSpec read_network(const std::string& path) { return read_network(SafeTensorsFile(path)); }
 
 Parameters read_weights(const std::string& path, const NetworkSpec& network, ElementType type) {
-  const SafeTensorsFile file(path);
+  return read_weights(SafeTensorsFile(path), network, type);
+}
+
+Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network, ElementType type) {
   check_network(file, network);
   Parameters parameters;
   for (const ParameterInfo& parameter : parameter_layout(network)) {
     const SafeTensorInfo& tensor = *find(file, parameter.name);
-    const ElementType stored = tensor.dtype == "F32" ? ElementType::float32 : ElementType::float64;
-    const std::vector<std::byte> bytes = file.read(tensor);
+    const StoredType& stored = *stored_type_of(tensor);
     const bool transposed = !parameter.is_bias;
-    const ConstMatrix in = view_of(bytes, stored, transposed ? parameter.columns : parameter.rows,
-                                   transposed ? parameter.rows : parameter.columns);
-    if (const auto where = find_non_finite(in, type))
+    HostMatrix in(element_type_for(stored, type), transposed ? parameter.columns : parameter.rows,
+                  transposed ? parameter.rows : parameter.columns);
+    with_type(in.type, [&](auto* tag) { file.read(tensor, stored, static_cast<decltype(tag)>(in.view().data)); });
+    if (const auto where = find_non_finite(in.view(), type))
       file.refuse(in_quotes(tensor.name) + ": " + describe(*where, type) +
                   (std::isfinite(where->value) ? "; read it as fp64" : "; save weights that have not diverged"));
     HostMatrix& matrix = parameters.emplace_back(type, parameter.rows, parameter.columns);
     if (!transposed) {
-      convert(matrix.view(), in);
+      convert(matrix.view(), std::as_const(in).view());
       continue;
     }
     with_type(type, [&](auto* out_tag) {
-      with_type(stored, [&](auto* in_tag) {
+      with_type(in.type, [&](auto* in_tag) {
         transpose(static_cast<decltype(out_tag)>(matrix.view().data), matrix.columns,
-                  static_cast<const std::remove_pointer_t<decltype(in_tag)>*>(in.data), in.row_stride, in.rows,
-                  in.columns);
+                  static_cast<decltype(in_tag)>(in.view().data), in.columns, in.rows, in.columns);
       });
     });
   }

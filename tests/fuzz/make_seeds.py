@@ -28,12 +28,16 @@ def save(name, content):
     path.write_bytes(content)
 
 
-def npy(shape, code, values, fortran=False, version=1):
-    header = f"{{'descr': '<{code}', 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
+KINDS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+         "f2": "e", "f4": "f", "f8": "d"}
+
+
+def npy(shape, code, values, fortran=False, version=1, order="<"):
+    header = f"{{'descr': '{order}{code}', 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
     prefix = 10 if version == 1 else 12
     header += b" " * (-(prefix + len(header) + 1) % 64) + b"\n"
     length = struct.pack("<H" if version == 1 else "<I", len(header))
-    data = struct.pack("<%d%s" % (len(values), "f" if code == "f4" else "d"), *values)
+    data = struct.pack("%s%d%s" % (order.replace("|", "<"), len(values), KINDS[code]), *values)
     return b"\x93NUMPY" + bytes([version, 0]) + length + header + data
 
 
@@ -42,6 +46,11 @@ save("npy/float32", x)
 save("npy/vector", y)
 save("npy/columns", npy((2, 3), "f4", range(6), fortran=True))
 save("npy/version2", npy((2, 3), "f8", range(6), version=2))
+
+for code in KINDS:
+    save(f"npy/type_{code}", npy((2, 2), code, range(4), order="|" if code[1] == "1" else "<"))
+save("npy/big_endian", npy((2, 2), "i8", range(4), fortran=True, order=">"))
+save("npy/big_endian_float", npy((2, 2), "f4", range(4), order=">"))
 
 for name, method, zip64 in (("stored", 0, False), ("deflated", 8, False), ("zip64", 8, True)):
     path = folder / "npz" / name
@@ -65,4 +74,8 @@ tensors = {"__metadata__": {"format": "pt"}, "0.weight": {"dtype": "F32", "shape
            "0.bias": {"dtype": "F64", "shape": [1], "data_offsets": [8, 16]}}
 header = json.dumps(tensors).encode()
 save("safetensors/layer", struct.pack("<Q", len(header)) + header + struct.pack("<ffd", 1, 2, 3))
+tensors = {"0.weight": {"dtype": "F16", "shape": [2, 1], "data_offsets": [0, 4]},
+           "2.weight": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [4, 8]}}
+header = json.dumps(tensors).encode()
+save("safetensors/halves", struct.pack("<Q", len(header)) + header + struct.pack("<eeHH", 1, 2, 0x3f80, 0x4000))
 save("safetensors/empty", struct.pack("<Q", 2) + b"{}")

@@ -1,5 +1,5 @@
-// safetensors files.
-#include "files/safetensors.h"
+// safetensors files, and the weights in them.
+#include "files/weights.h"
 
 #include "fuzz.h"
 
@@ -9,5 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const SafeTensorsFile file(source);
     for (const SafeTensorInfo& tensor : file.tensors())
       if (file.read(tensor).size() != tensor.bytes) std::abort();
+    const NetworkSpec network = read_network(file);
+    for (const ElementType type : {ElementType::float32, ElementType::float64})
+      for (const HostMatrix& parameter : read_weights(file, network, type)) fuzz::check(parameter);
   });
 }
