@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <initializer_list>
 #include <iterator>
 #include <limits>
@@ -122,10 +123,9 @@ std::vector<std::uint64_t> bits(const std::vector<double>& values) {
 
 /// Version 1.0 of the format, written from its description.
 template <class T>
-std::string npy(std::int64_t rows, std::int64_t columns, const std::vector<T>& values) {
-  std::string header = std::string("{'descr': '<f") + std::to_string(sizeof(T)) +
-                       "', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(columns) +
-                       "), }";
+std::string npy(const std::string& descr, std::int64_t rows, std::int64_t columns, const std::vector<T>& values) {
+  std::string header = "{'descr': '" + descr + "', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                       std::to_string(columns) + "), }";
   header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 11, ' ');
   header += '\n';
   std::string file = std::string("\x93NUMPY\x01\x00", 8);
@@ -134,6 +134,12 @@ std::string npy(std::int64_t rows, std::int64_t columns, const std::vector<T>& v
   file += header;
   file.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
   return file;
+}
+
+/// Of floats.
+template <class T>
+std::string npy(std::int64_t rows, std::int64_t columns, const std::vector<T>& values) {
+  return npy("<f" + std::to_string(sizeof(T)), rows, columns, values);
 }
 
 /// rows x columns of 0, 1, 2, ... / 8
@@ -159,7 +165,7 @@ TEST(Command, HasHelpAndVersionEverywhere) {
     expect_done(help);
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
-    EXPECT_LE(shown.size(), 30u) << "does not fit a screen";
+    EXPECT_LE(shown.size(), 32u) << "does not fit a screen";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
 
@@ -224,6 +230,7 @@ TEST(Command, RefusesWhatIsNoNumber) {
 
 TEST(Command, RefusesWhatIsNoChoice) {
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
+  expect_refused({"train", "--header", "true"}, {"--header", "auto, yes or no", "'true'"});
   expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
   expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph, persistent, or persistent:FORM", "'GPU'"});
   for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:4294967296", ""})
@@ -248,6 +255,7 @@ TEST(Command, RefusesContradictions) {
   expect_refused({"train", "--data", "d.csv", "--x", "x.npy", "--y", "y.npy"}, {"--data d.csv", "--x x.npy"});
   expect_refused({"train", "--data", "d.csv", "--y", "y.npy"}, {"--data d.csv", "--y y.npy"});
   expect_refused({"plan", "--targets", "1"}, {"--targets '1'", "--data"});
+  expect_refused({"train", "--header", "no"}, {"--header no", ".csv"});
   expect_refused({"train", "--data", "d.csv", "--samples", "128"}, {"--samples 128", "--data d.csv"});
   expect_refused({"train", "--data", "d.csv", "--save", "d.csv"}, {"--save", "--data", "d.csv"});
   expect_refused({"train", "--x", "", "--y", "y.npy"}, {"--x", "''"});
@@ -458,6 +466,116 @@ TEST(Train, PrintsPlanRowsLossesAndSummary) {
     EXPECT_TRUE(is_all(shown[i], expected[i])) << shown[i] << "\nis not\n" << expected[i];
 }
 
+TEST(Train, SaysHowManySamplesItReadAndHow) {
+  const TemporaryFolder folder;
+  const std::string x = folder.write("x.npy", npy("<f4", 3, 2, std::vector<float>{1, 2, 3, 4, 5, 6}));
+  const std::string y = folder.write("y.npy", npy("<i8", 3, 1, std::vector<std::int64_t>{3, 7, 11}));
+  const std::string table = folder.write("t.csv", "+1.0,+2.0,+3.0\n3,4,7\n5,6,11\n");
+  const std::string named = folder.write("n.csv", "a,b,sum\n1,2,3\n3,4,7\n5,6,11\n");
+  const auto first_line = [&](const Arguments& arguments) {
+    const CommandResult result = run(Arguments{"train", "--layers", "2,1", "--steps", "0"} + arguments);
+    expect_done(result);
+    EXPECT_EQ(run(Arguments{"train", "--layers", "2,1", "--steps", "0", "--quiet"} + arguments).out, "");
+    return lines(result.out).at(0);
+  };
+  EXPECT_EQ(first_line({"--x", x, "--y", y}), "read 3 samples from " + x + " and " + y + " (int64, converted to fp32)");
+  EXPECT_EQ(first_line({"--x", x, "--y", y, "--precision", "fp64"}),
+            "read 3 samples from " + x + " (float32, converted to fp64) and " + y + " (int64, converted to fp64)");
+  EXPECT_EQ(first_line({"--data", table, "--targets", "1"}), "read 3 samples from " + table);
+  EXPECT_EQ(first_line({"--data", named, "--targets", "1"}),
+            "read 3 samples from " + named + " (line 1 is its header)");
+  EXPECT_EQ(first_line({"--data", table, "--targets", "1", "--header", "yes"}),
+            "read 2 samples from " + table + " (line 1 is its header)");
+  EXPECT_EQ(first_line({"--data", folder.write("one.csv", "1,2,3"), "--targets", "1"}),
+            "read 1 sample from " + folder / "one.csv");
+  expect_refused({"train", "--layers", "2,1", "--data", named, "--targets", "1", "--header", "no"},
+                 {named, "line 1, column 1: 'a' is not a number"});
+  expect_refused({"train", "--layers", "2,1", "--data", folder.write("m.csv", "a,2,sum\n1,2,3\n"), "--targets", "1"},
+                 {"m.csv", "line 1, column 1: 'a' is not a number, but '2' in column 2 is", "--header yes"});
+
+  // The same numbers in every form are the same training.
+  const auto losses = [&](const Arguments& files) {
+    expect_done(
+        run(Arguments{"train", "--layers", "2,1", "--steps", "3"} + files + Arguments{"--history", folder / "h"}));
+    return bits(losses_of(read_all(folder / "h")));
+  };
+  EXPECT_EQ(losses({"--x", x, "--y", y}), losses({"--data", table, "--targets", "1"}));
+  EXPECT_EQ(losses({"--x", x, "--y", y}), losses({"--data", named, "--targets", "sum"}));
+}
+
+TEST(Train, SaysWhatTheWeightsWereConvertedFrom) {
+  const TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors";
+  SafeTensor tensor{"0.weight", "BF16", {1, 2}, {std::byte{0x80}, std::byte{0x3f}, std::byte{0}, std::byte{0x40}}};
+  OutputFile file(weights);
+  write_safetensors(file, std::vector<SafeTensor>{tensor});  // 1, 2
+  file.commit();
+  const std::string data = folder.write("d.csv", "3,4,0\n");
+  const CommandResult result =
+      run({"train", "--layers", "2,1", "--data", data, "--targets", "1", "--weights", weights, "--steps", "0"});
+  expect_done(result);
+  EXPECT_EQ(lines(result.out).at(1), weights + " has weights in BF16, converted to fp32");
+  EXPECT_NE(result.out.find("\n0: 121.00\n"), std::string::npos) << result.out;
+  const CommandResult predicted =
+      run({"predict", "--weights", weights, "--x", folder.write("x.csv", "3,4\n"), "--out", folder / "p.npy"});
+  expect_done(predicted);
+  EXPECT_EQ(lines(predicted.out).at(0), "read 1 sample from " + folder / "x.csv");
+  EXPECT_EQ(lines(predicted.out).at(1), weights + " has weights in BF16, converted to fp32");
+  const DataMatrix prediction = read_npy(folder / "p.npy");
+  EXPECT_EQ(static_cast<const float*>(prediction.view().data)[0], 11);
+}
+
+/// Writes a file into a pipe as soon as somebody reads it.
+class PipeWriter {
+ public:
+  PipeWriter(const std::string& path, const std::string& content) {
+    EXPECT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    writer_ = std::thread([path, content] {
+      std::ofstream stream(path, std::ios::binary);
+      stream << content;
+    });
+  }
+  ~PipeWriter() { writer_.join(); }
+  PipeWriter(const PipeWriter&) = delete;
+  PipeWriter& operator=(const PipeWriter&) = delete;
+
+ private:
+  std::thread writer_;
+};
+
+TEST(Command, ReadsPipes) {
+  const TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors", x = folder / "x.npy", y = folder / "y.npy";
+  expect_done(run({"data", "--layers", "6,5,2", "--bias", "--samples", "9", "--x", x, "--y", y, "--weights", weights}));
+  const auto train_on = [&](const std::string& end) {
+    const CommandResult result = run({"train", "--layers", "6,5,2", "--bias", "--steps", "3", "--x", x + end, "--y",
+                                      y + end, "--weights", weights + end, "--history", folder / "h"});
+    expect_done(result);
+    return read_all(folder / "h");
+  };
+  const std::string expected = train_on("");
+  {
+    const PipeWriter of_x(x + ".pipe", read_all(x)), of_y(y + ".pipe", read_all(y));
+    const PipeWriter of_weights(weights + ".pipe", read_all(weights));
+    EXPECT_EQ(train_on(".pipe"), expected);
+  }
+  expect_done(run({"predict", "--weights", weights, "--x", x, "--out", folder / "p"}));
+  const PipeWriter of_x(folder / "x2", read_all(x)), of_weights(folder / "w2", read_all(weights));
+  expect_done(run({"predict", "--weights", folder / "w2", "--x", folder / "x2", "--out", folder / "p2"}));
+  EXPECT_EQ(read_all(folder / "p2"), read_all(folder / "p"));
+}
+
+TEST(Command, StopsReadingAPipeWhenInterrupted) {
+  const TemporaryFolder folder;
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  RunningCommand running(command({"train", "--data", pipe, "--targets", "1"}));
+  std::ofstream stream(pipe, std::ios::binary);  // waits until the command has it open
+  stream << "1,2\n" << std::flush;
+  running.send(SIGINT);
+  expect_one_line(running.finish(), 130, {"interrupted"});
+}
+
 TEST(Train, ShowsFewRowsAndElidesColumns) {
   const CommandResult result = run({"train", "--layers", "3,12", "--samples", "2", "--steps", "1"});
   expect_done(result);
@@ -477,7 +595,7 @@ TEST(Train, WritesLossesAsTheirSizeWants) {
     const CommandResult result =
         run({"train", "--layers", "1,1", "--steps", "0", "--precision", "fp64", "--x", x, "--y", target});
     expect_done(result);
-    return lines(result.out).at(3);
+    return lines(result.out).at(4);
   };
   EXPECT_EQ(first_line(0), "0: 0.00");
   EXPECT_EQ(first_line(1.5), "0: 2.25");

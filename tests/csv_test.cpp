@@ -20,14 +20,16 @@ namespace {
 using testing::refusal;
 using testing::TemporaryFolder;
 
-HostMatrix read(const std::string& content) {
-  return read_csv(MemorySource("x.csv", std::as_bytes(std::span(content))));
+DataMatrix read(const std::string& content, TableHeader header = TableHeader::automatic) {
+  return read_csv(MemorySource("x.csv", std::as_bytes(std::span(content))), {.header = header});
 }
-Samples read_samples(const std::string& content, const std::string& targets) {
-  return read_csv_samples(MemorySource("x.csv", std::as_bytes(std::span(content))), {.targets = targets});
+Samples read_samples(const std::string& content, const std::string& targets,
+                     TableHeader header = TableHeader::automatic) {
+  return read_csv_samples(MemorySource("x.csv", std::as_bytes(std::span(content))),
+                          {.header = header, .targets = targets});
 }
-std::string refused(const std::string& content) {
-  return refusal("x.csv: ", [&] { read(content); });
+std::string refused(const std::string& content, TableHeader header = TableHeader::automatic) {
+  return refusal("x.csv: ", [&] { read(content, header); });
 }
 std::string refused(const std::string& content, const std::string& targets) {
   return refusal("x.csv: ", [&] { read_samples(content, targets); });
@@ -50,7 +52,7 @@ TEST(ReadCsv, ReadsNumbersWithAndWithoutAHeader) {
         "1,2.5\r\n-3,4e2\r\n.1,1e-300\r\n", " 1 ,\t2.5\n-3 , 4e2 \n.1,1e-300\n\n \r\n",
         "\xef\xbb\xbf"
         "1,2.5\n-3,4e2\n.1,1e-300\n",
-        "\"1\",\"2\"\n1,2.5\n-3,4e2\n.1,1e-300\n", ",b\n1,2.5\n-3,4e2\n.1,1e-300\n", "a,2\n1,2.5\n-3,4e2\n.1,1e-300\n",
+        "\"1\",\"2\"\n1,2.5\n-3,4e2\n.1,1e-300\n", ",b\n1,2.5\n-3,4e2\n.1,1e-300\n",
         "\xef\xbb\xbf\"a \"\"b\"\", c\" , d\n1,2.5\n-3,4e2\n.1,1e-300"}) {
     const HostMatrix matrix = read(content);
     EXPECT_EQ(matrix.rows, 3) << content;
@@ -86,10 +88,9 @@ TEST(ReadCsv, ReadsMoreThanItsBufferHolds) {
 
 TEST(ReadCsv, NamesLineAndColumn) {
   EXPECT_MENTIONS(refused("1,2\n3,x\n"), "line 2, column 2: 'x' is not a number");
-  EXPECT_MENTIONS(refused("a,b\n1,2\n3,0x10\n"), "line 3, column 2: '0x10' is not a number");
-  EXPECT_MENTIONS(refused("1,2\n+3,4\n"), "line 2, column 1: '+3' is not a number; leave out the '+'");
-  EXPECT_MENTIONS(refused("a;b\n1;2\n"), "line 2, column 1: '1;2' is not a number; put commas between the fields");
-  EXPECT_MENTIONS(refused("1,2\n\"3\",4\n"), "line 2, column 1: '\"3\"' is not a number");
+  EXPECT_MENTIONS(refused("a,b\n1,2\n3,0xg\n"), "line 3, column 2: '0xg' is not a number");
+  EXPECT_MENTIONS(refused("1,2\n\"3\",4\n"),
+                  "line 2, column 1: '\"3\"' is not a number; leave out the quotation marks");
   EXPECT_MENTIONS(refused("1,2\n3 4,5\n"), "line 2, column 1: '3 4' is not a number");
   EXPECT_MENTIONS(refused("1,2\n1e999,5\n"), "line 2, column 1: '1e999' is outside the range of float64");
   EXPECT_MENTIONS(refused(std::string("1,2\n3\0,4\n", 9)), "line 2, column 1: '3\\x00' is not a number");
@@ -107,6 +108,141 @@ TEST(ReadCsv, NamesLineAndColumn) {
   EXPECT_MENTIONS(refused("a,b\n"), "has no rows of numbers");
   EXPECT_MENTIONS(refused("a,b"), "has no rows of numbers");
   EXPECT_MENTIONS(refused("\xef\xbb\xbf"), "line 1 is empty");
+}
+
+TEST(ReadCsv, ReadsNumbersAsOtherProgramsWriteThem) {
+  const auto value = [](const std::string& text) { return values_of(read("1," + text + "\n")).at(1); };
+  EXPECT_EQ(value("+1.5"), 1.5);
+  EXPECT_EQ(value("+.5E+01"), 5.0);
+  EXPECT_EQ(value("5."), 5.0);
+  // Fortran: double precision, quadruple precision, an exponent of three digits.
+  EXPECT_EQ(value("1.0D0"), 1.0);
+  EXPECT_EQ(value("-0.15d-02"), -0.0015);
+  EXPECT_EQ(value("2.5Q+01"), 25.0);
+  EXPECT_EQ(value("0.123-100"), 0.123e-100);
+  EXPECT_EQ(value("+0.5+101"), 0.5e101);
+  // C's %a, R's hexadecimal numbers.
+  EXPECT_EQ(value("0x1.8p+1"), 3.0);
+  EXPECT_EQ(value("-0X.8P-1"), -0.25);
+  EXPECT_EQ(value("0xff"), 255.0);
+  EXPECT_EQ(value("+inf"), HUGE_VAL);
+  EXPECT_TRUE(std::isnan(value("-nan")));
+  EXPECT_EQ(values_of(read("+1.0,+2.0\n4,5\n")), (Values{1, 2, 4, 5}));
+  for (const char* text :
+       {"+",  "-",   "++1",     "+-1",      "1.5f",   "1_000",    "0x", "0x-1",    "0xinf", "--1",   "1D", "1.0D0D0",
+        "D0", ".D0", "2020-01", "2020-123", "1.5-12", "1.5-1234", "1e", "1.0e5D0", "1 D0",  "infD0", "."})
+    EXPECT_MENTIONS(refused("1," + std::string(text) + "\n", TableHeader::no),
+                    "column 2: '" + std::string(text) + "' is not");
+}
+
+TEST(ReadCsv, ReadsWhatIsTooSmallAsZero) {
+  for (const char* text : {"1e-400", "4e-99999999999999999999", "0.0001e-320", "1D-400", "12345.678-400", "0x1p-2000",
+                           "0x0.001p-1075", "2e-324", "0e99999999999999999999", "0e-400"}) {
+    const Values values = values_of(read("1," + std::string(text) + ",-" + text + "\n"));
+    EXPECT_EQ(values[1], 0) << text;
+    EXPECT_EQ(values[2], 0) << text;
+    EXPECT_TRUE(std::signbit(values[2])) << text;
+  }
+  const std::string zeros(400, '0');
+  EXPECT_EQ(values_of(read("0." + zeros + "1,1" + zeros + "e-400\n")), (Values{0, 1}));
+  EXPECT_EQ(values_of(read("5e-324,0x1p-1074\n")), (Values{5e-324, 5e-324}));
+  for (const std::string& text : {std::string("1e400"), "1" + zeros, std::string("-1D+400"), std::string("0x1p+1024"),
+                                  std::string("0.0001e999999999999999999"), std::string("1.0+400")})
+    EXPECT_MENTIONS(refused("1," + text + "\n"), "is outside the range of float64");
+}
+
+TEST(ReadCsv, TakesForAHeaderOnlyALineWithoutANumber) {
+  EXPECT_EQ(read("a,b\n1,2\n").header_line, 1);
+  EXPECT_EQ(read("1,2\n3,4\n").header_line, 0);
+  EXPECT_EQ(read("NA,K\n3,4\n").header_line, 1);
+  EXPECT_MENTIONS(refused("a,2\n1,2.5\n"),
+                  "line 1, column 1: 'a' is not a number, but '2' in column 2 is a number; correct the field if the "
+                  "line is a row, or "
+                  "give --header yes");
+  EXPECT_MENTIONS(refused("1.O,2\n3,4\n"), "line 1, column 1: '1.O' is not a number, but '2' in column 2 is");
+  EXPECT_MENTIONS(refused("1,2,\"3\"\n3,4,5\n"),
+                  "line 1, column 3: '3' is a name, being in quotation marks, but '1' in column 1 is");
+  EXPECT_MENTIONS(refused("nan,x\n3,4\n"), "line 1, column 2: 'x' is not a number, but 'nan' in column 1 is");
+  // Without a name either: a row of missing values.
+  EXPECT_MENTIONS(refused("NA,NA\n3,4\n"), "line 1, column 1: 'NA' is not a number but a missing value");
+  EXPECT_MENTIONS(refused("NA,1\n3,4\n"), "line 1, column 1: 'NA' is not a number but a missing value");
+  EXPECT_MENTIONS(refused("#N/A,1\n3,4\n"), "line 1, column 1: '#N/A' is not a number but a missing value");
+  EXPECT_MENTIONS(refused(",\n3,4\n"), "line 1, column 1 is empty");
+}
+
+TEST(ReadCsv, TakesTheFirstLineForWhatItIsSaidToBe) {
+  const std::string pandas = "0,1,2\n5,6,7\n";
+  EXPECT_EQ(read(pandas).rows, 2);
+  const DataMatrix named = read(pandas, TableHeader::yes);
+  EXPECT_EQ(values_of(named), (Values{5, 6, 7}));
+  EXPECT_EQ(named.header_line, 1);
+  EXPECT_EQ(values_of(read("a,2\n5,6\n", TableHeader::yes)), (Values{5, 6}));
+  EXPECT_EQ(values_of(read("# 0,1\n# more\n5,6\n", TableHeader::yes)), (Values{5, 6}));
+  EXPECT_EQ(values_of(read_samples(pandas, "\"1\",\"0\"", TableHeader::yes).y), (Values{6, 5}));
+  EXPECT_EQ(values_of(read_samples(pandas, "1", TableHeader::yes).y), (Values{7}));
+  EXPECT_EQ(read("1,2\n3,4\n", TableHeader::no).rows, 2);
+  EXPECT_EQ(read("# a,b\n1,2\n3,4\n", TableHeader::no).header_line, 0);
+  EXPECT_MENTIONS(refused("a,b\n3,4\n", TableHeader::no), "line 1, column 1: 'a' is not a number");
+  EXPECT_MENTIONS(refused("# a\n3,4\n", TableHeader::yes), "line 2 has more than 1 column, which is what line 1 has");
+  EXPECT_MENTIONS(refused("1,2\n", TableHeader::yes), "has no rows of numbers");
+}
+
+TEST(ReadCsv, SkipsLinesWithANumberSignBeforeAndAfterTheRows) {
+  // As numpy.savetxt(..., header="a,b,c", footer="end", delimiter=",") writes them.
+  const std::string numpy = "# a,b,c\n1.0e+00,2.0e+00,3.0e+00\n4.0e+00,5.0e+00,6.0e+00\n# end\n";
+  EXPECT_EQ(values_of(read(numpy)), (Values{1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(read(numpy).header_line, 1);
+  EXPECT_EQ(values_of(read_samples(numpy, "c,a").y), (Values{3, 1, 6, 4}));
+  EXPECT_EQ(values_of(read_samples("#made, by, me\n#a,b,c\n1,2,3\n", "b").y), Values{2});
+  EXPECT_EQ(values_of(read_samples("# by me\na,b,c\n# m,s,kg\n1,2,3\n", "b").y), Values{2});
+  EXPECT_EQ(read("# by me\n1,2,3\n").header_line, 0);
+  EXPECT_EQ(read("# 0,1,2\n1,2,3\n").header_line, 0);
+  EXPECT_EQ(read("#\n#\"\n1,2,3\n").rows, 1);
+  EXPECT_MENTIONS(refused("# by me\n1,2,3\n", "me"), "has no names of columns");
+  EXPECT_MENTIONS(refused("1,2\n# 3,4\n5,6\n"), "line 2 begins with '#', and more lines follow; drop it");
+  EXPECT_MENTIONS(refused("1,2\n#N/A,4\n5,6\n"), "line 2, column 1: '#N/A' is not a number but a missing value");
+  EXPECT_MENTIONS(refused("# a,b\n"), "has no rows of numbers");
+  EXPECT_MENTIONS(refused("# a,b\n\n1,2"), "line 2 is empty; begin with numbers or a header");
+}
+
+TEST(ReadCsv, NamesAnotherSeparator) {
+  for (const auto& [separator, name] : {std::pair<std::string, const char*>{";", "semicolons"},
+                                        {"\t", "tabs"},
+                                        {" | ", "vertical bars"},
+                                        {"  ", "spaces"}}) {
+    const std::string rows = "1.5" + separator + "2\n3" + separator + "4\n";
+    const std::string expected =
+        std::string("it has ") + name + " between its numbers; write commas between the fields";
+    EXPECT_MENTIONS(refused(rows), expected);
+    EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows), expected);
+    EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows, "1"), "line 2, column 1: ");
+    EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows, "b"), expected);
+  }
+  EXPECT_MENTIONS(refused("1,5;2,5\n3,5;4,5\n"), "line 1, column 2: '5;2' is not a number: it has semicolons");
+  EXPECT_MENTIONS(refused("1;NA\n3;4\n"), "it has semicolons");
+  EXPECT_EQ(read("x 1,x 2\n3,4\n").header_line, 1);
+  EXPECT_EQ(read("a;b,c\n3,4\n").header_line, 1);
+}
+
+TEST(ReadCsv, SaysWhatIsWrongWithItsText) {
+  for (const char* content : {"1,2\r3,4\r", "a,b\r3,4\r", "a\r3\r4\r", "1\r2\r3"})
+    EXPECT_MENTIONS(refused(content), "has line ends of a carriage return alone; end its lines with a newline");
+  EXPECT_MENTIONS(refused(std::string(9 << 20, '1') + "\r" + std::string(9 << 20, '1')), "a carriage return alone");
+  for (const std::string& content : {std::string("\xff\xfe"
+                                                 "1\0,\0"
+                                                 "2\0",
+                                                 8),
+                                     std::string("\xfe\xff\0"
+                                                 "1",
+                                                 4),
+                                     std::string("1\0,\0"
+                                                 "2\0",
+                                                 6),
+                                     std::string("\0"
+                                                 "1\0,\0"
+                                                 "2",
+                                                 6)})
+    EXPECT_MENTIONS(refused(content), "is UTF-16, or not text; save it as UTF-8, as iconv -f UTF-16 -t UTF-8 does");
 }
 
 TEST(ReadCsv, RefusesALineWithoutEnd) {
@@ -142,6 +278,21 @@ TEST(ReadCsvSamples, TakesNamedColumnsInTheOrderOfTheNames) {
   EXPECT_EQ(values_of(samples.x), (Values{2, 4, 6, 8}));
   EXPECT_EQ(values_of(samples.y), (Values{3, 1, 7, 5}));
   EXPECT_EQ(values_of(read_samples(content, "b").y), (Values{2, 6}));
+}
+
+TEST(ReadCsvSamples, TakesNamesWithCommasInQuotes) {
+  const std::string content = "\"a,b\",c,\"d \"\"e\"\"\",1\n1,2,3,4\n";
+  EXPECT_MENTIONS(refused(content, "\"a,b\""), "--header yes");
+  const auto targets = [&](const std::string& names) {
+    return values_of(read_samples(content, names, TableHeader::yes).y);
+  };
+  EXPECT_EQ(targets("\"a,b\""), Values{1});
+  EXPECT_EQ(targets("c, \"a,b\""), (Values{2, 1}));
+  EXPECT_EQ(targets("\"d \"\"e\"\"\",\"1\""), (Values{3, 4}));
+  EXPECT_EQ(targets("\"c\""), Values{2});
+  EXPECT_EQ(values_of(read_samples("\"a,b\",c\n1,2\n", "\"a,b\"").y), Values{1});
+  EXPECT_MENTIONS(refused("\"a,b\",c\n1,2\n", "a,b"), "has no column named 'a' in line 1");
+  EXPECT_MENTIONS(refused("a,c\n1,2\n", "c,\"a"), "its --targets 'c,\"a', name 2: a quotation mark is not closed");
 }
 
 TEST(ReadCsvSamples, RefusesTargetsThatTheFileDoesNotHave) {

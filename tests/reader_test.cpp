@@ -96,6 +96,7 @@ TEST(ReadMatrix, ReadsPipesIntoMemory) {
   const TemporaryFolder folder;
   EXPECT_EQ(read_matrix(Pipe(folder, "npy", read_all(npy_file(folder))).path()).columns, 3);
   EXPECT_EQ(read_matrix(Pipe(folder, "csv", "1,2\n3,4\n").path()).rows, 2);
+  EXPECT_EQ(read_matrix(Pipe(folder, "named", "a,b\n3,4\n").path()).header_line, 1);
   std::string rows;
   for (int i = 0; i < 100000; ++i) rows += std::to_string(i) + "," + std::to_string(2 * i) + "\n";
   const DataMatrix matrix = read_matrix(Pipe(folder, "long", rows).path());
@@ -110,6 +111,7 @@ TEST(ReadMatrix, ReadsPipesIntoMemory) {
   EXPECT_MENTIONS(refused_pipe("twice", rows, rows.size() + 100), "of memory, but only 100 bytes are free");
   EXPECT_MENTIONS(refused_pipe("nothing", "", 1000), "is a pipe, through which nothing came");
   EXPECT_MENTIONS(refused_pipe("binary", std::string("\x01\x02\x03", 3), 1000), "is of no format that is read");
+  EXPECT_MENTIONS(refused_pipe("tabs", "1\t2\n", 1000), "it has tabs between its numbers");
 }
 
 TEST(ReadMatrix, EndsTheReadingOfAPipeWhenToldTo) {

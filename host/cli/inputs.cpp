@@ -7,7 +7,7 @@
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
-#include "files/reader.h"
+#include "files/weights.h"
 #include "matrix_ops.h"
 #include "memory.h"
 #include "text.h"
@@ -21,19 +21,92 @@ std::string count(std::int64_t number, const char* what) {
 
 std::uint64_t most_bytes(const CpuCaps& caps) { return caps.memory_bytes != 0 ? caps.memory_bytes : UINT64_MAX; }
 
+ReadOptions read_options(Precision precision, TableHeader header, const CpuCaps& caps) {
+  ReadOptions options;
+  options.most_bytes = most_bytes(caps);
+  options.integers = element_type(precision);
+  options.header = header;
+  return options;
+}
+
 void check_finite(const std::string& start, const HostMatrix& matrix, Precision precision) {
   if (const auto bad = find_non_finite(matrix.view(), element_type(precision)))
     throw InvalidArgument(start + describe(*bad, element_type(precision)) + "; replace or drop such samples");
 }
 
-}  // namespace
-
-HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps) {
-  HostMatrix matrix = read_matrix(
-      path,
-      {.most_bytes = most_bytes(caps), .integers = element_type(precision), .while_reading = throw_if_interrupted});
+DataMatrix read_finite(const std::string& path, Precision precision, const ReadOptions& options) {
+  DataMatrix matrix = read_matrix(path, options);
   check_finite(printable(path) + ": ", matrix, precision);
   return matrix;
+}
+
+/// ", converted to fp32" behind the type of a file.
+std::string converted_text(Precision precision) { return std::string(", converted to ") + name(precision); }
+
+/// What a user should know of how a file was read: "int64, converted to fp32", "line 1 is its header"; empty: nothing.
+std::string note(const DataMatrix& matrix, Precision precision) {
+  if (matrix.header_line != 0) return "line " + std::to_string(matrix.header_line) + " is its header";
+  const std::string working = precision == Precision::fp32 ? "float32" : "float64";
+  return matrix.stored_type.empty() || matrix.stored_type == working ? ""
+                                                                     : matrix.stored_type + converted_text(precision);
+}
+
+std::string in_parentheses(const std::string& note) { return note.empty() ? "" : " (" + note + ")"; }
+
+}  // namespace
+
+DataMatrix read_finite_matrix(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps) {
+  return read_finite(path, precision, read_options(precision, header, caps));
+}
+
+std::string rows_line(const std::string& path, const DataMatrix& data, Precision precision) {
+  return "read " + count(data.rows, "sample") + " from " + printable(path) + in_parentheses(note(data, precision)) +
+         "\n";
+}
+
+std::string samples_line(const TrainOptions& run, const Samples& data) {
+  if (!run.has_files()) return "";
+  const std::string x = note(data.x, run.training.precision), y = note(data.y, run.training.precision);
+  const std::string start = "read " + count(data.x.rows, "sample") + " from ";
+  if (run.data.empty())
+    return start + printable(run.x) + in_parentheses(x) + " and " + printable(run.y) + in_parentheses(y) + "\n";
+  std::string notes = data.x.header_line != 0 || (x.empty() && y.empty()) ? x
+                      : x.empty()                                         ? "y is " + y
+                      : y.empty()                                         ? "x is " + x
+                                                                          : "x is " + x + ", and y is " + y;
+  return start + printable(run.data) + in_parentheses(notes) + "\n";
+}
+
+WeightsInput::WeightsInput(const std::string& path, const CpuCaps& caps)
+    : path_(path),
+      file_(path, most_bytes(caps)),
+      tensors_(file_),
+      network_(read_network(tensors_)) {}
+
+void WeightsInput::load(Trainer& trainer) const {
+  if (!file_.is_pipe()) return trainer.load_weights(path_);
+  const Parameters parameters = read_weights(tensors_, trainer.network(), element_type(trainer.training().precision));
+  std::size_t index = 0;
+  for (const ParameterInfo& info : parameter_layout(trainer.network())) {
+    const ConstMatrix parameter = parameters[index++].view();
+    if (info.is_bias)
+      trainer.write_bias(info.layer, parameter);
+    else
+      trainer.write_weight(info.layer, parameter);
+  }
+}
+
+std::string WeightsInput::line(Precision precision) const {
+  std::string dtypes;
+  for (const char* dtype : {"F16", "BF16", "F32", "F64"}) {
+    const auto has_it = [&](const SafeTensorInfo& tensor) { return tensor.dtype == dtype; };
+    const auto& tensors = tensors_.tensors();
+    if (dtype == std::string(precision == Precision::fp32 ? "F32" : "F64") ||
+        std::none_of(tensors.begin(), tensors.end(), has_it))
+      continue;
+    dtypes += (dtypes.empty() ? "" : " and ") + std::string(dtype);
+  }
+  return dtypes.empty() ? "" : printable(path_) + " has weights in " + dtypes + converted_text(precision) + "\n";
 }
 
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps) {
@@ -50,18 +123,18 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 
 Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
   Samples data;
+  ReadOptions options = read_options(run.training.precision, run.header, caps);
   std::string x = printable(run.x), y = printable(run.y);
   if (run.data.empty()) {
     check_file_sizes({run.x, run.y}, caps);
-    data.x = read_finite_matrix(run.x, run.training.precision, caps);
-    data.y = read_finite_matrix(run.y, run.training.precision, caps);
+    data.x = read_finite(run.x, run.training.precision, options);
+    options.most_bytes -= std::min<std::uint64_t>(options.most_bytes, data.x.bytes.size());
+    data.y = read_finite(run.y, run.training.precision, options);
   } else {
     x = printable(run.data) + ": x";
     y = printable(run.data) + ": y";
-    data = deviceloop::read_samples(run.data, {.most_bytes = most_bytes(caps),
-                                               .integers = element_type(run.training.precision),
-                                               .targets = run.targets,
-                                               .while_reading = throw_if_interrupted});
+    options.targets = run.targets;
+    data = deviceloop::read_samples(run.data, options);
     check_finite(x + ": ", data.x, run.training.precision);
     check_finite(y + ": ", data.y, run.training.precision);
   }

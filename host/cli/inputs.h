@@ -7,21 +7,48 @@
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
+#include <deviceloop/trainer.h>
 
+#include "files/read_file.h"
 #include "files/reader.h"
+#include "files/safetensors.h"
 #include "parameters.h"
 #include "run_options.h"
 
 namespace deviceloop::cli {
 
 /// A file of finite values, in any format that read_matrix knows. Throws InvalidArgument, naming the file.
-HostMatrix read_finite_matrix(const std::string& path, Precision precision, const CpuCaps& caps);
+DataMatrix read_finite_matrix(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps);
 
 /// Throws InvalidArgument where the files together are larger than the memory.
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps);
 
 /// Reads --x and --y, or --data. Throws InvalidArgument where they do not match each other or the network.
 Samples read_data(const TrainOptions& run, const CpuCaps& caps);
+
+/// "read 3 samples from x.npy (int64, converted to fp32) and y.csv (line 1 is its header)\n"; empty where they were
+/// generated.
+std::string samples_line(const TrainOptions& run, const Samples& data);
+/// The same of --x alone.
+std::string rows_line(const std::string& path, const DataMatrix& data, Precision precision);
+
+/// A weights file that is open, so that a pipe is read once.
+class WeightsInput {
+ public:
+  /// Throws InvalidArgument, naming the file, where it holds no network.
+  WeightsInput(const std::string& path, const CpuCaps& caps);
+
+  const NetworkSpec& network() const { return network_; }
+  void load(Trainer& trainer) const;
+  /// "w.safetensors is BF16, converted to fp32\n"; empty where it has the working precision.
+  std::string line(Precision precision) const;
+
+ private:
+  std::string path_;
+  InputFile file_;
+  SafeTensorsFile tensors_;
+  NetworkSpec network_;
+};
 
 /// What train takes without --x and --y.
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,

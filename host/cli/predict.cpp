@@ -7,7 +7,6 @@
 #include "commands.h"
 #include "files/npy.h"
 #include "files/output_file.h"
-#include "files/weights.h"
 #include "inputs.h"
 #include "interrupt.h"
 #include "machine.h"
@@ -25,6 +24,7 @@ void declare_predict(OptionSet& options) {
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
   options.group("How it runs");
+  declare_header(options);
   declare_precision(options);
   declare_execution(options);
   declare_quiet(options);
@@ -38,6 +38,7 @@ int run_predict(const OptionSet& options) {
                             " FILE");
   TrainingSpec training;
   training.precision = read_precision(options);
+  const TableHeader header = read_header(options);
   const std::optional<ExecutorKind> forced = read_execution(options, training);
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
 
@@ -45,8 +46,9 @@ int run_predict(const OptionSet& options) {
   const DeviceCaps caps = query_caps_for(training.device);
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
-  const NetworkSpec network = read_network(weights);
-  const HostMatrix input = read_finite_matrix(x, training.precision, caps.cpu);
+  const WeightsInput weights_input(weights, caps.cpu);
+  const NetworkSpec& network = weights_input.network();
+  const DataMatrix input = read_finite_matrix(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
                           printable(weights) + " has " + std::to_string(network.widths.front()) +
@@ -60,12 +62,13 @@ int run_predict(const OptionSet& options) {
   for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(network, training.precision);
   check_memory("predictions for " + std::to_string(input.rows) + " rows of " + printable(x),
                bytes.add(trainer.plan().executor == ExecutorKind::cpu ? trainer.plan().bytes : 0), caps.cpu);
-  trainer.load_weights(weights);
+  weights_input.load(trainer);
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
   trainer.predict(input.view(), prediction.view());
   write_npy(file, std::as_const(prediction).view());
   file.commit();
-  text.write(plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
+  text.write(rows_line(x, input, training.precision) + weights_input.line(training.precision) +
+             plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
              std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
              (network.bias ? " with biases\n" : "\n"));
   text.check();

@@ -118,6 +118,15 @@ std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpe
   return forced;
 }
 
+void declare_header(OptionSet& options) {
+  options.add("--header", "NAME", "auto", "names in line 1 of a .csv: auto, yes, no");
+}
+
+TableHeader read_header(const OptionSet& options) {
+  return choose<TableHeader>(options, "--header",
+                             {{"auto", TableHeader::automatic}, {"yes", TableHeader::yes}, {"no", TableHeader::no}});
+}
+
 void declare_quiet(OptionSet& options) { options.add_flag("--quiet", "no text on standard output"); }
 
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
@@ -166,6 +175,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
   options.add("--data", "FILE", "", "both in one: .npz with x and y, or .csv");
   options.add("--targets", "N|NAMES", "", "of that .csv: the last N columns, or NAME,NAME");
+  declare_header(options);
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
@@ -217,6 +227,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.y = options.file("--y");
   run.data = options.file("--data");
   run.targets = options.text("--targets");
+  run.header = read_header(options);
   run.weights = options.file("--weights");
   run.keep_going = options.given("--keep-going");
   run.training.deterministic = !options.given("--tune");
@@ -232,6 +243,9 @@ TrainOptions read_train_options(const OptionSet& options) {
                             printable(options.file(other)) + " is given too; drop --data, or --x and --y");
   if (run.data.empty() && options.given("--targets"))
     throw InvalidArgument("--targets " + in_quotes(run.targets) + " picks columns of --data FILE; add that or drop it");
+  if (!run.has_files() && options.given("--header"))
+    throw InvalidArgument("--header " + options.text("--header") +
+                          " is for .csv files; add --x and --y or --data, or drop it");
   if (run.x.empty() != run.y.empty())
     throw InvalidArgument(run.y.empty() ? "--x " + printable(run.x) + " has no targets; add --y FILE or drop --x"
                                         : "--y " + printable(run.y) + " has no inputs; add --x FILE or drop --y");

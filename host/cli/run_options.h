@@ -9,6 +9,7 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "files/reader.h"
 #include "options.h"
 #include "text_output.h"
 
@@ -30,6 +31,10 @@ Precision read_precision(const OptionSet& options);
 void declare_execution(OptionSet& options);
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training);
 
+/// --header.
+void declare_header(OptionSet& options);
+TableHeader read_header(const OptionSet& options);
+
 void declare_quiet(OptionSet& options);
 /// Throws InvalidArgument where two of the options `outputs` name one file, by whatever names, or standard output, or
 /// one of them a file that one of `inputs` names, unless it is `replaced_input` by `replacing_output`. Returns where
@@ -46,6 +51,7 @@ struct TrainOptions {
   std::int64_t steps = 0;
   bool keep_going = false;                                              ///< after a loss that is not finite
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
+  TableHeader header = TableHeader::automatic;
   TextOutput::Where text = TextOutput::Where::standard_output;
 
   /// Whether the data are read; they are generated otherwise.

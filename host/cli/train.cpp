@@ -225,16 +225,20 @@ int run_train(const OptionSet& options) {
   TrainingSpec training = run.training;
   training.samples = data.x.rows;
   Trainer trainer(run.network, training, run.forced, caps);
-  if (run.weights.empty())
+  std::string inputs = samples_line(run, data);
+  if (run.weights.empty()) {
     trainer.initialize(training.seed, run.init);
-  else
-    trainer.load_weights(run.weights);
+  } else {
+    const WeightsInput weights(run.weights, caps.cpu);
+    weights.load(trainer);
+    inputs += weights.line(training.precision);
+  }
   trainer.set_data(std::as_const(data.x).view(), std::as_const(data.y).view());
   const ShownRows rows(data, training.precision);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy
 
-  text.write(plan_line(trainer.plan(), training));
+  text.write(inputs + plan_line(trainer.plan(), training));
   if (text.wanted()) text.write(rows.text("before training", trainer));
   note_signals(kPatience);
   std::string rest;  // of the text: when the files are there

@@ -3,15 +3,20 @@
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
-#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
+#include <deviceloop/error.h>
+
 #include "../text.h"
-#include "reader.h"
+#include "number.h"
 
 namespace deviceloop {
 namespace {
@@ -33,6 +38,9 @@ std::string columns_text(std::size_t columns) {
   return std::to_string(columns) + (columns == 1 ? " column" : " columns");
 }
 
+constexpr char kReturnsAlone[] =
+    "has line ends of a carriage return alone; end its lines with a newline, as tr '\\r' '\\n' does";
+
 /// The lines of a file, one after the other, in a buffer that is no larger than the longest of them needs.
 class Lines {
  public:
@@ -44,7 +52,9 @@ class Lines {
     for (;;) {
       const std::string_view rest = std::string_view(buffer_).substr(begin_);
       const std::size_t end = rest.find('\n', searched);
-      if ((end == std::string_view::npos ? rest.size() : end) > kLongestLine)
+      const bool is_too_long = (end == std::string_view::npos ? rest.size() : end) > kLongestLine;
+      if (is_too_long && rest.substr(0, kLongestLine).find('\r') != std::string_view::npos) file_.refuse(kReturnsAlone);
+      if (is_too_long)
         file_.refuse(at_line(number_ + 1) + " is longer than " + bytes_text(kLongestLine) + "; is it a .csv file?");
       if (end != std::string_view::npos) return line(rest.substr(0, end), end + 1);
       if (read_ == file_.size()) {
@@ -84,24 +94,24 @@ struct Field {
   bool is_quoted = false;
 };
 
-/// The fields of the first line.
-std::vector<Field> split_first_line(const ByteSource& file, std::string_view line) {
+/// The fields of a line whose fields may be quoted. Calls refuse(column, problem), which does not return.
+std::vector<Field> split_fields(std::string_view line,
+                                const std::function<void(std::size_t, const std::string&)>& refuse) {
   std::vector<Field> fields;
   for (std::size_t at = 0;; ++at) {
     Field field;
     at = std::min(line.find_first_not_of(" \t", at), line.size());
     if (at < line.size() && line[at] == '"') {
       field.is_quoted = true;
-      const std::string where = at_column(1, fields.size());
       for (++at;; ++at) {
-        if (at == line.size()) file.refuse(where + ": a quotation mark is not closed on its line; close it");
+        if (at == line.size()) refuse(fields.size(), ": a quotation mark is not closed on its line; close it");
         if (line[at] == '"' && line.substr(at, 2) != "\"\"") break;
         if (line[at] == '"') ++at;
         field.text += line[at];
       }
       at = std::min(line.find_first_not_of(" \t", at + 1), line.size());
       if (at < line.size() && line[at] != ',')
-        file.refuse(where + ": text follows the closing quotation mark; write \"\" for one inside a name");
+        refuse(fields.size(), ": text follows the closing quotation mark; write \"\" for one inside a name");
     } else {
       const std::size_t end = std::min(line.find(',', at), line.size());
       field.text = without_spaces(line.substr(at, end - at));
@@ -112,127 +122,277 @@ std::vector<Field> split_first_line(const ByteSource& file, std::string_view lin
   }
 }
 
-bool is_number(const std::string& text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error != std::errc::invalid_argument && end == text.data() + text.size();
+bool is_one_of(std::string_view text, std::initializer_list<std::string_view> words) {
+  return std::find(words.begin(), words.end(), text) != words.end();
 }
 
-bool is_header(const std::vector<Field>& fields) {
-  return std::any_of(fields.begin(), fields.end(), [](const Field& field) {
-    return field.is_quoted || (!field.text.empty() && !is_number(field.text));
-  });
+/// What spreadsheets write for a result that they do not have. It may begin a row, for all its '#'.
+bool is_spreadsheet_error(std::string_view text) {
+  return is_one_of(text, {"#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NUM!", "#NAME?", "#NULL!"});
 }
 
-double parse_number(const ByteSource& file, std::string_view field, std::int64_t line, std::size_t column) {
-  const std::string_view text = without_spaces(field);
+bool is_missing_value(std::string_view text) {
+  return is_spreadsheet_error(text) ||
+         is_one_of(text, {"NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "?", "-", "."});
+}
+
+bool is_comment(std::string_view line) {
+  line = without_spaces(line);
+  return line.starts_with('#') && !is_spreadsheet_error(without_spaces(line.substr(0, line.find(','))));
+}
+
+/// What `text`, which is not a number, has between numbers where there should be a comma, "semicolons"; else null.
+const char* separators_in(std::string_view text) {
+  constexpr std::pair<char, const char*> kSeparators[] = {
+      {';', "semicolons"}, {'\t', "tabs"}, {'|', "vertical bars"}, {' ', "spaces"}};
+  for (const auto& [separator, name] : kSeparators) {
+    std::size_t numbers = 0;
+    bool is_all = true;
+    for (std::size_t at = 0; at <= text.size() && is_all;) {
+      const std::size_t end = std::min(text.find(separator, at), text.size());
+      const std::string_view piece = without_spaces(text.substr(at, end - at));
+      const bool is_number = parse_number(piece).kind != NumberKind::none;
+      numbers += is_number;
+      is_all = is_number || piece.empty() || is_missing_value(piece);
+      at = end + 1;
+    }
+    if (is_all && numbers > 0 && text.find(separator) != std::string_view::npos) return name;
+  }
+  return nullptr;
+}
+
+[[noreturn]] void refuse_field(const ByteSource& file, std::string_view text, std::int64_t line, std::size_t column) {
   if (text.empty()) file.refuse(at_column(line, column) + " is empty; write a number there or drop the line");
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  const bool is_whole = end == text.data() + text.size();
-  if (error == std::errc::result_out_of_range && is_whole)
+  if (text.find('\r') != std::string_view::npos) file.refuse(kReturnsAlone);
+  std::string problem = at_column(line, column) + ": " + in_quotes(text) + " is not a number";
+  if (const char* separators = separators_in(text))
+    problem += std::string(": it has ") + separators +
+               " between its numbers; write commas between the fields, and points, not commas, in the numbers";
+  else if (is_missing_value(text))
+    problem += " but a missing value; write a number there or drop the line";
+  else if (text.front() == '"')
+    problem += "; leave out the quotation marks";
+  else
+    problem += "; write one there, such as -1.5e3";
+  file.refuse(problem);
+}
+
+double number_in(const ByteSource& file, std::string_view field, std::int64_t line, std::size_t column) {
+  const std::string_view text = without_spaces(field);
+  const Number number = parse_number(text);
+  if (number.kind == NumberKind::none) refuse_field(file, text, line, column);
+  if (number.kind == NumberKind::too_large)
     file.refuse(at_column(line, column) + ": " + in_quotes(text) +
                 " is outside the range of float64; write a number within it");
-  if (error != std::errc() || !is_whole)
-    file.refuse(at_column(line, column) + ": " + in_quotes(text) + " is not a number" +
-                (text.find_first_of(";\t") != std::string_view::npos ? "; put commas between the fields"
-                 : text.front() == '+'                               ? "; leave out the '+'"
-                                                                     : "; write one there, such as -1.5e3"));
-  return value;
+  return number.value;
 }
 
-/// Calls take(column, value) for each field of a line, which must have `columns` of them.
+/// How a file begins.
+struct Beginning {
+  std::vector<Field> names;             // of the columns; empty: there are none
+  std::int64_t header_line = 0;         // that has the names; 0: none
+  std::optional<std::string_view> row;  // the first one, valid until the next line is read
+  std::int64_t line = 0;                // that says how many columns there are
+  std::size_t columns = 0;
+};
+
+std::vector<Field> split_header(const ByteSource& file, std::string_view text, std::int64_t line) {
+  return split_fields(
+      text, [&](std::size_t column, const std::string& problem) { file.refuse(at_column(line, column) + problem); });
+}
+
+/// Whether the fields are names of columns, and not a row. Refuses what is half of each.
+bool are_names(const ByteSource& file, const std::vector<Field>& fields, std::int64_t line) {
+  std::optional<std::size_t> name, number;
+  for (std::size_t column = 0; column < fields.size(); ++column) {
+    const auto& [text, is_quoted] = fields[column];
+    if (!is_quoted && parse_number(text).kind != NumberKind::none) {
+      if (!number) number = column;
+    } else if (is_quoted || !(text.empty() || is_missing_value(text))) {
+      if (!is_quoted && text.find('\r') != std::string::npos) file.refuse(kReturnsAlone);
+      if (!is_quoted && separators_in(text) != nullptr) refuse_field(file, text, line, column);
+      if (!name) name = column;
+    }
+  }
+  if (name && number)
+    file.refuse(at_column(line, *name) + ": " + in_quotes(fields[*name].text) +
+                (fields[*name].is_quoted ? " is a name, being in quotation marks" : " is not a number") + ", but " +
+                in_quotes(fields[*number].text) + " in column " + std::to_string(*number + 1) +
+                " is a number; correct the field if the line is a row, or give --header yes if it has the names of the "
+                "columns");
+  return name.has_value();
+}
+
+/// The names in a line with '#'; empty where it has none.
+std::vector<Field> names_in_comment(const ByteSource& file, std::string_view text, std::int64_t line) {
+  try {
+    std::vector<Field> fields = split_header(file, text, line);
+    if (are_names(file, fields, line)) return fields;
+  } catch (const InvalidArgument&) {  // prose
+  }
+  return {};
+}
+
+std::string_view without_comment_sign(std::string_view line) {
+  line = without_spaces(line);
+  return line.substr(std::min(line.find_first_not_of("# \t"), line.size()));
+}
+
+Beginning read_beginning(const ByteSource& file, Lines& lines, TableHeader header) {
+  Beginning beginning;
+  std::optional<std::string_view> line = lines.next();
+  if (line && (line->starts_with("\xff\xfe") || line->starts_with("\xfe\xff") || line->find('\0') != line->npos))
+    file.refuse("is UTF-16, or not text; save it as UTF-8, as iconv -f UTF-16 -t UTF-8 does");
+  if (header == TableHeader::yes && line) {
+    beginning.header_line = lines.number();
+    beginning.names = split_header(file, is_comment(*line) ? without_comment_sign(*line) : *line, lines.number());
+    line = lines.next();
+  }
+  std::string comment;
+  std::int64_t comment_line = 0;
+  for (; line && is_comment(*line); line = lines.next()) {
+    comment = without_comment_sign(*line);
+    comment_line = lines.number();
+  }
+  if (!line) return beginning;
+  if (without_spaces(*line).empty()) file.refuse(at_line(lines.number()) + " is empty; begin with numbers or a header");
+  beginning.row = line;
+  beginning.line = lines.number();
+  if (header == TableHeader::yes) {
+    beginning.line = beginning.header_line;
+    beginning.columns = beginning.names.size();
+    return beginning;
+  }
+  beginning.columns = static_cast<std::size_t>(std::count(line->begin(), line->end(), ',')) + 1;
+  if (header == TableHeader::no) return beginning;
+  std::vector<Field> fields = split_header(file, *line, lines.number());
+  if (are_names(file, fields, lines.number())) {
+    beginning.header_line = lines.number();
+    beginning.names = std::move(fields);
+    beginning.columns = beginning.names.size();
+    beginning.row = lines.next();
+  } else if (std::vector<Field> names = names_in_comment(file, comment, comment_line);
+             names.size() == beginning.columns) {
+    beginning.header_line = comment_line;
+    beginning.names = std::move(names);
+  }
+  return beginning;
+}
+
+/// Calls take(column, value) for each field of a line, which must have as many as the beginning says.
 template <class Take>
-void parse_row(const ByteSource& file, std::string_view line, std::int64_t number, std::size_t columns, Take take) {
+void parse_row(const ByteSource& file, std::string_view line, std::int64_t number, const Beginning& beginning,
+               Take take) {
+  const std::size_t columns = beginning.columns;
   std::size_t column = 0, at = 0;
   for (;; ++column) {
     if (column == columns)
-      file.refuse(at_line(number) + " has more than " + columns_text(columns) +
-                  ", which is what line 1 has; give every line as many");
+      file.refuse(at_line(number) + " has more than " + columns_text(columns) + ", which is what " +
+                  at_line(beginning.line) + " has; give every line as many");
     const std::size_t end = std::min(line.find(',', at), line.size());
-    take(column, parse_number(file, line.substr(at, end - at), number, column));
+    take(column, number_in(file, line.substr(at, end - at), number, column));
     if (end == line.size()) break;
     at = end + 1;
   }
   if (column + 1 != columns)
-    file.refuse(at_line(number) + " has " + columns_text(column + 1) + ", line 1 has " + std::to_string(columns) +
-                "; give every line as many");
+    file.refuse(at_line(number) + " has " + columns_text(column + 1) + ", " + at_line(beginning.line) + " has " +
+                std::to_string(columns) + "; give every line as many");
 }
 
 /// For each column, its place among the targets, or -1 for an input.
 using Split = std::vector<std::int64_t>;
 
-Split all_inputs(const std::vector<Field>& first) { return Split(first.size(), -1); }
+Split all_inputs(const Beginning& beginning) { return Split(beginning.columns, -1); }
 
-Split split_by_name(const ByteSource& file, const std::vector<Field>& header, std::string_view names) {
-  Split split = all_inputs(header);
-  std::int64_t targets = 0;
-  for (std::size_t at = 0; at <= names.size(); ++targets) {
-    const std::size_t end = std::min(names.find(',', at), names.size());
-    const std::string_view name = without_spaces(names.substr(at, end - at));
+Split split_by_name(const ByteSource& file, const Beginning& beginning, std::string_view targets) {
+  const std::vector<Field>& header = beginning.names;
+  const std::string there = " in " + at_line(beginning.header_line);
+  Split split = all_inputs(beginning);
+  std::int64_t count = 0;
+  const auto refuse = [&](std::size_t column, const std::string& problem) {
+    file.refuse("its --targets " + in_quotes(targets) + ", name " + std::to_string(column + 1) + problem);
+  };
+  for (const Field& target : split_fields(targets, refuse)) {
+    const std::string& name = target.text;
     const auto is_named = [&](const Field& field) { return field.text == name; };
     const auto found = std::find_if(header.begin(), header.end(), is_named);
     if (found == header.end())
-      file.refuse("has no column named " + in_quotes(name) + " in its first line; the targets are a number of columns" +
-                  " or names from there");
+      file.refuse("has no column named " + in_quotes(name) + there + "; the targets are a number of columns" +
+                  " or names from there, in double quotes where they have a comma");
     if (std::find_if(found + 1, header.end(), is_named) != header.end())
-      file.refuse("has more than one column named " + in_quotes(name) + " in its first line; rename one");
+      file.refuse("has more than one column named " + in_quotes(name) + there + "; rename one");
     std::int64_t& place = split[static_cast<std::size_t>(found - header.begin())];
     if (place != -1) file.refuse("has one column named " + in_quotes(name) + ", but it is wanted twice; name it once");
-    place = targets;
-    at = end + 1;
+    place = count++;
   }
   return split;
 }
 
-Split split_columns(const ByteSource& file, const std::vector<Field>& first, const std::string& targets) {
-  const auto columns = static_cast<std::int64_t>(first.size());
-  Split split = all_inputs(first);
+Split split_columns(const ByteSource& file, const Beginning& beginning, const std::string& targets) {
+  const auto columns = static_cast<std::int64_t>(beginning.columns);
+  Split split = all_inputs(beginning);
   const char* end = targets.data() + targets.size();
   std::int64_t count = 0;
   const auto parsed = std::from_chars(targets.data(), end, count);
   if (parsed.ptr == end && parsed.ec != std::errc::invalid_argument) {
     if (parsed.ec != std::errc() || count < 1 || count >= columns)
-      file.refuse("has " + columns_text(first.size()) + ", so " + in_quotes(targets) +
+      file.refuse("has " + columns_text(beginning.columns) + ", so " + in_quotes(targets) +
                   " of them cannot be targets; take at least one, and leave at least one as an input");
     for (std::int64_t i = 0; i < count; ++i) split[static_cast<std::size_t>(columns - count + i)] = i;
     return split;
   }
-  if (!is_header(first))
-    file.refuse("has no names of columns in its first line, so its targets cannot be " + in_quotes(targets) +
-                "; give the number of columns that are targets, the last ones");
-  split = split_by_name(file, first, targets);
+  if (beginning.names.empty())
+    file.refuse("has no names of columns, so its targets cannot be " + in_quotes(targets) +
+                "; give the number of columns that are targets, the last ones, or --header yes if line 1 has names");
+  split = split_by_name(file, beginning, targets);
   if (std::find(split.begin(), split.end(), -1) == split.end())
     file.refuse("has no column left as an input; name fewer targets");
   return split;
 }
 
+/// Refuses a row with another separator, which would have too few columns for the targets.
+void check_separators(const ByteSource& file, std::string_view row, std::int64_t line) {
+  std::size_t column = 0;
+  for (std::size_t at = 0; at <= row.size(); ++column) {
+    const std::size_t end = std::min(row.find(',', at), row.size());
+    const std::string_view text = without_spaces(row.substr(at, end - at));
+    if (parse_number(text).kind == NumberKind::none && separators_in(text) != nullptr)
+      refuse_field(file, text, line, column);
+    at = end + 1;
+  }
+}
+
 template <class MakeSplit>
-Samples read(const ByteSource& file, std::uint64_t most_bytes, MakeSplit make_split) {
+Samples read(const ByteSource& file, const ReadOptions& options, MakeSplit make_split) {
   Lines lines(file);
-  std::optional<std::string_view> line = lines.next();
-  if (line && without_spaces(*line).empty()) file.refuse("line 1 is empty; begin with numbers or a header");
-  const std::vector<Field> first = line ? split_first_line(file, *line) : std::vector<Field>();
-  const Split split = make_split(first);
+  const Beginning beginning = read_beginning(file, lines, options.header);
+  if (!beginning.row) file.refuse("has no rows of numbers; give at least one");
+  check_separators(file, *beginning.row, lines.number());
+  const Split split = make_split(beginning);
   const auto targets = static_cast<std::size_t>(
       std::count_if(split.begin(), split.end(), [](std::int64_t place) { return place >= 0; }));
-  if (is_header(first)) line = lines.next();
 
-  std::int64_t rows = 0, empty_line = 0;
+  std::int64_t rows = 0, skipped_line = 0;
+  const char* skipped = nullptr;
   std::vector<double> x(split.size() - targets), y(targets);
   Samples samples;
   const auto append = [](std::vector<std::byte>& to, const std::vector<double>& values) {
     const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
     to.insert(to.end(), bytes, bytes + values.size() * sizeof(double));
   };
-  for (; line; line = lines.next()) {
-    if (without_spaces(*line).empty()) {
-      if (empty_line == 0) empty_line = lines.number();
+  for (std::optional<std::string_view> line = beginning.row; line; line = lines.next()) {
+    const bool is_ignored = is_comment(*line);
+    if (is_ignored && rows == 0) continue;
+    if (is_ignored || without_spaces(*line).empty()) {
+      if (skipped_line == 0) {
+        skipped_line = lines.number();
+        skipped = is_ignored ? " begins with '#'" : " is empty";
+      }
       continue;
     }
-    if (empty_line != 0) file.refuse(at_line(empty_line) + " is empty, and more lines follow; drop it");
+    if (skipped_line != 0) file.refuse(at_line(skipped_line) + skipped + ", and more lines follow; drop it");
     std::size_t input = 0;
-    parse_row(file, *line, lines.number(), split.size(), [&](std::size_t column, double value) {
+    parse_row(file, *line, lines.number(), beginning, [&](std::size_t column, double value) {
       const std::int64_t place = split[column];
       (place < 0 ? x[input++] : y[static_cast<std::size_t>(place)]) = value;
     });
@@ -240,20 +400,21 @@ Samples read(const ByteSource& file, std::uint64_t most_bytes, MakeSplit make_sp
       // From the length of one row to that of all: a guess that saves copies. A number takes two bytes at least.
       const std::uint64_t guess = std::min(file.size() / (line->size() + 1) + 1, file.size() / 2 / split.size() + 1);
       const std::uint64_t bytes = guess * sizeof(double) * split.size();
-      if (bytes <= most_bytes) {
+      if (bytes <= options.most_bytes) {
         samples.x.bytes.reserve(guess * sizeof(double) * x.size());
         samples.y.bytes.reserve(guess * sizeof(double) * y.size());
       }
     }
-    check_matrix_size(file, static_cast<std::uint64_t>(rows) * split.size(), ElementType::float64, most_bytes);
+    check_matrix_size(file, static_cast<std::uint64_t>(rows) * split.size(), ElementType::float64, options.most_bytes);
     append(samples.x.bytes, x);
     append(samples.y.bytes, y);
   }
   if (rows == 0) file.refuse("has no rows of numbers; give at least one");
-  const auto finish = [&](HostMatrix& matrix, std::size_t columns) {
+  const auto finish = [&](DataMatrix& matrix, std::size_t columns) {
     matrix.type = ElementType::float64;
     matrix.rows = rows;
     matrix.columns = static_cast<std::int64_t>(columns);
+    matrix.header_line = beginning.header_line;
   };
   finish(samples.x, x.size());
   finish(samples.y, y.size());
@@ -262,15 +423,13 @@ Samples read(const ByteSource& file, std::uint64_t most_bytes, MakeSplit make_sp
 
 }  // namespace
 
-DataMatrix read_csv(const ByteSource& file, const ReadOptions& options) {
-  return read(file, options.most_bytes, all_inputs).x;
-}
+DataMatrix read_csv(const ByteSource& file, const ReadOptions& options) { return read(file, options, all_inputs).x; }
 
 Samples read_csv_samples(const ByteSource& file, const ReadOptions& options) {
   if (options.targets.empty())
     file.refuse("does not say which of its columns are the targets; give --targets, their number or their names");
-  return read(file, options.most_bytes,
-              [&](const std::vector<Field>& first) { return split_columns(file, first, options.targets); });
+  return read(file, options,
+              [&](const Beginning& beginning) { return split_columns(file, beginning, options.targets); });
 }
 
 }  // namespace deviceloop

@@ -6,16 +6,20 @@
 
 namespace deviceloop {
 
-/// Reads numbers as float64, a line a row. The first line is a header where a field of it is not a number; its fields
-/// may stand in double quotes. Spaces around fields, CRLF, a byte order mark and empty lines at the end are skipped.
-/// "nan" and "inf" are numbers. Throws InvalidArgument, naming the file and, counted from 1, line and column: a field
-/// that is empty, not a number or out of the range of float64, lines with other numbers of fields than the first, a
-/// line longer than 16 MiB, no rows, more than `most_bytes` of memory.
+/// Reads numbers (see number.h) as float64, a line a row. A byte order mark, spaces around fields, CRLF, empty lines at
+/// the end, and lines that begin with '#' before the first row and after the last are skipped. A first line without any
+/// number has the names of the columns; with some it is refused, as nothing tells whether it is a row. What else has
+/// the names, as numpy.savetxt writes them: the last line with '#' before the first row, where it has as many names as
+/// that row has numbers. `options.header` decides for a file that does not tell: `yes`, the first line has the names,
+/// whatever they are; `no`, it is a row. Names may stand in double quotes. Throws InvalidArgument, naming the file and,
+/// counted from 1, line and column: a field that is empty, not a number or too large for float64, another separator
+/// than a comma, lines with other numbers of fields than the first, a line longer than 16 MiB, line ends of carriage
+/// returns alone, UTF-16, no rows, more than `most_bytes` of memory.
 DataMatrix read_csv(const ByteSource& file, const ReadOptions& options = {});
 
-/// Splits the columns: `options.targets` is a number, the last so many columns, or names from the header with commas
-/// between them, in the order wanted; all other columns are inputs, in their own order. Throws as read_csv does, and
-/// for targets that the file does not have or that leave no inputs.
+/// Splits the columns: `options.targets` is a number, the last so many columns, or names of columns with commas between
+/// them, in the order wanted, in double quotes where a name has a comma or is a number; all other columns are inputs,
+/// in their own order. Throws as read_csv does, and for targets that the file does not have or that leave no inputs.
 Samples read_csv_samples(const ByteSource& file, const ReadOptions& options);
 
 }  // namespace deviceloop

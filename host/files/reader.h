@@ -11,9 +11,13 @@
 
 namespace deviceloop {
 
+/// Whether the first line of a table has the names of its columns.
+enum class TableHeader { automatic, yes, no };
+
 struct ReadOptions {
   std::uint64_t most_bytes = UINT64_MAX;            ///< of memory that is free for what is read
   ElementType integers = ElementType::float64;      ///< what integers of 32 and 64 bits become
+  TableHeader header = TableHeader::automatic;      ///< see csv.h
   std::string targets = {};                         ///< which columns of a table are the targets, see csv.h
   InputFile::WhileReading while_reading = nullptr;  ///< see InputFile
 };
@@ -24,7 +28,8 @@ struct DataMatrix : HostMatrix {
   DataMatrix() = default;
   DataMatrix(HostMatrix matrix) : HostMatrix(std::move(matrix)) {}
 
-  std::string stored_type;  ///< of the file's elements, "int64"; empty for numbers that are text
+  std::string stored_type;       ///< of the file's elements, "int64"; empty for numbers that are text
+  std::int64_t header_line = 0;  ///< the line of a table, from 1, with the names of its columns; 0: there is none
 };
 
 /// Inputs and targets, one row a sample.

@@ -110,8 +110,8 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
   /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading takes F16, BF16, F32 and
-  /// F64, also through a pipe; saving writes the working precision, atomically. Throws InvalidArgument, naming the file, and changes nothing then;
-  /// Error where the file cannot be written.
+  /// F64, also through a pipe; saving writes the working precision, atomically. Throws InvalidArgument, naming the
+  /// file, and changes nothing then; Error where the file cannot be written.
   /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;

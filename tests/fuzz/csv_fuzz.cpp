@@ -18,8 +18,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     size -= static_cast<std::size_t>(end + 1 - data);
     data = end + 1;
   }
-  {
-    return fuzz::run(data, size, [&](const ByteSource& source) {
+  for (const TableHeader header : {TableHeader::automatic, TableHeader::yes, TableHeader::no}) {
+    options.header = header;
+    fuzz::run(data, size, [&](const ByteSource& source) {
       if (options.targets.empty()) return fuzz::check(read_csv(source, options));
       const Samples samples = read_csv_samples(source, options);
       fuzz::check(samples.x);
@@ -27,4 +28,5 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       if (samples.x.rows != samples.y.rows) std::abort();
     });
   }
+  return 0;
 }

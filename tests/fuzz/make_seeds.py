@@ -68,6 +68,11 @@ for code, kind in ((8, "B"), (9, "b"), (11, "h"), (12, "i"), (13, "f"), (14, "d"
 save("csv/numbers", b"\0001,2.5\n-3,4e2\n")
 save("csv/header", b"\0\"a \"\"b\", c\r\n1 , nan\r\n.5,-inf")
 save("csv/count", b"1\0a,b\n1,2\n3,4\n")
+save("csv/other_numbers", b"\0+1.0,1.5D-3,0.1-100\n0x1.8p+1,1e-400,5.\n")
+save("csv/comments", b"c\0# by me\n# a,b,c\n1,2,3\n# end\n")
+save("csv/quoted", b"\"a,b\",2\0\"a,b\",2,c\n1,2,3\n")
+save("csv/semicolons", b"1\0a;b\n1,5;NA\n")
+save("csv/returns", b"\0a,b\r1,2\r")
 save("csv/names", b"b,a\0a,b,c\n1,2,3\n4,5,6\n")
 
 tensors = {"__metadata__": {"format": "pt"}, "0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
