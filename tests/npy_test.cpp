@@ -331,6 +331,10 @@ TEST_F(ReadNpy, RefusesAShapeThatTheFileDoesNotHold) {
   for (const char* shape : {"(4294967296, 4294967296)", "(9223372036854775807, 9223372036854775807)",
                             "(9223372036854775807,)", "(4611686018427387904, 1)", "(2305843009213693953, 8)"})
     EXPECT_MENTIONS(refused(npy(header("<f8", shape), data_)), "more bytes than any file has");
+  // Of one byte each; in the elements that they become, the first two would overflow too.
+  for (const char* shape : {"(9223372036854775807,)", "(4611686018427387904, 2)", "(7,)"})
+    EXPECT_MENTIONS(refused(npy(header("|u1", shape), "123456")), ", and 6 follow the header");
+  EXPECT_MENTIONS(refused(npy(header("|b1", "(9223372036854775807, 3)"), "123456")), "more bytes than any file has");
 }
 
 TEST_F(ReadNpy, RefusesBytesAfterTheArray) {
