@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -112,6 +113,15 @@ TEST(ReadMatrix, ReadsPipesIntoMemory) {
   EXPECT_MENTIONS(refused_pipe("nothing", "", 1000), "is a pipe, through which nothing came");
   EXPECT_MENTIONS(refused_pipe("binary", std::string("\x01\x02\x03", 3), 1000), "is of no format that is read");
   EXPECT_MENTIONS(refused_pipe("tabs", "1\t2\n", 1000), "it has tabs between its numbers");
+}
+
+TEST(ReadMatrix, ReadsASocketThatWasInherited) {
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  ASSERT_EQ(::write(ends[1], "1,2\n3,4\n", 8), 8);
+  ::close(ends[1]);
+  EXPECT_EQ(read_matrix("/dev/fd/" + std::to_string(ends[0])).rows, 2);
+  ::close(ends[0]);
 }
 
 TEST(ReadMatrix, EndsTheReadingOfAPipeWhenToldTo) {

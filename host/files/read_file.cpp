@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -35,6 +37,15 @@ std::string remedy(int error) {
   }
 }
 
+/// A copy of the descriptor that `path` names, /dev/stdin or /dev/fd/N; -1 for another path. Linux opens no socket by
+/// such a name, and a socket is what ssh gives a command for its standard input.
+int copied_descriptor(std::string_view path) {
+  int descriptor = path == "/dev/stdin" ? STDIN_FILENO : -1;
+  constexpr std::string_view kFolder = "/dev/fd/";
+  if (path.starts_with(kFolder)) std::from_chars(path.data() + kFolder.size(), path.data() + path.size(), descriptor);
+  return descriptor < 0 ? -1 : ::fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+}
+
 }  // namespace
 
 void ByteSource::refuse(const std::string& problem) const { throw InvalidArgument(name_ + ": " + problem); }
@@ -58,13 +69,14 @@ InputFile::InputFile(const std::string& path, std::uint64_t most_bytes, const Wh
   } while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) {
     const int error = errno;
-    refuse("cannot be read: " + reason(error) + "; " + remedy(error));
+    if (error == ENXIO) descriptor_ = copied_descriptor(path);
+    if (descriptor_ < 0) refuse("cannot be read: " + reason(error) + "; " + remedy(error));
   }
   try {
     struct stat status {};
     if (::fstat(descriptor_, &status) != 0) refuse("cannot be read: " + reason(errno) + "; " + remedy(errno));
     if (S_ISDIR(status.st_mode)) refuse("is a folder; give the name of a file in it");
-    if (S_ISFIFO(status.st_mode)) {
+    if (S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode)) {
       read_pipe(most_bytes, while_reading);
       return;
     }

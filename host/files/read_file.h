@@ -50,8 +50,8 @@ class MemorySource : public ByteSource {
   std::span<const std::byte> bytes_;
 };
 
-/// A file, open for reading; size() is that of when it was opened. What comes through a pipe, such as /dev/stdin, is
-/// read into memory until its writers close it.
+/// A file, open for reading; size() is that of when it was opened. What comes through a pipe or socket, such as
+/// /dev/stdin, is read into memory until its writers close it.
 class InputFile : public ByteSource {
  public:
   /// Called several times a second while a pipe is read; what it throws ends the reading.
