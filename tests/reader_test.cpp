@@ -124,18 +124,5 @@ TEST(ReadMatrix, ReadsASocketThatWasInherited) {
   ::close(ends[0]);
 }
 
-TEST(ReadMatrix, EndsTheReadingOfAPipeWhenToldTo) {
-  const TemporaryFolder folder;
-  const std::string path = folder / "pipe";
-  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
-  ReadOptions options;
-  int calls = 0;
-  options.while_reading = [&] {
-    if (++calls == 3) throw std::runtime_error("enough");
-  };
-  EXPECT_THROW(read_matrix(path, options), std::runtime_error);  // nobody writes
-  EXPECT_EQ(calls, 3);
-}
-
 }  // namespace
 }  // namespace deviceloop

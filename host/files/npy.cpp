@@ -270,7 +270,7 @@ void read_columns(const StoredElements& elements, HostMatrix& matrix) {
 }  // namespace
 
 DataMatrix read_npy(const std::string& path, const ReadOptions& options) {
-  return read_npy(InputFile(path, options.most_bytes, options.while_reading), options);
+  return read_npy(InputFile(path, options.most_bytes), options);
 }
 
 DataMatrix read_npy(const ByteSource& file, const ReadOptions& options) {

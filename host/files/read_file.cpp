@@ -59,12 +59,11 @@ void MemorySource::read(std::uint64_t offset, void* out, std::size_t bytes) cons
   if (bytes != 0) std::memcpy(out, bytes_.data() + offset, bytes);
 }
 
-InputFile::InputFile(const std::string& path, std::uint64_t most_bytes, const WhileReading& while_reading)
-    : ByteSource(printable(path)) {
+InputFile::InputFile(const std::string& path, std::uint64_t most_bytes) : ByteSource(printable(path)) {
   if (path.empty()) throw InvalidArgument("the path of the file to read is empty; give the name of a file");
   if (path.find('\0') != std::string::npos) refuse("has a NUL character in its path; give the name of a file");
   do {
-    // Without O_NONBLOCK a pipe that nobody writes to would hang here, out of reach of while_reading.
+    // Without O_NONBLOCK some devices, which are refused below, would wait here.
     descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   } while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) {
@@ -77,7 +76,7 @@ InputFile::InputFile(const std::string& path, std::uint64_t most_bytes, const Wh
     if (::fstat(descriptor_, &status) != 0) refuse("cannot be read: " + reason(errno) + "; " + remedy(errno));
     if (S_ISDIR(status.st_mode)) refuse("is a folder; give the name of a file in it");
     if (S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode)) {
-      read_pipe(most_bytes, while_reading);
+      read_pipe(most_bytes);
       return;
     }
     if (!S_ISREG(status.st_mode)) refuse("is a device; write its content to a file and give that");
@@ -91,15 +90,12 @@ InputFile::InputFile(const std::string& path, std::uint64_t most_bytes, const Wh
 
 InputFile::~InputFile() { ::close(descriptor_); }
 
-void InputFile::read_pipe(std::uint64_t most_bytes, const WhileReading& while_reading) {
+void InputFile::read_pipe(std::uint64_t most_bytes) {
   constexpr std::size_t kPiece = 1 << 16;
-  constexpr int kWaitMs = 100;
   std::size_t size = 0;
   for (;;) {
     pollfd pipe{descriptor_, POLLIN, 0};
-    const int ready = ::poll(&pipe, 1, kWaitMs);
-    if (while_reading) while_reading();
-    if (ready <= 0) continue;
+    if (::poll(&pipe, 1, -1) <= 0) continue;  // a signal
     content_.resize(size + kPiece);
     const ssize_t count = ::read(descriptor_, content_.data() + size, kPiece);
     if (count < 0 && errno != EINTR && errno != EAGAIN)

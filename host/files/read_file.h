@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -54,13 +53,9 @@ class MemorySource : public ByteSource {
 /// /dev/stdin, is read into memory until its writers close it.
 class InputFile : public ByteSource {
  public:
-  /// Called several times a second while a pipe is read; what it throws ends the reading.
-  using WhileReading = std::function<void()>;
-
   /// Throws InvalidArgument, naming the path and what to do: missing, a folder, a device, unreadable, empty, a pipe
   /// through which more than `most_bytes` come. Waits for nothing but a pipe.
-  explicit InputFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX,
-                     const WhileReading& while_reading = {});
+  explicit InputFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX);
   ~InputFile() override;
 
   /// Throws Error also where the file has become shorter.
@@ -70,7 +65,7 @@ class InputFile : public ByteSource {
   std::uint64_t memory() const { return content_.size(); }
 
  private:
-  void read_pipe(std::uint64_t most_bytes, const WhileReading& while_reading);
+  void read_pipe(std::uint64_t most_bytes);
 
   int descriptor_ = -1;
   std::vector<char> content_;  // of a pipe

@@ -80,12 +80,12 @@ ReadOptions beside(const InputFile& file, ReadOptions options) {
 }  // namespace
 
 DataMatrix read_matrix(const std::string& path, const ReadOptions& options) {
-  const InputFile file(path, options.most_bytes, options.while_reading);
+  const InputFile file(path, options.most_bytes);
   return find_format(file).read_matrix(file, beside(file, options));
 }
 
 Samples read_samples(const std::string& path, const ReadOptions& options) {
-  const InputFile file(path, options.most_bytes, options.while_reading);
+  const InputFile file(path, options.most_bytes);
   const Format& format = find_format(file);
   if (format.read_samples == nullptr)
     file.refuse(std::string("is ") + format.name +

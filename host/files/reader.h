@@ -19,7 +19,6 @@ struct ReadOptions {
   ElementType integers = ElementType::float64;      ///< what integers of 32 and 64 bits become
   TableHeader header = TableHeader::automatic;      ///< see csv.h
   std::string targets = {};                         ///< which columns of a table are the targets, see csv.h
-  InputFile::WhileReading while_reading = nullptr;  ///< see InputFile
 };
 
 /// A matrix from a file, one row a sample.

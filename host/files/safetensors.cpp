@@ -238,9 +238,8 @@ void check_size(const ByteSource& file, const Entry& entry) {
 
 }  // namespace
 
-SafeTensorsFile::SafeTensorsFile(const std::string& path, std::uint64_t most_bytes,
-                                 const InputFile::WhileReading& while_reading)
-    : file_(std::make_unique<const InputFile>(path, most_bytes, while_reading)), source_(*file_) {
+SafeTensorsFile::SafeTensorsFile(const std::string& path, std::uint64_t most_bytes)
+    : file_(std::make_unique<const InputFile>(path, most_bytes)), source_(*file_) {
   read_header();
 }
 

@@ -37,8 +37,7 @@ class SafeTensorsFile {
   /// or 100 MB, not JSON, duplicate keys, offsets that overlap, leave gaps, lie outside the file or do not match shape
   /// and dtype, an unknown dtype. The other two are those of InputFile. Allocates nothing that the file's size does not
   /// justify.
-  explicit SafeTensorsFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX,
-                           const InputFile::WhileReading& while_reading = {});
+  explicit SafeTensorsFile(const std::string& path, std::uint64_t most_bytes = UINT64_MAX);
   /// The same, from any source, which must outlive it.
   explicit SafeTensorsFile(const ByteSource& source);
 
