@@ -118,9 +118,9 @@ class DEVICELOOP_EXPORT Trainer {
   /// @}
 
   /// Runs `steps` steps of gradient descent and returns their losses. Needs set_data. `callback` is called after every
-  /// `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may stop the run; without one, nothing waits
-  /// between steps. Throws InvalidArgument for a negative number, without data, and where the losses do not fit into
-  /// memory. A loss that is not finite does not end the run: see TrainReport::first_non_finite_step.
+  /// `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may stop the run; without one,
+  /// nothing waits between steps. Throws InvalidArgument for a negative number, without data, and where the losses do
+  /// not fit into memory. A loss that is not finite does not end the run: see TrainReport::first_non_finite_step.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
   /// The loss of the parameters as they are: what the next step would report. Needs set_data.
