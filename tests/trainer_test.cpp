@@ -7,6 +7,7 @@
 
 #include <bit>
 #include <cfenv>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "support/problem.h"
+#include "support/sanitized.h"
 
 namespace deviceloop {
 namespace {
@@ -313,6 +315,34 @@ TEST(Trainer, CallsBackAfterEveryChunkAndStopsWhenTold) {
   EXPECT_FALSE(rest.stopped);
   seen.insert(seen.end(), rest.losses.begin(), rest.losses.end());
   EXPECT_EQ(seen, expected);
+}
+
+TEST(Trainer, CallsBackSoonerWhereAStepTakesLongerThanPredicted) {
+  if (kSlowMachine) GTEST_SKIP() << "the first chunk, which is as predicted, would take long";
+  NetworkSpec network;
+  network.widths = {64, 64, 1};
+  DeviceCaps caps = query_device_caps();
+  caps.gpus.clear();
+  caps.cpu.gflops_fp32 = 1e9;
+  Trainer trainer(network, {}, std::nullopt, caps);
+  std::vector<float> x(512 * 64), y(512);
+  fill_normal(Matrix(x.data(), 512, 64), 0, kTensorX);
+  trainer.set_data(ConstMatrix(x.data(), 512, 64), ConstMatrix(y.data(), 512, 1));
+  std::vector<std::int64_t> chunks;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto ms_since = [](auto start) {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  };
+  double first_ms = 0;
+  trainer.train(100000, [&](const TrainProgress& progress) {
+    if (chunks.empty()) first_ms = ms_since(begin);
+    chunks.push_back(static_cast<std::int64_t>(progress.losses.size()));
+    return chunks.size() < 2;
+  });
+  ASSERT_EQ(chunks.size(), 2u);
+  EXPECT_EQ(chunks[0], 4096);
+  if (first_ms < 120) GTEST_SKIP() << "this machine is as fast as predicted";
+  EXPECT_NEAR(static_cast<double>(chunks[1]), 4096 * 50 / first_ms, 4096 * 5 / first_ms);
 }
 
 TEST(Trainer, ACallbackThatThrowsLeavesAWholeNumberOfSteps) {
