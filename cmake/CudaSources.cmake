@@ -25,8 +25,12 @@ set_source_files_properties(cuda/runtime/check.cpp PROPERTIES
                             COMPILE_DEFINITIONS "DEVICELOOP_CUDA_ARCHITECTURES=\"${deviceloop_cuda_code}\"")
 
 # Where a kernel wants a fused multiply-add it calls fma: with nothing fused behind its back, the same source gives the
-# same bits on the host and on every GPU. -std here because CMake before 3.26 does not know C++20 for nvcc.
-set(nvcc_options --fmad=false -std=c++20 -Xcompiler=-ffp-contract=off,-Wall,-Wextra,-Wshadow)
+# same bits on the host and on every GPU. What --use_fast_math in CMAKE_CUDA_FLAGS does to + - * / and square roots is
+# undone, and kernels use no other function that it changes. -std here because CMake before 3.26 does not know C++20 for
+# nvcc.
+list(JOIN floating_point_options "," host_options)
+set(nvcc_options --fmad=false --ftz=false --prec-div=true --prec-sqrt=true -std=c++20
+    -Xcompiler=${host_options},-Wall,-Wextra,-Wshadow)
 if(DEVICELOOP_WERROR)
   list(APPEND nvcc_options --Werror=all-warnings -Xcompiler=-Werror)
 endif()

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "floating_point.h"
+
 namespace deviceloop::elementwise {
 
 /// relu(z); written with < so that NaN passes.

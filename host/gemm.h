@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "floating_point.h"
+
 namespace deviceloop {
 
 enum class Transpose { no, yes };

@@ -9,6 +9,8 @@
 
 #include <deviceloop/matrix.h>
 
+#include "floating_point.h"
+
 namespace deviceloop {
 
 /// Calls f with a null pointer of the element type, so that one generic lambda serves both.
