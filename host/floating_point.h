@@ -1,7 +1,9 @@
-// What the library's arithmetic rests on. Checked here, for every file that computes: how it is compiled. Without these
-// checks NaN would pass for a number, and results would depend on the compiler.
+// What the library's arithmetic rests on: how every file that computes is compiled, which is checked here because NaN
+// would pass for a number otherwise, and results would depend on the compiler; and the floating-point environment of
+// the threads that compute.
 #pragma once
 
+#include <cfenv>
 #include <cfloat>
 #include <type_traits>
 
@@ -14,3 +16,29 @@
 #endif
 static_assert(std::is_same_v<decltype(1.0), double>,
               "deviceloop needs constants in double: compile it without -fsingle-precision-constant");
+
+namespace deviceloop {
+
+/// Gives the calling thread the default floating-point environment: rounding to nearest, subnormal numbers kept, no
+/// traps, no flag raised.
+void use_default_floating_point() noexcept;
+
+/// While it lives, the calling thread has the default floating-point environment. Then it has its own again as it was,
+/// the flags of exceptions included. On x86-64 that of SSE, where all arithmetic in float and double is done; some
+/// nanoseconds there.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() noexcept;
+  ~DefaultFloatingPoint();
+  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  unsigned saved_;
+#else
+  std::fenv_t saved_;
+#endif
+};
+
+}  // namespace deviceloop

@@ -11,6 +11,7 @@
 
 #include <deviceloop/error.h>
 
+#include "floating_point.h"
 #include "matrix_ops.h"
 #include "random_internal.h"
 
@@ -111,6 +112,7 @@ void fill(Matrix out, std::uint64_t seed, std::uint32_t tensor, double deviation
 
 void fill_normal(Matrix out, std::uint64_t seed, std::uint32_t tensor, double deviation) {
   check_host_view(out, "fill_normal: the matrix");
+  const DefaultFloatingPoint floating_point;
   if (out.type == ElementType::float32)
     fill<float>(out, seed, tensor, deviation);
   else

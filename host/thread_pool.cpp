@@ -7,6 +7,7 @@
 
 #include <deviceloop/error.h>
 
+#include "floating_point.h"
 #include "gemm.h"
 #include "machine.h"
 #include "text.h"
@@ -155,6 +156,7 @@ void ThreadPool::take_tasks(int worker) {
 }
 
 void ThreadPool::work(int worker, std::latch& ready) {
+  use_default_floating_point();  // a new thread has that of its creator
   try {
     prepare_gemm_here();
   } catch (...) {

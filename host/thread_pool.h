@@ -15,6 +15,7 @@ namespace deviceloop {
 
 /// Runs numbered tasks on the calling thread and `threads` - 1 others. Which thread runs which task is left to chance,
 /// so tasks must not depend on it: each writes to places of its own. Every worker calls gemm single-threaded.
+/// The others compute in the default floating-point environment; the caller of `run` takes care of its own.
 class ThreadPool {
  public:
   /// Returns when all threads are ready. Throws Error where the system does not give them, or not the address space

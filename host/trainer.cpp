@@ -12,6 +12,7 @@
 #include "executor.h"
 #include "files/output_file.h"
 #include "files/weights.h"
+#include "floating_point.h"
 #include "machine.h"
 #include "matrix_ops.h"
 #include "parameters.h"
@@ -151,6 +152,7 @@ struct Trainer::Impl {
   }
 
   void read(int index, Matrix out) const {
+    const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, out);
     if (executor) return executor->read_state(index, out);
@@ -158,6 +160,7 @@ struct Trainer::Impl {
   }
 
   void write(int index, ConstMatrix in) {
+    const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, in);
     check_finite(in, training.precision, ("parameter " + layout[static_cast<std::size_t>(index)].name).c_str());
@@ -173,6 +176,7 @@ struct Trainer::Impl {
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced)
     : impl_(std::make_unique<Impl>()) {
+  const DefaultFloatingPoint floating_point;
   DeviceCaps here = query_caps_for(training.device);
   impl_->preparation.lap("devices");
   impl_->make_plan(std::move(network), training, forced, std::move(here));
@@ -180,6 +184,7 @@ Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<Execu
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
     : impl_(std::make_unique<Impl>()) {
+  const DefaultFloatingPoint floating_point;
   impl_->make_plan(std::move(network), training, forced, std::move(caps));
 }
 
@@ -188,6 +193,7 @@ Trainer::Trainer(Trainer&&) noexcept = default;
 Trainer& Trainer::operator=(Trainer&&) noexcept = default;
 
 void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
+  const DefaultFloatingPoint floating_point;
   Impl& self = *impl_;
   self.check_process();
   check_host_view(x, "x");
@@ -232,12 +238,14 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
 }
 
 void Trainer::prepare() {
+  const DefaultFloatingPoint floating_point;
   impl_->check_process();
   impl_->preparation.restart();
   impl_->need_executor();
 }
 
 void Trainer::initialize(std::uint64_t seed, Init init) {
+  const DefaultFloatingPoint floating_point;
   impl_->check_process();
   impl_->set_parameters(impl_->drawn(seed, init));
 }
@@ -248,6 +256,7 @@ void Trainer::write_weight(int layer, ConstMatrix in) { impl_->write(impl_->inde
 void Trainer::write_bias(int layer, ConstMatrix in) { impl_->write(impl_->index_of(layer, true), in); }
 
 void Trainer::load_weights(const std::string& path) {
+  const DefaultFloatingPoint floating_point;
   impl_->check_process();
   const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
   const SafeTensorsFile file(path, memory != 0 ? memory : UINT64_MAX);
@@ -255,6 +264,7 @@ void Trainer::load_weights(const std::string& path) {
 }
 
 void Trainer::save_weights(const std::string& path) const {
+  const DefaultFloatingPoint floating_point;
   impl_->check_process();
   OutputFile file(path);
   write_weights(file, impl_->network, impl_->copied_parameters());
@@ -262,6 +272,7 @@ void Trainer::save_weights(const std::string& path) const {
 }
 
 TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, std::int64_t steps_per_callback) {
+  std::optional<DefaultFloatingPoint> floating_point(std::in_place);
   Impl& self = *impl_;
   self.check_process();
   self.need_data("train");
@@ -308,7 +319,11 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
       if (us > 2 * kChunkUs)
         chunk = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(count) * kChunkUs / us));
     }
-    if (callback) report.stopped = !callback({report.first_step + done, losses, done + count, steps});
+    if (callback) {
+      floating_point.reset();  // the caller's code has the caller's
+      report.stopped = !callback({report.first_step + done, losses, done + count, steps});
+      floating_point.emplace();
+    }
   }
   self.executor->finish();
   report.algorithms = self.executor->algorithms();
@@ -317,12 +332,14 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
 }
 
 double Trainer::loss() {
+  const DefaultFloatingPoint floating_point;
   impl_->check_process();
   impl_->need_data("loss");
   return impl_->executor->loss();
 }
 
 void Trainer::predict(ConstMatrix x, Matrix out) {
+  const DefaultFloatingPoint floating_point;
   Impl& self = *impl_;
   self.check_process();
   check_host_view(x, "x");

@@ -1,7 +1,9 @@
 /// \file
 /// The public kernel layer on the CPU, for people who bring their own loop. Single-threaded, allocation-free, the same
-/// bits for the same input on every x86-64 and AArch64 machine. Every function throws InvalidArgument where sizes
-/// differ or where ranges overlap in part; `out` may be exactly one of the inputs.
+/// bits for the same input on every x86-64 and AArch64 machine in the default floating-point environment; unlike
+/// Trainer, these functions compute in the caller's, with its rounding and its treatment of subnormal numbers. Every
+/// function throws InvalidArgument where sizes differ or where ranges overlap in part; `out` may be exactly one of the
+/// inputs.
 #pragma once
 
 #include <span>

@@ -19,8 +19,8 @@ constexpr std::uint32_t tensor_of_weight(int layer) { return 2 + 2 * static_cast
 /// @}
 
 /// Fills a host matrix with normal numbers of mean 0 and standard deviation `deviation`, drawn in double and rounded
-/// once. Element (r, c) is number r * columns + c of tensor `tensor` under `seed`. Throws InvalidArgument for a null,
-/// negative or device matrix.
+/// once, in the default floating-point environment as Trainer does. Element (r, c) is number r * columns + c of tensor
+/// `tensor` under `seed`. Throws InvalidArgument for a null, negative or device matrix.
 DEVICELOOP_EXPORT void fill_normal(Matrix out, std::uint64_t seed, std::uint32_t tensor, double deviation = 1);
 
 }  // namespace deviceloop

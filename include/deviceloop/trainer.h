@@ -65,7 +65,9 @@ struct TrainProgress {
 using TrainCallback = std::function<bool(const TrainProgress&)>;
 
 /// Trains one network. Not for use by two threads at once; several trainers on several threads run side by side. After
-/// fork() the child may only destroy it: every other call throws Error there.
+/// fork() the child may only destroy it: every other call throws Error there. Every call computes in the default
+/// floating-point environment (rounding to nearest, subnormal numbers kept, no traps), whatever the caller's is, and
+/// leaves the caller's as it was, the flags of exceptions included; callbacks run in the caller's.
 class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument where the specifications are wrong, and Unsupported where this version cannot serve them.
