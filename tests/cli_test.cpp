@@ -573,7 +573,7 @@ TEST(Command, StopsReadingAPipeWhenInterrupted) {
   std::ofstream stream(pipe, std::ios::binary);  // waits until the command has it open
   stream << "1,2\n" << std::flush;
   running.send(SIGINT);
-  expect_one_line(running.finish(), 130, {"interrupted"});
+  EXPECT_EQ(running.finish().signal, SIGINT);  // there is nothing to keep yet
 }
 
 TEST(Train, ShowsFewRowsAndElidesColumns) {
