@@ -78,10 +78,7 @@ std::string samples_line(const TrainOptions& run, const Samples& data) {
 }
 
 WeightsInput::WeightsInput(const std::string& path, const CpuCaps& caps)
-    : path_(path),
-      file_(path, most_bytes(caps)),
-      tensors_(file_),
-      network_(read_network(tensors_)) {}
+    : path_(path), file_(path, most_bytes(caps)), tensors_(file_), network_(read_network(tensors_)) {}
 
 void WeightsInput::load(Trainer& trainer) const {
   if (!file_.is_pipe()) return trainer.load_weights(path_);

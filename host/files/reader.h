@@ -15,10 +15,10 @@ namespace deviceloop {
 enum class TableHeader { automatic, yes, no };
 
 struct ReadOptions {
-  std::uint64_t most_bytes = UINT64_MAX;            ///< of memory that is free for what is read
-  ElementType integers = ElementType::float64;      ///< what integers of 32 and 64 bits become
-  TableHeader header = TableHeader::automatic;      ///< see csv.h
-  std::string targets = {};                         ///< which columns of a table are the targets, see csv.h
+  std::uint64_t most_bytes = UINT64_MAX;        ///< of memory that is free for what is read
+  ElementType integers = ElementType::float64;  ///< what integers of 32 and 64 bits become
+  TableHeader header = TableHeader::automatic;  ///< see csv.h
+  std::string targets = {};                     ///< which columns of a table are the targets, see csv.h
 };
 
 /// A matrix from a file, one row a sample.
