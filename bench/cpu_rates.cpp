@@ -15,8 +15,8 @@
 #include <new>
 #include <vector>
 
-#include "../host/gemm.h"
-#include "../host/thread_pool.h"
+#include "../host/cpu/gemm.h"
+#include "../host/cpu/thread_pool.h"
 #include "random_data.h"
 
 namespace deviceloop::bench {

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <vector>
 
-#include "../host/gemm.h"
+#include "../host/cpu/gemm.h"
 #include "cases.h"
 
 namespace deviceloop::bench {

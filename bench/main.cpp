@@ -18,9 +18,9 @@
 #include <system_error>
 #include <vector>
 
+#include "../host/cpu/gemm.h"
 #include "../host/cuda_entry.h"
 #include "../host/files/same_file.h"
-#include "../host/gemm.h"
 #include "../host/machine.h"
 #include "cases.h"
 #include "commit.h"

@@ -89,7 +89,7 @@ std::vector<Request> plan_requests(const NetworkSpec& network, const TrainingSpe
   for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
     Request request{std::string("deviceloop/") + deviceloop::name(kind), Formulation::primal, kind};
     try {
-      found.emplace_back(request, plan_here(network, training, caps, kind).predicted_us_per_step);
+      found.emplace_back(request, decide_here(network, training, caps, kind).plan.predicted_us_per_step);
     } catch (const Error& error) {
       missing[request.name] = error.what();
     }

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <deque>
 
+#include "../host/step/step.h"
+
 namespace deviceloop::bench {
 namespace {
 
@@ -170,18 +172,7 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
 }
 
 double step_flops(const Training& training) {
-  double flops = 0;
-  const auto samples = static_cast<double>(training.spec.samples);
-  for (int layer = 0; layer < training.network.layers(); ++layer) {
-    const auto in = static_cast<double>(training.network.in_features(layer));
-    const auto out = static_cast<double>(training.network.out_features(layer));
-    // The first layer's input needs no gradient; any formulation but primal trains that layer by X X^T.
-    if (layer > 0)
-      flops += 6 * samples * in * out;
-    else
-      flops += training.spec.formulation == Formulation::primal ? 4 * samples * in * out : 2 * samples * samples * out;
-  }
-  return flops;
+  return 2 * multiply_adds(make_step(training.network, training.spec).operations);
 }
 
 double step_bytes(const Training& training) {

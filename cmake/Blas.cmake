@@ -1,4 +1,4 @@
-# Defines deviceloop_blas: what host/gemm.cpp needs to call a CBLAS, or nothing where there is none.
+# Defines deviceloop_blas: what host/cpu/gemm.cpp needs to call a CBLAS, or nothing where there is none.
 add_library(deviceloop_blas INTERFACE)
 set(deviceloop_blas_found "")
 

@@ -30,7 +30,7 @@ set_source_files_properties(cuda/runtime/check.cpp PROPERTIES
 # nvcc.
 list(JOIN floating_point_options "," host_options)
 set(nvcc_options --fmad=false --ftz=false --prec-div=true --prec-sqrt=true -std=c++20
-    -Xcompiler=${host_options},-Wall,-Wextra,-Wshadow)
+    -Xcompiler=${host_options},-Wall,-Wextra,-Wshadow,-Werror=switch)
 if(DEVICELOOP_WERROR)
   list(APPEND nvcc_options --Werror=all-warnings -Xcompiler=-Werror)
 endif()

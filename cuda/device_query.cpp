@@ -7,8 +7,6 @@
 #include <deviceloop/error.h>
 
 #include "../host/cuda_entry.h"
-#include "executors/graph_executor.h"
-#include "executors/persistent_executor.h"
 #include "runtime/check.h"
 #include "runtime/cublaslt.h"
 #include "runtime/gpu.h"
@@ -65,12 +63,6 @@ const char* cuda_toolkit() {
   static_assert(CUDART_VERSION >= 12040, "the oldest toolkit that cmake/Cuda.cmake takes");
   static const std::string text = version_text(CUDART_VERSION);
   return text.c_str();
-}
-
-std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                             const Plan& plan) {
-  if (plan.executor == ExecutorKind::persistent) return cuda::make_persistent_executor(network, training, plan);
-  return cuda::make_graph_executor(network, training, plan);
 }
 
 }  // namespace deviceloop

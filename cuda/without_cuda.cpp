@@ -11,8 +11,19 @@ std::string why_no_cublaslt() { return "built without CUDA"; }
 
 const char* cuda_toolkit() { return "none"; }
 
-std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec&, const TrainingSpec&, const Plan& plan) {
-  throw Unsupported(std::string("plan ") + name(plan.executor) + ": built without CUDA; use the plan 'cpu'");
+namespace {
+
+[[noreturn]] void refuse(ExecutorKind kind) {
+  throw Unsupported(std::string("plan ") + name(kind) + ": built without CUDA; use the plan 'cpu'");
+}
+
+}  // namespace
+
+std::unique_ptr<Executor> make_graph_executor(const NetworkSpec&, const TrainingSpec&, const Decision&) {
+  refuse(ExecutorKind::graph);
+}
+std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec&, const TrainingSpec&, const Decision&) {
+  refuse(ExecutorKind::persistent);
 }
 
 namespace cuda {

@@ -9,6 +9,7 @@
 #include <deviceloop/spec.h>
 
 #include "executor.h"
+#include "planning/decision.h"
 
 namespace deviceloop {
 
@@ -21,7 +22,14 @@ std::string why_no_cublaslt();
 /// The toolkit this was built with ("13.0"), or "none".
 const char* cuda_toolkit();
 
-std::unique_ptr<Executor> make_cuda_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                             const Plan& plan);
+/// Of a decision for one of them, on its device. They take as much of the device's memory as the plan says, all at
+/// once. Throw DeviceError where CUDA fails, Unsupported where the GPU, or cuBLASLt, does not have what was planned
+/// with.
+/// @{
+std::unique_ptr<Executor> make_graph_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                              const Decision& decision);
+std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                                   const Decision& decision);
+/// @}
 
 }  // namespace deviceloop

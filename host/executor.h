@@ -53,7 +53,4 @@ class Executor {
   Preparation preparation_;
 };
 
-/// The executor that `plan` names.
-std::unique_ptr<Executor> make_executor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan);
-
 }  // namespace deviceloop

@@ -13,9 +13,8 @@
 #include <sstream>
 #include <thread>
 
+#include "cpu/gemm.h"
 #include "cuda_entry.h"
-#include "gemm.h"
-#include "graph_layout.h"
 
 namespace deviceloop {
 namespace {
@@ -221,12 +220,12 @@ DeviceCaps query_device_caps() {
   return caps;
 }
 
-Plan plan_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
-               std::optional<ExecutorKind> forced) {
-  Plan plan = make_plan(network, training, caps, forced);
-  if (plan.executor != ExecutorKind::graph || !make_graph_layout(network, training).has_gemm) return plan;
+Decision decide_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
+                     std::optional<ExecutorKind> forced) {
+  Decision decision = decide(network, training, caps, forced);
+  if (!decision.needs_cublaslt) return decision;
   caps.no_cublaslt_reason = why_no_cublaslt();
-  return caps.no_cublaslt_reason.empty() ? plan : make_plan(network, training, caps, forced);
+  return caps.no_cublaslt_reason.empty() ? decision : decide(network, training, caps, forced);
 }
 
 }  // namespace deviceloop

@@ -7,6 +7,8 @@
 
 #include <deviceloop/plan.h>
 
+#include "planning/decision.h"
+
 namespace deviceloop {
 
 /// Cores that this process may use: its affinity mask, cut by the CPU quota of its cgroups. At least 1. `root` is where
@@ -31,13 +33,13 @@ std::string simd_description();
 
 CpuCaps query_cpu();
 
-/// query_device_caps for plan_here: of cuBLASLt nothing is asked yet, and for a training on the CPU of no GPU either,
+/// query_device_caps for decide_here: of cuBLASLt nothing is asked yet, and for a training on the CPU of no GPU either,
 /// so that its process never meets CUDA's driver.
 DeviceCaps query_caps_for(const DeviceChoice& device);
 
-/// make_plan on this machine. Only a plan that needs cuBLASLt asks for it; `caps` tells then what came of that, and
+/// decide() on this machine. Only a plan that needs cuBLASLt asks for it; `caps` tells then what came of that, and
 /// where it is not to be had, another plan takes the run.
-Plan plan_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
-               std::optional<ExecutorKind> forced);
+Decision decide_here(const NetworkSpec& network, const TrainingSpec& training, DeviceCaps& caps,
+                     std::optional<ExecutorKind> forced);
 
 }  // namespace deviceloop

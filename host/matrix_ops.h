@@ -16,7 +16,13 @@ namespace deviceloop {
 /// Calls f with a null pointer of the element type, so that one generic lambda serves both.
 template <class F>
 auto with_type(ElementType type, F f) {
-  return type == ElementType::float32 ? f(static_cast<float*>(nullptr)) : f(static_cast<double*>(nullptr));
+  switch (type) {
+    case ElementType::float32:
+      return f(static_cast<float*>(nullptr));
+    case ElementType::float64:
+      break;
+  }
+  return f(static_cast<double*>(nullptr));
 }
 
 /// Whether `bytes` from `data` on lie in some address space: false for sizes that are a mistake, which reading would

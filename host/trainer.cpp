@@ -15,6 +15,7 @@
 #include "floating_point.h"
 #include "machine.h"
 #include "matrix_ops.h"
+#include "names.h"
 #include "parameters.h"
 #include "preparation.h"
 
@@ -59,7 +60,7 @@ struct Trainer::Impl {
   TrainingSpec training;
   std::optional<ExecutorKind> forced;
   DeviceCaps caps;
-  Plan plan;
+  Decision decision;
   std::vector<ParameterInfo> layout;
   pid_t process = getpid();
   std::int64_t steps_done = 0;
@@ -74,8 +75,8 @@ struct Trainer::Impl {
     if (getpid() != process) executor.release();
   }
 
-  void make_plan(NetworkSpec of, TrainingSpec spec, std::optional<ExecutorKind> wanted, DeviceCaps machine) {
-    plan = plan_here(of, spec, machine, wanted);
+  void decide(NetworkSpec of, TrainingSpec spec, std::optional<ExecutorKind> wanted, DeviceCaps machine) {
+    decision = decide_here(of, spec, machine, wanted);
     network = std::move(of);
     training = spec;
     forced = wanted;
@@ -123,7 +124,7 @@ struct Trainer::Impl {
     if (executor) return;
     if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
     preparation.lap("data");
-    std::unique_ptr<Executor> made = make_executor(network, training, plan);
+    std::unique_ptr<Executor> made = make_executor(network, training, decision);
     for (const PreparationStage& stage : made->preparation().stages()) preparation.add(stage);
     preparation.restart();
     for (std::size_t index = 0; index < parameters.size(); ++index)
@@ -179,13 +180,13 @@ Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<Execu
   const DefaultFloatingPoint floating_point;
   DeviceCaps here = query_caps_for(training.device);
   impl_->preparation.lap("devices");
-  impl_->make_plan(std::move(network), training, forced, std::move(here));
+  impl_->decide(std::move(network), training, forced, std::move(here));
 }
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
     : impl_(std::make_unique<Impl>()) {
   const DefaultFloatingPoint floating_point;
-  impl_->make_plan(std::move(network), training, forced, std::move(caps));
+  impl_->decide(std::move(network), training, forced, std::move(caps));
 }
 
 Trainer::~Trainer() = default;
@@ -213,10 +214,10 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   const bool needs_executor = !self.executor || self.training.samples != x.rows;
   TrainingSpec training = self.training;
   training.samples = x.rows;
-  Plan plan;
+  Decision decision;
   // Before the first element is read: more rows than the machine has memory for are a mistake in the view.
   if (needs_executor) {
-    plan = plan_here(self.network, training, self.caps, self.forced);
+    decision = decide_here(self.network, training, self.caps, self.forced);
     self.preparation.lap("plan");
   }
   check_finite(x, self.training.precision, "x");
@@ -229,7 +230,7 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
     self.executor.reset();
     self.has_data = false;
     self.training = training;
-    self.plan = std::move(plan);
+    self.decision = std::move(decision);
     self.need_executor();
   }
   self.executor->set_data(x, y);
@@ -247,6 +248,9 @@ void Trainer::prepare() {
 void Trainer::initialize(std::uint64_t seed, Init init) {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
+  if (name_or_null(init) == nullptr)
+    throw InvalidArgument("there is no way " + shown(init) +
+                          " to draw weights; use one that <deviceloop/spec.h> names");
   impl_->set_parameters(impl_->drawn(seed, init));
 }
 
@@ -289,12 +293,12 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   if (callback) {
     chunk = steps_per_callback;
     if (chunk == 0)
-      chunk = std::clamp(static_cast<std::int64_t>(kChunkUs / std::max(self.plan.predicted_us_per_step, 0.1)),
+      chunk = std::clamp(static_cast<std::int64_t>(kChunkUs / std::max(self.decision.plan.predicted_us_per_step, 0.1)),
                          std::int64_t{1}, kMaxChunk);
   }
 
   TrainReport report;
-  report.plan = self.plan;
+  report.plan = self.decision.plan;
   report.first_step = self.steps_done;
   report.preparation = self.preparation.take();
   for (const PreparationStage& stage : report.preparation) report.prepare_ms += stage.ms;
@@ -358,7 +362,7 @@ void Trainer::predict(ConstMatrix x, Matrix out) {
 
 const NetworkSpec& Trainer::network() const { return impl_->network; }
 const TrainingSpec& Trainer::training() const { return impl_->training; }
-const Plan& Trainer::plan() const { return impl_->plan; }
+const Plan& Trainer::plan() const { return impl_->decision.plan; }
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
 
 }  // namespace deviceloop

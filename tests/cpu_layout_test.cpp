@@ -1,4 +1,4 @@
-#include "cpu_layout.h"
+#include "planning/cpu_layout.h"
 
 #include <gtest/gtest.h>
 
@@ -27,9 +27,11 @@ TEST(CpuLayout, BordersOfTasksDoNotDependOnThreads) {
     EXPECT_EQ(one.panel_rows, many.panel_rows);
     EXPECT_EQ(one.block_rows, many.block_rows);
     EXPECT_EQ(one.blocks, many.blocks);
-    for (std::size_t l = 0; l < one.layers.size(); ++l) {
-      EXPECT_EQ(one.layers[l].update_rows, many.layers[l].update_rows);
-      EXPECT_EQ(one.layers[l].update_tasks, many.layers[l].update_tasks);
+    ASSERT_EQ(one.updates.size(), 2u);
+    for (std::size_t index = 0; index < one.updates.size(); ++index) {
+      EXPECT_EQ(one.updates[index].task_rows, many.updates[index].task_rows);
+      EXPECT_EQ(one.updates[index].tasks, many.updates[index].tasks);
+      EXPECT_EQ(one.updates[index].slot, many.updates[index].slot);
     }
   }
 }
@@ -45,9 +47,10 @@ TEST(CpuLayout, TasksCoverRowsAndWeightsOnce) {
         EXPECT_LE(layout.blocks, 64);
         EXPECT_GE(layout.blocks, 5);
       } else {
-        for (const CpuLayout::Layer& layer : layout.layers) {
-          EXPECT_GE(layer.update_tasks * layer.update_rows, layer.in_features);
-          EXPECT_LT((layer.update_tasks - 1) * layer.update_rows, layer.in_features);
+        ASSERT_EQ(layout.updates.size(), 2u);
+        for (const CpuLayout::Update& update : layout.updates) {
+          EXPECT_GE(update.tasks * update.task_rows, update.operation.rows);
+          EXPECT_LT((update.tasks - 1) * update.task_rows, update.operation.rows);
         }
       }
     }
@@ -86,19 +89,20 @@ TEST(CpuLayout, TheGramFormulationIsFolded) {
   EXPECT_TRUE(layout_of({64, 64, 64, 1}, 4096).chunked);
   const CpuLayout layout = layout_of({64, 64, 64, 1}, 4096, 1, false, Formulation::gram);
   EXPECT_FALSE(layout.chunked);
-  EXPECT_TRUE(layout.gram.has_value());
-  EXPECT_FALSE(layout_of({64, 64, 64, 1}, 4096).gram.has_value());
+  EXPECT_TRUE(layout.step.gram.has_value());
+  EXPECT_FALSE(layout_of({64, 64, 64, 1}, 4096).step.gram.has_value());
 }
 
 TEST(CpuLayout, PiecesAreAlignedAndDisjoint) {
   for (const std::int64_t samples : {100, 2000}) {
     const CpuLayout layout = layout_of({5, 7, 3}, samples, 2, true);
     std::vector<std::uint64_t> starts;
-    for (const CpuLayout::Layer& layer : layout.layers) {
-      starts.push_back(layer.weight);
-      starts.push_back(layer.bias);
+    for (const Step::Layer& layer : layout.step.layers) {
+      starts.push_back(layout.at(layer.weight));
+      starts.push_back(layout.at(layer.bias));
     }
-    for (const std::uint64_t start : {layout.x, layout.y, layout.losses, layout.thread_scratch})
+    for (const std::uint64_t start :
+         {layout.at(layout.step.x), layout.at(layout.step.y), layout.losses, layout.thread_scratch})
       starts.push_back(start);
     for (std::size_t i = 0; i < starts.size(); ++i) {
       EXPECT_EQ(starts[i] % 64, 0u);

@@ -84,12 +84,16 @@ TEST(CudaEntry, AnExecutorThatIsNotThereIsUnsupported) {
   if (!gpus().gpus.empty()) GTEST_SKIP() << "this machine has a GPU";
   NetworkSpec network;
   network.widths = {3, 1};
-  Plan plan;
-  for (const ExecutorKind kind : {ExecutorKind::persistent, ExecutorKind::graph}) {
-    plan.executor = kind;
-    EXPECT_MENTIONS(refusal<Unsupported>("", [&] { make_cuda_executor(network, {}, plan); }),
+  int on_gpu = 0;
+  for (const ExecutorRow& row : executor_rows()) {
+    if (!row.is_on_gpu) continue;
+    ++on_gpu;
+    Decision decision;
+    decision.plan.executor = row.kind;
+    EXPECT_MENTIONS(refusal<Unsupported>("", [&] { row.make(network, {}, decision); }),
                     built_with_cuda() ? "no GPU can be used" : "use the plan 'cpu'");
   }
+  EXPECT_EQ(on_gpu, 2);
 }
 
 TEST(CudaEntry, ThePublicKernelsAreUnsupportedWithoutAGpu) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernel_layout.h"
+#include "planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
 namespace {

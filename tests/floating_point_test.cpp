@@ -15,7 +15,7 @@
 
 #include <deviceloop/deviceloop.h>
 
-#include "thread_pool.h"
+#include "cpu/thread_pool.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>

@@ -7,7 +7,7 @@
 
 #include <deviceloop/random.h>
 
-#include "gemm.h"
+#include "cpu/gemm.h"
 
 namespace deviceloop {
 namespace {

@@ -1,5 +1,5 @@
 // How the persistent executor shares a step among blocks, on GPUs that are plain data.
-#include "persistent_layout.h"
+#include "planning/persistent_layout.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include <deviceloop/error.h>
 
-#include "kernel_layout.h"
+#include "planning/kernel_layout.h"
 
 namespace deviceloop {
 namespace {
@@ -116,14 +116,14 @@ TEST(PersistentLayout, PiecesOfTheArenaLieApart) {
     EXPECT_EQ(begin % 256, 0u);
     EXPECT_TRUE(pieces.emplace(begin, begin + static_cast<std::uint64_t>(elements) * size).second);
   };
-  for (const PersistentLayout::Layer& layer : layout.layers) {
-    add(layer.weight, layer.in_features * layer.out_features);
-    add(layer.bias, layer.out_features);
-    add(layer.gradient, 64 * layer.out_features);
-    if (&layer != &layout.layers.back()) add(layer.hidden, 64 * layer.out_features);
+  for (const Step::Layer& layer : layout.step.layers) {
+    add(layout.at(layer.weight), layer.in_features * layer.out_features);
+    add(layout.at(layer.bias), layer.out_features);
+    add(layout.at(layer.gradient), 64 * layer.out_features);
+    if (&layer != &layout.step.layers.back()) add(layout.at(layer.output), 64 * layer.out_features);
   }
-  add(layout.x, 64 * 40);
-  add(layout.y, 64 * 10);
+  add(layout.at(layout.step.x), 64 * 40);
+  add(layout.at(layout.step.y), 64 * 10);
   const auto errors = std::find_if(layout.operations.begin(), layout.operations.end(),
                                    [](const PersistentOperation& op) { return op.kind == Kind::errors; });
   add(errors->slots, errors->tasks, 8);
@@ -141,9 +141,9 @@ TEST(PersistentLayout, PiecesOfTheArenaLieApart) {
     end = piece_end;
   }
   EXPECT_LE(end, layout.bytes);
-  EXPECT_LE(layout.layers.back().bias + 40, layout.state_bytes);
-  EXPECT_GE(layout.layers.front().hidden, layout.state_bytes);
-  EXPECT_LE(layout.x + 64 * 40 * 4, layout.region_bytes);
+  EXPECT_LE(layout.at(layout.step.layers.back().bias) + 40, layout.state_bytes);
+  EXPECT_GE(layout.at(layout.step.layers.front().output), layout.state_bytes);
+  EXPECT_LE(layout.at(layout.step.x) + 64 * 40 * 4, layout.region_bytes);
 }
 
 TEST(PersistentLayout, TilesCoverEveryElementOnce) {

@@ -12,7 +12,9 @@
 #include <deviceloop/error.h>
 #include <deviceloop/plan.h>
 
-#include "graph_layout.h"
+#include "names.h"
+#include "planning/decision.h"
+#include "planning/graph_layout.h"
 
 namespace deviceloop {
 namespace {
@@ -247,6 +249,82 @@ TEST(MakePlan, WhatDoesNotFitIntoTheGpuIsRefusedWithBothNumbers) {
   training.device = {DeviceKind::cuda, 0};
   const std::string message = message_of<Unsupported>(network_of({1000, 1000, 1}), training, caps);
   EXPECT_CONTAINS(message, "of the GPU's memory, which is 15.0 MiB");
+}
+
+/// A specification with one value that is none of its enum, and what messages call it.
+struct Unknown {
+  std::string what;
+  NetworkSpec network = network_of({20, 10, 1});
+  TrainingSpec training = training_of(64);
+};
+
+template <class Enum>
+constexpr Enum unknown_value() {
+  return static_cast<Enum>(77);
+}
+
+std::vector<Unknown> unknown_values() {
+  std::vector<Unknown> all(7);
+  all[0].what = "activation number 77";
+  all[0].network.activation = unknown_value<Activation>();
+  all[1].what = "loss number 77";
+  all[1].training.loss = unknown_value<Loss>();
+  all[2].what = "optimizer number 77";
+  all[2].training.optimizer.kind = unknown_value<OptimizerKind>();
+  all[3].what = "precision number 77";
+  all[3].training.precision = unknown_value<Precision>();
+  all[4].what = "formulation number 77";
+  all[4].training.formulation = unknown_value<Formulation>();
+  all[5].what = "device number 77";
+  all[5].training.device.kind = unknown_value<DeviceKind>();
+  all[6].what = "form of the plan 'persistent' number 77";
+  all[6].training.form = unknown_value<PersistentForm>();
+  return all;
+}
+
+TEST(MakePlan, RefusesValuesThatNoEnumHas) {
+  for (const Unknown& unknown : unknown_values()) {
+    const std::string message = message_of<InvalidArgument>(unknown.network, unknown.training, machine_with_gpu());
+    EXPECT_CONTAINS(message, "there is no " + unknown.what);
+    EXPECT_CONTAINS(message, "use one that <deviceloop/spec.h> names");
+  }
+  EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({20, 10, 1}), training_of(64), machine_with_gpu(),
+                                              unknown_value<ExecutorKind>()),
+                  "there is no plan number 77");
+}
+
+// Behind the planner's own check: a value that the library knows and an executor does not must not train as another
+// one.
+TEST(MakePlan, EachExecutorRefusesWhatItDoesNotImplement) {
+  std::vector<Unknown> all = unknown_values();
+  all.resize(5);  // the device and the form are none of all executors' business
+  const DeviceCaps caps = machine_with_gpu();
+  for (const ExecutorRow& row : executor_rows())
+    for (const Unknown& unknown : all) {
+      Answer answer;
+      row.ask({unknown.network, unknown.training, caps}, answer);
+      EXPECT_FALSE(answer.candidate.accepted) << name(row.kind) << ": " << unknown.what;
+      EXPECT_EQ(answer.candidate.reason, "it has no " + unknown.what) << name(row.kind);
+      EXPECT_FALSE(answer.layout.has_value());
+    }
+}
+
+TEST(MakePlan, TellsTheNameOrTheNumberOfAValue) {
+  EXPECT_EQ(shown(Activation::relu), "'relu'");
+  EXPECT_EQ(shown(Init::xavier), "'xavier'");
+  EXPECT_EQ(shown(unknown_value<Init>()), "number 77");
+}
+
+// What was decided is what the executor is made of, whatever GPU this machine has.
+TEST(Decide, HoldsTheLayoutThatItsPlanWasMadeBy) {
+  const DeviceCaps caps = machine_with_gpu();
+  for (const ExecutorRow& row : executor_rows()) {
+    const Decision decision = decide(network_of({20, 10, 1}), training_of(64), caps, row.kind);
+    EXPECT_EQ(decision.plan.executor, row.kind);
+    ASSERT_TRUE(decision.layout.has_value());
+  }
+  const Decision graph = decide(network_of({20, 10, 1}), training_of(64), caps, ExecutorKind::graph);
+  EXPECT_EQ(std::any_cast<const GraphLayout&>(graph.layout).bytes, graph.plan.bytes);
 }
 
 TEST(GraphLayout, CountsTheKernelsOfAStep) {

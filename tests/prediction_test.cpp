@@ -1,5 +1,5 @@
 // The planner's predictions for a GPU, held against what was measured on one: bench/results/h100-*. A change to
-// host/gpu_costs.h, or to what a step is made of, that takes the planner away from the evidence fails here.
+// host/planning/gpu_costs.h, or to what a step is made of, that takes the planner away from the evidence fails here.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 #include <deviceloop/plan.h>
 
-#include "two_layer_layout.h"
+#include "planning/two_layer_layout.h"
 
 namespace deviceloop {
 namespace {

@@ -73,6 +73,10 @@ TEST(Trainer, InitialisesByHeAndXavierAndWithBiasesAtZero) {
     EXPECT_DOUBLE_EQ(xavier[i], normal[i] * 0.25);  // sqrt(2 / 32)
   }
   EXPECT_EQ(bias, std::vector<double>(24));
+  EXPECT_THROW(trainer.initialize(3, static_cast<Init>(77)), InvalidArgument);
+  std::vector<double> kept(192);
+  trainer.read_weight(0, Matrix(kept.data(), 8, 24));
+  EXPECT_EQ(kept, xavier);
 }
 
 TEST(Trainer, TakesFloatAndDoubleAndStridedData) {

@@ -1,6 +1,6 @@
 // The decomposition of the two-layer kernels: what it decides for known GPUs, that each layout has room for all it must
 // hold, and what a refusal says.
-#include "two_layer_layout.h"
+#include "planning/two_layer_layout.h"
 
 #include <gtest/gtest.h>
 

@@ -1,46 +1,50 @@
-// Many steps are one launch, whose blocks keep at it until its last step: host/persistent_layout.h says how they share
-// the work, cuda/kernels/persistent.cu does it. The host enqueues a launch after the other, each of at most half a
-// second by the plan, and reads their losses.
-#include "persistent_executor.h"
-
+// Many steps are one launch, whose blocks keep at it until its last step: host/planning/persistent_layout.h says how
+// they share the work, cuda/kernels/persistent.cu does it. The host enqueues a launch after the other, each of at most
+// half a second by the plan, and reads their losses.
 #include <algorithm>
+#include <any>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 
-#include "../../host/persistent_layout.h"
+#include "../../host/cuda_entry.h"
+#include "../../host/planning/persistent_layout.h"
+#include "../../host/step/gram_run.h"
 #include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
-#include "../runtime/gpu.h"
 #include "device_executor.h"
 
-namespace deviceloop::cuda {
+namespace deviceloop {
+namespace cuda {
 namespace {
 
 template <class T>
-class PersistentExecutor final : public DeviceExecutor<T> {
+class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Base = DeviceExecutor<T>;
   using Base::alive;
   using Base::losses_;
-  using Base::network_;
   using Base::preparation_;
   using Base::stream;
   using Base::training_;
 
  public:
-  PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
-      : Base(network, training, plan), gpu_(query_gpu(plan.device)), layout_(make_layout(network, training, gpu_)) {
+  PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
+      : Base(network, training, decision.plan),
+        layout_(resident(std::any_cast<const PersistentLayout&>(decision.layout), network, training,
+                         decision.plan.device)) {
+    if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
     preparation_.lap("kernels");
-    this->build([&] { make(plan.bytes); });
+    this->build([&] { make(decision.plan.bytes); });
   }
 
   ~PersistentExecutor() override { this->leave(); }
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
-      if (layout_.gram) start_from_parameters();  // S belongs to the data there were
-      kernel_is_current_ = z_is_current_ = false;
-      this->upload_matrix(at<T>(layout_.x), x);
-      this->upload_matrix(at<T>(layout_.y), y);
+      if (gram_) gram_->before_data();
+      this->upload_matrix(tensor(layout_.step.x), x);
+      this->upload_matrix(tensor(layout_.step.y), y);
     });
   }
 
@@ -51,18 +55,15 @@ class PersistentExecutor final : public DeviceExecutor<T> {
       losses_->begin(steps, stream());
       for (std::int64_t done = 0; done < steps;) {
         std::int64_t count = std::min(layout_.steps_per_launch, steps - done);
-        if (layout_.gram) {
-          prepare_gram();
-          if (training_.reprojection_steps > 0) count = std::min(count, training_.reprojection_steps - steps_in_sum_);
+        if (gram_) {
+          gram_->before_step();
+          count = gram_->steps_in_one_go(count);
         }
         const std::int64_t half = losses_->next_half(stream());
         launch_steps(count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
         losses_->send(count, stream());
         done += count;
-        if (!layout_.gram) continue;
-        parameters_are_current_ = false;
-        steps_in_sum_ += count;
-        if (steps_in_sum_ == training_.reprojection_steps) start_from_parameters();
+        if (gram_) gram_->after_steps(count);
       }
     });
   }
@@ -70,7 +71,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   double loss() override {
     double loss = 0;
     alive([&] {
-      if (layout_.gram) prepare_gram();
+      if (gram_) gram_->before_step();
       launch_steps(1, at<double>(layout_.loss), true);
       this->download(&loss, at<double>(layout_.loss), sizeof loss);
       check_run();
@@ -79,11 +80,14 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   }
 
   void write_state(int index, ConstMatrix in) override {
-    const ParameterInfo& info = this->parameters_[static_cast<std::size_t>(index)];
-    const bool in_sum = layout_.gram && info.layer == 0;
-    if (in_sum) alive([&] { start_from_parameters(); });
-    Base::write_state(index, in);
-    if (in_sum) alive([&] { keep_as_start(info); });
+    alive([&] {
+      const ParameterInfo& info = this->parameters_[static_cast<std::size_t>(index)];
+      const auto write = [&] { this->upload_matrix(parameter(info), in); };
+      if (gram_)
+        gram_->write(info, write);
+      else
+        write();
+    });
   }
 
   void predict(ConstMatrix x, Matrix out) override {
@@ -105,12 +109,12 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
  protected:
   T* parameter(const ParameterInfo& info) override {
-    const PersistentLayout::Layer& layer = layout_.layers[static_cast<std::size_t>(info.layer)];
-    return at<T>(info.is_bias ? layer.bias : layer.weight);
+    const Step::Layer& layer = layout_.step.layers[static_cast<std::size_t>(info.layer)];
+    return tensor(info.is_bias ? layer.bias : layer.weight);
   }
 
   void end_run() override {
-    if (layout_.gram) rebuild_parameters();
+    if (gram_) gram_->before_reading();
   }
 
   void check_run() override {
@@ -128,31 +132,30 @@ class PersistentExecutor final : public DeviceExecutor<T> {
  private:
   /// The plan's layout. How many clusters a GPU runs at once only it can tell, the plan has an estimate: where they are
   /// too few and no form was asked for, the grid takes the run.
-  static PersistentLayout make_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu) {
-    PersistentLayout layout = make_persistent_layout(network, training, gpu);
-    if (!layout.refusal.empty()) throw Unsupported("plan 'persistent': " + layout.refusal);
-    if (training.samples == 0) return layout;
-    const CurrentDevice current(gpu.index);
-    const std::string reason = why_not_resident(layout, gpu);
-    if (reason.empty()) return layout;
-    if (training.form == PersistentForm::automatic && layout.form == PersistentForm::two_layer) {
+  static PersistentLayout resident(const PersistentLayout& planned, const NetworkSpec& network,
+                                   const TrainingSpec& training, int device) {
+    if (training.samples == 0) return planned;
+    const CurrentDevice current(device);
+    const std::string reason = why_not_resident(planned);
+    if (reason.empty()) return planned;
+    if (training.form == PersistentForm::automatic && planned.form == PersistentForm::two_layer) {
       TrainingSpec on_grid = training;
       on_grid.form = PersistentForm::grid;
-      layout = make_persistent_layout(network, on_grid, gpu);
+      PersistentLayout layout = make_persistent_layout(network, on_grid, planned.gpu);
       layout.note = "not 'two-layer': " + reason;
-      if (layout.refusal.empty() && why_not_resident(layout, gpu).empty()) return layout;
+      if (layout.refusal.empty() && why_not_resident(layout).empty()) return layout;
     }
     throw Unsupported("plan 'persistent': " + reason + "; use another form or the plan 'graph'");
   }
 
   /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each
   /// other in vain.
-  static std::string why_not_resident(const PersistentLayout& layout, const GpuCaps& gpu) {
+  static std::string why_not_resident(const PersistentLayout& layout) {
     std::int64_t needed = layout.form == PersistentForm::grid ? layout.blocks : 1, resident = 0;
     if (layout.form != PersistentForm::two_layer) {
       prepare_persistent<T>(layout);
       resident = resident_persistent<T>(layout);
-    } else if (layout.gram) {
+    } else if (layout.step.gram) {
       prepare_gram_two_layer<T>(layout.gram_two_layer, true);
       needed = layout.gram_two_layer.blocks;
       resident = resident_gram_two_layer<T>(layout.gram_two_layer);
@@ -163,13 +166,15 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     }
     if (resident >= needed) return "";
     return std::to_string(needed) + (layout.blocks > needed ? " clusters" : " blocks") +
-           " must run at once, of which " + gpu.name + " runs " + std::to_string(resident);
+           " must run at once, of which " + layout.gpu.name + " runs " + std::to_string(resident);
   }
 
   template <class Element>
   Element* at(std::uint64_t offset) const {
     return Base::template at<Element>(offset);
   }
+  /// Null where there is none.
+  T* tensor(TensorId id) const { return layout_.at(id) == kNone ? nullptr : at<T>(layout_.at(id)); }
   bool has_steps() const { return training_.samples > 0; }
 
   /// Takes what the plan has promised to take, `bytes`, where another form than the plan's needs less.
@@ -193,16 +198,15 @@ class PersistentExecutor final : public DeviceExecutor<T> {
     if (!has_steps()) {
       enqueue_predict(1);
     } else {
-      if (layout_.gram) prepare_gram();
+      if (gram_) gram_->before_step();
       losses_->begin(1, stream());
       launch_steps(1, at<double>(layout_.losses), false);
       losses_->send(1, stream());
       double loss = 0;
       losses_->fetch({&loss, 1});
-      if (layout_.gram) {
-        parameters_are_current_ = false;
+      if (gram_) {
         rebuild_parameters();
-        kernel_is_current_ = z_is_current_ = false;
+        gram_->forget();
       }
     }
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
@@ -213,7 +217,7 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
   /// Whether a GPU takes a cooperative launch of clusters, only such a launch tells: it has no steps and keeps nothing.
   void try_cooperative() {
-    if (layout_.gram || layout_.two_layer.cluster_blocks() == 1) return;
+    if (gram_ || layout_.two_layer.cluster_blocks() == 1) return;
     try {
       launch_steps(0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
@@ -252,10 +256,11 @@ class PersistentExecutor final : public DeviceExecutor<T> {
 
   void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
     if (steps > static_cast<std::int64_t>(~next_tag_)) clear_tags();
+    const Step& step = layout_.step;
     const auto fill = [&](auto arguments) {
-      arguments.y = at<T>(layout_.y);
-      arguments.w2 = at<T>(layout_.layers[1].weight);
-      arguments.b2 = network_.bias ? at<T>(layout_.layers[1].bias) : nullptr;
+      arguments.y = tensor(step.y);
+      arguments.w2 = tensor(step.layers[1].weight);
+      arguments.b2 = tensor(step.layers[1].bias);
       arguments.losses = losses;
       arguments.slots = at<Tagged<T>>(layout_.tagged);
       arguments.learning_rate = static_cast<T>(training_.optimizer.learning_rate);
@@ -266,17 +271,17 @@ class PersistentExecutor final : public DeviceExecutor<T> {
       arguments.failed = at<std::uint64_t>(layout_.failed);
       return arguments;
     };
-    if (layout_.gram) {
+    if (step.gram) {
       GramTwoLayerArguments<T> arguments = fill(GramTwoLayerArguments<T>{});
-      arguments.k = at<T>(layout_.kernel);
-      arguments.z = at<T>(layout_.z);
-      arguments.sum = at<T>(layout_.sum);
+      arguments.k = tensor(step.gram->kernel);
+      arguments.z = tensor(step.gram->pre_activation);
+      arguments.sum = tensor(step.gram->sum);
       launch_gram_two_layer(arguments, layout_.gram_two_layer, true, stream());
     } else {
       TwoLayerArguments<T> arguments = fill(TwoLayerArguments<T>{});
-      arguments.x = at<T>(layout_.x);
-      arguments.w1 = at<T>(layout_.layers[0].weight);
-      arguments.b1 = network_.bias ? at<T>(layout_.layers[0].bias) : nullptr;
+      arguments.x = tensor(step.x);
+      arguments.w1 = tensor(step.layers[0].weight);
+      arguments.b1 = tensor(step.layers[0].bias);
       launch_two_layer(arguments, layout_.two_layer, is_cooperative_, stream());
     }
     next_tag_ += static_cast<unsigned>(steps);
@@ -307,132 +312,79 @@ class PersistentExecutor final : public DeviceExecutor<T> {
   // ---- products by launches of their own
 
   void enqueue_operation(const PersistentOperation& operation, T rate = T(0)) const {
-    launch_operation(at<unsigned char>(0), cut_alone(operation, gpu_.multiprocessors, sizeof(T)), rate, stream());
+    launch_operation(at<unsigned char>(0), cut_alone(operation, layout_.gpu.multiprocessors, sizeof(T)), rate,
+                     stream());
   }
 
-  // ---- the Gram formulation, see Formulation; all of it on the stream, nothing waits
-
-  std::int64_t samples() const { return training_.samples; }
-  const PersistentLayout::Layer& first_layer() const { return layout_.layers.front(); }
-
-  void copy(std::uint64_t to, std::uint64_t from, std::int64_t elements) const {
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<T>(to), at<T>(from), static_cast<std::size_t>(elements) * sizeof(T),
+  void copy(TensorId to, TensorId from) const {
+    const StepTensor& shape = layout_.step.tensor(to);
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(tensor(to), tensor(from),
+                                          static_cast<std::size_t>(shape.rows * shape.columns) * sizeof(T),
                                           cudaMemcpyDeviceToDevice, stream()));
   }
 
-  /// K = X X^T (+ 1 1^T with bias), Z = X W (+ b), S = 0.
-  void prepare_gram() {
-    const PersistentLayout::Layer& layer = first_layer();
-    PersistentOperation product;
-    product.a = layout_.x;
-    product.rows = samples();
-    product.inner = product.a_stride = layer.in_features;
-    if (!kernel_is_current_) {
-      product.b = layout_.x;
-      product.b_by_inner = 1;
-      product.b_stride = layer.in_features;
-      product.columns = samples();
-      product.addend = network_.bias ? 1 : 0;
-      product.out = layout_.kernel;
-      enqueue_operation(product);
-    }
-    if (!z_is_current_) {
-      product.b = layer.weight;
-      product.b_by_inner = 0;
-      product.b_stride = product.columns = layer.out_features;
-      product.addend = 0;
-      product.bias = layer.bias;
-      product.out = layout_.z;
-      enqueue_operation(product);
-      DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(
-          at<T>(layout_.sum), 0, static_cast<std::size_t>(samples() * layer.out_features) * sizeof(T), stream()));
-    }
-    kernel_is_current_ = z_is_current_ = true;
+  // ---- the Gram formulation, all of it on the stream, nothing waits
+
+  void compute_gram(bool kernel, bool pre_activation) override {
+    const Step::Gram& gram = *layout_.step.gram;
+    if (kernel) enqueue_operation(persistent_operation(layout_, gram.make_kernel));
+    if (pre_activation) enqueue_operation(persistent_operation(layout_, gram.make_pre_activation));
   }
 
-  /// W = W_0 + X^T S, b = b_0 + column sums of S.
-  void rebuild_parameters() {
-    if (parameters_are_current_) return;
-    const PersistentLayout::Layer& layer = first_layer();
-    PersistentOperation product;
-    product.rows = product.a_stride = layer.in_features;
-    product.columns = product.b_stride = layer.out_features;
-    product.inner = samples();
-    product.a = layout_.x;
-    product.a_by_inner = 0;
-    product.b = layout_.sum;
-    product.start = layout_.start_weight;
-    product.out = layer.weight;
-    enqueue_operation(product);
-    if (network_.bias) {
-      copy(layer.bias, layout_.start_bias, layer.out_features);
-      PersistentOperation sums;
-      sums.kind = PersistentOperation::Kind::bias_update;
-      sums.columns = layer.out_features;
-      sums.inner = samples();
-      sums.a = layout_.sum;
-      sums.out = layer.bias;
-      enqueue_operation(sums, T(-1));
-    }
-    parameters_are_current_ = true;
+  void clear_sum() override {
+    const TensorId sum = layout_.step.gram->sum;
+    const StepTensor& shape = layout_.step.tensor(sum);
+    this->clear(layout_.at(sum), static_cast<std::uint64_t>(shape.rows * shape.columns) * sizeof(T));
   }
 
-  /// The parameters as they are become W_0 and b_0; S and Z begin anew.
-  void start_from_parameters() {
-    if (steps_in_sum_ == 0) return;
-    rebuild_parameters();
-    for (const ParameterInfo& info : this->parameters_)
-      if (info.layer == 0) keep_as_start(info);
+  void rebuild_parameters() override {
+    for (const StepOperation& operation : layout_.step.gram->rebuild) {
+      const bool is_bias = operation.kind == StepOperation::Kind::rebuild_bias;
+      if (is_bias) copy(operation.out, operation.start);
+      enqueue_operation(persistent_operation(layout_, operation), is_bias ? T(-1) : T(0));
+    }
   }
-  void keep_as_start(const ParameterInfo& info) {
-    const PersistentLayout::Layer& layer = first_layer();
-    copy(info.is_bias ? layout_.start_bias : layout_.start_weight, info.is_bias ? layer.bias : layer.weight,
-         info.rows * info.columns);
-    steps_in_sum_ = 0;
-    z_is_current_ = false;
+
+  void keep_as_start(const ParameterInfo& info) override {
+    const Step::Gram& gram = *layout_.step.gram;
+    const Step::Layer& layer = layout_.step.layers.front();
+    copy(info.is_bias ? gram.start_bias : gram.start_weight, info.is_bias ? layer.bias : layer.weight);
   }
 
   // ---- prediction
 
   const T* enqueue_predict(std::int64_t rows) const {
     std::uint64_t in = layout_.predict_input;
-    for (std::size_t index = 0; index < layout_.layers.size(); ++index) {
-      const PersistentLayout::Layer& layer = layout_.layers[index];
-      PersistentOperation product;
-      if (index + 1 < layout_.layers.size()) product.kind = PersistentOperation::Kind::hidden;
-      product.rows = rows;
-      product.columns = product.b_stride = layer.out_features;
-      product.inner = product.a_stride = layer.in_features;
-      product.a = in;
-      product.b = layer.weight;
-      product.bias = layer.bias;
-      product.out = index % 2 == 0 ? layout_.predict_even : layout_.predict_odd;
-      enqueue_operation(product);
-      in = product.out;
+    bool is_even = true;
+    for (const StepOperation& layer : layout_.step.inference) {
+      PersistentOperation operation = persistent_operation(layout_, layer);
+      operation.rows = rows;
+      operation.a = in;
+      in = operation.out = is_even ? layout_.predict_even : layout_.predict_odd;
+      is_even = !is_even;
+      enqueue_operation(operation);
     }
     return at<T>(in);
   }
 
-  const GpuCaps gpu_;
   const PersistentLayout layout_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
   unsigned arrived_ = 0;   ///< of blocks, in all launches so far
   unsigned next_tag_ = 1;  ///< of the form for two layers
   bool is_cooperative_ = true;
-
-  // Of the Gram formulation: whether K is that of the data, Z that of the parameters, and the first layer's parameters
-  // those that the steps have led to.
-  bool kernel_is_current_ = false, z_is_current_ = false, parameters_are_current_ = true;
-  std::int64_t steps_in_sum_ = 0;
+  std::optional<GramRun> gram_;
 };
 
 }  // namespace
 
+}  // namespace cuda
+
 std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                                   const Plan& plan) {
-  if (training.precision == Precision::fp32)
-    return std::make_unique<PersistentExecutor<float>>(network, training, plan);
-  return std::make_unique<PersistentExecutor<double>>(network, training, plan);
+                                                   const Decision& decision) {
+  return with_type(element_type(training.precision), [&](auto* type) -> std::unique_ptr<Executor> {
+    return std::make_unique<cuda::PersistentExecutor<std::remove_pointer_t<decltype(type)>>>(network, training,
+                                                                                             decision);
+  });
 }
 
-}  // namespace deviceloop::cuda
+}  // namespace deviceloop

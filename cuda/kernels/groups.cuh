@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../host/kernel_layout.h"
+#include "../../host/planning/kernel_layout.h"
 #include "../runtime/device.cuh"
 
 namespace deviceloop::cuda {

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../../host/kernel_layout.h"
+#include "../../host/planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
 

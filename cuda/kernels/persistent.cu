@@ -1,6 +1,6 @@
 // One launch for many steps of training a network of any depth: the phases of a step are those of
-// host/persistent_layout.h, and between them the blocks meet. Parameters, activations and data stay in the L2 cache, or
-// with a single block in its shared memory.
+// host/planning/persistent_layout.h, and between them the blocks meet. Parameters, activations and data stay in the L2
+// cache, or with a single block in its shared memory.
 #include "persistent.h"
 
 #include <cstddef>

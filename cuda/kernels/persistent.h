@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../../host/persistent_layout.h"
+#include "../../host/planning/persistent_layout.h"
 
 namespace deviceloop::cuda {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../../host/elementwise.h"
-#include "../../host/kernel_layout.h"
+#include "../../host/planning/kernel_layout.h"
 #include "../runtime/device.cuh"
 #include "../runtime/launch.h"
 

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../../host/kernel_layout.h"
-#include "../../host/persistent_layout.h"
+#include "../../host/planning/kernel_layout.h"
+#include "../../host/planning/persistent_layout.h"
 #include "../runtime/device.cuh"
 #include "groups.cuh"
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "../../host/elementwise.h"
-#include "../../host/two_layer_layout.h"
+#include "../../host/planning/two_layer_layout.h"
 #include "../runtime/device.cuh"
 #include "groups.cuh"
 

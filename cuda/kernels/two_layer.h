@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../../host/two_layer_layout.h"
+#include "../../host/planning/two_layer_layout.h"
 
 namespace deviceloop::cuda {
 

@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "cpu/gemm.h"
 #include "elementwise.h"
-#include "gemm.h"
 #include "matrix_ops.h"
 
 namespace deviceloop::cli {

@@ -3,8 +3,8 @@
 #include <deviceloop/version.h>
 
 #include "commands.h"
+#include "cpu/gemm.h"
 #include "cuda_entry.h"
-#include "gemm.h"
 #include "machine.h"
 #include "memory.h"
 #include "text.h"

@@ -64,7 +64,7 @@ Plan plan_run(const TrainOptions& run, std::int64_t samples, DeviceCaps& caps) {
 
   TrainingSpec training = run.training;
   training.samples = samples;
-  Plan plan = plan_here(run.network, training, caps, run.forced);
+  Plan plan = decide_here(run.network, training, caps, run.forced).plan;
   check_memory(what, bytes.add(plan.executor == ExecutorKind::cpu ? plan.bytes : 0), caps.cpu);
   return plan;
 }

@@ -27,8 +27,8 @@ class ByteCount {
 /// Throws InvalidArgument, beginning with `what`, where that takes more than the machine can give.
 void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps& caps);
 
-/// plan_here for `samples` rows, which also counts the copies that the command holds beside the executor's, and the
-/// losses.
+/// The plan of decide_here for `samples` rows, which also counts the copies that the command holds beside the
+/// executor's, and the losses.
 Plan plan_run(const TrainOptions& run, std::int64_t samples, DeviceCaps& caps);
 
 }  // namespace deviceloop::cli

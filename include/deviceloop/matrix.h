@@ -15,7 +15,15 @@ namespace deviceloop {
 enum class ElementType { float32, float64 };
 
 /// Bytes of one element.
-constexpr std::size_t size_of(ElementType type) { return type == ElementType::float32 ? 4 : 8; }
+constexpr std::size_t size_of(ElementType type) {
+  switch (type) {
+    case ElementType::float32:
+      return 4;
+    case ElementType::float64:
+      return 8;
+  }
+  return 0;
+}
 
 /// The type of `float` or `double`; no other type compiles.
 template <class T>

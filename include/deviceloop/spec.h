@@ -51,7 +51,13 @@ enum class Precision { fp32, fp64 };
 
 /// The type of the elements of that precision.
 constexpr ElementType element_type(Precision precision) {
-  return precision == Precision::fp32 ? ElementType::float32 : ElementType::float64;
+  switch (precision) {
+    case Precision::fp32:
+      return ElementType::float32;
+    case Precision::fp64:
+      break;
+  }
+  return ElementType::float64;
 }
 
 /// Two ways to compute the same full-batch gradient descent, equal but for rounding.

@@ -12,7 +12,7 @@
 #include <deviceloop/deviceloop.h>
 
 #include "../../cuda/runtime/owners.h"
-#include "graph_layout.h"
+#include "planning/graph_layout.h"
 #include "simt/control.h"
 #include "support/problem.h"
 #include "support/refusal.h"

@@ -15,7 +15,7 @@
 #include "../../cuda/kernels/persistent.h"
 #include "../../cuda/runtime/gpu.h"
 #include "../../cuda/runtime/owners.h"
-#include "persistent_layout.h"
+#include "planning/persistent_layout.h"
 #include "simt/control.h"
 #include "support/problem.h"
 #include "support/refusal.h"

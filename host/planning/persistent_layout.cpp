@@ -5,15 +5,55 @@
 #include <limits>
 #include <optional>
 
+#include "../text.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
 #include "kernel_layout.h"
-#include "text.h"
 
 namespace deviceloop {
 namespace {
 
 using Kind = PersistentOperation::Kind;
+
+struct PersistentImplements {
+  static bool has(Activation value) {
+    switch (value) {
+      case Activation::relu:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Loss value) {
+    switch (value) {
+      case Loss::squared_error:
+        return true;
+    }
+    return false;
+  }
+  static bool has(OptimizerKind value) {
+    switch (value) {
+      case OptimizerKind::gradient_descent:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Precision value) {
+    switch (value) {
+      case Precision::fp32:
+      case Precision::fp64:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Formulation value) {
+    switch (value) {
+      case Formulation::primal:
+      case Formulation::gram:
+        return true;
+    }
+    return false;
+  }
+};
 
 constexpr std::uint64_t kAlignment = 256;
 constexpr std::int64_t kMostStepsPerLaunch = 16384;
@@ -96,8 +136,10 @@ class Builder {
         arena_(network, training, kAlignment) {}
 
   PersistentLayout build(const GpuCaps& gpu) {
+    layout_.step = make_step(network_, training_);
+    layout_.gpu = gpu;
     take_region();
-    if (samples_ > 0) make_step();
+    if (samples_ > 0) make_program();
     place_the_rest();
     choose(gpu);
     finish();
@@ -105,127 +147,67 @@ class Builder {
   }
 
  private:
-  int last() const { return network_.layers() - 1; }
-  PersistentLayout::Layer& layer(int index) { return layout_.layers[static_cast<std::size_t>(index)]; }
+  const Step& step() const { return layout_.step; }
 
-  void take_parameters(int index) {
-    layer(index).weight = arena_.take(layer(index).in_features, layer(index).out_features, element_);
-    if (network_.bias) layer(index).bias = arena_.take(1, layer(index).out_features, element_);
+  void take(TensorId id) {
+    if (id == kNoTensor) return;
+    const StepTensor& tensor = step().tensor(id);
+    layout_.tensors[static_cast<std::size_t>(id)] = arena_.take(tensor.rows, tensor.columns, element_);
   }
 
+  void take_parameters(const Step::Layer& layer) {
+    take(layer.weight);
+    take(layer.bias);
+  }
+
+  /// In the Gram formulation the first layer's parameters are none of a step's business.
   void take_region() {
-    for (int index = 0; index < network_.layers(); ++index) {
-      layout_.layers.emplace_back();
-      layer(index).in_features = network_.in_features(index);
-      layer(index).out_features = network_.out_features(index);
-    }
-    layout_.gram = samples_ > 0 && training_.formulation != Formulation::primal;
-    for (int index = layout_.gram ? 1 : 0; index < network_.layers(); ++index) take_parameters(index);
-    if (layout_.gram) {
-      layout_.z = arena_.take(samples_, layer(0).out_features, element_);
-      layout_.sum = arena_.take(samples_, layer(0).out_features, element_);
+    layout_.tensors.assign(step().tensors.size(), kNone);
+    const std::optional<Step::Gram>& gram = step().gram;
+    for (const Step::Layer& layer : step().layers)
+      if (!gram || &layer != &step().layers.front()) take_parameters(layer);
+    if (gram) {
+      take(gram->pre_activation);
+      take(gram->sum);
     }
     layout_.state_bytes = arena_.used();
     if (samples_ == 0) return;
-    for (int index = 0; index < network_.layers(); ++index) {
-      if (index < last()) layer(index).hidden = arena_.take(samples_, layer(index).out_features, element_);
-      layer(index).gradient = arena_.take(samples_, layer(index).out_features, element_);
+    for (const Step::Layer& layer : step().layers) {
+      if (&layer != &step().layers.back()) take(layer.output);  // predictions become errors at once
+      take(layer.gradient);
     }
-    if (layout_.gram)
-      layout_.kernel = arena_.take(samples_, samples_, element_);
-    else
-      layout_.x = arena_.take(samples_, network_.widths.front(), element_);
-    layout_.y = arena_.take(samples_, network_.widths.back(), element_);
+    take(gram ? gram->kernel : step().x);
+    take(step().y);
     // One for each tile of the last layer, of which the smallest are the most.
     slots_ = arena_.take(
         cuda::divide_up(samples_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns), 1,
         sizeof(double));
     layout_.region_bytes = arena_.used();
-    if (!layout_.gram) return;
-    layout_.x = arena_.take(samples_, network_.widths.front(), element_);
-    take_parameters(0);
-    layout_.start_weight = arena_.take(layer(0).in_features, layer(0).out_features, element_);
-    if (network_.bias) layout_.start_bias = arena_.take(1, layer(0).out_features, element_);
+    if (!gram) return;
+    take(step().x);
+    take_parameters(step().layers.front());
+    take(gram->start_weight);
+    take(gram->start_bias);
   }
 
   void begin_phase() { layout_.phases.push_back({static_cast<std::int32_t>(layout_.operations.size()), 0}); }
 
-  void add_forward(int index) {
-    PersistentOperation op;
-    op.rows = samples_;
-    op.columns = layer(index).out_features;
-    op.inner = layer(index).in_features;
-    op.a = index == 0 ? layout_.x : layer(index - 1).hidden;
-    op.a_stride = op.inner;
-    op.b = layer(index).weight;
-    op.b_stride = op.columns;
-    op.bias = layer(index).bias;
-    if (index == 0 && layout_.gram) {  // Z is there already
-      op.inner = 0;
-      op.bias = kNone;
-      op.start = layout_.z;
+  /// The predictions are not kept: their product goes on to the errors.
+  void add_errors(const StepOperation& loss) {
+    if (loss.a != step().layers.back().output) {  // they are Z
+      begin_phase();
+      layout_.operations.push_back(persistent_operation(layout_, loss));
     }
-    op.kind = index < last() ? Kind::hidden : Kind::errors;
-    op.out = index < last() ? layer(index).hidden : layer(index).gradient;
-    if (index == last()) {
-      op.extra = layout_.y;
-      op.slots = slots_;
-      errors_ = layout_.operations.size();
+    switch (loss.loss) {
+      case Loss::squared_error:
+        layout_.operations.back().kind = Kind::errors;
+        break;
     }
-    layout_.operations.push_back(op);
-  }
-
-  void add_input_gradient(int index) {
-    PersistentOperation op;
-    op.kind = Kind::input_gradient;
-    op.rows = samples_;
-    op.columns = layer(index).in_features;
-    op.inner = layer(index).out_features;
-    op.a = layer(index).gradient;
-    op.a_stride = op.inner;
-    op.b = layer(index).weight;
-    op.b_stride = op.inner;
-    op.b_by_inner = 1;
-    op.out = layer(index - 1).gradient;
-    op.extra = layer(index - 1).hidden;
-    layout_.operations.push_back(op);
-  }
-
-  void add_gram_update() {
-    PersistentOperation op;
-    op.kind = Kind::gram_update;
-    op.rows = op.inner = op.a_stride = samples_;
-    op.columns = op.b_stride = layer(0).out_features;
-    op.a = layout_.kernel;
-    op.b = layer(0).gradient;
-    op.out = layout_.z;
-    op.sum = layout_.sum;
-    layout_.operations.push_back(op);
-  }
-
-  void add_updates(int index) {
-    if (index == 0 && layout_.gram) return add_gram_update();
-    PersistentOperation op;
-    op.kind = Kind::weight_update;
-    op.rows = layer(index).in_features;
-    op.columns = layer(index).out_features;
-    op.inner = samples_;
-    op.a = index == 0 ? layout_.x : layer(index - 1).hidden;
-    op.a_stride = op.rows;
-    op.a_by_inner = 0;
-    op.b = layer(index).gradient;
-    op.b_stride = op.columns;
-    op.out = layer(index).weight;
-    layout_.operations.push_back(op);
-    if (!network_.bias) return;
-    PersistentOperation sums;
-    sums.kind = Kind::bias_update;
-    sums.rows = 1;
-    sums.columns = layer(index).out_features;
-    sums.inner = samples_;
-    sums.a = layer(index).gradient;
-    sums.out = layer(index).bias;
-    layout_.operations.push_back(sums);
+    layout_.operations.back().out = layout_.at(loss.out);
+    layout_.operations.back().extra = layout_.at(loss.b);
+    layout_.operations.back().slots = slots_;
+    errors_ = layout_.operations.size() - 1;
+    layout_.forward_phases = static_cast<std::int64_t>(layout_.phases.size());
   }
 
   void add_loss() {
@@ -235,22 +217,49 @@ class Builder {
     layout_.operations.push_back(op);
   }
 
-  void make_step() {
-    for (int index = 0; index <= last(); ++index) {
-      begin_phase();
-      add_forward(index);
-    }
-    layout_.forward_phases = static_cast<std::int64_t>(layout_.phases.size());
-    for (int index = last(); index > 0; --index) {
-      begin_phase();
-      add_input_gradient(index);
-      if (index < last()) add_updates(index + 1);
-      if (index == last()) add_loss();
+  /// A phase for each product forward and for each gradient of an input. An update waits for the phase after that of
+  /// the gradient of its layer's input, which reads what it changes.
+  void make_program() {
+    std::vector<PersistentOperation> waiting;
+    bool loss_waits = false;
+    const auto end_backward_phase = [&] {
+      layout_.operations.insert(layout_.operations.end(), waiting.begin(), waiting.end());
+      waiting.clear();
+      if (loss_waits) add_loss();
+      loss_waits = false;
+    };
+    for (const StepOperation& op : step().operations) {
+      switch (op.kind) {
+        case StepOperation::Kind::forward:
+        case StepOperation::Kind::activate:
+          begin_phase();
+          layout_.operations.push_back(persistent_operation(layout_, op));
+          break;
+        case StepOperation::Kind::loss:
+          add_errors(op);
+          loss_waits = true;
+          break;
+        case StepOperation::Kind::input_gradient:
+          begin_phase();
+          layout_.operations.push_back(persistent_operation(layout_, op));
+          end_backward_phase();
+          break;
+        case StepOperation::Kind::weight_update:
+        case StepOperation::Kind::bias_update:
+          waiting.push_back(persistent_operation(layout_, op));
+          break;
+        case StepOperation::Kind::sum_update:  // by the tiles that update Z
+          waiting.back().kind = Kind::gram_update;
+          waiting.back().sum = layout_.at(op.out);
+          break;
+        case StepOperation::Kind::kernel_matrix:
+        case StepOperation::Kind::rebuild_weight:
+        case StepOperation::Kind::rebuild_bias:
+          break;  // in no step
+      }
     }
     begin_phase();
-    if (last() > 0) add_updates(1);
-    add_updates(0);
-    if (last() == 0) add_loss();
+    end_backward_phase();
     begin_phase();  // of what asks for the loss alone
     add_loss();
   }
@@ -263,7 +272,7 @@ class Builder {
       layout_.loss = arena_.take(1, 1, sizeof(double));
     }
     std::int64_t widest = 0;
-    for (const PersistentLayout::Layer& each : layout_.layers) widest = std::max(widest, each.out_features);
+    for (const Step::Layer& layer : step().layers) widest = std::max(widest, layer.out_features);
     layout_.predict_rows = kPredictRows;
     layout_.predict_input = arena_.take(layout_.predict_rows, network_.widths.front(), element_);
     layout_.predict_even = arena_.take(layout_.predict_rows, widest, element_);
@@ -313,7 +322,7 @@ class Builder {
       way.blocks = blocks;
       way.us = layout.estimated_us;
     };
-    if (layout_.gram) {
+    if (step().gram) {
       const auto decision = cuda::decide_gram_two_layer(shape, two_layer_device(gpu));
       take(decision, layout_.gram_two_layer, decision.layout.blocks);
     } else {
@@ -386,11 +395,8 @@ class Builder {
   /// The products at the peak of the blocks, and what they have to tell each other one after the other.
   double floor_us() const {
     using namespace gpu_costs;
-    double products = 0;
-    for (const PersistentOperation& op : layout_.operations)
-      if (op.kind != Kind::loss && op.kind != Kind::bias_update)
-        products += static_cast<double>(op.rows) * static_cast<double>(op.columns) * static_cast<double>(op.inner);
-    const double products_us = products / (static_cast<double>(layout_.blocks) * fma_per_us(element_));
+    const double products_us =
+        multiply_adds(step().operations) / (static_cast<double>(layout_.blocks) * fma_per_us(element_));
     if (layout_.form == PersistentForm::two_layer)
       return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
     const double hop_us = layout_.form == PersistentForm::block     ? kBlockBarrierUs
@@ -430,7 +436,7 @@ std::string PersistentLayout::description() const {
   const std::string launches =
       ", at most " + std::to_string(steps_per_launch) + " steps a launch" + (note.empty() ? "" : ", " + note);
   if (form == PersistentForm::two_layer)
-    return (gram ? cuda::describe(gram_two_layer) : cuda::describe(two_layer)) + launches;
+    return (step.gram ? cuda::describe(gram_two_layer) : cuda::describe(two_layer)) + launches;
   const std::string where = form == PersistentForm::block     ? "one block, data in its shared memory"
                             : form == PersistentForm::cluster ? "one cluster of " + std::to_string(blocks) + " blocks"
                                                               : "a grid of " + std::to_string(blocks) + " blocks";
@@ -442,7 +448,7 @@ std::string PersistentLayout::phase_name(std::int64_t phase) const {
     return phase + 1 == static_cast<std::int64_t>(cuda::TwoLayerPhase::kClusterExchange)
                ? "exchange within a cluster"
                : "exchange of the predictions";
-  const auto depth = static_cast<std::int64_t>(layers.size());
+  const auto depth = static_cast<std::int64_t>(step.layers.size());
   if (phase < forward_phases) return "forward of layer " + std::to_string(phase);
   const std::int64_t back = phase - forward_phases;
   if (back < depth - 1) return "gradient of the input of layer " + std::to_string(depth - 1 - back);
@@ -463,10 +469,92 @@ cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {
   return device;
 }
 
+PersistentOperation persistent_operation(const PersistentLayout& layout, const StepOperation& operation) {
+  PersistentOperation made;
+  made.rows = operation.rows;
+  made.columns = operation.columns;
+  made.inner = operation.inner;
+  made.a = layout.at(operation.a);
+  made.b = layout.at(operation.b);
+  made.bias = layout.at(operation.bias);
+  made.start = layout.at(operation.start);
+  made.out = layout.at(operation.out);
+  // Of most products: [rows, inner] and [inner, columns] as they lie in memory.
+  made.a_stride = operation.inner;
+  made.b_stride = operation.columns;
+  const auto kind_of = [](const std::optional<Activation>& activation, Kind relu) {
+    if (!activation) return Kind::linear;
+    switch (*activation) {
+      case Activation::relu:
+        return relu;
+    }
+    return Kind::linear;
+  };
+  switch (operation.kind) {
+    case StepOperation::Kind::forward:
+      made.kind = kind_of(operation.activation, Kind::hidden);
+      break;
+    case StepOperation::Kind::activate:  // no product: what it starts from, which an operand has to be, too
+      made.kind = kind_of(operation.activation, Kind::hidden);
+      made.start = made.b = made.a;
+      break;
+    case StepOperation::Kind::loss:
+      made.start = made.b = made.a;
+      break;
+    case StepOperation::Kind::input_gradient:
+      made.kind = kind_of(operation.activation, Kind::input_gradient);
+      made.extra = layout.at(operation.activated);
+      made.b_by_inner = 1;
+      made.b_stride = operation.inner;
+      break;
+    case StepOperation::Kind::weight_update:
+    case StepOperation::Kind::rebuild_weight:
+      made.kind = operation.kind == StepOperation::Kind::weight_update ? Kind::weight_update : Kind::linear;
+      // K is symmetric, and read faster as it lies.
+      made.a_by_inner = layout.step.gram && operation.a == layout.step.gram->kernel;
+      made.a_stride = operation.rows;
+      break;
+    case StepOperation::Kind::bias_update:
+    case StepOperation::Kind::rebuild_bias:
+      made.kind = Kind::bias_update;
+      made.start = kNone;
+      made.rows = 1;
+      made.inner = operation.rows;
+      break;
+    case StepOperation::Kind::sum_update:
+      break;  // part of another one
+    case StepOperation::Kind::kernel_matrix:
+      made.b = made.a;
+      made.b_by_inner = 1;
+      made.b_stride = operation.inner;
+      made.addend = operation.bias_in_kernel ? 1 : 0;
+      break;
+  }
+  return made;
+}
+
 PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors,
                               std::uint64_t element_bytes) {
   cut_operation(operation, multiprocessors, element_bytes, Operands::in_l2);
   return operation;
+}
+
+void ask_persistent(const Request& request, Answer& answer) {
+  const GpuCaps& gpu = gpu_of(request);
+  Candidate& candidate = answer.candidate;
+  candidate.reason = why_not_implemented<PersistentImplements>(request);
+  if (!candidate.reason.empty()) return;
+  PersistentLayout layout = make_persistent_layout(request.network, request.training, gpu);
+  candidate.bytes = layout.bytes;
+  candidate.predicted_us_per_step = layout.predicted_us_per_step;
+  candidate.floor_us_per_step = layout.floor_us_per_step;
+  candidate.reason = gpu.no_code_reason;
+  if (candidate.reason.empty()) candidate.reason = layout.refusal;
+  if (candidate.reason.empty())
+    candidate.reason = why_not_in_memory(gpu, candidate.bytes, "use smaller layers or fewer samples");
+  candidate.accepted = candidate.reason.empty();
+  if (candidate.accepted) candidate.reason = "one launch for many steps: " + layout.description();
+  answer.layout = std::move(layout);
 }
 
 }  // namespace deviceloop

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "../text.h"
 #include "gpu_costs.h"
-#include "text.h"
 
 namespace deviceloop::cuda {
 namespace {

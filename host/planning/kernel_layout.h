@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "elementwise.h"
+#include "../elementwise.h"
 
 namespace deviceloop::cuda {
 

@@ -20,6 +20,8 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "../step/step.h"
+#include "decision.h"
 #include "two_layer_layout.h"
 
 namespace deviceloop {
@@ -73,15 +75,11 @@ struct PersistentPhase {
 
 /// Offsets are in bytes from the start of one arena in device memory, each a multiple of 256.
 struct PersistentLayout {
-  struct Layer {
-    std::int64_t in_features = 0;
-    std::int64_t out_features = 0;
-    std::uint64_t weight = 0;    ///< [in_features, out_features]
-    std::uint64_t bias = kNone;  ///< [out_features]
-    std::uint64_t hidden = 0;    ///< [samples, out_features]; not of the last layer
-    std::uint64_t gradient = 0;  ///< dZ [samples, out_features]
-  };
-  std::vector<Layer> layers;
+  Step step;
+  GpuCaps gpu;  ///< what it was made for
+  /// Where each tensor of the step lies; kNone for those that no memory is needed for.
+  std::vector<std::uint64_t> tensors;
+  std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNone : tensors[static_cast<std::size_t>(id)]; }
 
   // How it runs.
   std::string refusal;  ///< why it cannot, in one sentence; empty where it can
@@ -103,16 +101,6 @@ struct PersistentLayout {
   // first state_bytes back.
   std::uint64_t region_bytes = 0;
   std::uint64_t state_bytes = 0;
-  std::uint64_t x = 0;  ///< [samples, in_features]
-  std::uint64_t y = 0;  ///< [samples, outputs]
-  // In the Gram formulation alone: Z of the first layer and the sum S of its changes, the products of the samples with
-  // each other, and the parameters that S is counted from; the layer's own are rebuilt from them.
-  bool gram = false;
-  std::uint64_t z = 0;             ///< [samples, out_features of layer 0]
-  std::uint64_t sum = 0;           ///< the same
-  std::uint64_t kernel = 0;        ///< [samples, samples]
-  std::uint64_t start_weight = 0;  ///< as the weight of layer 0
-  std::uint64_t start_bias = kNone;
   std::uint64_t program = 0;   ///< operations, then phases
   std::uint64_t arrivals = 0;  ///< unsigned: of blocks where they meet
   std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
@@ -142,10 +130,16 @@ constexpr std::size_t kPersistentTileBytes = 42 << 10;
 /// specifications have been validated.
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
 
+/// The persistent executor's answer, with a PersistentLayout.
+void ask_persistent(const Request& request, Answer& answer);
+
 /// What the form `two_layer` asks of a GPU. How many clusters of 4 and 8 blocks are resident is an estimate, 10 in 11
 /// and 15 in 16 of those that the multiprocessors would hold, because clusters lie within a part of the GPU and some
 /// parts are smaller: as on an H100 (bench/probe.cu, cluster_residency).
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu);
+
+/// An operation of the step, or of what the step keeps, before it is cut.
+PersistentOperation persistent_operation(const PersistentLayout& layout, const StepOperation& operation);
 
 /// A product or bias_update that gets a launch of its own, cut for `multiprocessors`.
 PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multiprocessors, std::uint64_t element_bytes);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "floating_point.h"
+#include "../floating_point.h"
 
 namespace deviceloop {
 

@@ -8,8 +8,8 @@
 #include <deviceloop/error.h>
 #include <deviceloop/kernels.h>
 
-#include "elementwise.h"
-#include "matrix_ops.h"
+#include "../elementwise.h"
+#include "../matrix_ops.h"
 
 namespace deviceloop {
 

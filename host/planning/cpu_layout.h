@@ -4,45 +4,42 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include <deviceloop/spec.h>
 
-#include "gram_layout.h"
+#include "../step/step.h"
+#include "decision.h"
 
 namespace deviceloop {
 
 /// Offsets are in bytes from the start of one arena, each a multiple of 64.
 ///
-/// Two ways to take a step:
-/// - `folded`: each panel of rows goes forward and backward through all layers and leaves its activations H and
-///   gradients dZ; then each weight is updated by W -= lr H^T dZ over the whole batch, in panels of its rows.
+/// Two ways to take a step, both by operations of the step in their order:
+/// - `folded`: each panel of rows goes through the operations by row, forward and backward, and leaves its activations
+/// H
+///   and gradients dZ; then the updates are taken over the whole batch, in panels of the parameters' rows.
 /// - `chunked`, for many samples and few parameters: each block of rows goes through in panels small enough to stay in
-///   a core's cache, and adds its weight gradients to a slot of its own; then the slots are added in order.
+///   a core's cache, and adds its gradients to a slot of its own; then the slots are added in order.
 ///
-/// In the Gram formulation steps are always folded: it pays where samples are few. Its first layer is then updated as a
-/// weight Z would be whose input is K.
+/// In the Gram formulation steps are always folded: it pays where samples are few.
 struct CpuLayout {
-  struct Layer {
-    std::int64_t in_features = 0;
-    std::int64_t out_features = 0;
-    std::uint64_t weight = 0;  ///< [in_features, out_features]
-    std::uint64_t bias = 0;    ///< [out_features]; only with bias
-    /// H of this layer (for all but the last) and dZ. Folded: [samples, out_features]. Chunked: [panel_rows,
-    /// out_features], once for each thread, `thread_stride` bytes apart.
-    std::uint64_t hidden = 0;
-    std::uint64_t gradient = 0;
-    /// Folded: the weight's rows of one update task, and the number of such tasks.
-    std::int64_t update_rows = 0;
-    std::int64_t update_tasks = 0;
-    /// Chunked: offsets of this layer's gradients in a slot, in elements.
-    std::int64_t slot_weight = 0;
-    std::int64_t slot_bias = 0;
+  /// An operation over the whole batch, which changes a parameter or, in the Gram formulation, Z.
+  struct Update {
+    StepOperation operation;
+    std::int64_t task_rows = 0;  ///< folded: rows of `out` of one task
+    std::int64_t tasks = 0;      ///< folded
+    std::int64_t slot = 0;       ///< chunked: offset of the gradient in a slot, in elements
+    std::int64_t elements = 0;   ///< of `out`
   };
-  std::vector<Layer> layers;
 
-  std::optional<GramLayout> gram;
+  Step step;
+  /// Where each tensor of the step lies; activations and gradients, where steps are chunked, in a thread's scratch, as
+  /// [panel_rows, columns]. Predictions lie where their gradient will.
+  std::vector<std::uint64_t> tensors;
+  std::uint64_t at(TensorId id) const { return tensors[static_cast<std::size_t>(id)]; }
+  std::vector<Update> updates;  ///< of a step, the first layer's first
+  std::vector<Update> rebuild;  ///< as Step::Gram::rebuild, cut as folded updates are
 
   bool chunked = false;
   std::int64_t panel_rows = 0;  ///< rows of a panel; the last one may have fewer
@@ -51,8 +48,6 @@ struct CpuLayout {
   bool one_k_block =
       false;  ///< folded: the batch is one block of the sum over samples, so the update goes into W directly
 
-  std::uint64_t x = 0;               ///< [samples, in_features]
-  std::uint64_t y = 0;               ///< [samples, outputs]
   std::uint64_t losses = 0;          ///< double [blocks]
   std::uint64_t slots = 0;           ///< chunked: [blocks, slot_elements]
   std::int64_t slot_elements = 0;    ///< chunked: parameters of the network
@@ -73,5 +68,8 @@ struct CpuLayout {
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
 CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads);
+
+/// The CPU's answer, with a CpuLayout.
+void ask_cpu(const Request& request, Answer& answer);
 
 }  // namespace deviceloop

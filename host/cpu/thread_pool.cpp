@@ -7,10 +7,10 @@
 
 #include <deviceloop/error.h>
 
-#include "floating_point.h"
+#include "../floating_point.h"
+#include "../machine.h"
+#include "../text.h"
 #include "gemm.h"
-#include "machine.h"
-#include "text.h"
 
 namespace deviceloop {
 namespace {

@@ -8,7 +8,7 @@
 #include <deviceloop/error.h>
 #include <deviceloop/spec.h>
 
-#include "text.h"
+#include "../text.h"
 
 namespace deviceloop {
 

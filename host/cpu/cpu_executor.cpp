@@ -1,0 +1,427 @@
+// A step has two phases with one barrier between them: what follows row by row, forward and backward, then the updates,
+// which need all rows. All gradients of a step are taken before any weight changes. See cpu_layout.h for how each phase
+// is cut into tasks.
+#include "cpu_executor.h"
+
+#include <algorithm>
+#include <any>
+#include <cstddef>
+#include <new>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "../matrix_ops.h"
+#include "../parameters.h"
+#include "../planning/cpu_layout.h"
+#include "../step/gram_run.h"
+#include "cpu_kernels.h"
+#include "gemm.h"
+#include "thread_pool.h"
+
+namespace deviceloop {
+namespace {
+
+class Arena {
+ public:
+  explicit Arena(std::uint64_t bytes)
+      : data_(static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), std::align_val_t(64)))) {}
+  ~Arena() { ::operator delete(data_, std::align_val_t(64)); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  template <class T>
+  T* at(std::uint64_t offset) const {
+    return reinterpret_cast<T*>(data_ + offset);
+  }
+
+ private:
+  std::byte* data_;
+};
+
+template <class T>
+class CpuExecutor final : public Executor, private GramDriver {
+ public:
+  CpuExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
+      : network_(network),
+        training_(training),
+        parameters_(parameter_layout(network)),
+        layout_(std::any_cast<const CpuLayout&>(decision.layout)),
+        negative_rate_(static_cast<T>(-training.optimizer.learning_rate)),
+        arena_(layout_.bytes),
+        pool_(decision.plan.threads) {
+    if (layout_.step.gram) {
+      clear_sum();
+      gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
+    }
+    preparation_.lap("memory");
+  }
+
+  void set_data(ConstMatrix x, ConstMatrix y) override {
+    if (gram_) gram_->before_data();
+    convert(Matrix(tensor(layout_.step.x), x.rows, x.columns), x);
+    convert(Matrix(tensor(layout_.step.y), y.rows, y.columns), y);
+  }
+
+  void enqueue(std::int64_t steps) override {
+    // Losses are appended here, before the loop, so that the loop allocates nothing.
+    losses_.erase(losses_.begin(), losses_.begin() + static_cast<std::ptrdiff_t>(fetched_));
+    fetched_ = 0;
+    const std::size_t first = losses_.size();
+    losses_.resize(first + static_cast<std::size_t>(steps));
+    const SingleThreadedBlas single_threaded;
+    for (std::int64_t step = 0; step < steps; ++step) losses_[first + static_cast<std::size_t>(step)] = take_step();
+  }
+
+  void losses(std::span<double> out) override {
+    std::copy_n(losses_.begin() + static_cast<std::ptrdiff_t>(fetched_), out.size(), out.begin());
+    fetched_ += out.size();
+  }
+
+  void finish() override {
+    if (gram_) gram_->before_reading();
+  }
+
+  double loss() override {
+    const SingleThreadedBlas single_threaded;
+    if (gram_) gram_->before_step();
+    pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, false); });
+    return summed_loss();
+  }
+
+  void read_state(int index, Matrix out) override {
+    finish();  // which a run that a callback ended by an exception has not done
+    convert(out, parameter(parameters_[static_cast<std::size_t>(index)]));
+  }
+
+  void write_state(int index, ConstMatrix in) override {
+    const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
+    const auto write = [&] { convert(parameter(info), in); };
+    if (gram_)
+      gram_->write(info, write);
+    else
+      write();
+  }
+
+  void predict(ConstMatrix x, Matrix out) override {
+    finish();
+    const SingleThreadedBlas single_threaded;
+    constexpr std::int64_t kRows = CpuLayout::kPredictRows;
+    pool_.run((x.rows + kRows - 1) / kRows, [&](std::int64_t panel, int worker) {
+      const std::int64_t first = panel * kRows, rows = std::min(kRows, x.rows - first);
+      T* const input = scratch<T>(layout_.predict_input, worker);
+      convert(Matrix(input, rows, x.columns), rows_of(x, first, rows));
+      T* const buffers[2] = {scratch<T>(layout_.predict_even, worker), scratch<T>(layout_.predict_odd, worker)};
+      const T* in = input;
+      for (const StepOperation& layer : layout_.step.inference) {
+        T* const layer_out = buffers[layer.layer % 2];
+        forward(layer, in, layer_out, rows);
+        in = layer_out;
+      }
+      convert(rows_of(out, first, rows), ConstMatrix(in, rows, out.columns));
+    });
+  }
+
+ private:
+  using Update = CpuLayout::Update;
+
+  /// Of a tensor that is there for the whole run.
+  T* tensor(TensorId id) const { return id == kNoTensor ? nullptr : arena_.at<T>(layout_.at(id)); }
+
+  /// Rows of a tensor from `row` on, which a panel begins with.
+  T* at_row(TensorId id, std::int64_t row, int worker) const {
+    const StepTensor& shape = layout_.step.tensor(id);
+    switch (shape.lifetime) {
+      case StepTensor::Lifetime::activation:
+      case StepTensor::Lifetime::gradient:
+        if (layout_.chunked) return scratch<T>(layout_.at(id), worker);
+        break;
+      case StepTensor::Lifetime::data:
+      case StepTensor::Lifetime::parameter:
+      case StepTensor::Lifetime::derived:
+        break;
+    }
+    return tensor(id) + row * shape.columns;
+  }
+
+  Matrix parameter(const ParameterInfo& info) const {
+    const Step::Layer& layer = layout_.step.layers[static_cast<std::size_t>(info.layer)];
+    return Matrix(tensor(info.is_bias ? layer.bias : layer.weight), info.rows, info.columns);
+  }
+
+  template <class Element>
+  Element* scratch(std::uint64_t offset, int worker) const {
+    return arena_.at<Element>(layout_.thread_scratch + static_cast<std::uint64_t>(worker) * layout_.thread_stride +
+                              offset);
+  }
+
+  // ---- operations by row
+
+  // out [rows, columns] = in b.
+  void multiply(const StepOperation& op, Transpose transpose_b, const T* in, T* out, std::int64_t rows) const {
+    gemm<T>(Transpose::no, transpose_b, rows, op.columns, op.inner, T(1), in, op.inner, tensor(op.b),
+            transpose_b == Transpose::no ? op.columns : op.inner, T(0), out, op.columns);
+  }
+
+  // out [rows, columns] = activation(in b + bias).
+  void forward(const StepOperation& op, const T* in, T* out, std::int64_t rows) const {
+    multiply(op, Transpose::no, in, out, rows);
+    if (op.activation)
+      activate(*op.activation, out, tensor(op.bias), out, rows, op.columns);
+    else
+      add_bias(out, tensor(op.bias), rows, op.columns);
+  }
+
+  static void activate(Activation activation, const T* in, const T* bias, T* out, std::int64_t rows,
+                       std::int64_t columns) {
+    switch (activation) {
+      case Activation::relu:
+        return bias_relu(out, in, bias, rows, columns);
+    }
+  }
+
+  static void through_activation(Activation activation, T* dh, const T* h, std::int64_t count) {
+    switch (activation) {
+      case Activation::relu:
+        return mask_gradient(dh, h, count);
+    }
+  }
+
+  static double take_loss(Loss loss, T* gradient, const T* prediction, const T* target, std::int64_t count) {
+    switch (loss) {
+      case Loss::squared_error:
+        return squared_error(gradient, prediction, target, count);
+    }
+    return 0;
+  }
+
+  // The operations by row, for the rows [first, first + count); without `backward` up to the loss, which is returned.
+  double run_panel(std::int64_t first, std::int64_t count, int worker, bool backward) const {
+    double loss = 0;
+    for (const StepOperation& op : layout_.step.operations) {
+      if (!op.is_by_row()) continue;
+      const T* const a = at_row(op.a, first, worker);
+      T* const out = at_row(op.out, first, worker);
+      switch (op.kind) {
+        case StepOperation::Kind::forward:
+          forward(op, a, out, count);
+          break;
+        case StepOperation::Kind::activate:
+          activate(*op.activation, a, nullptr, out, count, op.columns);
+          break;
+        case StepOperation::Kind::loss:
+          loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count * op.columns);
+          if (!backward) return loss;
+          break;
+        case StepOperation::Kind::input_gradient:
+          multiply(op, Transpose::yes, a, out, count);
+          through_activation(*op.activation, out, at_row(op.activated, first, worker), count * op.columns);
+          break;
+        case StepOperation::Kind::sum_update:
+          add_scaled(out, negative_rate_, a, count * op.columns);
+          break;
+        case StepOperation::Kind::weight_update:
+        case StepOperation::Kind::bias_update:
+        case StepOperation::Kind::kernel_matrix:
+        case StepOperation::Kind::rebuild_weight:
+        case StepOperation::Kind::rebuild_bias:
+          break;  // not by row, or in no step
+      }
+    }
+    return loss;
+  }
+
+  // One task of the first phase.
+  void run_block(std::int64_t block, int worker, bool backward) const {
+    const std::int64_t begin = block * layout_.block_rows;
+    const std::int64_t end = std::min(begin + layout_.block_rows, training_.samples);
+    double loss = 0;
+    for (std::int64_t first = begin; first < end; first += layout_.panel_rows) {
+      const std::int64_t rows = std::min(layout_.panel_rows, end - first);
+      loss += run_panel(first, rows, worker, backward);
+      if (backward && layout_.chunked) add_panel_gradients(block, first, rows, worker);
+    }
+    arena_.at<double>(layout_.losses)[block] = loss;
+  }
+
+  double summed_loss() const {
+    const double* const losses = arena_.at<double>(layout_.losses);
+    double sum = 0;
+    for (std::int64_t block = 0; block < layout_.blocks; ++block) sum += losses[block];
+    return sum;
+  }
+
+  double take_step() {
+    if (gram_) gram_->before_step();
+    pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, true); });
+    const double loss = summed_loss();
+    if (layout_.chunked)
+      update_from_slots();
+    else
+      run_folded(layout_.updates, negative_rate_);
+    if (gram_) gram_->after_steps(1);
+    return loss;
+  }
+
+  // ---- folded
+
+  // out += factor times the gradients over the whole batch, for each update.
+  void run_folded(const std::vector<Update>& updates, T factor) {
+    std::int64_t tasks = 0;
+    for (const Update& update : updates) tasks += update.tasks;
+    pool_.run(tasks, [&, this](std::int64_t task, int worker) {
+      for (const Update& update : updates) {
+        if (task < update.tasks) return run_update(update, factor, task * update.task_rows, worker);
+        task -= update.tasks;
+      }
+    });
+  }
+
+  // The rows of `out` from `first` on that are one task.
+  void run_update(const Update& update, T factor, std::int64_t first, int worker) const {
+    const StepOperation& op = update.operation;
+    T* const out = tensor(op.out) + first * op.columns;
+    const std::int64_t count = std::min(update.task_rows, layout_.step.tensor(op.out).rows - first);
+    if (op.start != kNoTensor) std::copy_n(tensor(op.start) + first * op.columns, count * op.columns, out);
+    if (op.inner == 0)
+      add_to_bias(out, factor, op, worker);
+    else
+      add_product(out, factor, tensor(op.a) + first, op.rows, tensor(op.b), count, op.columns, worker);
+  }
+
+  // w [rows, columns] += factor a^T b over all samples: the first `rows` columns of a, whose rows are `stride` apart,
+  // and b [samples, columns].
+  void add_product(T* w, T factor, const T* a, std::int64_t stride, const T* b, std::int64_t rows, std::int64_t columns,
+                   int worker) const {
+    if (layout_.one_k_block) {
+      gemm<T>(Transpose::yes, Transpose::no, rows, columns, training_.samples, factor, a, stride, b, columns, T(1), w,
+              columns);
+      return;
+    }
+    // The whole sum first: added to w block by block it would be rounded to w's size each time.
+    T* const product = scratch<T>(layout_.update, worker);
+    constexpr std::int64_t kMaxK = std::int64_t{1} << 30;
+    for (std::int64_t k = 0; k < training_.samples; k += kMaxK)
+      gemm<T>(Transpose::yes, Transpose::no, rows, columns, std::min(kMaxK, training_.samples - k), T(1),
+              a + k * stride, stride, b + k * columns, columns, T(k == 0 ? 0 : 1), product, columns);
+    add_scaled(w, factor, product, rows * columns);
+  }
+
+  // b += factor times the column sums of a.
+  void add_to_bias(T* b, T factor, const StepOperation& op, int worker) const {
+    double* const sums = scratch<double>(layout_.column_sums, worker);
+    std::fill_n(sums, op.columns, 0.0);
+    add_column_sums(sums, tensor(op.a), op.rows, op.columns);
+    for (std::int64_t i = 0; i < op.columns; ++i) b[i] += factor * static_cast<T>(sums[i]);
+  }
+
+  // ---- Gram
+
+  // K and Z, in the panels of the first phase.
+  void compute_gram(bool kernel, bool pre_activation) override {
+    pool_.run(2 * layout_.blocks, [&, this](std::int64_t task, int) {
+      const bool is_kernel = task < layout_.blocks;
+      if (is_kernel ? !kernel : !pre_activation) return;
+      const std::int64_t first = task % layout_.blocks * layout_.panel_rows;
+      const std::int64_t count = std::min(layout_.panel_rows, training_.samples - first);
+      const Step::Gram& gram = *layout_.step.gram;
+      const StepOperation& op = is_kernel ? gram.make_kernel : gram.make_pre_activation;
+      const T* const panel = tensor(op.a) + first * op.inner;
+      T* const out = tensor(op.out) + first * op.columns;
+      if (!is_kernel) return forward(op, panel, out, count);
+      if (op.bias_in_kernel) std::fill_n(out, count * op.columns, T(1));
+      gemm<T>(Transpose::no, Transpose::yes, count, op.columns, op.inner, T(1), panel, op.inner, tensor(op.a), op.inner,
+              T(op.bias_in_kernel ? 1 : 0), out, op.columns);
+    });
+  }
+
+  void clear_sum() override {
+    const StepTensor& shape = layout_.step.tensor(layout_.step.gram->sum);
+    std::fill_n(tensor(layout_.step.gram->sum), shape.rows * shape.columns, T(0));
+  }
+
+  void rebuild_parameters() override {
+    const SingleThreadedBlas single_threaded;
+    run_folded(layout_.rebuild, T(1));
+  }
+
+  void keep_as_start(const ParameterInfo& info) override {
+    const Step::Gram& gram = *layout_.step.gram;
+    convert(Matrix(tensor(info.is_bias ? gram.start_bias : gram.start_weight), info.rows, info.columns),
+            parameter(info));
+  }
+
+  // ---- chunked
+
+  void add_panel_gradients(std::int64_t block, std::int64_t first, std::int64_t count, int worker) const {
+    T* const slots = arena_.at<T>(layout_.slots) + block * layout_.slot_elements;
+    const bool begins = first == block * layout_.block_rows;
+    for (const Update& update : layout_.updates) {
+      const StepOperation& op = update.operation;
+      const T* const a = at_row(op.a, first, worker);
+      T* const slot = slots + update.slot;
+      if (op.inner > 0) {
+        gemm<T>(Transpose::yes, Transpose::no, op.rows, op.columns, count, T(1), a, op.rows,
+                at_row(op.b, first, worker), op.columns, T(begins ? 0 : 1), slot, op.columns);
+        continue;
+      }
+      double* const sums = scratch<double>(layout_.column_sums, worker);
+      std::fill_n(sums, op.columns, 0.0);
+      add_column_sums(sums, a, count, op.columns);
+      for (std::int64_t i = 0; i < op.columns; ++i) slot[i] = (begins ? T(0) : slot[i]) + static_cast<T>(sums[i]);
+    }
+  }
+
+  void update_from_slots() {
+    const auto ranges = [](std::int64_t count) { return (count + CpuLayout::kSlotRange - 1) / CpuLayout::kSlotRange; };
+    std::int64_t tasks = 0;
+    for (const Update& update : layout_.updates) tasks += ranges(update.elements);
+    pool_.run(tasks, [this, ranges](std::int64_t task, int) {
+      for (const Update& update : layout_.updates) {
+        if (task < ranges(update.elements))
+          return add_slots(tensor(update.operation.out), update.slot, update.elements, task);
+        task -= ranges(update.elements);
+      }
+    });
+  }
+
+  // values[i] -= lr * the sum of element i over all slots, in order, for one range of i.
+  void add_slots(T* values, std::int64_t slot_offset, std::int64_t count, std::int64_t range) const {
+    constexpr std::int64_t kWidth = 64;
+    const T* const slots = arena_.at<T>(layout_.slots) + slot_offset;
+    const std::int64_t end = std::min(count, (range + 1) * CpuLayout::kSlotRange);
+    for (std::int64_t first = range * CpuLayout::kSlotRange; first < end; first += kWidth) {
+      const std::int64_t width = std::min(kWidth, end - first);
+      double sums[kWidth] = {};
+      for (std::int64_t block = 0; block < layout_.blocks; ++block) {
+        const T* const slot = slots + block * layout_.slot_elements + first;
+        for (std::int64_t i = 0; i < width; ++i) sums[i] += static_cast<double>(slot[i]);
+      }
+      for (std::int64_t i = 0; i < width; ++i) values[first + i] += negative_rate_ * static_cast<T>(sums[i]);
+    }
+  }
+
+  const NetworkSpec network_;
+  const TrainingSpec training_;
+  const std::vector<ParameterInfo> parameters_;
+  const CpuLayout layout_;
+  const T negative_rate_;
+  const Arena arena_;
+  ThreadPool pool_;
+
+  std::optional<GramRun> gram_;
+
+  std::vector<double> losses_;  // of the steps done and not fetched, from fetched_ on
+  std::size_t fetched_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> make_cpu_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                            const Decision& decision) {
+  return with_type(element_type(training.precision), [&](auto* type) -> std::unique_ptr<Executor> {
+    return std::make_unique<CpuExecutor<std::remove_pointer_t<decltype(type)>>>(network, training, decision);
+  });
+}
+
+}  // namespace deviceloop

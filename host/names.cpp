@@ -1,0 +1,118 @@
+#include "names.h"
+
+namespace deviceloop {
+
+// No default: -Werror=switch has every value of an enum named here.
+
+const char* name_or_null(Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      return "relu";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(Loss loss) {
+  switch (loss) {
+    case Loss::squared_error:
+      return "squared_error";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::gradient_descent:
+      return "gradient_descent";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+      return "fp32";
+    case Precision::fp64:
+      return "fp64";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(Formulation formulation) {
+  switch (formulation) {
+    case Formulation::primal:
+      return "primal";
+    case Formulation::gram:
+      return "gram";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(Init init) {
+  switch (init) {
+    case Init::normal:
+      return "normal";
+    case Init::he:
+      return "he";
+    case Init::xavier:
+      return "xavier";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(DeviceKind kind) {
+  switch (kind) {
+    case DeviceKind::automatic:
+      return "auto";
+    case DeviceKind::cpu:
+      return "cpu";
+    case DeviceKind::cuda:
+      return "cuda";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(PersistentForm form) {
+  switch (form) {
+    case PersistentForm::automatic:
+      return "auto";
+    case PersistentForm::block:
+      return "block";
+    case PersistentForm::cluster:
+      return "cluster";
+    case PersistentForm::grid:
+      return "grid";
+    case PersistentForm::two_layer:
+      return "two-layer";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(ExecutorKind kind) {
+  switch (kind) {
+    case ExecutorKind::cpu:
+      return "cpu";
+    case ExecutorKind::graph:
+      return "graph";
+    case ExecutorKind::persistent:
+      return "persistent";
+  }
+  return nullptr;
+}
+
+namespace {
+
+template <class Enum>
+const char* name_of(Enum value) {
+  const char* const name = name_or_null(value);
+  return name != nullptr ? name : "unknown";
+}
+
+}  // namespace
+
+const char* name(ExecutorKind kind) { return name_of(kind); }
+const char* name(Precision precision) { return name_of(precision); }
+const char* name(Formulation formulation) { return name_of(formulation); }
+const char* name(PersistentForm form) { return name_of(form); }
+
+}  // namespace deviceloop

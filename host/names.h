@@ -1,0 +1,31 @@
+// Names of the values of a specification, for messages, and whether a number is one of them.
+#pragma once
+
+#include <string>
+
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// Null where the number is no value of its enum.
+/// @{
+const char* name_or_null(Activation activation);
+const char* name_or_null(Loss loss);
+const char* name_or_null(OptimizerKind kind);
+const char* name_or_null(Precision precision);
+const char* name_or_null(Formulation formulation);
+const char* name_or_null(Init init);
+const char* name_or_null(DeviceKind kind);
+const char* name_or_null(PersistentForm form);
+const char* name_or_null(ExecutorKind kind);
+/// @}
+
+/// "'relu'", or "number 7".
+template <class Enum>
+std::string shown(Enum value) {
+  const char* const name = name_or_null(value);
+  return name != nullptr ? std::string("'") + name + "'" : "number " + std::to_string(static_cast<long long>(value));
+}
+
+}  // namespace deviceloop

@@ -1,0 +1,218 @@
+#include "cpu_layout.h"
+
+#include <algorithm>
+
+#include "arena_space.h"
+
+namespace deviceloop {
+namespace {
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
+
+constexpr std::uint64_t kCacheLine = 64;
+// A slot for each of at most this many blocks of rows.
+constexpr std::int64_t kMaxBlocks = 64;
+constexpr std::int64_t kChunkedPanelRows = 128;
+constexpr std::int64_t kBlockRows = 8 * kChunkedPanelRows;
+constexpr std::int64_t kChunkedMinSamples = 8 * kChunkedPanelRows;
+// Parameters (in bytes) that a thread can keep in its cache besides a panel, with their gradients.
+constexpr std::uint64_t kChunkedMaxParameterBytes = 1 << 20;
+// Samples up to which the sum over the batch goes straight into the weight.
+constexpr std::int64_t kOneKBlock = 1024;
+// Work below which a task is not worth handing to another thread.
+constexpr double kTaskFlops = 4e6;
+
+// Steps shorter than this run on one thread: meeting another one twice a step costs microseconds when both run, and far
+// more on a machine that is shared.
+constexpr double kOneThreadUs = 1000;
+// What a step costs beside arithmetic, for each layer.
+constexpr double kLayerUs = 1;
+
+struct CpuImplements {
+  static bool has(Activation value) {
+    switch (value) {
+      case Activation::relu:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Loss value) {
+    switch (value) {
+      case Loss::squared_error:
+        return true;
+    }
+    return false;
+  }
+  static bool has(OptimizerKind value) {
+    switch (value) {
+      case OptimizerKind::gradient_descent:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Precision value) {
+    switch (value) {
+      case Precision::fp32:
+      case Precision::fp64:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Formulation value) {
+    switch (value) {
+      case Formulation::primal:
+      case Formulation::gram:
+        return true;
+    }
+    return false;
+  }
+};
+
+// Estimated GEMM rate of a core.
+double gflops_of(const CpuCaps& caps, Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+      return caps.gflops_fp32;
+    case Precision::fp64:
+      break;
+  }
+  return caps.gflops_fp32 / 2;
+}
+
+/// How an update of a folded step is cut: tasks of about kTaskFlops, but Z by the panels of the batch.
+void cut_folded(CpuLayout::Update& update, const CpuLayout& layout) {
+  const StepOperation& op = update.operation;
+  if (op.inner == 0) {  // of a bias
+    update.task_rows = update.tasks = 1;
+    return;
+  }
+  if (layout.step.gram && op.out == layout.step.gram->pre_activation) {
+    update.task_rows = layout.panel_rows;
+  } else {
+    const double row_flops = 2.0 * static_cast<double>(op.columns) * static_cast<double>(op.inner);
+    const double rows = std::min(kTaskFlops / row_flops, 1e9);
+    update.task_rows = std::min(op.rows, round_up(static_cast<std::int64_t>(rows) + 1, 64));
+  }
+  update.tasks = divide_up(op.rows, update.task_rows);
+}
+
+void add_updates(CpuLayout& layout) {
+  for (const StepOperation& op : layout.step.operations)
+    if (!op.is_by_row()) layout.updates.push_back({op});
+  std::stable_sort(layout.updates.begin(), layout.updates.end(),
+                   [](const auto& one, const auto& other) { return one.operation.layer < other.operation.layer; });
+  if (layout.step.gram)
+    for (const StepOperation& op : layout.step.gram->rebuild) layout.rebuild.push_back({op});
+  for (auto* list : {&layout.updates, &layout.rebuild})
+    for (CpuLayout::Update& update : *list) {
+      const StepTensor& out = layout.step.tensor(update.operation.out);
+      update.elements = out.rows * out.columns;
+      if (layout.chunked) {
+        update.slot = layout.slot_elements;
+        layout.slot_elements += update.elements;
+      } else {
+        cut_folded(update, layout);
+      }
+    }
+}
+
+}  // namespace
+
+CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads) {
+  const std::uint64_t element = size_of(element_type(training.precision));
+  const std::int64_t samples = training.samples;
+  CpuLayout layout;
+  layout.step = make_step(network, training);
+  const Step& step = layout.step;
+  layout.tensors.assign(step.tensors.size(), 0);
+  ArenaSpace arena(network, training, kCacheLine), scratch(network, training, kCacheLine);
+  const auto take = [&](TensorId id, ArenaSpace& space, std::int64_t rows) {
+    if (id != kNoTensor)
+      layout.tensors[static_cast<std::size_t>(id)] = space.take(rows, step.tensor(id).columns, element);
+  };
+  const auto take_whole = [&](TensorId id) {
+    if (id != kNoTensor) take(id, arena, step.tensor(id).rows);
+  };
+
+  std::int64_t widest = 0;  // of all layers' outputs
+  for (const Step::Layer& layer : step.layers) {
+    widest = std::max(widest, layer.out_features);
+    take_whole(layer.weight);
+    take_whole(layer.bias);
+  }
+  layout.parameter_bytes = arena.used();
+  if (step.gram)
+    for (const TensorId id :
+         {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
+      take_whole(id);
+
+  layout.chunked = !step.gram && samples >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
+  layout.one_k_block = samples <= kOneKBlock;
+  if (layout.chunked) {
+    layout.panel_rows = kChunkedPanelRows;
+    // Five to eight blocks at least, so that several threads have work; no more slots than kMaxBlocks.
+    layout.block_rows = std::clamp(kBlockRows, round_up(divide_up(samples, kMaxBlocks), kChunkedPanelRows),
+                                   round_up(divide_up(samples, 8), kChunkedPanelRows));
+  } else {
+    // Eight panels where there are rows enough; a panel is large enough that a pass over the weights pays.
+    layout.panel_rows = std::clamp<std::int64_t>(round_up(divide_up(samples, 8), 64), 64, 512);
+    layout.block_rows = layout.panel_rows;
+  }
+  layout.blocks = divide_up(samples, layout.block_rows);
+  add_updates(layout);
+
+  if (samples > 0) {
+    take_whole(step.x);
+    take_whole(step.y);
+    layout.losses = arena.take(layout.blocks, 1, sizeof(double));
+    if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
+    for (const Step::Layer& layer : step.layers)
+      for (const TensorId id : {layer.output, layer.gradient}) {
+        if (id == step.layers.back().output) continue;
+        take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : samples);
+      }
+    layout.tensors[static_cast<std::size_t>(step.layers.back().output)] = layout.at(step.layers.back().gradient);
+    if (!layout.chunked && !layout.one_k_block) {
+      std::int64_t most = 0;  // smaller than its parameter, which was counted
+      for (const auto* list : {&layout.updates, &layout.rebuild})
+        for (const CpuLayout::Update& update : *list)
+          most = std::max(most, update.task_rows * update.operation.columns);
+      layout.update = scratch.take(most, 1, element);
+    }
+  }
+  if (network.bias) layout.column_sums = scratch.take(widest, 1, sizeof(double));
+  layout.predict_input = scratch.take(CpuLayout::kPredictRows, network.widths.front(), element);
+  layout.predict_even = scratch.take(CpuLayout::kPredictRows, widest, element);
+  layout.predict_odd = scratch.take(CpuLayout::kPredictRows, widest, element);
+  layout.thread_stride = scratch.used();
+  layout.thread_scratch = arena.take(threads, static_cast<std::int64_t>(layout.thread_stride), 1);
+  layout.bytes = arena.used();
+  return layout;
+}
+
+void ask_cpu(const Request& request, Answer& answer) {
+  const TrainingSpec& training = request.training;
+  const CpuCaps& caps = request.caps.cpu;
+  Candidate& candidate = answer.candidate;
+  candidate.reason = why_not_implemented<CpuImplements>(request);
+  if (!candidate.reason.empty()) return;
+  const double flops = 2 * multiply_adds(make_step(request.network, training).operations);
+  const double one_thread_us = flops / (gflops_of(caps, training.precision) * 1e3);
+  const double layers_us = kLayerUs * request.network.layers();
+  answer.threads = training.threads;
+  if (answer.threads == 0) answer.threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);
+  candidate.predicted_us_per_step =
+      training.samples > 0 ? one_thread_us / std::min(answer.threads, caps.cores) + layers_us : 0;
+  CpuLayout layout = make_cpu_layout(request.network, training, answer.threads);
+  candidate.bytes = layout.bytes;
+  answer.layout = std::move(layout);
+  if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {
+    candidate.reason = "it takes " + bytes_text(candidate.bytes) + " of memory and " + bytes_text(caps.memory_bytes) +
+                       " are free; " + smaller_text(training);
+    return;
+  }
+  candidate.accepted = true;
+}
+
+}  // namespace deviceloop

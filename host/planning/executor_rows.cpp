@@ -1,0 +1,35 @@
+// The executors, in order of preference.
+#include <deviceloop/error.h>
+
+#include "../cpu/cpu_executor.h"
+#include "../cuda_entry.h"
+#include "cpu_layout.h"
+#include "decision.h"
+#include "graph_layout.h"
+#include "persistent_layout.h"
+
+namespace deviceloop {
+namespace {
+
+constexpr ExecutorRow kRows[] = {
+    {ExecutorKind::persistent, true, ask_persistent, make_persistent_executor},
+    {ExecutorKind::graph, true, ask_graph, make_graph_executor},
+    {ExecutorKind::cpu, false, ask_cpu, make_cpu_executor},
+};
+
+}  // namespace
+
+std::span<const ExecutorRow> executor_rows() { return kRows; }
+
+const ExecutorRow& row_of(ExecutorKind kind) {
+  for (const ExecutorRow& row : kRows)
+    if (row.kind == kind) return row;
+  throw InvalidArgument("there is no plan " + shown(kind));
+}
+
+std::unique_ptr<Executor> make_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                        const Decision& decision) {
+  return row_of(decision.plan.executor).make(network, training, decision);
+}
+
+}  // namespace deviceloop

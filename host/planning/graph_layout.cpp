@@ -1,0 +1,505 @@
+#include "graph_layout.h"
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <utility>
+
+#include <deviceloop/cuda.h>
+
+#include "arena_space.h"
+#include "gpu_costs.h"
+#include "kernel_layout.h"
+
+namespace deviceloop {
+namespace {
+
+// What cudaMalloc gives, and what makes every access of 16 bytes possible.
+constexpr std::uint64_t kAlignment = 256;
+// A launch costs the host a few microseconds: with so many steps that is far below what the steps take. Of deep
+// networks it takes fewer, because each node of a graph takes memory and time to make.
+constexpr std::int64_t kStepsPerLaunch = 32;
+constexpr std::int64_t kNodesPerLaunch = 8192;
+constexpr std::int64_t kPredictRows = 1024;
+
+using Kind = GraphOperation::Kind;
+using Factor = GraphOperation::Factor;
+
+struct GraphImplements {
+  static bool has(Activation value) {
+    switch (value) {
+      case Activation::relu:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Loss value) {
+    switch (value) {
+      case Loss::squared_error:
+        return true;
+    }
+    return false;
+  }
+  static bool has(OptimizerKind value) {
+    switch (value) {
+      case OptimizerKind::gradient_descent:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Precision value) {
+    switch (value) {
+      case Precision::fp32:
+      case Precision::fp64:
+        return true;
+    }
+    return false;
+  }
+  static bool has(Formulation value) {
+    switch (value) {
+      case Formulation::primal:
+      case Formulation::gram:
+        return true;
+    }
+    return false;
+  }
+};
+
+bool is_narrow(std::int64_t out_features) { return out_features <= cuda::kMaxNarrowOutputs; }
+
+double elements(std::int64_t rows, std::int64_t columns) {
+  return static_cast<double>(rows) * static_cast<double>(columns);
+}
+
+/// Doubles of partial sums that a launch needs.
+std::int64_t slots_of(const GraphOperation& op, Precision precision) {
+  switch (op.kind) {
+    case Kind::squared_error:
+      return precision == Precision::fp32 ? cuda::squared_error_slots<float>(op.rows * op.columns)
+                                          : cuda::squared_error_slots<double>(op.rows * op.columns);
+    case Kind::narrow_update:
+      return cuda::narrow_linear_gradient_slots(op.inner, op.rows, op.columns);
+    case Kind::bias_update:
+      return cuda::column_sums_slots(op.rows, op.columns);
+    case Kind::gemm:
+    case Kind::narrow_linear:
+    case Kind::bias_relu:
+    case Kind::add_bias:
+    case Kind::mask_gradient:
+    case Kind::vector_update:
+    case Kind::copy:
+      return 0;
+  }
+  return 0;
+}
+
+/// Translates operations of a step into launches.
+class Lowering {
+ public:
+  explicit Lowering(GraphLayout& layout) : layout_(layout) {}
+
+  std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
+    for (const StepOperation& op : operations) add(op);
+    return take();
+  }
+
+  std::vector<GraphOperation> lower_kernel(const StepOperation& op) {
+    add(op);
+    return take();
+  }
+
+  /// The bias is added by a launch of its own.
+  std::vector<GraphOperation> lower_pre_activation(const StepOperation& op) {
+    add_product(op, layout_.at(op.a), layout_.at(op.out), op.rows, kNoOperand, "Z from its weights");
+    if (op.bias != kNoTensor) add_bias(op, layout_.at(op.bias), layout_.at(op.out), op.rows);
+    return take();
+  }
+
+  std::vector<GraphOperation> lower_predict(const std::vector<StepOperation>& inference) {
+    std::uint64_t in = layout_.predict_input;
+    for (std::size_t index = 0; index < inference.size(); ++index) {
+      const std::uint64_t out = index % 2 == 0 ? layout_.predict_even : layout_.predict_odd;
+      add_forward(inference[index], in, out, layout_.predict_rows);
+      in = out;
+    }
+    return take();
+  }
+
+ private:
+  std::vector<GraphOperation> take() { return std::exchange(launches_, {}); }
+
+  GraphOperation& push(Kind kind, const StepOperation& op, std::uint64_t out, std::int64_t rows, std::int64_t columns) {
+    GraphOperation launch;
+    launch.kind = kind;
+    launch.layer = op.layer;
+    launch.out = out;
+    launch.rows = rows;
+    launch.columns = columns;
+    launches_.push_back(launch);
+    return launches_.back();
+  }
+
+  GraphOperation& push_gemm(const StepOperation& op, const char* purpose, std::uint64_t a, std::uint64_t b,
+                            std::uint64_t out, std::int64_t rows) {
+    GraphOperation& launch = push(Kind::gemm, op, out, rows, op.columns);
+    launch.purpose = purpose;
+    launch.inner = op.inner;
+    launch.a = a;
+    launch.b = b;
+    launch.product = layout_.products++;
+    return launch;
+  }
+
+  void add_bias(const StepOperation& op, std::uint64_t bias, std::uint64_t out, std::int64_t rows) {
+    push(Kind::add_bias, op, out, rows, op.columns).bias = bias;
+  }
+
+  /// out = in W, plus the bias that a narrow layer is given.
+  void add_product(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::int64_t rows,
+                   std::uint64_t narrow_bias, const char* purpose) {
+    if (!is_narrow(op.columns)) {
+      push_gemm(op, purpose, in, layout_.at(op.b), out, rows);
+      return;
+    }
+    GraphOperation& launch = push(Kind::narrow_linear, op, out, rows, op.columns);
+    launch.inner = op.inner;
+    launch.a = in;
+    launch.b = layout_.at(op.b);
+    launch.bias = narrow_bias;
+  }
+
+  void add_forward(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::int64_t rows) {
+    const std::uint64_t bias = layout_.at(op.bias);
+    add_product(op, in, out, rows, op.activation ? kNoOperand : bias, "forward");
+    if (op.activation)
+      add_activation(op, out, bias, out, rows);
+    else if (!is_narrow(op.columns) && bias != kNoOperand)
+      add_bias(op, bias, out, rows);
+  }
+
+  void add_activation(const StepOperation& op, std::uint64_t in, std::uint64_t bias, std::uint64_t out,
+                      std::int64_t rows) {
+    switch (*op.activation) {
+      case Activation::relu: {
+        GraphOperation& launch = push(Kind::bias_relu, op, out, rows, op.columns);
+        launch.a = in;
+        launch.bias = bias;
+        break;
+      }
+    }
+  }
+
+  /// Of a narrow layer together with the update of its weight, which comes next; else the mask waits for that, as it
+  /// overwrites what that reads.
+  void add_input_gradient(const StepOperation& op) {
+    below_ = layout_.at(op.out);
+    if (is_narrow(op.inner)) return;
+    push_gemm(op, "gradient of its input", layout_.at(op.a), layout_.at(op.b), layout_.gradient, op.rows).transpose_b =
+        true;
+    mask_.emplace();
+    mask_->kind = Kind::mask_gradient;
+    mask_->layer = op.layer;
+    mask_->rows = op.rows;
+    mask_->columns = op.columns;
+    mask_->a = layout_.at(op.activated);
+    mask_->b = layout_.gradient;
+    mask_->out = below_;
+  }
+
+  void add_weight_update(const StepOperation& op, Factor narrow_factor, Factor alpha, const char* purpose) {
+    const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b), out = layout_.at(op.out);
+    if (is_narrow(op.columns)) {
+      GraphOperation& launch = push(Kind::narrow_update, op, out, op.rows, op.columns);
+      launch.inner = op.inner;
+      launch.a = a;
+      launch.b = b;
+      launch.below = below_;
+      launch.factor = narrow_factor;
+    } else {
+      GraphOperation& launch = push_gemm(op, purpose, a, b, out, op.rows);
+      launch.transpose_a = true;
+      launch.factor = alpha;
+      launch.beta = Factor::one;
+    }
+    if (mask_) launches_.push_back(*mask_);
+    mask_.reset();
+    below_ = kNoOperand;
+  }
+
+  void add_reduction(Kind kind, const StepOperation& op, Factor factor) {
+    GraphOperation& launch = push(kind, op, layout_.at(op.out), op.rows, op.columns);
+    launch.a = layout_.at(op.a);
+    launch.factor = factor;
+  }
+
+  void add_copy(const StepOperation& op) {
+    const StepTensor& tensor = layout_.step.tensor(op.out);
+    push(Kind::copy, op, layout_.at(op.out), tensor.rows, tensor.columns).a = layout_.at(op.start);
+  }
+
+  void add(const StepOperation& op) {
+    switch (op.kind) {
+      case StepOperation::Kind::forward:
+        return add_forward(op, layout_.at(op.a), layout_.at(op.out), op.rows);
+      case StepOperation::Kind::activate:
+        return add_activation(op, layout_.at(op.a), kNoOperand, layout_.at(op.out), op.rows);
+      case StepOperation::Kind::loss:
+        return add_loss(op);
+      case StepOperation::Kind::input_gradient:
+        return add_input_gradient(op);
+      case StepOperation::Kind::weight_update:
+        return add_weight_update(op, Factor::rate, Factor::negative_rate,
+                                 layout_.step.gram && op.layer == 0 ? "update of Z" : "update of its weights");
+      case StepOperation::Kind::bias_update:
+        return add_reduction(Kind::bias_update, op, Factor::rate);
+      case StepOperation::Kind::sum_update:
+        return add_reduction(Kind::vector_update, op, Factor::rate);
+      case StepOperation::Kind::kernel_matrix:
+        push_gemm(op, "K", layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows).transpose_b = true;
+        if (op.bias_in_kernel) add_bias(op, layout_.ones, layout_.at(op.out), op.rows);
+        return;
+      case StepOperation::Kind::rebuild_weight:
+        add_copy(op);
+        return add_weight_update(op, Factor::minus_one, Factor::one, "its weights from S");
+      case StepOperation::Kind::rebuild_bias:
+        add_copy(op);
+        return add_reduction(Kind::bias_update, op, Factor::minus_one);
+    }
+  }
+
+  void add_loss(const StepOperation& op) {
+    layout_.forward_operations = launches_.size();
+    switch (op.loss) {
+      case Loss::squared_error: {
+        GraphOperation& launch = push(Kind::squared_error, op, layout_.at(op.out), op.rows, op.columns);
+        launch.a = layout_.at(op.a);
+        launch.b = layout_.at(op.b);
+        break;
+      }
+    }
+  }
+
+  GraphLayout& layout_;
+  std::vector<GraphOperation> launches_;
+  std::uint64_t below_ = kNoOperand;  ///< dZ of the layer below, until the weight above it changes
+  std::optional<GraphOperation> mask_;
+};
+
+/// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
+double work_us(const GraphNode& node, double bytes_per_us, double library_multiply_adds_per_us) {
+  using namespace gpu_costs;
+  switch (node.kind) {
+    case GraphNode::Kind::elements:
+      return kKernelUs + node.bytes / bytes_per_us;
+    case GraphNode::Kind::row_sums:
+      return kKernelUs +
+             static_cast<double>(node.thread_rows) * (kRowUs + kRowOutputUs * static_cast<double>(node.outputs - 1)) +
+             node.bytes / (kRowSumEfficiency * bytes_per_us);
+    case GraphNode::Kind::product:
+      return kLibraryProductUs +
+             std::max(node.multiply_adds / library_multiply_adds_per_us,
+                      node.bytes / (kLibraryMemoryEfficiency * bytes_per_us)) +
+             std::min(kLibraryInnerUs * static_cast<double>(node.inner), kLibrarySplitUs);
+  }
+  return 0;
+}
+
+}  // namespace
+
+GraphNode node_of(const GraphOperation& op, Precision precision) {
+  const auto element = static_cast<double>(size_of(element_type(precision)));
+  GraphNode node;
+  node.has_slots = slots_of(op, precision) > 0;
+  const auto sum_rows = [&](std::int64_t batch, std::int64_t columns, std::int64_t outputs) {
+    const cuda::PanelLayout panel = cuda::row_sum_layout(batch, columns);
+    node.kind = GraphNode::Kind::row_sums;
+    node.thread_rows = cuda::divide_up(std::min(batch, panel.rows_per_tile), cuda::kThreads / panel.threads_across);
+    node.outputs = outputs;
+  };
+  double moved = 0;  // elements
+  switch (op.kind) {
+    case Kind::bias_relu:
+    case Kind::add_bias:
+    case Kind::copy:
+      moved = 2 * elements(op.rows, op.columns);
+      break;
+    case Kind::squared_error:
+    case Kind::mask_gradient:
+    case Kind::vector_update:
+      moved = 3 * elements(op.rows, op.columns);
+      break;
+    case Kind::gemm:
+      node.kind = GraphNode::Kind::product;
+      node.inner = op.inner;
+      [[fallthrough]];
+    case Kind::narrow_linear:
+      node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
+      moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns);
+      break;
+    case Kind::narrow_update: {
+      const int passes = op.below == kNoOperand ? 1 : 2;
+      sum_rows(op.inner, op.rows, op.columns);
+      node.multiply_adds = passes * elements(op.inner, op.rows) * static_cast<double>(op.columns);
+      moved = passes * elements(op.inner, op.rows) + elements(op.inner, op.columns) + 2 * elements(op.rows, op.columns);
+      break;
+    }
+    case Kind::bias_update:
+      sum_rows(op.rows, op.columns, 1);
+      moved = elements(op.rows, op.columns);
+      break;
+  }
+  node.bytes = moved * element;
+  return node;
+}
+
+std::int64_t GraphLayout::nodes_per_step() const {
+  std::int64_t count = 0;
+  for (const GraphOperation& operation : operations) count += node_of(operation, step.precision).has_slots ? 2 : 1;
+  return count;
+}
+
+StepTime graph_step_time(const GraphLayout& layout, const GpuCaps& gpu) {
+  using namespace gpu_costs;
+  const Precision precision = layout.step.precision;
+  const double peak = fma_per_us(size_of(element_type(precision))) * gpu.multiprocessors;
+  const double library = peak * (precision == Precision::fp32 ? kLibraryEfficiency : kLibraryDoubleEfficiency);
+  const bool in_cache = layout.working_bytes <= gpu.l2_bytes || gpu.memory_gb_per_s == 0;
+  const double bytes_per_us = 1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s * kMemoryEfficiency);
+  const double nodes_us = kGraphNodeUs * static_cast<double>(layout.nodes_per_step());
+  StepTime time;
+  time.predicted_us = nodes_us;
+  double bytes = 0, multiply_adds = 0;
+  for (const GraphOperation& operation : layout.operations) {
+    const GraphNode node = node_of(operation, precision);
+    time.predicted_us += work_us(node, bytes_per_us, library) + (node.has_slots ? kSlotSumUs : 0);
+    bytes += node.bytes;
+    multiply_adds += node.multiply_adds;
+  }
+  time.floor_us = std::max(multiply_adds / std::max(peak, library),
+                           bytes / (1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s))) +
+                  nodes_us;
+  return time;
+}
+
+namespace {
+
+/// Gives every tensor its place.
+class Places {
+ public:
+  Places(GraphLayout& layout, ArenaSpace& arena, Precision precision)
+      : layout_(layout), arena_(arena), element_(size_of(element_type(precision))) {
+    layout_.tensors.assign(layout_.step.tensors.size(), kNoOperand);
+  }
+
+  void take(TensorId id) {
+    if (id == kNoTensor) return;
+    const StepTensor& tensor = layout_.step.tensor(id);
+    layout_.tensors[static_cast<std::size_t>(id)] = arena_.take(tensor.rows, tensor.columns, element_);
+  }
+
+  void share(TensorId id, TensorId with) {
+    layout_.tensors[static_cast<std::size_t>(id)] = layout_.tensors[static_cast<std::size_t>(with)];
+  }
+
+ private:
+  GraphLayout& layout_;
+  ArenaSpace& arena_;
+  const std::uint64_t element_;
+};
+
+void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision) {
+  const std::uint64_t element = size_of(element_type(precision));
+  const Step& step = layout.step;
+  Places places(layout, arena, precision);
+  std::int64_t widest_gradient = 0;
+  for (const Step::Layer& layer : step.layers) {
+    places.take(layer.weight);
+    places.take(layer.bias);
+    if (is_narrow(layer.out_features)) continue;
+    layout.has_gemm = true;
+    if (&layer != &step.layers.front()) widest_gradient = std::max(widest_gradient, layer.in_features);
+  }
+  layout.factors = arena.take(GraphOperation::kFactors, 1, element);
+  if (step.gram) {
+    layout.has_gemm = true;  // for K
+    for (const TensorId id :
+         {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
+      places.take(id);
+    if (step.gram->start_bias != kNoTensor) layout.ones = arena.take(step.batch, 1, element);
+  }
+  if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
+  if (step.batch > 0) {
+    layout.steps = arena.take(1, 1, sizeof(std::int64_t));
+    layout.losses = arena.take(2 * kStepsPerLaunch, 1, sizeof(double));
+    layout.loss = arena.take(1, 1, sizeof(double));
+    places.take(step.x);
+    places.take(step.y);
+    for (const Step::Layer& layer : step.layers) {
+      places.take(layer.output);
+      places.share(layer.gradient, layer.output);
+    }
+    if (widest_gradient > 0) layout.gradient = arena.take(step.batch, widest_gradient, element);
+  }
+}
+
+}  // namespace
+
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training) {
+  const std::uint64_t element = size_of(element_type(training.precision));
+  GraphLayout layout;
+  layout.step = make_step(network, training);
+  ArenaSpace arena(network, training, kAlignment);
+  place_tensors(layout, arena, training.precision);
+
+  Lowering lowering(layout);
+  if (layout.step.gram) {
+    layout.make_kernel = lowering.lower_kernel(layout.step.gram->make_kernel);
+    layout.make_pre_activation = lowering.lower_pre_activation(layout.step.gram->make_pre_activation);
+    layout.rebuild = lowering.lower(layout.step.gram->rebuild);
+  }
+  layout.operations = lowering.lower(layout.step.operations);
+  if (layout.step.batch > 0) {
+    std::int64_t slots = 0;
+    for (const auto* list : {&layout.operations, &layout.rebuild})
+      for (const GraphOperation& operation : *list) slots = std::max(slots, slots_of(operation, training.precision));
+    layout.slots = arena.take(slots, 1, sizeof(double));
+    layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
+    layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
+  }
+
+  std::int64_t widest = 0;
+  for (const Step::Layer& layer : layout.step.layers) widest = std::max(widest, layer.out_features);
+  layout.predict_rows = kPredictRows;
+  layout.predict_input = arena.take(layout.predict_rows, network.widths.front(), element);
+  layout.predict_even = arena.take(layout.predict_rows, widest, element);
+  layout.predict_odd = arena.take(layout.predict_rows, widest, element);
+  const int step_products = layout.products;
+  layout.predict = lowering.lower_predict(layout.step.inference);
+  layout.predict_products = layout.products - step_products;
+  layout.bytes = arena.used();
+  return layout;
+}
+
+void ask_graph(const Request& request, Answer& answer) {
+  const TrainingSpec& training = request.training;
+  const GpuCaps& gpu = gpu_of(request);
+  Candidate& candidate = answer.candidate;
+  candidate.reason = why_not_implemented<GraphImplements>(request);
+  if (!candidate.reason.empty()) return;
+  GraphLayout layout = make_graph_layout(request.network, training);
+  candidate.bytes = layout.bytes;
+  answer.needs_cublaslt = layout.has_gemm;
+  if (training.samples > 0) {
+    const StepTime time = graph_step_time(layout, gpu);
+    candidate.predicted_us_per_step = time.predicted_us;
+    candidate.floor_us_per_step = time.floor_us;
+  }
+  answer.layout = std::move(layout);
+  candidate.reason = gpu.no_code_reason;
+  if (candidate.reason.empty() && answer.needs_cublaslt) candidate.reason = request.caps.no_cublaslt_reason;
+  if (candidate.reason.empty()) candidate.reason = why_not_in_memory(gpu, candidate.bytes, smaller_text(training));
+  candidate.accepted = candidate.reason.empty();
+  if (candidate.accepted) candidate.reason = gpu.name + " replays captured steps";
+}
+
+}  // namespace deviceloop

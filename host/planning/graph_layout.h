@@ -1,0 +1,135 @@
+// What the graph executor launches for a step, and how it uses its memory: plain functions of the step, so that the
+// planner counts the bytes that the executor takes and predicts its time, without a device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <deviceloop/plan.h>
+#include <deviceloop/spec.h>
+
+#include "../step/step.h"
+#include "decision.h"
+
+namespace deviceloop {
+
+/// Where there is no operand.
+constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
+
+/// A launch: a product of cuBLASLt, or one of the functions of cuda/kernels/kernels.h, of which some have a second
+/// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
+struct GraphOperation {
+  enum class Kind {
+    gemm,           ///< out = alpha op(a) op(b) + beta out
+    narrow_linear,  ///< out = a b (+ bias)
+    narrow_update,  ///< out -= factor a^T b, and with `below` dZ of the layer below, from out before the update
+    bias_relu,      ///< out = relu(a (+ bias))
+    add_bias,       ///< out += bias
+    squared_error,  ///< out = the gradient of the loss of predictions a and targets b, and the loss
+    mask_gradient,  ///< out = b masked by the marks of a
+    bias_update,    ///< out -= factor (column sums of a)
+    vector_update,  ///< out -= factor a
+    copy,           ///< out = a
+  };
+  /// Factors lie in device memory, so that a captured graph follows them.
+  enum class Factor : std::uint32_t { one, zero, minus_one, negative_rate, rate };
+  static constexpr int kFactors = 5;
+
+  Kind kind = Kind::copy;
+  int layer = 0;
+  const char* purpose = "";  ///< of a gemm, for reports
+  std::int64_t rows = 0;     ///< of out; of narrow_update those of the batch
+  std::int64_t columns = 0;
+  std::int64_t inner = 0;
+  std::uint64_t a = kNoOperand;
+  std::uint64_t b = kNoOperand;
+  std::uint64_t bias = kNoOperand;
+  std::uint64_t below = kNoOperand;
+  std::uint64_t out = kNoOperand;
+  bool transpose_a = false;     ///< of a gemm: a is [inner, rows]
+  bool transpose_b = false;     ///< of a gemm: b is [columns, inner]
+  Factor factor = Factor::one;  ///< of a gemm, alpha
+  Factor beta = Factor::zero;
+  int product = -1;  ///< of a gemm: its number among all of the layout
+};
+
+/// What predicts the time of a launch.
+struct GraphNode {
+  enum class Kind {
+    elements,  ///< bound by bytes
+    product,   ///< of cuBLASLt
+    row_sums,  ///< sums over rows, some of them by each thread after each other
+  };
+  Kind kind = Kind::elements;
+  double bytes = 0;              ///< that it reads and writes
+  double multiply_adds = 0;      ///< of a product, the library's or an own one
+  std::int64_t inner = 0;        ///< of a product
+  std::int64_t thread_rows = 0;  ///< of row_sums
+  std::int64_t outputs = 1;      ///< of row_sums: sums for each column
+  bool has_slots = false;
+};
+
+/// What is launched, and where it works: offsets in bytes from the start of one arena in device memory, each a multiple
+/// of 256.
+struct GraphLayout {
+  Step step;
+  /// Where each tensor of the step lies. dZ lies where the output of its layer does, which nothing needs any more when
+  /// it is written.
+  std::vector<std::uint64_t> tensors;
+  std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
+
+  /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is squared_error.
+  std::vector<GraphOperation> operations;
+  std::size_t forward_operations = 0;
+  /// As in Step::Gram, each empty without.
+  std::vector<GraphOperation> make_kernel, make_pre_activation, rebuild;
+  /// From predict_input, predict_rows rows at a time, to the `out` of the last.
+  std::vector<GraphOperation> predict;
+  int products = 0;          ///< gemms of all lists; those of `predict` come last,
+  int predict_products = 0;  ///< and are so many
+
+  std::uint64_t ones = 0;      ///< with gram and bias: T [batch], each 1
+  std::uint64_t gradient = 0;  ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
+  std::uint64_t factors = 0;   ///< T: one for each GraphOperation::Factor
+  std::uint64_t steps = 0;     ///< int64: the steps since losses were last numbered from 0
+  std::uint64_t losses = 0;    ///< double [at least 2 * steps_per_launch]
+  std::uint64_t loss = 0;      ///< double: of loss() alone
+  std::uint64_t slots = 0;     ///< double: partial sums of one reduction at a time
+
+  bool has_gemm = false;
+  std::uint64_t gemm_workspace = 0;  ///< where has_gemm
+
+  std::int64_t predict_rows = 0;
+  std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
+  std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
+  std::uint64_t predict_odd = 0;
+
+  std::int64_t steps_per_launch = 1;
+  std::uint64_t working_bytes = 0;  ///< data, parameters and activations: what a step touches
+  std::uint64_t bytes = 0;
+
+  /// Kernels of a step, taking a product for one.
+  std::int64_t nodes_per_step() const;
+};
+
+/// Bytes that cuBLASLt works in; what NVIDIA recommends for Hopper.
+constexpr std::uint64_t kGemmWorkspaceBytes = std::uint64_t{32} << 20;
+
+/// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
+/// specifications have been validated.
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);
+
+/// The graph executor's answer, with a GraphLayout.
+void ask_graph(const Request& request, Answer& answer);
+
+/// What predicts the time of an operation.
+GraphNode node_of(const GraphOperation& operation, Precision precision);
+
+/// What a step takes, and what it takes at the least (Plan::floor_us_per_step), in microseconds.
+struct StepTime {
+  double predicted_us = 0;
+  double floor_us = 0;
+};
+StepTime graph_step_time(const GraphLayout& layout, const GpuCaps& gpu);
+
+}  // namespace deviceloop

@@ -1,0 +1,250 @@
+// The planner: an ordered list of candidates, each of which takes a training run or refuses it with one sentence.
+#include <deviceloop/plan.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include <deviceloop/error.h>
+
+#include "../matrix_ops.h"
+#include "../names.h"
+#include "../step/step.h"
+#include "../text.h"
+#include "decision.h"
+
+namespace deviceloop {
+namespace {
+
+constexpr std::int64_t kMostDeadlineMs = 86400000;  // a day
+
+std::string text(double value) {
+  char buffer[32];
+  std::snprintf(buffer, sizeof buffer, "%g", quieted(value));
+  return buffer;
+}
+
+// Where gram would not train as primal does: for what it is exact instead, and what to do. Empty where it is exact.
+std::string why_not_gram(const TrainingSpec& training) {
+  if (training.batch_size != 0 && training.batch_size != training.samples)
+    return "for steps that take all samples, not " + std::to_string(training.batch_size) + "; set the batch size to 0";
+  switch (training.optimizer.kind) {
+    case OptimizerKind::gradient_descent:
+      break;
+  }
+  return "";
+}
+
+template <class Enum>
+void check_known(const char* what, Enum value) {
+  if (name_or_null(value) == nullptr)
+    throw InvalidArgument("there is no " + std::string(what) + " " + shown(value) +
+                          "; use one that <deviceloop/spec.h> names");
+}
+
+void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
+  check_known("activation", network.activation);
+  check_known("loss", training.loss);
+  check_known("optimizer", training.optimizer.kind);
+  check_known("precision", training.precision);
+  check_known("formulation", training.formulation);
+  check_known("device", training.device.kind);
+  check_known("form of the plan 'persistent'", training.form);
+  if (forced) check_known("plan", *forced);
+  if (network.widths.size() < 2)
+    throw InvalidArgument("a network of " + std::to_string(network.widths.size()) +
+                          " widths has no layer; give at least inputs and outputs, such as 1000,1");
+  if (network.widths.size() > 1000000)
+    throw InvalidArgument("a network of " + std::to_string(network.widths.size()) + " widths is too deep; give fewer");
+  for (std::size_t i = 0; i < network.widths.size(); ++i)
+    if (network.widths[i] < 1 || network.widths[i] > kMaxWidth)
+      throw InvalidArgument("width " + std::to_string(i + 1) + " of the network is " +
+                            std::to_string(network.widths[i]) + "; widths are from 1 to " + std::to_string(kMaxWidth));
+  const double rate = training.optimizer.learning_rate;
+  // No comparison of a NaN, which would raise a floating-point exception.
+  if (!is_finite(rate) || std::bit_cast<std::uint64_t>(rate) > std::bit_cast<std::uint64_t>(-0.0))
+    throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
+  if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
+    throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");
+  // A smaller one would become 0, or keep few of its digits.
+  const bool is_fp32 = training.precision == Precision::fp32;
+  const double least =
+      is_fp32 ? static_cast<double>(std::numeric_limits<float>::min()) : std::numeric_limits<double>::min();
+  if (rate > 0 && rate < least)
+    throw InvalidArgument("the learning rate is " + text(rate) + ", less than the smallest normal number of " +
+                          name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
+                          "a larger one, or 0 for none");
+  if (training.samples < 0)
+    throw InvalidArgument("the number of samples is " + std::to_string(training.samples) + "; it must not be negative");
+  if (training.threads < 0 || training.threads > kMaxThreads)
+    throw InvalidArgument("the number of threads is " + std::to_string(training.threads) +
+                          "; it is from 0 (automatic) to " + std::to_string(kMaxThreads));
+  if (training.device.kind == DeviceKind::cuda && training.device.index < 0)
+    throw InvalidArgument("the CUDA device is " + std::to_string(training.device.index) + "; devices count from 0");
+  if (training.deadline_ms < 0 || training.deadline_ms > kMostDeadlineMs)
+    throw InvalidArgument("the deadline is " + std::to_string(training.deadline_ms) + " ms; it is from 0 (none) to " +
+                          std::to_string(kMostDeadlineMs));
+  if (training.batch_size < 0)
+    throw InvalidArgument("the batch size is " + std::to_string(training.batch_size) + "; it must not be negative");
+  if (training.formulation == Formulation::gram && !why_not_gram(training).empty())
+    throw InvalidArgument("the formulation 'gram' is exact " + why_not_gram(training) + ", or use 'primal'");
+  if (training.reprojection_steps < 0)
+    throw InvalidArgument("the steps between reprojections are " + std::to_string(training.reprojection_steps) +
+                          "; they must not be negative, and 0 is none");
+  if (training.reprojection_steps > 0 && training.formulation != Formulation::gram)
+    throw InvalidArgument("a reprojection every " + std::to_string(training.reprojection_steps) +
+                          " steps belongs to the formulation 'gram'; ask for that, or set it to 0");
+  if (training.batch_size != 0 && training.batch_size != training.samples)
+    throw Unsupported("a batch size of " + std::to_string(training.batch_size) +
+                      " is not supported: every step takes all samples; set it to 0");
+}
+
+// Floating-point operations of the first layer's products in a step.
+double first_layer_flops(const Step& step) {
+  double flops = 0;
+  for (const StepOperation& operation : step.operations)
+    if (operation.layer == 0) flops += 2 * multiply_adds(operation);
+  return flops;
+}
+
+// What is said of gram where primal is the faster formulation.
+std::string slower_note(const NetworkSpec& network, const TrainingSpec& training) {
+  if (training.formulation != Formulation::gram) return "";
+  TrainingSpec primal = training;
+  primal.formulation = Formulation::primal;
+  const double times = first_layer_flops(make_step(network, training)) / first_layer_flops(make_step(network, primal));
+  if (!(times > 1)) return "";
+  return "; gram is slower than primal here, its first layer takes " + text(times) + " times the arithmetic for " +
+         std::to_string(training.samples) + " samples of " + std::to_string(network.in_features(0)) + " features";
+}
+
+void refuse_contradictions(const TrainingSpec& training, std::optional<ExecutorKind> forced) {
+  if (!forced) return;
+  const bool on_cpu = !row_of(*forced).is_on_gpu;
+  if (training.device.kind == DeviceKind::cpu && !on_cpu)
+    throw InvalidArgument(std::string("the plan '") + name(*forced) +
+                          "' needs a CUDA device, but the device asked for is the CPU; drop one of the two");
+  if (training.device.kind == DeviceKind::cuda && on_cpu)
+    throw InvalidArgument(
+        "the plan 'cpu' runs on the CPU, but the device asked for is a CUDA device; drop one of the two");
+}
+
+Answer ask(const ExecutorRow& row, const Request& request) {
+  Answer answer;
+  Candidate& candidate = answer.candidate;
+  candidate.executor = row.kind;
+  const DeviceChoice& device = request.training.device;
+  if (row.is_on_gpu && device.kind == DeviceKind::cpu)
+    candidate.reason = "the CPU was asked for";
+  else if (!row.is_on_gpu && device.kind == DeviceKind::cuda)
+    candidate.reason = "a CUDA device was asked for";
+  else if (row.is_on_gpu && request.caps.gpus.empty())
+    candidate.reason = request.caps.no_gpu_reason;
+  else if (row.is_on_gpu && device.index >= static_cast<int>(request.caps.gpus.size()))
+    candidate.reason = "there is no CUDA device " + std::to_string(device.index) + ", only " +
+                       std::to_string(request.caps.gpus.size()) + ", counted from 0";
+  else
+    row.ask(request, answer);
+  return answer;
+}
+
+// Where several on a GPU can, prediction decides: whatever stands before the fastest of them is refused.
+void prefer_the_fastest(std::vector<Answer>& answers) {
+  const Answer* fastest = nullptr;
+  for (const Answer& answer : answers)
+    if (answer.candidate.accepted && row_of(answer.candidate.executor).is_on_gpu &&
+        (fastest == nullptr || answer.candidate.predicted_us_per_step < fastest->candidate.predicted_us_per_step))
+      fastest = &answer;
+  for (Answer& answer : answers) {
+    if (fastest == nullptr || &answer == fastest) return;
+    if (!answer.candidate.accepted) continue;
+    answer.candidate.accepted = false;
+    answer.candidate.reason = std::string("the plan '") + name(fastest->candidate.executor) +
+                              "' is predicted to be faster; ask for '" + name(answer.candidate.executor) +
+                              "' to have it all the same";
+  }
+}
+
+[[noreturn]] void refuse(const TrainingSpec& training, const std::vector<Answer>& answers,
+                         std::optional<ExecutorKind> forced) {
+  const auto reason_of = [&](ExecutorKind kind) {
+    return std::find_if(answers.begin(), answers.end(),
+                        [&](const Answer& answer) { return answer.candidate.executor == kind; })
+        ->candidate.reason;
+  };
+  if (forced && row_of(*forced).is_on_gpu)
+    throw Unsupported(std::string("plan '") + name(*forced) + "': " + reason_of(*forced) +
+                      "; use the plan 'cpu' or 'auto'");
+  if (training.device.kind == DeviceKind::cuda)
+    throw Unsupported("CUDA device " + std::to_string(training.device.index) + ": " + reason_of(ExecutorKind::graph) +
+                      "; use the device 'cpu' or 'auto'");
+  throw InvalidArgument("plan 'cpu': " + reason_of(ExecutorKind::cpu));
+}
+
+}  // namespace
+
+std::string why_not_in_memory(const GpuCaps& gpu, std::uint64_t bytes, const std::string& remedy) {
+  if (gpu.memory_bytes == 0 || bytes <= gpu.memory_bytes) return "";
+  return "it takes " + bytes_text(bytes) + " of the GPU's memory, which is " + bytes_text(gpu.memory_bytes) + "; " +
+         remedy;
+}
+
+std::string smaller_text(const TrainingSpec& training) {
+  return training.formulation == Formulation::gram ? "use fewer samples or the formulation 'primal'"
+                                                   : "use smaller layers or fewer samples";
+}
+
+const GpuCaps& gpu_of(const Request& request) {
+  return request.caps.gpus[static_cast<std::size_t>(request.training.device.index)];
+}
+
+Decision decide(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
+                std::optional<ExecutorKind> forced) {
+  validate(network, training, forced);
+  refuse_contradictions(training, forced);
+
+  const Request request{network, training, caps};
+  std::vector<Answer> answers;
+  for (const ExecutorRow& row : executor_rows()) answers.push_back(ask(row, request));
+  if (!forced) prefer_the_fastest(answers);
+
+  const auto wanted = [&](const Answer& answer) { return !forced || answer.candidate.executor == *forced; };
+  const auto chosen = std::find_if(answers.begin(), answers.end(),
+                                   [&](const Answer& answer) { return answer.candidate.accepted && wanted(answer); });
+  if (chosen == answers.end()) refuse(training, answers, forced);
+
+  Candidate& candidate = chosen->candidate;
+  if (!row_of(candidate.executor).is_on_gpu)
+    candidate.reason = forced                                             ? "the plan 'cpu' was asked for"
+                       : training.device.kind == DeviceKind::cpu          ? "the CPU was asked for"
+                       : caps.gpus.empty() && !caps.no_gpu_reason.empty() ? "no GPU to use: " + caps.no_gpu_reason
+                                                                          : "no executor of a GPU takes it";
+  else if (forced)
+    candidate.reason = std::string("the plan '") + name(*forced) + "' was asked for";
+
+  Decision decision;
+  decision.needs_cublaslt = chosen->needs_cublaslt;
+  decision.layout = std::move(chosen->layout);
+  Plan& plan = decision.plan;
+  plan.device = training.device.index;
+  plan.formulation = training.formulation;
+  plan.executor = candidate.executor;
+  plan.reason = candidate.reason + slower_note(network, training);
+  plan.bytes = candidate.bytes;
+  plan.predicted_us_per_step = candidate.predicted_us_per_step;
+  plan.floor_us_per_step = candidate.floor_us_per_step;
+  for (Answer& answer : answers) {
+    if (!row_of(answer.candidate.executor).is_on_gpu) plan.threads = answer.threads;
+    plan.candidates.push_back(std::move(answer.candidate));
+  }
+  return decision;
+}
+
+Plan make_plan(const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps,
+               std::optional<ExecutorKind> forced) {
+  return decide(network, training, caps, forced).plan;
+}
+
+}  // namespace deviceloop

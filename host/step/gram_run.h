@@ -1,0 +1,105 @@
+// What of the Gram formulation (see Formulation) is up to date, and what has to be computed when: one state machine for
+// all executors.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../parameters.h"
+
+namespace deviceloop {
+
+/// What the state machine asks of an executor: work on its memory, in the order in which it is asked.
+class GramDriver {
+ public:
+  /// K from the data, Z from the data and the parameters.
+  virtual void compute_gram(bool kernel, bool pre_activation) = 0;
+  /// S = 0.
+  virtual void clear_sum() = 0;
+  /// The first layer's parameters from W_0, b_0 and S.
+  virtual void rebuild_parameters() = 0;
+  /// W_0 or b_0 is what the parameter is.
+  virtual void keep_as_start(const ParameterInfo& info) = 0;
+
+ protected:
+  ~GramDriver() = default;
+};
+
+/// Begins with parameters that are what S = 0 is counted from.
+class GramRun {
+ public:
+  /// `reprojection_steps` as in TrainingSpec.
+  GramRun(GramDriver& driver, const NetworkSpec& network, std::int64_t reprojection_steps)
+      : driver_(driver), parameters_(parameter_layout(network)), reprojection_steps_(reprojection_steps) {}
+
+  /// Before new data are there: S belongs to the old ones.
+  void before_data() {
+    start_from_parameters();
+    kernel_is_current_ = pre_activation_is_current_ = false;
+  }
+
+  /// Before a step, and before the loss is asked for.
+  void before_step() {
+    if (kernel_is_current_ && pre_activation_is_current_) return;
+    driver_.compute_gram(!kernel_is_current_, !pre_activation_is_current_);
+    kernel_is_current_ = pre_activation_is_current_ = true;
+  }
+
+  /// How many of `steps` may follow each other now.
+  std::int64_t steps_in_one_go(std::int64_t steps) const {
+    return reprojection_steps_ > 0 ? std::min(steps, reprojection_steps_ - steps_in_sum_) : steps;
+  }
+
+  /// So many as steps_in_one_go() allowed were taken.
+  void after_steps(std::int64_t steps) {
+    parameters_are_current_ = false;
+    steps_in_sum_ += steps;
+    if (steps_in_sum_ == reprojection_steps_) start_from_parameters();
+  }
+
+  /// Before parameters are read.
+  void before_reading() {
+    if (parameters_are_current_) return;
+    driver_.rebuild_parameters();
+    parameters_are_current_ = true;
+  }
+
+  /// `write` changes a parameter, whichever.
+  template <class Write>
+  void write(const ParameterInfo& info, Write write) {
+    if (info.layer > 0) return write();
+    start_from_parameters();
+    write();
+    driver_.keep_as_start(info);
+    pre_activation_is_current_ = false;
+  }
+
+  /// After a rehearsal on memory that is 0: all that it computed is of no worth, and nothing has changed.
+  void forget() {
+    kernel_is_current_ = pre_activation_is_current_ = false;
+    parameters_are_current_ = true;
+    steps_in_sum_ = 0;
+  }
+
+ private:
+  /// S begins anew at the parameters as they are, and so does Z.
+  void start_from_parameters() {
+    if (steps_in_sum_ == 0) return;
+    before_reading();
+    for (const ParameterInfo& info : parameters_)
+      if (info.layer == 0) driver_.keep_as_start(info);
+    driver_.clear_sum();
+    steps_in_sum_ = 0;
+    pre_activation_is_current_ = false;
+  }
+
+  GramDriver& driver_;
+  const std::vector<ParameterInfo> parameters_;
+  const std::int64_t reprojection_steps_;
+  bool kernel_is_current_ = false;
+  bool pre_activation_is_current_ = false;
+  bool parameters_are_current_ = true;
+  std::int64_t steps_in_sum_ = 0;
+};
+
+}  // namespace deviceloop

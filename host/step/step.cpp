@@ -1,0 +1,252 @@
+#include "step.h"
+
+#include "../names.h"
+
+namespace deviceloop {
+namespace {
+
+using Kind = StepOperation::Kind;
+using Lifetime = StepTensor::Lifetime;
+
+class StepBuilder {
+ public:
+  StepBuilder(const NetworkSpec& network, const TrainingSpec& training) : network_(network), training_(training) {}
+
+  Step build() {
+    step_.precision = training_.precision;
+    step_.batch = training_.samples;
+    add_tensors();
+    for (int index = 0; index < network_.layers(); ++index) step_.inference.push_back(forward(index));
+    if (step_.batch > 0) add_operations();
+    return std::move(step_);
+  }
+
+ private:
+  Step::Layer& layer(int index) { return step_.layers[static_cast<std::size_t>(index)]; }
+  int last() const { return network_.layers() - 1; }
+  std::int64_t batch() const { return step_.batch; }
+
+  TensorId add(const std::string& name, Lifetime lifetime, std::int64_t rows, std::int64_t columns) {
+    step_.tensors.push_back({name, lifetime, rows, columns});
+    return static_cast<TensorId>(step_.tensors.size()) - 1;
+  }
+
+  void add_tensors() {
+    for (int index = 0; index < network_.layers(); ++index) {
+      const std::string number = std::to_string(index);
+      Step::Layer made;
+      made.in_features = network_.in_features(index);
+      made.out_features = network_.out_features(index);
+      made.weight = add("W" + number, Lifetime::parameter, made.in_features, made.out_features);
+      if (network_.bias) made.bias = add("b" + number, Lifetime::parameter, 1, made.out_features);
+      step_.layers.push_back(made);
+    }
+    step_.x = add("X", Lifetime::data, batch(), network_.widths.front());
+    step_.y = add("Y", Lifetime::data, batch(), network_.widths.back());
+    for (int index = 0; index < network_.layers(); ++index) {
+      const std::string number = std::to_string(index);
+      const std::int64_t columns = layer(index).out_features;
+      layer(index).output = add(index == last() ? "P" : "H" + number, Lifetime::activation, batch(), columns);
+      layer(index).gradient = add("dZ" + number, Lifetime::gradient, batch(), columns);
+    }
+    switch (training_.formulation) {
+      case Formulation::primal:
+        return;
+      case Formulation::gram:
+        break;
+    }
+    if (batch() == 0) return;
+    const std::int64_t in = layer(0).in_features, out = layer(0).out_features;
+    step_.gram.emplace();
+    step_.gram->kernel = add("K", Lifetime::derived, batch(), batch());
+    step_.gram->pre_activation = add("Z", Lifetime::derived, batch(), out);
+    step_.gram->sum = add("S", Lifetime::derived, batch(), out);
+    step_.gram->start_weight = add("W0_start", Lifetime::derived, in, out);
+    if (network_.bias) step_.gram->start_bias = add("b0_start", Lifetime::derived, 1, out);
+  }
+
+  StepOperation operation(Kind kind, int index, std::int64_t rows, std::int64_t columns, std::int64_t inner) {
+    StepOperation made;
+    made.kind = kind;
+    made.layer = index;
+    made.rows = rows;
+    made.columns = columns;
+    made.inner = inner;
+    return made;
+  }
+
+  TensorId input(int index) { return index == 0 ? step_.x : layer(index - 1).output; }
+
+  StepOperation forward(int index) {
+    StepOperation op = operation(Kind::forward, index, batch(), layer(index).out_features, layer(index).in_features);
+    op.a = input(index);
+    op.b = layer(index).weight;
+    op.bias = layer(index).bias;
+    op.out = layer(index).output;
+    if (index < last()) op.activation = network_.activation;
+    return op;
+  }
+
+  StepOperation product_of_inputs(Kind kind, int index, TensorId inputs, std::int64_t rows, TensorId gradient,
+                                  TensorId out) {
+    StepOperation op = operation(kind, index, rows, layer(index).out_features, batch());
+    op.a = inputs;
+    op.b = gradient;
+    op.out = out;
+    return op;
+  }
+
+  StepOperation column_sums(Kind kind, int index, TensorId of, TensorId out) {
+    StepOperation op = operation(kind, index, batch(), layer(index).out_features, 0);
+    op.a = of;
+    op.out = out;
+    return op;
+  }
+
+  void add_operations() {
+    if (step_.gram) make_gram_operations();
+    std::vector<StepOperation>& operations = step_.operations;
+    for (int index = 0; index <= last(); ++index) {
+      if (index > 0 || !step_.gram) {
+        operations.push_back(step_.inference[static_cast<std::size_t>(index)]);
+      } else if (index < last()) {
+        operations.push_back(operation(Kind::activate, 0, batch(), layer(0).out_features, 0));
+        operations.back().a = step_.gram->pre_activation;
+        operations.back().out = layer(0).output;
+        operations.back().activation = network_.activation;
+      }
+    }
+    StepOperation loss = operation(Kind::loss, last(), batch(), layer(last()).out_features, 0);
+    loss.a = step_.gram && last() == 0 ? step_.gram->pre_activation : layer(last()).output;
+    loss.b = step_.y;
+    loss.out = layer(last()).gradient;
+    loss.loss = training_.loss;
+    operations.push_back(loss);
+    for (int index = last(); index >= 0; --index) add_backward(index);
+  }
+
+  void add_backward(int index) {
+    std::vector<StepOperation>& operations = step_.operations;
+    const Step::Layer& of = layer(index);
+    if (index > 0) {
+      StepOperation op = operation(Kind::input_gradient, index, batch(), of.in_features, of.out_features);
+      op.a = of.gradient;
+      op.b = of.weight;
+      op.activated = layer(index - 1).output;
+      op.activation = network_.activation;
+      op.out = layer(index - 1).gradient;
+      operations.push_back(op);
+    }
+    if (index == 0 && step_.gram) {
+      operations.push_back(product_of_inputs(Kind::weight_update, 0, step_.gram->kernel, batch(), of.gradient,
+                                             step_.gram->pre_activation));
+      operations.push_back(column_sums(Kind::sum_update, 0, of.gradient, step_.gram->sum));
+      return;
+    }
+    operations.push_back(
+        product_of_inputs(Kind::weight_update, index, input(index), of.in_features, of.gradient, of.weight));
+    if (network_.bias) operations.push_back(column_sums(Kind::bias_update, index, of.gradient, of.bias));
+  }
+
+  void make_gram_operations() {
+    Step::Gram& gram = *step_.gram;
+    const Step::Layer& first = layer(0);
+    gram.make_kernel = operation(Kind::kernel_matrix, 0, batch(), batch(), first.in_features);
+    gram.make_kernel.a = step_.x;
+    gram.make_kernel.out = gram.kernel;
+    gram.make_kernel.bias_in_kernel = network_.bias;
+    gram.make_pre_activation = step_.inference.front();
+    gram.make_pre_activation.out = gram.pre_activation;
+    gram.make_pre_activation.activation.reset();
+    gram.rebuild.push_back(
+        product_of_inputs(Kind::rebuild_weight, 0, step_.x, first.in_features, gram.sum, first.weight));
+    gram.rebuild.back().start = gram.start_weight;
+    if (!network_.bias) return;
+    gram.rebuild.push_back(column_sums(Kind::rebuild_bias, 0, gram.sum, first.bias));
+    gram.rebuild.back().start = gram.start_bias;
+  }
+
+  const NetworkSpec& network_;
+  const TrainingSpec& training_;
+  Step step_;
+};
+
+std::string text_of(const Step& step, TensorId id) {
+  const StepTensor& tensor = step.tensor(id);
+  return tensor.name + " [" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) + "]";
+}
+
+std::string text_of(const Step& step, const StepOperation& op) {
+  const auto text = [&](TensorId id) { return text_of(step, id); };
+  const auto plus = [&](TensorId id) { return id == kNoTensor ? std::string() : " + " + text(id); };
+  switch (op.kind) {
+    case Kind::forward: {
+      const std::string z = text(op.a) + " " + text(op.b) + plus(op.bias);
+      return text(op.out) + " = " + (op.activation ? std::string(name_or_null(*op.activation)) + "(" + z + ")" : z);
+    }
+    case Kind::activate:
+      return text(op.out) + " = " + std::string(name_or_null(*op.activation)) + "(" + text(op.a) + ")";
+    case Kind::loss:
+      return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss)) + "(" + text(op.a) + ", " +
+             text(op.b) + ")";
+    case Kind::input_gradient:
+      return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +
+             std::string(name_or_null(*op.activation)) + " to " + text(op.activated);
+    case Kind::weight_update:
+      return text(op.out) + " -= rate " + text(op.a) + "^T " + text(op.b);
+    case Kind::bias_update:
+      return text(op.out) + " -= rate column sums of " + text(op.a);
+    case Kind::sum_update:
+      return text(op.out) + " -= rate " + text(op.a);
+    case Kind::kernel_matrix:
+      return text(op.out) + " = " + text(op.a) + " " + text(op.a) + "^T" + (op.bias_in_kernel ? " + 1" : "");
+    case Kind::rebuild_weight:
+      return text(op.out) + " = " + text(op.start) + " + " + text(op.a) + "^T " + text(op.b);
+    case Kind::rebuild_bias:
+      return text(op.out) + " = " + text(op.start) + " + column sums of " + text(op.a);
+  }
+  return "";
+}
+
+}  // namespace
+
+bool StepOperation::is_by_row() const {
+  switch (kind) {
+    case Kind::forward:
+    case Kind::activate:
+    case Kind::loss:
+    case Kind::input_gradient:
+    case Kind::sum_update:
+    case Kind::kernel_matrix:
+      return true;
+    case Kind::weight_update:
+    case Kind::bias_update:
+    case Kind::rebuild_weight:
+    case Kind::rebuild_bias:
+      return false;
+  }
+  return false;
+}
+
+Step make_step(const NetworkSpec& network, const TrainingSpec& training) {
+  return StepBuilder(network, training).build();
+}
+
+double multiply_adds(const StepOperation& operation) {
+  return static_cast<double>(operation.rows) * static_cast<double>(operation.columns) *
+         static_cast<double>(operation.inner);
+}
+
+double multiply_adds(const std::vector<StepOperation>& operations) {
+  double sum = 0;
+  for (const StepOperation& operation : operations) sum += multiply_adds(operation);
+  return sum;
+}
+
+std::string to_string(const Step& step) {
+  std::string lines;
+  for (const StepOperation& operation : step.operations) lines += text_of(step, operation) + "\n";
+  return lines;
+}
+
+}  // namespace deviceloop

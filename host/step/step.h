@@ -1,0 +1,117 @@
+// One step of training, described once: the tensors that it touches, and the operations on them in an order in which
+// each finds what it needs. Plain data, made from the specifications alone. The planner counts arithmetic and memory by
+// it, and every executor carries it out in its own way: the CPU panel by panel of rows, the graph kernel by kernel, the
+// persistent executor cut into tasks of blocks.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <deviceloop/spec.h>
+
+namespace deviceloop {
+
+/// A row of Step::tensors.
+using TensorId = std::int32_t;
+inline constexpr TensorId kNoTensor = -1;
+
+/// A matrix [rows, columns] in the working precision.
+struct StepTensor {
+  enum class Lifetime {
+    data,        ///< set by the caller, read by every step
+    parameter,   ///< what is trained and saved
+    derived,     ///< computed from data or parameters, and kept from step to step
+    activation,  ///< written and read within a step, forward
+    gradient,    ///< the same, backward
+  };
+  std::string name{};  ///< "W0", "H0", "dZ1", ...
+  Lifetime lifetime = Lifetime::data;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+};
+
+/// With product kinds [rows, inner] times [inner, columns] is multiplied.
+struct StepOperation {
+  enum class Kind {
+    forward,         ///< out = activation(a b + bias), without an activation where it has none
+    activate,        ///< out = activation(a)
+    loss,            ///< the loss of predictions a and targets b, and its gradient to out
+    input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from its output `activated`
+    weight_update,   ///< out -= learning_rate a^T b
+    bias_update,     ///< out -= learning_rate (column sums of a)
+    sum_update,      ///< out -= learning_rate a
+    kernel_matrix,   ///< out = a a^T (+ 1 in every element with `bias_in_kernel`)
+    rebuild_weight,  ///< out = start + a^T b
+    rebuild_bias,    ///< out = start + column sums of a
+  };
+  Kind kind = Kind::forward;
+  int layer = 0;
+  std::int64_t rows = 0;  ///< of out; of the operations without a product, `rows` and `columns` are those of a
+  std::int64_t columns = 0;
+  std::int64_t inner = 0;  ///< 0: no product
+  TensorId a = kNoTensor;
+  TensorId b = kNoTensor;
+  TensorId bias = kNoTensor;       ///< [1, columns]
+  TensorId activated = kNoTensor;  ///< as out
+  TensorId start = kNoTensor;      ///< as out
+  TensorId out = kNoTensor;
+  std::optional<Activation> activation{};
+  Loss loss = Loss::squared_error;
+  bool bias_in_kernel = false;
+
+  /// Whether a row of `out` follows from the same row of the batch alone: such operations can be taken panel by panel
+  /// of rows, and the others only after all rows.
+  bool is_by_row() const;
+};
+
+/// What is known of all steps of a run.
+struct Step {
+  struct Layer {
+    std::int64_t in_features = 0;
+    std::int64_t out_features = 0;
+    TensorId weight = kNoTensor;    ///< [in_features, out_features]
+    TensorId bias = kNoTensor;      ///< [1, out_features]
+    TensorId output = kNoTensor;    ///< H [batch, out_features]; of the last layer the prediction
+    TensorId gradient = kNoTensor;  ///< dZ [batch, out_features]
+  };
+  /// Of the Gram formulation (see Formulation): the first layer is trained as a weight Z would be whose input is K.
+  struct Gram {
+    TensorId kernel = kNoTensor;          ///< K [batch, batch]
+    TensorId pre_activation = kNoTensor;  ///< Z [batch, out_features]
+    TensorId sum = kNoTensor;             ///< S [batch, out_features]
+    TensorId start_weight = kNoTensor;    ///< W_0 [in_features, out_features]
+    TensorId start_bias = kNoTensor;      ///< b_0 [1, out_features]
+    /// K from X; Z from X, W and b; W and, with bias, b from W_0, b_0 and S: each where it is needed, in no step.
+    StepOperation make_kernel{};
+    StepOperation make_pre_activation{};
+    std::vector<StepOperation> rebuild{};
+  };
+
+  Precision precision = Precision::fp32;
+  std::int64_t batch = 0;  ///< rows of a step; 0: a network that only predicts, which has no operations
+  std::vector<StepTensor> tensors{};
+  std::vector<Layer> layers{};
+  TensorId x = kNoTensor;  ///< [batch, in_features]
+  TensorId y = kNoTensor;  ///< [batch, outputs]
+  std::optional<Gram> gram{};
+  /// Forward, the loss, and backward: a layer's input gradient comes before the update of its weight.
+  std::vector<StepOperation> operations{};
+  /// The layers forward, for rows that are no part of the data: from x to the output of each layer.
+  std::vector<StepOperation> inference{};
+
+  const StepTensor& tensor(TensorId id) const { return tensors[static_cast<std::size_t>(id)]; }
+};
+
+/// The specifications have been validated.
+Step make_step(const NetworkSpec& network, const TrainingSpec& training);
+
+/// Multiply-adds of the operation's product; 0 where it has none.
+double multiply_adds(const StepOperation& operation);
+double multiply_adds(const std::vector<StepOperation>& operations);
+
+/// "H0 [128, 100] = relu(X [128, 1000] W0 [1000, 100])" and the like, a line for each operation of a step.
+std::string to_string(const Step& step);
+
+}  // namespace deviceloop

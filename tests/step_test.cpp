@@ -1,0 +1,108 @@
+// A step as plain data: what it holds for small networks, in the order in which it is taken, and what is counted by it.
+#include "step/step.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+#include <vector>
+
+namespace deviceloop {
+namespace {
+
+using Kind = StepOperation::Kind;
+
+Step step_of(std::vector<std::int64_t> widths, std::int64_t samples, bool bias = false,
+             Formulation formulation = Formulation::primal) {
+  NetworkSpec network;
+  network.widths = std::move(widths);
+  network.bias = bias;
+  TrainingSpec training;
+  training.samples = samples;
+  training.formulation = formulation;
+  return make_step(network, training);
+}
+
+TEST(Step, SaysWhatAStepDoes) {
+  EXPECT_EQ(to_string(step_of({1000, 100, 1}, 128)),
+            "H0 [128, 100] = relu(X [128, 1000] W0 [1000, 100])\n"
+            "P [128, 1] = H0 [128, 100] W1 [100, 1]\n"
+            "dZ1 [128, 1] = gradient of squared_error(P [128, 1], Y [128, 1])\n"
+            "dZ0 [128, 100] = dZ1 [128, 1] W1 [100, 1]^T through relu to H0 [128, 100]\n"
+            "W1 [100, 1] -= rate H0 [128, 100]^T dZ1 [128, 1]\n"
+            "W0 [1000, 100] -= rate X [128, 1000]^T dZ0 [128, 100]\n");
+}
+
+TEST(Step, UpdatesBiasesBehindTheirWeights) {
+  EXPECT_EQ(to_string(step_of({3, 2}, 5, true)),
+            "P [5, 2] = X [5, 3] W0 [3, 2] + b0 [1, 2]\n"
+            "dZ0 [5, 2] = gradient of squared_error(P [5, 2], Y [5, 2])\n"
+            "W0 [3, 2] -= rate X [5, 3]^T dZ0 [5, 2]\n"
+            "b0 [1, 2] -= rate column sums of dZ0 [5, 2]\n");
+}
+
+TEST(Step, InTheGramFormulationTheFirstLayerIsTrainedInTheSpaceOfSamples) {
+  EXPECT_EQ(to_string(step_of({30, 4, 1}, 5, true, Formulation::gram)),
+            "H0 [5, 4] = relu(Z [5, 4])\n"
+            "P [5, 1] = H0 [5, 4] W1 [4, 1] + b1 [1, 1]\n"
+            "dZ1 [5, 1] = gradient of squared_error(P [5, 1], Y [5, 1])\n"
+            "dZ0 [5, 4] = dZ1 [5, 1] W1 [4, 1]^T through relu to H0 [5, 4]\n"
+            "W1 [4, 1] -= rate H0 [5, 4]^T dZ1 [5, 1]\n"
+            "b1 [1, 1] -= rate column sums of dZ1 [5, 1]\n"
+            "Z [5, 4] -= rate K [5, 5]^T dZ0 [5, 4]\n"
+            "S [5, 4] -= rate dZ0 [5, 4]\n");
+  // Without a hidden layer the pre-activations are the predictions.
+  EXPECT_EQ(to_string(step_of({30, 4}, 5, false, Formulation::gram)),
+            "dZ0 [5, 4] = gradient of squared_error(Z [5, 4], Y [5, 4])\n"
+            "Z [5, 4] -= rate K [5, 5]^T dZ0 [5, 4]\n"
+            "S [5, 4] -= rate dZ0 [5, 4]\n");
+}
+
+TEST(Step, WithoutSamplesThereIsInferenceAlone) {
+  for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+    const Step step = step_of({7, 5, 2}, 0, true, formulation);
+    EXPECT_TRUE(step.operations.empty());
+    EXPECT_FALSE(step.gram.has_value());
+    ASSERT_EQ(step.inference.size(), 2u);
+    EXPECT_TRUE(step.inference[0].activation.has_value());
+    EXPECT_FALSE(step.inference[1].activation.has_value());
+  }
+}
+
+// A row of the data: 2 floating-point operations for each weight forward, and 4 backward but for the first layer's
+// input.
+TEST(Step, CountsMultiplyAdds) {
+  EXPECT_EQ(multiply_adds(step_of({1000, 100, 1}, 128, true).operations), 128.0 * (2 * 1000 * 100 + 3 * 100));
+  EXPECT_EQ(multiply_adds(step_of({1000, 100, 1}, 128, true, Formulation::gram).operations),
+            128.0 * (128 * 100 + 3 * 100));
+  EXPECT_EQ(multiply_adds(step_of({1000, 100, 1}, 0).operations), 0);
+}
+
+// Nothing is read before it was written, and nothing that changes is read afterwards by what needs the old value.
+TEST(Step, EachOperationFindsWhatItNeeds) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{{5, 1}, {5, 4, 2}, {9, 8, 7, 6}})
+    for (const bool bias : {false, true})
+      for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+        const Step step = step_of(widths, 6, bias, formulation);
+        std::set<TensorId> written, updated;
+        for (const StepOperation& op : step.operations) {
+          for (const TensorId read : {op.a, op.b, op.bias, op.activated}) {
+            if (read == kNoTensor) continue;
+            EXPECT_EQ(updated.count(read), 0u) << step.tensor(read).name << " is read after its update";
+            const StepTensor::Lifetime lifetime = step.tensor(read).lifetime;
+            if (lifetime == StepTensor::Lifetime::activation || lifetime == StepTensor::Lifetime::gradient) {
+              EXPECT_EQ(written.count(read), 1u) << step.tensor(read).name << " is read before it is written";
+            }
+          }
+          const bool is_update =
+              op.kind == Kind::weight_update || op.kind == Kind::bias_update || op.kind == Kind::sum_update;
+          (is_update ? updated : written).insert(op.out);
+        }
+        // All that is trained.
+        const std::size_t parameters = step.layers.size() * (bias ? 2 : 1);
+        EXPECT_EQ(updated.size(), step.gram ? parameters - (bias ? 2 : 1) + 2 : parameters);
+      }
+}
+
+}  // namespace
+}  // namespace deviceloop
