@@ -43,7 +43,8 @@ class Executor {
   virtual void read_state(int index, Matrix out) = 0;
   virtual void write_state(int index, ConstMatrix in) = 0;
 
-  /// What a library chose for the matrix products of a step, a line each; empty where there was no choice.
+  /// How a step runs, a line each: what a library chose for its matrix products, or how a launch shares it; empty where
+  /// there was no choice.
   virtual std::vector<std::string> algorithms() const { return {}; }
 
   /// out [rows, outputs] = network(x [rows, in_features]) with the parameters as they are, for any number of rows.

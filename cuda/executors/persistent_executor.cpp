@@ -120,11 +120,10 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void check_run() override {
     const std::uint64_t status = has_steps() ? *static_cast<const std::uint64_t*>(status_.data()) : 0;
     if (status == 0) return;
-    const auto phase = static_cast<std::int64_t>(status >> 48) - 1;
+    const std::int64_t phase = late_wait_phase(status) - 1;
     throw DeviceError("plan 'persistent': the GPU's blocks waited for each other longer than " +
                           std::to_string(training_.deadline_ms) + " ms, in step " +
-                          std::to_string(status & 0xffffffffffff) + " of a launch, phase '" +
-                          layout_.phase_name(phase) +
+                          std::to_string(late_wait_step(status)) + " of a launch, phase '" + layout_.phase_name(phase) +
                           "': other work may hold a part of the GPU; use the plan 'graph', or a larger deadline",
                       "deviceloop", cudaErrorLaunchTimeout, "persistent_kernel", "", 0);
   }

@@ -45,12 +45,29 @@ __device__ T* at(unsigned char* base, std::uint64_t offset) {
   return reinterpret_cast<T*>(base + offset);
 }
 
+/// Whether the product goes on by what is added to it.
+__device__ inline bool has_addends(Kind kind) {
+  switch (kind) {
+    case Kind::linear:
+    case Kind::hidden:
+    case Kind::errors:
+      return true;
+    case Kind::input_gradient:
+    case Kind::weight_update:
+    case Kind::gram_update:
+    case Kind::bias_update:
+    case Kind::loss:
+      return false;
+  }
+  return false;
+}
+
 /// What becomes of element `index` of the product, whose value is v; returns the square of its error, if it has one.
 template <class T>
 __device__ T finish_element(const PersistentOperation& op, unsigned char* base, T rate, std::int64_t index,
                             std::int64_t column, T v) {
   T* const out = at<T>(base, op.out);
-  if (op.kind <= Kind::errors) {
+  if (has_addends(op.kind)) {
     if (op.start != kNone) v += at<T>(base, op.start)[index];
     if (op.bias != kNone) v += at<T>(base, op.bias)[column];
     v += static_cast<T>(op.addend);
@@ -121,7 +138,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
 template <class T>
 __device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
                                  T rate, std::int64_t task) {
-  constexpr int kAcross = kWarpThreads, kDown = kThreads / kAcross;
+  constexpr int kAcross = kBiasColumns, kDown = kThreads / kAcross;
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t column = task * kAcross + thread % kAcross;
   double total = 0;
@@ -234,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
           take_product(memory, *op, base, rate, task);
       }
       target += grid_blocks();
-      const auto code = static_cast<std::uint64_t>(phase + 1) << 48 | static_cast<std::uint64_t>(step);
+      const std::uint64_t code = late_wait_code(phase + 1, step);
       if (!meet(memory, arguments, deadline, target, code)) return;
     }
   }

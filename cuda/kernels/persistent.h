@@ -27,7 +27,7 @@ struct PersistentArguments {
   unsigned* arrivals;  ///< of blocks where they meet, so far `arrived`
   unsigned arrived;
   std::uint64_t timeout_ns;  ///< the longest that the launch may wait; 0: for ever
-  std::uint64_t* failed;     ///< (phase + 1) << 48 | step of a wait that took longer; 0 while there is none
+  std::uint64_t* failed;     ///< late_wait_code(phase + 1, step) of a wait that took longer; 0 while there is none
 };
 
 /// Once for a layout, on the current device.

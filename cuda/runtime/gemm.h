@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../host/planning/graph_layout.h"
+#include "../../host/planning/kernel_layout.h"
 #include "cublaslt.h"
 
 namespace deviceloop::cuda {

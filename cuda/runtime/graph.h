@@ -3,7 +3,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
 #include <memory>
 #include <type_traits>
 
@@ -24,8 +23,6 @@ class Graph {
 
   void launch(cudaStream_t stream) const { DEVICELOOP_CHECK_CUDA(cudaGraphLaunch(exec_.get(), stream)); }
 
-  /// Nodes of a launch.
-  std::size_t nodes() const { return nodes_; }
   explicit operator bool() const { return exec_ != nullptr; }
 
  private:
@@ -36,7 +33,6 @@ class Graph {
     void operator()(cudaGraphExec_t exec) const { cudaGraphExecDestroy(exec); }
   };
   std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, DestroyExec> exec_;
-  std::size_t nodes_ = 0;
 };
 
 template <class Enqueue>
@@ -55,7 +51,6 @@ Graph Graph::capture(cudaStream_t stream, Enqueue enqueue) {
   const std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, DestroyGraph> graph(captured);
   check_cuda(ended, "cudaStreamEndCapture(stream, &captured)", __FILE__, __LINE__);
   Graph made;
-  DEVICELOOP_CHECK_CUDA(cudaGraphGetNodes(captured, nullptr, &made.nodes_));
   cudaGraphExec_t exec = nullptr;
   DEVICELOOP_CHECK_CUDA(cudaGraphInstantiate(&exec, captured, 0));
   made.exec_.reset(exec);

@@ -29,46 +29,6 @@ constexpr double kOneThreadUs = 1000;
 // What a step costs beside arithmetic, for each layer.
 constexpr double kLayerUs = 1;
 
-struct CpuImplements {
-  static bool has(Activation value) {
-    switch (value) {
-      case Activation::relu:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Loss value) {
-    switch (value) {
-      case Loss::squared_error:
-        return true;
-    }
-    return false;
-  }
-  static bool has(OptimizerKind value) {
-    switch (value) {
-      case OptimizerKind::gradient_descent:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Precision value) {
-    switch (value) {
-      case Precision::fp32:
-      case Precision::fp64:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Formulation value) {
-    switch (value) {
-      case Formulation::primal:
-      case Formulation::gram:
-        return true;
-    }
-    return false;
-  }
-};
-
 // Estimated GEMM rate of a core.
 double gflops_of(const CpuCaps& caps, Precision precision) {
   switch (precision) {
@@ -195,7 +155,7 @@ void ask_cpu(const Request& request, Answer& answer) {
   const TrainingSpec& training = request.training;
   const CpuCaps& caps = request.caps.cpu;
   Candidate& candidate = answer.candidate;
-  candidate.reason = why_not_implemented<CpuImplements>(request);
+  candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
   const double flops = 2 * multiply_adds(make_step(request.network, training).operations);
   const double one_thread_us = flops / (gflops_of(caps, training.precision) * 1e3);

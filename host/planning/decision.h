@@ -12,7 +12,6 @@
 #include <deviceloop/spec.h>
 
 #include "../executor.h"
-#include "../names.h"
 
 namespace deviceloop {
 
@@ -69,21 +68,8 @@ std::string why_not_in_memory(const GpuCaps& gpu, std::uint64_t bytes, const std
 /// What makes a run smaller.
 std::string smaller_text(const TrainingSpec& training);
 
-/// Why an executor cannot serve the specifications, in one sentence; empty where it can. `Implements` has a function
-/// has(value) for each enum, a switch over all that the library knows: a new value does not compile until each executor
-/// has said whether it implements it.
-template <class Implements>
-std::string why_not_implemented(const Request& request) {
-  const auto refusal = [](const char* what, auto value) {
-    return Implements::has(value) ? std::string() : std::string("it has no ") + what + " " + shown(value);
-  };
-  const TrainingSpec& training = request.training;
-  for (const std::string& reason :
-       {refusal("activation", request.network.activation), refusal("loss", training.loss),
-        refusal("optimizer", training.optimizer.kind), refusal("precision", training.precision),
-        refusal("formulation", training.formulation)})
-    if (!reason.empty()) return reason;
-  return "";
-}
+/// Why no executor can serve the specifications, in one sentence, where they have a value that is none of its enum;
+/// else empty. Each executor asks it first, and refuses by itself what is known and not implemented by it.
+std::string why_not_implemented(const Request& request);
 
 }  // namespace deviceloop

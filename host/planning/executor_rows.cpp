@@ -3,6 +3,7 @@
 
 #include "../cpu/cpu_executor.h"
 #include "../cuda_entry.h"
+#include "../names.h"
 #include "cpu_layout.h"
 #include "decision.h"
 #include "graph_layout.h"

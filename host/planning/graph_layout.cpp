@@ -25,46 +25,6 @@ constexpr std::int64_t kPredictRows = 1024;
 using Kind = GraphOperation::Kind;
 using Factor = GraphOperation::Factor;
 
-struct GraphImplements {
-  static bool has(Activation value) {
-    switch (value) {
-      case Activation::relu:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Loss value) {
-    switch (value) {
-      case Loss::squared_error:
-        return true;
-    }
-    return false;
-  }
-  static bool has(OptimizerKind value) {
-    switch (value) {
-      case OptimizerKind::gradient_descent:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Precision value) {
-    switch (value) {
-      case Precision::fp32:
-      case Precision::fp64:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Formulation value) {
-    switch (value) {
-      case Formulation::primal:
-      case Formulation::gram:
-        return true;
-    }
-    return false;
-  }
-};
-
 bool is_narrow(std::int64_t out_features) { return out_features <= cuda::kMaxNarrowOutputs; }
 
 double elements(std::int64_t rows, std::int64_t columns) {
@@ -484,7 +444,7 @@ void ask_graph(const Request& request, Answer& answer) {
   const TrainingSpec& training = request.training;
   const GpuCaps& gpu = gpu_of(request);
   Candidate& candidate = answer.candidate;
-  candidate.reason = why_not_implemented<GraphImplements>(request);
+  candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
   GraphLayout layout = make_graph_layout(request.network, training);
   candidate.bytes = layout.bytes;

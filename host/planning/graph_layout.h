@@ -112,9 +112,6 @@ struct GraphLayout {
   std::int64_t nodes_per_step() const;
 };
 
-/// Bytes that cuBLASLt works in; what NVIDIA recommends for Hopper.
-constexpr std::uint64_t kGemmWorkspaceBytes = std::uint64_t{32} << 20;
-
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);

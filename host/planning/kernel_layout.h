@@ -8,6 +8,13 @@
 
 #include "../elementwise.h"
 
+namespace deviceloop {
+
+/// Bytes that cuBLASLt works in; what NVIDIA recommends for Hopper.
+inline constexpr std::uint64_t kGemmWorkspaceBytes = std::uint64_t{32} << 20;
+
+}  // namespace deviceloop
+
 namespace deviceloop::cuda {
 
 /// Threads of every block of these kernels.
@@ -116,6 +123,18 @@ constexpr std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int
                                                     std::int64_t out_features) {
   return slots_of(row_sum_layout(batch, in_features).tiles_down) * in_features * out_features;
 }
+
+/// What a wait that missed its deadline leaves: the phase, counted from 1, in the upper 16 bits, the step of its launch
+/// in the lower 48. 0 is none.
+/// @{
+DEVICELOOP_HOST_DEVICE constexpr std::uint64_t late_wait_code(std::int64_t phase, std::int64_t step) {
+  return static_cast<std::uint64_t>(phase) << 48 | static_cast<std::uint64_t>(step);
+}
+constexpr std::int64_t late_wait_phase(std::uint64_t code) { return static_cast<std::int64_t>(code >> 48); }
+constexpr std::int64_t late_wait_step(std::uint64_t code) {
+  return static_cast<std::int64_t>(code & ((std::uint64_t{1} << 48) - 1));
+}
+/// @}
 
 /// Rows that a warp of the narrow layer takes together, to use each weight that it loads for all of them. Few rows are
 /// spread over more warps instead.

@@ -15,46 +15,6 @@ namespace {
 
 using Kind = PersistentOperation::Kind;
 
-struct PersistentImplements {
-  static bool has(Activation value) {
-    switch (value) {
-      case Activation::relu:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Loss value) {
-    switch (value) {
-      case Loss::squared_error:
-        return true;
-    }
-    return false;
-  }
-  static bool has(OptimizerKind value) {
-    switch (value) {
-      case OptimizerKind::gradient_descent:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Precision value) {
-    switch (value) {
-      case Precision::fp32:
-      case Precision::fp64:
-        return true;
-    }
-    return false;
-  }
-  static bool has(Formulation value) {
-    switch (value) {
-      case Formulation::primal:
-      case Formulation::gram:
-        return true;
-    }
-    return false;
-  }
-};
-
 constexpr std::uint64_t kAlignment = 256;
 constexpr std::int64_t kMostStepsPerLaunch = 16384;
 constexpr std::int64_t kPredictRows = 1024;
@@ -62,7 +22,6 @@ constexpr std::int64_t kPredictRows = 1024;
 constexpr std::int64_t kMostClusterBlocks = 8;
 /// The program lies in shared memory.
 constexpr std::size_t kMostProgramBytes = 24 << 10;
-constexpr std::int64_t kBiasColumns = 32;  ///< of a task of bias_update
 
 /// Where a block finds what it multiplies.
 enum class Operands { in_shared, in_l2 };
@@ -311,6 +270,19 @@ class Builder {
       way.refusal = "the form 'two-layer' is for one hidden layer, not " + std::to_string(network_.layers() - 1);
       return way;
     }
+    // The kernels for two layers have these three written into them.
+    switch (network_.activation) {
+      case Activation::relu:
+        break;
+    }
+    switch (training_.loss) {
+      case Loss::squared_error:
+        break;
+    }
+    switch (training_.optimizer.kind) {
+      case OptimizerKind::gradient_descent:
+        break;
+    }
     const cuda::TwoLayerShape shape{samples_, network_.widths[0], network_.widths[1], network_.widths[2],
                                     static_cast<int>(element_)};
     const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
@@ -542,7 +514,7 @@ PersistentOperation cut_alone(PersistentOperation operation, std::int64_t multip
 void ask_persistent(const Request& request, Answer& answer) {
   const GpuCaps& gpu = gpu_of(request);
   Candidate& candidate = answer.candidate;
-  candidate.reason = why_not_implemented<PersistentImplements>(request);
+  candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
   PersistentLayout layout = make_persistent_layout(request.network, request.training, gpu);
   candidate.bytes = layout.bytes;

@@ -68,6 +68,9 @@ struct PersistentOperation {
   std::int64_t tiles_across = 1, tasks = 1;
 };
 
+/// Columns of a task of bias_update.
+constexpr int kBiasColumns = 32;
+
 struct PersistentPhase {
   std::int32_t first_operation = 0;
   std::int64_t tasks = 0;

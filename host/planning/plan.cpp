@@ -185,6 +185,19 @@ void prefer_the_fastest(std::vector<Answer>& answers) {
 
 }  // namespace
 
+std::string why_not_implemented(const Request& request) {
+  const auto refusal = [](const char* what, auto value) {
+    return name_or_null(value) != nullptr ? std::string() : std::string("it has no ") + what + " " + shown(value);
+  };
+  const TrainingSpec& training = request.training;
+  for (const std::string& reason :
+       {refusal("activation", request.network.activation), refusal("loss", training.loss),
+        refusal("optimizer", training.optimizer.kind), refusal("precision", training.precision),
+        refusal("formulation", training.formulation)})
+    if (!reason.empty()) return reason;
+  return "";
+}
+
 std::string why_not_in_memory(const GpuCaps& gpu, std::uint64_t bytes, const std::string& remedy) {
   if (gpu.memory_bytes == 0 || bytes <= gpu.memory_bytes) return "";
   return "it takes " + bytes_text(bytes) + " of the GPU's memory, which is " + bytes_text(gpu.memory_bytes) + "; " +

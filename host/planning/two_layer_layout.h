@@ -133,12 +133,11 @@ GramTwoLayerLayout make_gram_two_layer(const TwoLayerShape& shape, std::int64_t 
 std::string describe(const TwoLayerLayout& layout);
 std::string describe(const GramTwoLayerLayout& layout);
 
-/// What a wait that missed its deadline waited for, the upper 16 bits of the code that it leaves; the step, counted
-/// from that of the launch, is in the lower 48.
-enum class TwoLayerPhase : std::uint64_t { kClusterExchange = 1, kPredictions = 2 };
+/// The phases of late_wait_code.
+enum class TwoLayerPhase : std::int64_t { kClusterExchange = 1, kPredictions = 2 };
 
 DEVICELOOP_HOST_DEVICE constexpr std::uint64_t two_layer_code(TwoLayerPhase phase, std::int64_t step) {
-  return static_cast<std::uint64_t>(phase) << 48 | static_cast<std::uint64_t>(step);
+  return late_wait_code(static_cast<std::int64_t>(phase), step);
 }
 
 }  // namespace deviceloop::cuda

@@ -258,7 +258,7 @@ TEST_F(PersistentExecutor, BlocksThatWaitInVainEndTheLaunchByItsDeadline) {
     ASSERT_EQ(cudaMemcpyAsync(&failed, arguments.failed, sizeof failed, cudaMemcpyDeviceToHost, stream.get()),
               cudaSuccess);
     stream.wait();
-    EXPECT_EQ(failed, missing == 0 ? 0 : std::uint64_t{1} << 48);  // the first phase of step 0
+    EXPECT_EQ(failed, missing == 0 ? 0 : cuda::late_wait_code(1, 0));
   }
 }
 

@@ -850,14 +850,6 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
       Kind::kRelease);
 }
 
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, std::size_t* count) {
-  return call([&] {
-    if (state().graphs.count(graph) == 0 || nodes != nullptr) return cudaErrorInvalidValue;
-    *count = graph->nodes.size();
-    return cudaSuccess;
-  });
-}
-
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags) {
   return call([&] {
     if (state().graphs.count(graph) == 0 || flags != 0) return cudaErrorInvalidValue;
