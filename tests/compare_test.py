@@ -7,10 +7,12 @@ import importlib.machinery
 import importlib.util
 import json
 import pathlib
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 BENCH = sys.argv.pop()
@@ -51,6 +53,8 @@ if {once_factor} is not None:
 print(json.dumps(ready), flush=True)
 for line in sys.stdin:
     answer({factor})
+    with open("{log}.warm", "a") as runs:
+        runs.write(line)
 """
 
 # deviceloop_bench, but that each call is written down and something is wrong.
@@ -195,6 +199,38 @@ class Compare(InAFolder):
             self.assertEqual(rows["twin"]["us_per_step"], 125000)
             self.assertEqual([row["failed"] for row in result["cold"]], [None, reason])
             self.assertIsNone(result["cold"][1]["seconds"])
+
+    def stopped(self, signal_number, ready, *options):
+        """Sends the signal as soon as ready() says so; the process and its result."""
+        path = self.folder / "result.json"
+        process = subprocess.Popen([sys.executable, COMPARE, "--command", COMMAND, "--bench", BENCH, "--cases", f"^{CASE}$",
+                                    "--steps", "4", "--threads", "1", "--json", path, "--peers", "",
+                                    *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True)  # fmt: skip
+        while process.poll() is None and not ready(path):
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        text, errors = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, errors), (1, ""))
+        self.assertIn("stopped: what was measured in whole rounds is above and in", text)
+        return text, json.loads(path.read_text())
+
+    def test_a_signal_keeps_the_whole_rounds(self):
+        log = self.folder / "once.log.warm"
+        _, result = self.stopped(signal.SIGTERM, lambda _: log.exists() and log.read_text().count("run") > 3,
+                                 "--rounds", 100000, "--peer", self.rival("twin", 1))  # fmt: skip
+        rows = {row["peer"]: row for row in result["rows"]}
+        self.assertEqual(rows["twin"]["us_per_step"], 125000)
+        self.assertGreater(rows["twin"]["ratio"], 1)
+        self.assertEqual(result["cold"], [])
+
+    def test_a_signal_in_the_cold_rounds_keeps_the_warm_ones(self):
+        text, result = self.stopped(signal.SIGINT, lambda path: path.exists() and (self.folder / "once.log").exists(),
+                                    "--rounds", 1, "--cold", CASE, "--cold-rounds", 100000, "--peer",
+                                    self.rival("twin", 1, 1, 1000))  # fmt: skip
+        self.assertEqual([row["us_per_step"] is None for row in result["rows"]], [False, False])
+        self.assertEqual([row["failed"] for row in result["cold"]], 2 * ["stopped before a round was done"])
+        self.assertIn("FAILED: stopped before a round was done", text)
 
     def test_the_sweeps_are_listed_behind_the_default_cases(self):
         default, others = compare("--list").stdout.strip().split("\n\n")
