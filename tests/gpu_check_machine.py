@@ -123,7 +123,7 @@ def toolkit_version(nvcc):
 
 
 def nvcc_command(nvcc, arch, source, output):
-    """Compiles a program of one file for one architecture."""
+    """Compiles a program for one architecture; `source` includes all that it is made of."""
     return [nvcc, "-std=c++20", "-O3", "-lineinfo", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-I",
             ROOT / "include", "-o", output, ROOT / source]  # fmt: skip
 

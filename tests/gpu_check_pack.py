@@ -130,7 +130,7 @@ def pack_packages(folder, packages):
 
 # ---- binaries
 
-TOOLS = {"probe": "bench/probe.cu", "planted_bugs": "tests/gpu/planted_bugs.cu"}
+TOOLS = {"probe": "bench/probe/main.cu", "planted_bugs": "tests/gpu/planted_bugs.cu"}
 # What every machine with a GPU driver has; any other library travels along.
 USUAL_LIBRARIES = r"(linux-vdso|ld-linux.*|libc|libstdc\+\+|libm|libgcc_s|libdl|libpthread|librt)\.so.*"
 

@@ -249,6 +249,7 @@ class MadeUp(unittest.TestCase):
         write_script(tools / "nvcc", """#!/bin/sh
 while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done
 [ -n "$out" ] || { echo "Cuda compilation tools, release 13.0, V13.0.88"; exit; }
+[ -f "$1" ] || { echo "no $1"; exit 1; }
 printf '#!/bin/sh\\nexit 2\\n' > "$out"; chmod +x "$out"
 """)  # fmt: skip
         self.environ(PATH=f"{tools}:{os.environ['PATH']}", CUDACXX="", CUDA_HOME=str(self.folder), CUDA_PATH="")

@@ -1,5 +1,5 @@
 // What the planner takes a GPU's pieces to cost: one table. Each figure names what measured it: an experiment of
-// bench/probe.cu, cases of deviceloop_bench, or, where pieces cannot be measured alone, the steps of whole trainings
+// bench/probe/, cases of deviceloop_bench, or, where pieces cannot be measured alone, the steps of whole trainings
 // that it was fitted to. The results are those of an H100 80GB HBM3, in bench/results/h100-2026-11-26;
 // tests/prediction_test.cpp holds what follows from these figures against them.
 #pragma once

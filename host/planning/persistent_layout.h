@@ -138,7 +138,7 @@ void ask_persistent(const Request& request, Answer& answer);
 
 /// What the form `two_layer` asks of a GPU. How many clusters of 4 and 8 blocks are resident is an estimate, 10 in 11
 /// and 15 in 16 of those that the multiprocessors would hold, because clusters lie within a part of the GPU and some
-/// parts are smaller: as on an H100 (bench/probe.cu, cluster_residency).
+/// parts are smaller: as on an H100 (bench/probe/, cluster_residency).
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu);
 
 /// An operation of the step, or of what the step keeps, before it is cut.
