@@ -1,6 +1,9 @@
 // What every build answers about CUDA where there is no GPU to use, with CUDA or without.
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -36,9 +39,21 @@ std::vector<std::string> mapped_cuda_libraries() {
   return found;
 }
 
-// The first test, because others load the driver where there is one. ctest runs each in a process of its own.
-TEST(CudaEntry, TrainingOnTheCpuLoadsNoCudaLibrary) {
-  ASSERT_EQ(mapped_cuda_libraries(), std::vector<std::string>());
+/// What depends on what its process has done with CUDA before, in a process that has done nothing: `work` runs in a new
+/// one, of this program, and returns what is wrong there, or nothing.
+#define EXPECT_RIGHT_IN_A_NEW_PROCESS(work)                               \
+  do {                                                                    \
+    ::testing::GTEST_FLAG(death_test_style) = "threadsafe";               \
+    EXPECT_EXIT(end_with(work()), ::testing::ExitedWithCode(0), "right"); \
+  } while (false)
+
+[[noreturn]] void end_with(const std::string& wrong) {
+  std::fprintf(stderr, "%s\n", wrong.empty() ? "right" : wrong.c_str());
+  _exit(wrong.empty() ? 0 : 1);
+}
+
+/// The CUDA libraries that training on the CPU has loaded.
+std::string cuda_libraries_of_training_on_the_cpu() {
   NetworkSpec network;
   network.widths = {3, 2, 1};
   TrainingSpec training;
@@ -46,8 +61,14 @@ TEST(CudaEntry, TrainingOnTheCpuLoadsNoCudaLibrary) {
   const std::vector<float> x(12, 1.0f), y(4, 1.0f);
   Trainer trainer(network, training);
   trainer.set_data({x.data(), 4, 3}, {y.data(), 4, 1});
-  EXPECT_EQ(trainer.train(1).losses.size(), 1u);
-  EXPECT_EQ(mapped_cuda_libraries(), std::vector<std::string>());
+  if (trainer.train(1).losses.size() != 1) return "it did not train";
+  std::string found;
+  for (const std::string& library : mapped_cuda_libraries()) found += "loaded: " + library + "\n";
+  return found;
+}
+
+TEST(CudaEntry, TrainingOnTheCpuLoadsNoCudaLibrary) {
+  EXPECT_RIGHT_IN_A_NEW_PROCESS(cuda_libraries_of_training_on_the_cpu);
 }
 
 TEST(CudaEntry, TellsTheToolkit) {
@@ -70,15 +91,20 @@ TEST(CudaEntry, DescribesTheGpusOrSaysWhyThereAreNone) {
   }
 }
 
-TEST(CudaEntry, HiddenGpusAreAbsentGpus) {
-  // Read by the driver when the process first calls CUDA, which is here: see the first test.
-  ASSERT_EQ(setenv("CUDA_VISIBLE_DEVICES", "", 1), 0);
+/// The driver reads the variable when a process first calls CUDA.
+std::string wrong_where_gpus_are_hidden() {
+  if (setenv("CUDA_VISIBLE_DEVICES", "", 1) != 0) return "setenv";
   const DeviceCaps caps = gpus();
-  if (mapped_cuda_libraries().empty() || !built_with_cuda())
-    EXPECT_NE(caps.no_gpu_reason, "");
-  else
-    EXPECT_MENTIONS(caps.no_gpu_reason, "CUDA_VISIBLE_DEVICES is ''");
+  if (!caps.gpus.empty()) return "a GPU was found";
+  const bool has_driver = built_with_cuda() && !mapped_cuda_libraries().empty();
+  const std::string expected = has_driver          ? "CUDA_VISIBLE_DEVICES is ''"
+                               : built_with_cuda() ? "driver"
+                                                   : "without CUDA";
+  return caps.no_gpu_reason.find(expected) != std::string::npos ? ""
+                                                                : caps.no_gpu_reason + ", which lacks: " + expected;
 }
+
+TEST(CudaEntry, HiddenGpusAreAbsentGpus) { EXPECT_RIGHT_IN_A_NEW_PROCESS(wrong_where_gpus_are_hidden); }
 
 TEST(CudaEntry, AnExecutorThatIsNotThereIsUnsupported) {
   if (!gpus().gpus.empty()) GTEST_SKIP() << "this machine has a GPU";
