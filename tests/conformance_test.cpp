@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <ostream>
 #include <stdexcept>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "support/exact.h"
+#include "support/gpu.h"
 #include "support/problem.h"
 #include "support/reference.h"
 #include "support/refusal.h"
@@ -37,16 +37,6 @@ std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
   else if (executor.form != PersistentForm::automatic)
     out << "_" << name(executor.form);
   return executor.formulation == Formulation::primal ? out : out << "_" << name(executor.formulation);
-}
-
-/// Skips the test where there is none.
-void ask_for_gpu() {
-  const DeviceCaps caps = query_device_caps();
-  if (!caps.gpus.empty()) return;
-  const char* required = std::getenv("DEVICELOOP_REQUIRE_CUDA");
-  ASSERT_FALSE(required != nullptr && std::string(required) == "1")
-      << "DEVICELOOP_REQUIRE_CUDA=1, but " << caps.no_gpu_reason;
-  GTEST_SKIP() << caps.no_gpu_reason;
 }
 
 const DeviceCaps& machine() {
@@ -86,12 +76,14 @@ bool has_room_for_all_forms() {
 class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
  protected:
   void SetUp() override {
-    if (GetParam().kind != ExecutorKind::cpu) ask_for_gpu();
+    if (GetParam().kind != ExecutorKind::cpu) testing::require_gpu(machine().no_gpu_reason);
   }
-  // That a form refuses one problem or another is no failure; that a test has none for it would go unnoticed.
+  // That a form refuses one problem or another is no failure; a test that has none for it has shown nothing.
   void TearDown() override {
-    if (IsSkipped() || HasFailure() || (GetParam().kind != ExecutorKind::cpu && !has_room_for_all_forms())) return;
-    EXPECT_NE(taken_ > 0, is_about_refusal_) << taken_ << " problems were taken";
+    if (IsSkipped() || HasFailure() || taken_ > 0 || is_about_refusal_) return;
+    const bool has_all = GetParam().kind == ExecutorKind::cpu || has_room_for_all_forms();
+    ASSERT_FALSE(has_all) << "nothing was tested: no problem was taken; the last refusal: " << last_refusal_;
+    GTEST_SKIP() << "this GPU has no room for any problem of the test: " << last_refusal_;
   }
   static bool is_gram() { return GetParam().formulation == Formulation::gram; }
   static bool is_in_block() { return GetParam().form == PersistentForm::block; }
@@ -100,7 +92,11 @@ class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
   /// Whether the form under test has room for it: one block's shared memory is small, and so are the registers of a
   /// cluster on a GPU of few multiprocessors. Each test asks for each of its problems.
   bool has_room(const Problem& problem) {
-    if (!refusal_of(under_test(problem), GetParam().kind).empty()) return false;
+    const std::string refusal = refusal_of(under_test(problem), GetParam().kind);
+    if (!refusal.empty()) {
+      last_refusal_ = refusal;
+      return false;
+    }
     ++taken_;
     return true;
   }
@@ -125,6 +121,7 @@ class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
 
  private:
   int taken_ = 0;
+  std::string last_refusal_ = "none";
   bool is_about_refusal_ = false;
 };
 
@@ -689,7 +686,7 @@ TEST_P(GramConformance, HasItsParametersAfterACallbackThatThrows) {
 
 class RandomNetworks : public ::testing::Test {
  protected:
-  void SetUp() override { ask_for_gpu(); }
+  void SetUp() override { testing::require_gpu(machine().no_gpu_reason); }
 
   /// The small network of a number; forms, formulations and precisions take turns.
   static Problem network(std::uint32_t number) {

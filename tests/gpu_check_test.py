@@ -214,7 +214,9 @@ for number in mine:
         time.sleep(60)
     if fate == "crashes":
         os.abort()
-    inside = {"fails": '<failure message="/a/b/tests/x.cpp:3&#x0A;wrong"/>', "skips": '<skipped message="no GPU"/>'}
+    skip = '<skipped message="/a/b/tests/x.cpp:3&#x0A;%s"/>'
+    inside = {"fails": '<failure message="/a/b/tests/x.cpp:3&#x0A;wrong"/>', "skips": skip % "no GPU",
+              "lacks": skip % "this GPU has no room for any problem of the test: one block needs more"}
     cases += f'<testcase name="Test{number}" status="run" classname="Suite">{inside.get(fate, "")}</testcase>'
 if "--gtest_output" in options:
     with open(options["--gtest_output"][4:], "w") as file:
@@ -455,10 +457,15 @@ class Tests(MadeUp):
         self.assertEqual(stage["counts"], "64 passed, 1 failed, 0 skipped")
 
     def test_a_skip_is_a_failure_where_there_is_a_gpu(self):
-        self.assertIn("Suite.Test2 was skipped: no GPU", self.outcome({2: "skips"})[1]["reason"])
+        self.assertIn("Suite.Test2 was skipped: tests/x.cpp:3\nno GPU", self.outcome({2: "skips"})[1]["reason"])
         self.assertEqual(self.outcome({2: "skips"}, gpu=None)[0], 0)
         with mock.patch.object(gpu_check, "EMPTY_TESTS", {"Suite.Test2"}):
             self.assertEqual(self.outcome({2: "skips"})[0], 0)
+
+    def test_a_skip_for_want_of_what_another_gpu_has_is_recorded(self):
+        status, stage = self.outcome({2: "lacks"})
+        self.assertEqual((status, stage["counts"]), (0, "64 passed, 0 failed, 1 skipped"))
+        self.assertIn("one block needs more", stage["two_layer_test"]["skips"][0])
 
     def test_a_crash_names_the_test_in_which_it_was(self):
         _, stage = self.outcome({1: "crashes"})

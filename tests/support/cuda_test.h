@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "../../cuda/runtime/owners.h"
+#include "support/gpu.h"
 
 namespace deviceloop::testing {
 
@@ -28,9 +28,7 @@ class CudaTest : public ::testing::Test {
     if (code == cudaSuccess && count > 0) return;
     const bool is_absent = code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice;
     ASSERT_TRUE(is_absent) << cudaGetErrorString(code);
-    const char* required = std::getenv("DEVICELOOP_REQUIRE_CUDA");
-    ASSERT_FALSE(required != nullptr && std::string(required) == "1") << "no GPU, and DEVICELOOP_REQUIRE_CUDA=1";
-    GTEST_SKIP() << "no GPU: " << cudaGetErrorString(code);
+    require_gpu(std::string("no GPU: ") + cudaGetErrorString(code));
   }
 };
 
