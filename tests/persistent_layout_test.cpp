@@ -98,8 +98,10 @@ TEST(PersistentLayout, WhatAPhaseWritesNoneOfItReads) {
       training.samples = 33;
       training.formulation = formulation;
       const PersistentLayout layout = make_persistent_layout(network, training, hopper());
+      ASSERT_GT(layout.phases.size(), widths.size());
       for (std::size_t phase = 0; phase < layout.phases.size(); ++phase) {
         const auto operations = operations_of(layout, phase);
+        EXPECT_FALSE(operations.empty()) << phase;
         for (const PersistentOperation& writer : operations)
           for (const PersistentOperation& reader : operations)
             for (const std::uint64_t written : {writer.out, writer.sum})

@@ -46,7 +46,7 @@ void expect_losses(const std::vector<double>& losses, const std::vector<double>&
   ASSERT_EQ(losses.size(), recorded.size());
   const double relative = precision == Precision::fp32 ? 1e-4 : 1e-10;
   for (std::size_t i = 0; i < losses.size(); ++i)
-    ASSERT_LE(std::abs(losses[i] - recorded[i]), relative * std::max(recorded[i], 1e-3 * recorded[0])) << "step " << i;
+    ASSERT_LE(reference::loss_error(losses[i], recorded[i], recorded[0]), relative) << "step " << i;
 }
 
 // The relative Frobenius error of a weight, estimated from its recorded norm and projections (column of the table).

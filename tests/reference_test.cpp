@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
+#include "support/exact.h"
 #include "support/problem.h"
 
 namespace deviceloop::reference {
@@ -32,6 +35,7 @@ TEST(Reference, GradientsAgreeWithFiniteDifferences) {
     parameter = kept - kStep;
     const double below = loss_of(network, problem);
     parameter = kept;
+    ASSERT_TRUE(std::isfinite(expected)) << what;
     EXPECT_NEAR((above - below) / (2 * kStep), expected, 1e-6 * std::max(1.0, std::abs(expected))) << what;
   };
   Network network = problem.start;
@@ -78,7 +82,58 @@ TEST(Reference, LossFallsOverARun) {
   Problem problem = small_problem();
   Network network = problem.start;
   const auto losses = train(network, problem.x, problem.y, 1e-3, 200);
+  ASSERT_EQ(losses.size(), 200u);
   for (std::size_t i = 1; i < losses.size(); ++i) ASSERT_LT(losses[i], losses[i - 1]);
+}
+
+TEST(Reference, PassesNaN) {
+  const double nan = std::nan("");
+  EXPECT_TRUE(std::isnan(relu(nan)));
+  Problem problem = small_problem();
+  problem.x.values[0] = nan;
+  Network gradient;
+  EXPECT_TRUE(std::isnan(gradients(problem.start, problem.x, problem.y, gradient)));
+  for (const Layer& layer : gradient)
+    for (const double value : layer.bias) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST(Reference, AnErrorThatIsNoNumberIsInfinite) {
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(larger_error(1, 2), 2);
+  EXPECT_EQ(larger_error(2, 1), 2);
+  EXPECT_EQ(larger_error(nan, 1), infinity);
+  EXPECT_EQ(larger_error(1, nan), infinity);
+  EXPECT_EQ(larger_error(larger_error(0, nan), 1), infinity);  // and stays so
+  EXPECT_EQ(loss_error(3, 2, 2), 0.5);
+  EXPECT_EQ(loss_error(3, 2, 4000), 0.25);
+  EXPECT_EQ(loss_error(nan, 2, 2), infinity);
+  EXPECT_EQ(loss_error(2, nan, 2), infinity);
+  for (const double loss : {2.0, nan, infinity}) {
+    EXPECT_EQ(loss_error(loss, infinity, 2), infinity);
+    EXPECT_EQ(loss_error(loss, 2, infinity), infinity);
+  }
+  EXPECT_EQ(relative_error({3, 8}, {3, 4}), 0.8);
+  EXPECT_EQ(relative_error({3, nan}, {3, 4}), infinity);
+  EXPECT_EQ(relative_error({3, 4}, {3, nan}), infinity);
+  EXPECT_EQ(relative_error({3, 4}, {3, infinity}), infinity);
+  EXPECT_EQ(relative_error({0, 0}, {0, 0}), infinity);
+  EXPECT_EQ(relative_error({}, {}), infinity);
+  EXPECT_EQ(relative_error({3, 4}, {3}), infinity);
+  EXPECT_EQ(relative_error({3}, {3, 4}), infinity);
+}
+
+TEST(ExactBits, OfWhatIsNotFiniteAreTooMany) {
+  exact::BitCounter bits;
+  bits.count(0, 1);
+  EXPECT_EQ(bits.most(), 0);
+  bits.count(5, 0.5);
+  EXPECT_EQ(bits.most(), 4);
+  for (const double magnitude : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+    bits = {};
+    bits.count(magnitude, 1);
+    bits.count(1, 1);
+    EXPECT_GT(bits.most(), 53);
+  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "support/reference.h"
@@ -20,9 +21,12 @@ struct Table {
 /// The most significant bits that any intermediate result needed, whatever the order it was computed in.
 class BitCounter {
  public:
-  /// `magnitude` bounds every partial sum of terms that are multiples of `unit`.
+  /// `magnitude` bounds every partial sum of terms that are multiples of `unit`. One that is not finite needs more bits
+  /// than any type has.
   void count(double magnitude, double unit) {
-    if (magnitude > 0) most_ = std::max(most_, static_cast<int>(std::floor(std::log2(magnitude / unit))) + 1);
+    if (magnitude == 0) return;
+    const double bits = std::floor(std::log2(magnitude / unit)) + 1;
+    most_ = std::isfinite(bits) ? std::max(most_, static_cast<int>(bits)) : std::numeric_limits<int>::max();
   }
   int most() const { return most_; }
 
@@ -85,7 +89,7 @@ inline Pass forward(const std::vector<Layer>& layers, const Table& x, const Tabl
     if (l + 1 == layers.size()) break;
     for (double& value : z.table.values) {
       ++(value < 0 ? pass.blocked : pass.live);
-      value = std::max(value, 0.0);
+      value = reference::relu(value);
     }
     pass.inputs.push_back(z);
   }
@@ -93,7 +97,7 @@ inline Pass forward(const std::vector<Layer>& layers, const Table& x, const Tabl
   double largest = 0;
   for (const double difference : pass.difference.table.values) {
     pass.loss += difference * difference;
-    largest = std::max(largest, difference * difference);
+    largest = reference::larger_error(largest, difference * difference);
   }
   // Squares are summed over at most 32 terms in the working precision.
   bits.count(32 * largest, pass.difference.unit * pass.difference.unit);

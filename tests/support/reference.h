@@ -2,9 +2,11 @@
 // functor, no GEMM, no layout. reference_test.cpp checks it by finite differences and against recorded NumPy runs.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace deviceloop::reference {
@@ -29,6 +31,9 @@ struct Layer {
 };
 using Network = std::vector<Layer>;
 
+/// NaN stays.
+inline double relu(double z) { return z < 0 ? 0 : z; }
+
 /// Pre-activations of every layer; those of the last are the prediction.
 inline std::vector<Table> forward(const Network& network, const Table& x) {
   std::vector<Table> pre_activations;
@@ -38,13 +43,7 @@ inline std::vector<Table> forward(const Network& network, const Table& x) {
     for (std::size_t n = 0; n < z.rows; ++n) {
       for (std::size_t j = 0; j < z.columns; ++j) z(n, j) = layer.bias.empty() ? 0 : layer.bias[j];
       for (std::size_t i = 0; i < layer.weight.rows; ++i) {
-        double input;
-        if (l == 0) {
-          input = x(n, i);
-        } else {
-          const double below = pre_activations[l - 1](n, i);
-          input = below > 0 || std::isnan(below) ? below : 0;
-        }
+        const double input = l == 0 ? x(n, i) : relu(pre_activations[l - 1](n, i));
         for (std::size_t j = 0; j < z.columns; ++j) z(n, j) += input * layer.weight(i, j);
       }
     }
@@ -74,11 +73,7 @@ inline double gradients(const Network& network, const Table& x, const Table& y, 
     for (std::size_t n = 0; n < dz.rows; ++n) {
       for (std::size_t j = 0; j < layer.bias.size(); ++j) out[l].bias[j] += dz(n, j);
       for (std::size_t i = 0; i < layer.weight.rows; ++i) {
-        double input = 0;
-        if (l == 0)
-          input = x(n, i);
-        else if (z[l - 1](n, i) > 0)
-          input = z[l - 1](n, i);
+        const double input = l == 0 ? x(n, i) : relu(z[l - 1](n, i));
         double sum = 0;
         for (std::size_t j = 0; j < layer.weight.columns; ++j) {
           out[l].weight(i, j) += input * dz(n, j);
@@ -109,14 +104,28 @@ inline std::vector<double> train(Network& network, const Table& x, const Table& 
   return losses;
 }
 
-/// |a - b| / |b| in the Frobenius norm.
+/// The larger of two errors. One that is NaN counts as infinite, so that no comparison drops it.
+inline double larger_error(double a, double b) {
+  return std::isnan(a) || std::isnan(b) ? std::numeric_limits<double>::infinity() : std::max(a, b);
+}
+
+/// |loss - expected|, relative to the expected loss or to a thousandth of the run's first, whichever is larger.
+/// Infinite where one of them is not finite: a bound that is a multiple of infinity would hold for every loss.
+inline double loss_error(double loss, double expected, double first) {
+  const double scale = larger_error(expected, 1e-3 * first);
+  if (!std::isfinite(scale)) return scale;
+  return larger_error(0, std::abs(loss - expected) / scale);
+}
+
+/// |a - b| / |b| in the Frobenius norm; infinite where it would be NaN, as that of zeros, or where their sizes differ.
 inline double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
   double difference = 0, norm = 0;
   for (std::size_t i = 0; i < b.size(); ++i) {
     difference += (a[i] - b[i]) * (a[i] - b[i]);
     norm += b[i] * b[i];
   }
-  return std::sqrt(difference) / std::sqrt(norm);
+  return larger_error(0, std::sqrt(difference) / std::sqrt(norm));
 }
 
 /// The fraction of hidden units, over all samples and hidden layers, whose pre-activation is not below 0.
