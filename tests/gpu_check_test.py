@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
+import math
 import os
 import pathlib
 import signal
@@ -178,9 +179,9 @@ class Reruns(unittest.TestCase):
         losses = [100.0 / (step + 1) for step in range(gpu_check.RERUN_STEPS)]
         with tempfile.TemporaryDirectory() as folder:
 
-            def saved(name, *values):
+            def saved(name, *values, tensor="0.weight"):
                 data = struct.pack(f"<{len(values)}f", *values)
-                header = json.dumps({"0.weight": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, len(data)]}})
+                header = json.dumps({tensor: {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, len(data)]}})
                 path = pathlib.Path(folder) / name
                 path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + data)
                 return path
@@ -193,6 +194,11 @@ class Reruns(unittest.TestCase):
             self.assertGreater(row["differing_bits"], 0)
             self.assertEqual(len(row["wrong"]), 2, row["wrong"])
             self.assertIn("0.weight is off by 0.00045", row["wrong"][1])
+            # Ten times the CPU's error is no bound where that is no number.
+            bias, wrong, of_cpu = (saved(str(number), 1.0, value, tensor="0.bias")
+                                   for number, value in enumerate((2.0, 3.0, math.nan)))  # fmt: skip
+            row = gpu_check.judge_reruns([(losses, wrong)], (losses, of_cpu), (losses, bias), "fp32", True)
+            self.assertEqual(row["wrong"], ["0.bias is off by 0.45, on the CPU by inf"])
 
 
 # ---- a build, a toolkit and a GPU that are made up
