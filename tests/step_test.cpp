@@ -86,7 +86,7 @@ TEST(Step, EachOperationFindsWhatItNeeds) {
         const Step step = step_of(widths, 6, bias, formulation);
         std::set<TensorId> written, updated;
         for (const StepOperation& op : step.operations) {
-          for (const TensorId read : {op.a, op.b, op.bias, op.activated}) {
+          for (const TensorId read : {op.a, op.b, op.bias, op.kept}) {
             if (read == kNoTensor) continue;
             EXPECT_EQ(updated.count(read), 0u) << step.tensor(read).name << " is read after its update";
             const StepTensor::Lifetime lifetime = step.tensor(read).lifetime;

@@ -196,18 +196,18 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::narrow_linear:
         return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
       case Kind::narrow_update:
-        return launch_narrow_linear_update(operand(op.below), out, factor(op.factor), a, b, op.inner, op.rows,
-                                           static_cast<int>(op.columns), slots(), stream());
-      case Kind::bias_relu:
-        return launch_bias_relu(out, a, bias, op.rows, op.columns, stream());
+        return launch_narrow_linear_update(op.activation.has_value(), operand(op.below), out, factor(op.factor), a, b,
+                                           op.inner, op.rows, static_cast<int>(op.columns), slots(), stream());
+      case Kind::bias_activation:
+        return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
       case Kind::add_bias:
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
       case Kind::squared_error: {
         const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
         return launch_squared_error(ring, out, a, b, op.rows * op.columns, slots(), stream());
       }
-      case Kind::mask_gradient:
-        return launch_mask_gradient(out, a, b, op.rows * op.columns, stream());
+      case Kind::through_activation:
+        return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
       case Kind::bias_update:
         return launch_bias_update(out, a, factor(op.factor), op.rows, op.columns, slots(), stream());
       case Kind::vector_update:

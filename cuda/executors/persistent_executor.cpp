@@ -359,6 +359,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       PersistentOperation operation = persistent_operation(layout_, layer);
       operation.rows = rows;
       operation.a = in;
+      operation.extra = kNone;
       in = operation.out = is_even ? layout_.predict_even : layout_.predict_odd;
       is_even = !is_even;
       enqueue_operation(operation);

@@ -1,4 +1,4 @@
-// What a bias adds to a layer: its sum with the pre-activation, fused with ReLU, and its gradient.
+// What a bias adds to a layer: its sum with the pre-activation, fused with the activation, and its gradient.
 #include <type_traits>
 
 #include "../../host/elementwise.h"
@@ -11,12 +11,13 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// h = relu_marked(z + bias), or without `activated` z + bias, for [rows, groups * width] matrices without gaps. A
-/// thread has one group of columns, whose biases it loads once, and takes kTurns rows, all loaded before the first
-/// store: h may be z.
+/// h = activation(z + bias), with z + bias to `kept` unless that is null, or without `activated` h = z + bias, for
+/// [rows, groups * width] matrices without gaps. A thread has one group of columns, whose biases it loads once, and
+/// takes kTurns rows, all loaded before the first store: h may be z.
 template <class T, int width, bool activated>
 __global__ void __launch_bounds__(kThreads)
-    bias_relu_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout) {
+    bias_activation_kernel(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+                           std::int64_t groups, PanelLayout layout) {
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
   const std::int64_t columns = groups * width;
@@ -32,24 +33,29 @@ __global__ void __launch_bounds__(kThreads)
   for (int turn = 0; turn < kTurns; ++turn) {
     const std::int64_t row = place.row + turn * place.row_step;
     if (row >= place.end_row) continue;
+    if (bias != nullptr)
 #pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const T sum = bias != nullptr ? sums[turn].values[i] + biases.values[i] : sums[turn].values[i];
-      sums[turn].values[i] = activated ? elementwise::relu_marked(sum) : sum;
+      for (int i = 0; i < width; ++i) sums[turn].values[i] += biases.values[i];
+    if constexpr (activated) {
+      if (kept != nullptr) store_group<true>(kept + row * columns, sums[turn], place.column * width, columns);
+#pragma unroll
+      for (int i = 0; i < width; ++i)
+        sums[turn].values[i] = elementwise::activation_value(activation, sums[turn].values[i]);
     }
     store_group<true>(h + row * columns, sums[turn], place.column * width, columns);
   }
 }
 
 template <bool activated, class T>
-void launch_bias(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
+void launch_bias(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+                 std::int64_t columns, cudaStream_t stream) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
-    launch(bias_relu_kernel<T, width(), activated>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows, groups,
-           layout);
+    launch(bias_activation_kernel<T, width(), activated>, {layout.blocks(), kThreads, 0}, stream, activation, h, kept,
+           z, bias, rows, groups, layout);
   };
-  if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias))
+  if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
   else
     launch_groups(std::integral_constant<int, 1>());
@@ -83,13 +89,14 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  launch_bias<true>(h, z, bias, batch, features, stream);
+void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
+                            std::int64_t features, cudaStream_t stream) {
+  launch_bias<true>(activation, h, kept, z, bias, batch, features, stream);
 }
 
 template <class T>
 void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  launch_bias<false>(z, z, bias, batch, features, stream);
+  launch_bias<false, T>({}, z, nullptr, z, bias, batch, features, stream);
 }
 
 namespace {
@@ -121,8 +128,10 @@ void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64
   launch_column_sums_to(Descend<T>{bias, learning_rate}, dz, batch, features, slots, stream);
 }
 
-template void launch_bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
-template void launch_bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_bias_activation(Activation, float*, float*, const float*, const float*, std::int64_t, std::int64_t,
+                                     cudaStream_t);
+template void launch_bias_activation(Activation, double*, double*, const double*, const double*, std::int64_t,
+                                     std::int64_t, cudaStream_t);
 template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
 template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
 

@@ -53,11 +53,13 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T*
       dz, count, [](T at, T gradient) { return elementwise::relu_gradient(at, gradient); }, z, dh);
 }
 
-/// dz = h is -0.0 ? 0 : dh
+/// dz = activation_gradient(kept, dh)
 template <class T, int width>
-__global__ void __launch_bounds__(kThreads) mask_gradient_kernel(T* dz, const T* h, const T* dh, std::int64_t count) {
+__global__ void __launch_bounds__(kThreads)
+    activation_gradient_kernel(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count) {
   map_groups<width>(
-      dz, count, [](T at, T gradient) { return elementwise::relu_gradient_marked(at, gradient); }, h, dh);
+      dz, count, [activation](T at, T gradient) { return elementwise::activation_gradient(activation, at, gradient); },
+      kept, dh);
 }
 
 /// weights -= learning_rate dweights; Rate is T, or a pointer to it.
@@ -96,11 +98,13 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 }
 
 template <class T>
-void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cudaStream_t stream) {
-  if (aligned_to_16(dz, h, dh))
-    launch(mask_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, dz, h, dh, count);
+void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
+                                cudaStream_t stream) {
+  if (aligned_to_16(dz, kept, dh))
+    launch(activation_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, activation, dz, kept, dh,
+           count);
   else
-    launch(mask_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, h, dh, count);
+    launch(activation_gradient_kernel<T, 1>, config_for(count, 1), stream, activation, dz, kept, dh, count);
 }
 
 namespace {
@@ -130,8 +134,8 @@ template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu(double*, const double*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
-template void launch_mask_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
-template void launch_mask_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
+template void launch_activation_gradient(Activation, float*, const float*, const float*, std::int64_t, cudaStream_t);
+template void launch_activation_gradient(Activation, double*, const double*, const double*, std::int64_t, cudaStream_t);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
 template void launch_sgd_update(float*, const float*, const float*, std::int64_t, cudaStream_t);

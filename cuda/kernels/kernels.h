@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include <deviceloop/spec.h>
+
 #include "../../host/planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
@@ -17,8 +19,10 @@ void launch_relu(T* out, const T* in, std::int64_t count, cudaStream_t stream);
 template <class T>
 void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cudaStream_t stream);
 
+/// dz = activation_gradient(kept, dh)
 template <class T>
-void launch_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, cudaStream_t stream);
+void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
+                                cudaStream_t stream);
 
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
@@ -27,8 +31,10 @@ void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int6
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, const T* learning_rate, std::int64_t count, cudaStream_t stream);
 
+/// h = activation(z + bias), and z + bias to `kept`, which may be null.
 template <class T>
-void launch_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
+void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
+                            std::int64_t features, cudaStream_t stream);
 
 /// z += bias in place.
 template <class T>
@@ -67,9 +73,10 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 template <class T>
 void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream);
-/// As it, with weights -= *learning_rate dweights instead of the result; dz is that of the weights before.
+/// As it, with weights -= *learning_rate dweights instead of the result; dz is that of the weights before, masked by
+/// the marks of h only if `masked`.
 template <class T>
-void launch_narrow_linear_update(T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
+void launch_narrow_linear_update(bool masked, T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
                                  std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
                                  cudaStream_t stream);
 

@@ -65,14 +65,14 @@ struct ThreadSums {
   double values[kThreads];
 };
 
-/// dweights = h^T dout and dz = masked dout weights^T. A thread has one feature and takes at most kTerms samples, over
-/// which it adds in T; the threads of a feature are then added in order in double, for finish((feature * out_features +
-/// output) * tiles_down + tile, sum). dz may be h: a thread writes only what it alone has read. Only the block whose
-/// sums are final may change weights, which no other block reads then.
+/// dweights = h^T dout and dz = dout weights^T, `masked` by the marks of h or not. A thread has one feature and takes
+/// at most kTerms samples, over which it adds in T; the threads of a feature are then added in order in double, for
+/// finish((feature * out_features + output) * tiles_down + tile, sum). dz may be h: a thread writes only what it alone
+/// has read. Only the block whose sums are final may change weights, which no other block reads then.
 template <class T, class Finish, int outputs>
 __global__ void __launch_bounds__(kThreads)
-    narrow_linear_gradient_kernel(T* dz, Finish finish, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                                  std::int64_t in_features, int out_features, PanelLayout layout) {
+    narrow_linear_gradient_kernel(bool masked, T* dz, Finish finish, const T* h, const T* dout, const T* weights,
+                                  std::int64_t batch, std::int64_t in_features, int out_features, PanelLayout layout) {
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const PanelPlace place = panel_place(layout, batch, block_index(), thread);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
         dweights[output] = std::fma(activation, gradient, dweights[output]);
         dh = std::fma(gradient, weight[output], dh);
       }
-      if (dz != nullptr) dz[at] = elementwise::relu_gradient_marked(activation, dh);
+      if (dz != nullptr) dz[at] = masked ? elementwise::relu_gradient_marked(activation, dh) : dh;
     }
   }
 #pragma unroll
@@ -151,17 +151,18 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 namespace {
 
 template <class T, class Finish>
-void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                        std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
+void launch_gradient_to(bool masked, const Finish& finish, T* dz, const T* h, const T* dout, const T* weights,
+                        std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                        cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, in_features);
   const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
   with_outputs(out_features, [&](auto outputs) {
     if (layout.tiles_down == 1)
-      launch(narrow_linear_gradient_kernel<T, Finish, outputs()>, config, stream, dz, finish, h, dout, weights, batch,
-             in_features, out_features, layout);
+      launch(narrow_linear_gradient_kernel<T, Finish, outputs()>, config, stream, masked, dz, finish, h, dout, weights,
+             batch, in_features, out_features, layout);
     else
-      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs()>, config, stream, dz, Store<double>{slots}, h,
-             dout, weights, batch, in_features, out_features, layout);
+      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs()>, config, stream, masked, dz,
+             Store<double>{slots}, h, dout, weights, batch, in_features, out_features, layout);
   });
   if (layout.tiles_down > 1) launch_sum_slots(finish, slots, in_features * out_features, layout.tiles_down, stream);
 }
@@ -171,14 +172,14 @@ void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, 
 template <class T>
 void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
-  launch_gradient_to(Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
+  launch_gradient_to(true, Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
 }
 
 template <class T>
-void launch_narrow_linear_update(T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
+void launch_narrow_linear_update(bool masked, T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
                                  std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
                                  cudaStream_t stream) {
-  launch_gradient_to(Descend<T>{weights, learning_rate}, dz, h, dout, static_cast<const T*>(weights), batch,
+  launch_gradient_to(masked, Descend<T>{weights, learning_rate}, dz, h, dout, static_cast<const T*>(weights), batch,
                      in_features, out_features, slots, stream);
 }
 
@@ -191,9 +192,9 @@ template void launch_narrow_linear_gradient(float*, float*, const float*, const 
 template void launch_narrow_linear_gradient(double*, double*, const double*, const double*, const double*, std::int64_t,
                                             std::int64_t, int, double*, cudaStream_t);
 
-template void launch_narrow_linear_update(float*, float*, const float*, const float*, const float*, std::int64_t,
+template void launch_narrow_linear_update(bool, float*, float*, const float*, const float*, const float*, std::int64_t,
                                           std::int64_t, int, double*, cudaStream_t);
-template void launch_narrow_linear_update(double*, double*, const double*, const double*, const double*, std::int64_t,
-                                          std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_update(bool, double*, double*, const double*, const double*, const double*,
+                                          std::int64_t, std::int64_t, int, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -77,7 +77,8 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
       out[index] = v;
       break;
     case Kind::hidden:
-      out[index] = elementwise::relu_marked(v);
+      if (op.extra != kNone) at<T>(base, op.extra)[index] = v;
+      out[index] = elementwise::activation_value(op.activation, v);
       break;
     case Kind::errors: {
       const T difference = v - at<T>(base, op.extra)[index];
@@ -85,7 +86,7 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
       return difference * difference;
     }
     case Kind::input_gradient:
-      out[index] = elementwise::relu_gradient_marked(at<T>(base, op.extra)[index], v);
+      out[index] = elementwise::activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
       break;
     case Kind::weight_update:
       out[index] = elementwise::sgd_update(out[index], v, rate);

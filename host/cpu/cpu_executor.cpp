@@ -115,7 +115,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       const T* in = input;
       for (const StepOperation& layer : layout_.step.inference) {
         T* const layer_out = buffers[layer.layer % 2];
-        forward(layer, in, layer_out, rows);
+        forward(layer, in, layer_out, nullptr, rows);
         in = layer_out;
       }
       convert(rows_of(out, first, rows), ConstMatrix(in, rows, out.columns));
@@ -163,28 +163,13 @@ class CpuExecutor final : public Executor, private GramDriver {
             transpose_b == Transpose::no ? op.columns : op.inner, T(0), out, op.columns);
   }
 
-  // out [rows, columns] = activation(in b + bias).
-  void forward(const StepOperation& op, const T* in, T* out, std::int64_t rows) const {
+  // out [rows, columns] = activation(in b + bias), and what stands in the brackets to `kept`, which may be null.
+  void forward(const StepOperation& op, const T* in, T* out, T* kept, std::int64_t rows) const {
     multiply(op, Transpose::no, in, out, rows);
     if (op.activation)
-      activate(*op.activation, out, tensor(op.bias), out, rows, op.columns);
+      bias_activation(*op.activation, out, kept, out, tensor(op.bias), rows, op.columns);
     else
       add_bias(out, tensor(op.bias), rows, op.columns);
-  }
-
-  static void activate(Activation activation, const T* in, const T* bias, T* out, std::int64_t rows,
-                       std::int64_t columns) {
-    switch (activation) {
-      case Activation::relu:
-        return bias_relu(out, in, bias, rows, columns);
-    }
-  }
-
-  static void through_activation(Activation activation, T* dh, const T* h, std::int64_t count) {
-    switch (activation) {
-      case Activation::relu:
-        return mask_gradient(dh, h, count);
-    }
   }
 
   static double take_loss(Loss loss, T* gradient, const T* prediction, const T* target, std::int64_t count) {
@@ -204,10 +189,10 @@ class CpuExecutor final : public Executor, private GramDriver {
       T* const out = at_row(op.out, first, worker);
       switch (op.kind) {
         case StepOperation::Kind::forward:
-          forward(op, a, out, count);
+          forward(op, a, out, op.kept == kNoTensor ? nullptr : at_row(op.kept, first, worker), count);
           break;
         case StepOperation::Kind::activate:
-          activate(*op.activation, a, nullptr, out, count, op.columns);
+          bias_activation<T>(*op.activation, out, nullptr, a, nullptr, count, op.columns);
           break;
         case StepOperation::Kind::loss:
           loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count * op.columns);
@@ -215,7 +200,7 @@ class CpuExecutor final : public Executor, private GramDriver {
           break;
         case StepOperation::Kind::input_gradient:
           multiply(op, Transpose::yes, a, out, count);
-          through_activation(*op.activation, out, at_row(op.activated, first, worker), count * op.columns);
+          through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
           break;
         case StepOperation::Kind::sum_update:
           add_scaled(out, negative_rate_, a, count * op.columns);
@@ -328,7 +313,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       const StepOperation& op = is_kernel ? gram.make_kernel : gram.make_pre_activation;
       const T* const panel = tensor(op.a) + first * op.inner;
       T* const out = tensor(op.out) + first * op.columns;
-      if (!is_kernel) return forward(op, panel, out, count);
+      if (!is_kernel) return forward(op, panel, out, nullptr, count);
       if (op.bias_in_kernel) std::fill_n(out, count * op.columns, T(1));
       gemm<T>(Transpose::no, Transpose::yes, count, op.columns, op.inner, T(1), panel, op.inner, tensor(op.a), op.inner,
               T(op.bias_in_kernel ? 1 : 0), out, op.columns);

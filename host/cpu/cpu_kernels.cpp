@@ -14,18 +14,26 @@
 namespace deviceloop {
 
 template <class T>
-void bias_relu(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns) {
-  // ivdep: h may be z, which the compiler would otherwise meet with scalar code.
-  if (bias == nullptr) {
-#pragma GCC ivdep
-    for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = elementwise::relu_marked(z[i]);
-    return;
+void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+                     std::int64_t columns) {
+  if (kept != nullptr) {
+    if (kept != z) std::copy_n(z, rows * columns, kept);
+    add_bias(kept, bias, rows, columns);
+    z = kept;
+    bias = nullptr;
   }
-  for (std::int64_t row = 0; row < rows; ++row, h += columns, z += columns) {
+  elementwise::with_activation(activation, [=](auto formula) mutable {
+    // ivdep: h may be z, which the compiler would otherwise meet with scalar code.
+    if (bias == nullptr) {
 #pragma GCC ivdep
-    for (std::int64_t column = 0; column < columns; ++column)
-      h[column] = elementwise::relu_marked(z[column] + bias[column]);
-  }
+      for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = formula.value(z[i]);
+      return;
+    }
+    for (std::int64_t row = 0; row < rows; ++row, h += columns, z += columns) {
+#pragma GCC ivdep
+      for (std::int64_t column = 0; column < columns; ++column) h[column] = formula.value(z[column] + bias[column]);
+    }
+  });
 }
 
 template <class T>
@@ -36,8 +44,10 @@ void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) 
 }
 
 template <class T>
-void mask_gradient(T* dh, const T* h, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) dh[i] = elementwise::relu_gradient_marked(h[i], dh[i]);
+void through_activation(Activation activation, T* dh, const T* kept, std::int64_t count) {
+  elementwise::with_activation(activation, [=](auto formula) {
+    for (std::int64_t i = 0; i < count; ++i) dh[i] = formula.gradient(kept[i], dh[i]);
+  });
 }
 
 template <class T>
@@ -85,12 +95,12 @@ void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64
   }
 }
 
-template void bias_relu(float*, const float*, const float*, std::int64_t, std::int64_t);
-template void bias_relu(double*, const double*, const double*, std::int64_t, std::int64_t);
+template void bias_activation(Activation, float*, float*, const float*, const float*, std::int64_t, std::int64_t);
+template void bias_activation(Activation, double*, double*, const double*, const double*, std::int64_t, std::int64_t);
 template void add_bias(float*, const float*, std::int64_t, std::int64_t);
 template void add_bias(double*, const double*, std::int64_t, std::int64_t);
-template void mask_gradient(float*, const float*, std::int64_t);
-template void mask_gradient(double*, const double*, std::int64_t);
+template void through_activation(Activation, float*, const float*, std::int64_t);
+template void through_activation(Activation, double*, const double*, std::int64_t);
 template void add_scaled(float*, float, const float*, std::int64_t);
 template void add_scaled(double*, double, const double*, std::int64_t);
 template double squared_error(float*, const float*, const float*, std::int64_t);

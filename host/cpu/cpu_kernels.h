@@ -3,19 +3,22 @@
 
 #include <cstdint>
 
+#include <deviceloop/spec.h>
+
 namespace deviceloop {
 
-/// h = relu_marked(z + bias); bias [columns] may be null, and h may be z.
+/// h = activation(z + bias), and z + bias to `kept`, which may be null; bias [columns] may be null, and h may be z.
 template <class T>
-void bias_relu(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t columns);
+void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+                     std::int64_t columns);
 
 /// panel += bias, which may be null.
 template <class T>
 void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
 
-/// dh = relu_gradient_marked(h, dh), in place.
+/// dh = activation_gradient(kept, dh), in place.
 template <class T>
-void mask_gradient(T* dh, const T* h, std::int64_t count);
+void through_activation(Activation activation, T* dh, const T* kept, std::int64_t count);
 
 /// sum[i] += factor * values[i], rounded twice.
 template <class T>

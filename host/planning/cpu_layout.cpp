@@ -127,11 +127,15 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_whole(step.y);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
     if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
-    for (const Step::Layer& layer : step.layers)
-      for (const TensorId id : {layer.output, layer.gradient}) {
-        if (id == step.layers.back().output) continue;
-        take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : samples);
-      }
+    const auto take_activation = [&](TensorId id) {
+      take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : samples);
+    };
+    for (const Step::Layer& layer : step.layers) {
+      if (&layer != &step.layers.back()) take_activation(layer.output);
+      take_activation(layer.gradient);
+      if (step.tensor(layer.kept).lifetime == StepTensor::Lifetime::activation && layer.kept != layer.output)
+        take_activation(layer.kept);
+    }
     layout.tensors[static_cast<std::size_t>(step.layers.back().output)] = layout.at(step.layers.back().gradient);
     if (!layout.chunked && !layout.one_k_block) {
       std::int64_t most = 0;  // smaller than its parameter, which was counted

@@ -7,6 +7,7 @@
 
 #include <deviceloop/cuda.h>
 
+#include "../elementwise.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
 #include "kernel_layout.h"
@@ -43,9 +44,9 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
       return cuda::column_sums_slots(op.rows, op.columns);
     case Kind::gemm:
     case Kind::narrow_linear:
-    case Kind::bias_relu:
+    case Kind::bias_activation:
     case Kind::add_bias:
-    case Kind::mask_gradient:
+    case Kind::through_activation:
     case Kind::vector_update:
     case Kind::copy:
       return 0;
@@ -79,7 +80,7 @@ class Lowering {
     std::uint64_t in = layout_.predict_input;
     for (std::size_t index = 0; index < inference.size(); ++index) {
       const std::uint64_t out = index % 2 == 0 ? layout_.predict_even : layout_.predict_odd;
-      add_forward(inference[index], in, out, layout_.predict_rows);
+      add_forward(inference[index], in, out, kNoOperand, layout_.predict_rows);
       in = out;
     }
     return take();
@@ -128,42 +129,46 @@ class Lowering {
     launch.bias = narrow_bias;
   }
 
-  void add_forward(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::int64_t rows) {
+  void add_forward(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::uint64_t kept,
+                   std::int64_t rows) {
     const std::uint64_t bias = layout_.at(op.bias);
     add_product(op, in, out, rows, op.activation ? kNoOperand : bias, "forward");
     if (op.activation)
-      add_activation(op, out, bias, out, rows);
+      add_activation(op, out, bias, out, kept, rows);
     else if (!is_narrow(op.columns) && bias != kNoOperand)
       add_bias(op, bias, out, rows);
   }
 
   void add_activation(const StepOperation& op, std::uint64_t in, std::uint64_t bias, std::uint64_t out,
-                      std::int64_t rows) {
-    switch (*op.activation) {
-      case Activation::relu: {
-        GraphOperation& launch = push(Kind::bias_relu, op, out, rows, op.columns);
-        launch.a = in;
-        launch.bias = bias;
-        break;
-      }
-    }
+                      std::uint64_t kept, std::int64_t rows) {
+    GraphOperation& launch = push(Kind::bias_activation, op, out, rows, op.columns);
+    launch.a = in;
+    launch.bias = bias;
+    launch.kept = kept;
+    launch.activation = op.activation;
   }
 
-  /// Of a narrow layer together with the update of its weight, which comes next; else the mask waits for that, as it
-  /// overwrites what that reads.
+  /// Of a narrow layer together with the update of its weight, which comes next. What then takes the gradient through
+  /// the activation waits for that update, as it overwrites what the update reads; where the activation's output tells
+  /// enough, the launch of a narrow layer does that, too.
   void add_input_gradient(const StepOperation& op) {
-    below_ = layout_.at(op.out);
-    if (is_narrow(op.inner)) return;
-    push_gemm(op, "gradient of its input", layout_.at(op.a), layout_.at(op.b), layout_.gradient, op.rows).transpose_b =
-        true;
-    mask_.emplace();
-    mask_->kind = Kind::mask_gradient;
-    mask_->layer = op.layer;
-    mask_->rows = op.rows;
-    mask_->columns = op.columns;
-    mask_->a = layout_.at(op.activated);
-    mask_->b = layout_.gradient;
-    mask_->out = below_;
+    const bool narrow = is_narrow(op.inner);
+    const bool fused = narrow && !elementwise::keeps_pre_activation(*op.activation);
+    below_ = fused ? layout_.at(op.out) : layout_.gradient;
+    if (fused) fused_ = op.activation;
+    if (!narrow)
+      push_gemm(op, "gradient of its input", layout_.at(op.a), layout_.at(op.b), layout_.gradient, op.rows)
+          .transpose_b = true;
+    if (fused) return;
+    through_.emplace();
+    through_->kind = Kind::through_activation;
+    through_->layer = op.layer;
+    through_->rows = op.rows;
+    through_->columns = op.columns;
+    through_->activation = op.activation;
+    through_->a = layout_.at(op.kept);
+    through_->b = layout_.gradient;
+    through_->out = layout_.at(op.out);
   }
 
   void add_weight_update(const StepOperation& op, Factor narrow_factor, Factor alpha, const char* purpose) {
@@ -174,6 +179,7 @@ class Lowering {
       launch.a = a;
       launch.b = b;
       launch.below = below_;
+      launch.activation = fused_;
       launch.factor = narrow_factor;
     } else {
       GraphOperation& launch = push_gemm(op, purpose, a, b, out, op.rows);
@@ -181,8 +187,9 @@ class Lowering {
       launch.factor = alpha;
       launch.beta = Factor::one;
     }
-    if (mask_) launches_.push_back(*mask_);
-    mask_.reset();
+    if (through_) launches_.push_back(*through_);
+    through_.reset();
+    fused_.reset();
     below_ = kNoOperand;
   }
 
@@ -200,9 +207,9 @@ class Lowering {
   void add(const StepOperation& op) {
     switch (op.kind) {
       case StepOperation::Kind::forward:
-        return add_forward(op, layout_.at(op.a), layout_.at(op.out), op.rows);
+        return add_forward(op, layout_.at(op.a), layout_.at(op.out), layout_.at(op.kept), op.rows);
       case StepOperation::Kind::activate:
-        return add_activation(op, layout_.at(op.a), kNoOperand, layout_.at(op.out), op.rows);
+        return add_activation(op, layout_.at(op.a), kNoOperand, layout_.at(op.out), kNoOperand, op.rows);
       case StepOperation::Kind::loss:
         return add_loss(op);
       case StepOperation::Kind::input_gradient:
@@ -241,8 +248,11 @@ class Lowering {
 
   GraphLayout& layout_;
   std::vector<GraphOperation> launches_;
-  std::uint64_t below_ = kNoOperand;  ///< dZ of the layer below, until the weight above it changes
-  std::optional<GraphOperation> mask_;
+  // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
+  // through by the same launch, and else the launch that does so.
+  std::uint64_t below_ = kNoOperand;
+  std::optional<Activation> fused_;
+  std::optional<GraphOperation> through_;
 };
 
 /// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
@@ -278,13 +288,13 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
   };
   double moved = 0;  // elements
   switch (op.kind) {
-    case Kind::bias_relu:
+    case Kind::bias_activation:
     case Kind::add_bias:
     case Kind::copy:
-      moved = 2 * elements(op.rows, op.columns);
+      moved = (op.kept == kNoOperand ? 2 : 3) * elements(op.rows, op.columns);
       break;
     case Kind::squared_error:
-    case Kind::mask_gradient:
+    case Kind::through_activation:
     case Kind::vector_update:
       moved = 3 * elements(op.rows, op.columns);
       break;
@@ -367,7 +377,7 @@ class Places {
   const std::uint64_t element_;
 };
 
-void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision) {
+void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision, Activation activation) {
   const std::uint64_t element = size_of(element_type(precision));
   const Step& step = layout.step;
   Places places(layout, arena, precision);
@@ -375,9 +385,11 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision) 
   for (const Step::Layer& layer : step.layers) {
     places.take(layer.weight);
     places.take(layer.bias);
-    if (is_narrow(layer.out_features)) continue;
-    layout.has_gemm = true;
-    if (&layer != &step.layers.front()) widest_gradient = std::max(widest_gradient, layer.in_features);
+    const bool narrow = is_narrow(layer.out_features);
+    if (!narrow) layout.has_gemm = true;
+    const bool has_gradient = &layer != &step.layers.front();
+    if (has_gradient && (!narrow || elementwise::keeps_pre_activation(activation)))
+      widest_gradient = std::max(widest_gradient, layer.in_features);
   }
   layout.factors = arena.take(GraphOperation::kFactors, 1, element);
   if (step.gram) {
@@ -397,6 +409,7 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision) 
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);
       places.share(layer.gradient, layer.output);
+      if (layout.at(layer.kept) == kNoOperand) places.take(layer.kept);
     }
     if (widest_gradient > 0) layout.gradient = arena.take(step.batch, widest_gradient, element);
   }
@@ -409,7 +422,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   GraphLayout layout;
   layout.step = make_step(network, training);
   ArenaSpace arena(network, training, kAlignment);
-  place_tensors(layout, arena, training.precision);
+  place_tensors(layout, arena, training.precision, network.activation);
 
   Lowering lowering(layout);
   if (layout.step.gram) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <deviceloop/plan.h>
@@ -22,14 +23,15 @@ struct GraphOperation {
   enum class Kind {
     gemm,           ///< out = alpha op(a) op(b) + beta out
     narrow_linear,  ///< out = a b (+ bias)
-    narrow_update,  ///< out -= factor a^T b, and with `below` dZ of the layer below, from out before the update
-    bias_relu,      ///< out = relu(a (+ bias))
-    add_bias,       ///< out += bias
-    squared_error,  ///< out = the gradient of the loss of predictions a and targets b, and the loss
-    mask_gradient,  ///< out = b masked by the marks of a
-    bias_update,    ///< out -= factor (column sums of a)
-    vector_update,  ///< out -= factor a
-    copy,           ///< out = a
+    narrow_update,  ///< out -= factor a^T b, and with `below` b out^T, of out before the update, masked by ReLU's marks
+                    ///< in a where `activation` says so
+    bias_activation,     ///< out = activation(a (+ bias)), and what stands in the brackets to `kept`, if there is one
+    add_bias,            ///< out += bias
+    squared_error,       ///< out = the gradient of the loss of predictions a and targets b, and the loss
+    through_activation,  ///< out = b times the activation's derivative, which follows from a
+    bias_update,         ///< out -= factor (column sums of a)
+    vector_update,       ///< out -= factor a
+    copy,                ///< out = a
   };
   /// Factors lie in device memory, so that a captured graph follows them.
   enum class Factor : std::uint32_t { one, zero, minus_one, negative_rate, rate };
@@ -45,6 +47,8 @@ struct GraphOperation {
   std::uint64_t b = kNoOperand;
   std::uint64_t bias = kNoOperand;
   std::uint64_t below = kNoOperand;
+  std::uint64_t kept = kNoOperand;
+  std::optional<Activation> activation{};
   std::uint64_t out = kNoOperand;
   bool transpose_a = false;     ///< of a gemm: a is [inner, rows]
   bool transpose_b = false;     ///< of a gemm: b is [columns, inner]

@@ -134,6 +134,7 @@ class Builder {
     for (const Step::Layer& layer : step().layers) {
       if (&layer != &step().layers.back()) take(layer.output);  // predictions become errors at once
       take(layer.gradient);
+      if (&layer != &step().layers.back() && layout_.at(layer.kept) == kNone) take(layer.kept);
     }
     take(gram ? gram->kernel : step().x);
     take(step().y);
@@ -454,28 +455,22 @@ PersistentOperation persistent_operation(const PersistentLayout& layout, const S
   // Of most products: [rows, inner] and [inner, columns] as they lie in memory.
   made.a_stride = operation.inner;
   made.b_stride = operation.columns;
-  const auto kind_of = [](const std::optional<Activation>& activation, Kind relu) {
-    if (!activation) return Kind::linear;
-    switch (*activation) {
-      case Activation::relu:
-        return relu;
-    }
-    return Kind::linear;
-  };
+  if (operation.activation) made.activation = *operation.activation;
   switch (operation.kind) {
     case StepOperation::Kind::forward:
-      made.kind = kind_of(operation.activation, Kind::hidden);
+      made.kind = operation.activation ? Kind::hidden : Kind::linear;
+      made.extra = layout.at(operation.kept);
       break;
     case StepOperation::Kind::activate:  // no product: what it starts from, which an operand has to be, too
-      made.kind = kind_of(operation.activation, Kind::hidden);
+      made.kind = Kind::hidden;
       made.start = made.b = made.a;
       break;
     case StepOperation::Kind::loss:
       made.start = made.b = made.a;
       break;
     case StepOperation::Kind::input_gradient:
-      made.kind = kind_of(operation.activation, Kind::input_gradient);
-      made.extra = layout.at(operation.activated);
+      made.kind = Kind::input_gradient;
+      made.extra = layout.at(operation.kept);
       made.b_by_inner = 1;
       made.b_stride = operation.inner;
       break;

@@ -38,7 +38,7 @@ struct TileShape {
 using SmallTile = TileShape<16, 16, 8, 2, 4, 128>;
 using MediumTile = TileShape<32, 32, 4, 4, 4, 128>;
 using LargeTile = TileShape<64, 64, 1, 4, 4, 64>;
-enum class Tile : std::int32_t { small, medium, large };
+enum class Tile : std::int16_t { small, medium, large };
 
 /// An operand that is not there.
 constexpr std::uint64_t kNone = ~std::uint64_t{0};
@@ -46,11 +46,11 @@ constexpr std::uint64_t kNone = ~std::uint64_t{0};
 /// One operation of a phase; products are v = start + a b + bias + addend, [rows, inner] times [inner, columns]; what
 /// is not there counts as 0. Offsets are in bytes.
 struct PersistentOperation {
-  enum class Kind : std::int32_t {
+  enum class Kind : std::int16_t {
     linear,          ///< out = v
-    hidden,          ///< out = relu(v), marked
+    hidden,          ///< out = activation(v), and v to `extra`
     errors,          ///< out = 2 (v - extra), and the squares' sums to `slots`
-    input_gradient,  ///< out = v masked by the mark of extra
+    input_gradient,  ///< out = v times the activation's derivative, which follows from `extra`
     weight_update,   ///< out -= rate v
     gram_update,     ///< out -= rate v, sum -= rate b
     bias_update,     ///< out [columns] -= rate (column sums of a [inner, columns])
@@ -58,6 +58,7 @@ struct PersistentOperation {
   };
   Kind kind = Kind::linear;
   Tile tile = Tile::small;
+  Activation activation{};  ///< of hidden and input_gradient
   std::int64_t rows = 0, columns = 0, inner = 0;
   std::uint64_t a = kNone, b = kNone;           ///< operands
   std::int64_t a_stride = 0, b_stride = 0;      ///< elements

@@ -1,5 +1,6 @@
 #include "step.h"
 
+#include "../elementwise.h"
 #include "../names.h"
 
 namespace deviceloop {
@@ -26,6 +27,16 @@ class StepBuilder {
   int last() const { return network_.layers() - 1; }
   std::int64_t batch() const { return step_.batch; }
 
+  bool is_gram() const {
+    switch (training_.formulation) {
+      case Formulation::primal:
+        return false;
+      case Formulation::gram:
+        break;
+    }
+    return batch() > 0;
+  }
+
   TensorId add(const std::string& name, Lifetime lifetime, std::int64_t rows, std::int64_t columns) {
     step_.tensors.push_back({name, lifetime, rows, columns});
     return static_cast<TensorId>(step_.tensors.size()) - 1;
@@ -48,14 +59,11 @@ class StepBuilder {
       const std::int64_t columns = layer(index).out_features;
       layer(index).output = add(index == last() ? "P" : "H" + number, Lifetime::activation, batch(), columns);
       layer(index).gradient = add("dZ" + number, Lifetime::gradient, batch(), columns);
+      layer(index).kept = layer(index).output;
+      if (index < last() && elementwise::keeps_pre_activation(network_.activation) && !(is_gram() && index == 0))
+        layer(index).kept = add("Z" + number, Lifetime::activation, batch(), columns);
     }
-    switch (training_.formulation) {
-      case Formulation::primal:
-        return;
-      case Formulation::gram:
-        break;
-    }
-    if (batch() == 0) return;
+    if (!is_gram()) return;
     const std::int64_t in = layer(0).in_features, out = layer(0).out_features;
     step_.gram.emplace();
     step_.gram->kernel = add("K", Lifetime::derived, batch(), batch());
@@ -63,6 +71,8 @@ class StepBuilder {
     step_.gram->sum = add("S", Lifetime::derived, batch(), out);
     step_.gram->start_weight = add("W0_start", Lifetime::derived, in, out);
     if (network_.bias) step_.gram->start_bias = add("b0_start", Lifetime::derived, 1, out);
+    if (last() > 0 && elementwise::keeps_pre_activation(network_.activation))
+      layer(0).kept = step_.gram->pre_activation;
   }
 
   StepOperation operation(Kind kind, int index, std::int64_t rows, std::int64_t columns, std::int64_t inner) {
@@ -84,6 +94,7 @@ class StepBuilder {
     op.bias = layer(index).bias;
     op.out = layer(index).output;
     if (index < last()) op.activation = network_.activation;
+    if (layer(index).kept != layer(index).output) op.kept = layer(index).kept;
     return op;
   }
 
@@ -132,7 +143,7 @@ class StepBuilder {
       StepOperation op = operation(Kind::input_gradient, index, batch(), of.in_features, of.out_features);
       op.a = of.gradient;
       op.b = of.weight;
-      op.activated = layer(index - 1).output;
+      op.kept = layer(index - 1).kept;
       op.activation = network_.activation;
       op.out = layer(index - 1).gradient;
       operations.push_back(op);
@@ -158,6 +169,7 @@ class StepBuilder {
     gram.make_pre_activation = step_.inference.front();
     gram.make_pre_activation.out = gram.pre_activation;
     gram.make_pre_activation.activation.reset();
+    gram.make_pre_activation.kept = kNoTensor;
     gram.rebuild.push_back(
         product_of_inputs(Kind::rebuild_weight, 0, step_.x, first.in_features, gram.sum, first.weight));
     gram.rebuild.back().start = gram.start_weight;
@@ -182,7 +194,8 @@ std::string text_of(const Step& step, const StepOperation& op) {
   switch (op.kind) {
     case Kind::forward: {
       const std::string z = text(op.a) + " " + text(op.b) + plus(op.bias);
-      return text(op.out) + " = " + (op.activation ? std::string(name_or_null(*op.activation)) + "(" + z + ")" : z);
+      return text(op.out) + (op.kept == kNoTensor ? "" : ", " + text(op.kept)) + " = " +
+             (op.activation ? std::string(name_or_null(*op.activation)) + "(" + z + ")" : z);
     }
     case Kind::activate:
       return text(op.out) + " = " + std::string(name_or_null(*op.activation)) + "(" + text(op.a) + ")";
@@ -191,7 +204,7 @@ std::string text_of(const Step& step, const StepOperation& op) {
              text(op.b) + ")";
     case Kind::input_gradient:
       return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +
-             std::string(name_or_null(*op.activation)) + " to " + text(op.activated);
+             std::string(name_or_null(*op.activation)) + " to " + text(op.kept);
     case Kind::weight_update:
       return text(op.out) + " -= rate " + text(op.a) + "^T " + text(op.b);
     case Kind::bias_update:

@@ -35,10 +35,10 @@ struct StepTensor {
 /// With product kinds [rows, inner] times [inner, columns] is multiplied.
 struct StepOperation {
   enum class Kind {
-    forward,         ///< out = activation(a b + bias), without an activation where it has none
+    forward,         ///< out = activation(a b + bias), without an activation where it has none; a b + bias to `kept`
     activate,        ///< out = activation(a)
     loss,            ///< the loss of predictions a and targets b, and its gradient to out
-    input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from its output `activated`
+    input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from `kept`
     weight_update,   ///< out -= learning_rate a^T b
     bias_update,     ///< out -= learning_rate (column sums of a)
     sum_update,      ///< out -= learning_rate a
@@ -53,9 +53,9 @@ struct StepOperation {
   std::int64_t inner = 0;  ///< 0: no product
   TensorId a = kNoTensor;
   TensorId b = kNoTensor;
-  TensorId bias = kNoTensor;       ///< [1, columns]
-  TensorId activated = kNoTensor;  ///< as out
-  TensorId start = kNoTensor;      ///< as out
+  TensorId bias = kNoTensor;   ///< [1, columns]
+  TensorId kept = kNoTensor;   ///< as out
+  TensorId start = kNoTensor;  ///< as out
   TensorId out = kNoTensor;
   std::optional<Activation> activation{};
   Loss loss = Loss::squared_error;
@@ -74,6 +74,7 @@ struct Step {
     TensorId weight = kNoTensor;    ///< [in_features, out_features]
     TensorId bias = kNoTensor;      ///< [1, out_features]
     TensorId output = kNoTensor;    ///< H [batch, out_features]; of the last layer the prediction
+    TensorId kept = kNoTensor;      ///< what the activation's gradient needs: Z of its own, in gram Z, or the output
     TensorId gradient = kNoTensor;  ///< dZ [batch, out_features]
   };
   /// Of the Gram formulation (see Formulation): the first layer is trained as a weight Z would be whose input is K.
