@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <deviceloop/error.h>
 #include <deviceloop/matrix.h>
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
@@ -15,6 +16,17 @@
 #include "preparation.h"
 
 namespace deviceloop {
+
+/// Thrown by Executor::enqueue where a run cannot go on, but its executor can: `steps` of the steps asked for are done,
+/// the parameters are those that they have led to, and their losses are dropped.
+class RunEnded final : public Error {
+ public:
+  RunEnded(const std::string& message, std::int64_t steps) : Error(message), steps_(steps) {}
+  std::int64_t steps() const { return steps_; }
+
+ private:
+  std::int64_t steps_;
+};
 
 /// Made for one network, one number of samples and one plan, with all that happens once: its first step costs what any
 /// step costs. Parameters are 0 until they are written. The trainer has checked every argument. Not for use by two

@@ -307,7 +307,13 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   while (report.steps() < steps && !report.stopped) {
     const std::int64_t done = report.steps(), count = std::min(chunk, steps - done);
     const auto chunk_begin = std::chrono::steady_clock::now();
-    self.executor->enqueue(count);
+    try {
+      self.executor->enqueue(count);
+    } catch (const RunEnded& end) {
+      self.steps_done += end.steps();
+      throw Error("train ended after " + std::to_string(done + end.steps()) + " of " + std::to_string(steps) +
+                  " steps: " + end.what());
+    }
     report.losses.resize(static_cast<std::size_t>(done + count));
     const std::span<double> losses = std::span(report.losses).subspan(static_cast<std::size_t>(done));
     self.executor->losses(losses);

@@ -5,9 +5,11 @@
 #include <limits>
 #include <vector>
 
+#include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
 #include "cpu/gemm.h"
+#include "support/openblas.h"
 
 namespace deviceloop {
 namespace {
@@ -121,6 +123,63 @@ TEST(Gemm, RoundsNoMoreThanItsDepthExplains) {
     EXPECT_LE(error_of(gemm<float>, k), std::sqrt(static_cast<double>(k)) * 0x1p-24) << k;
     EXPECT_GT(error_of(gemm<float>, k), 0) << k;
   }
+}
+
+template <class T>
+void multiply_ones() {
+  const T a = 1, b = 1;
+  T c = 0;
+  gemm<T>(Transpose::no, Transpose::no, 1, 1, 1, 1, &a, 1, &b, 1, 0, &c, 1);
+  EXPECT_EQ(c, 1);
+}
+
+TEST(SingleThreadedBlas, FindsANumberOfThreadsThatSomebodySets) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(2);
+  for (const bool in_double : {false, true}) {
+    {
+      const SingleThreadedBlas undisturbed, disturbed;
+      EXPECT_EQ(openblas_get_num_threads(), 1);
+      multiply_ones<float>();
+      EXPECT_NO_THROW(disturbed.check());
+      openblas_set_num_threads(3);
+      EXPECT_NO_THROW(disturbed.check());  // no product has met it
+      in_double ? multiply_ones<double>() : multiply_ones<float>();
+      EXPECT_EQ(openblas_get_num_threads(), 1);
+      EXPECT_THROW(disturbed.check(), Error);
+      EXPECT_THROW(undisturbed.check(), Error);  // who was first does not matter
+      const SingleThreadedBlas later;
+      EXPECT_NO_THROW(later.check());
+    }
+    EXPECT_EQ(openblas_get_num_threads(), 3);
+    openblas_set_num_threads(2);
+  }
+}
+
+TEST(SingleThreadedBlas, LeavesANumberThatWasSetAfterTheLastProduct) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(2);
+  {
+    const SingleThreadedBlas single_threaded;
+    multiply_ones<float>();
+    openblas_set_num_threads(3);
+  }
+  EXPECT_EQ(openblas_get_num_threads(), 3);
+}
+
+TEST(SingleThreadedBlas, MeetsANumberThatWasSetBesideAnother) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(2);
+  {
+    const SingleThreadedBlas first;
+    openblas_set_num_threads(3);
+    const SingleThreadedBlas second;
+    EXPECT_EQ(openblas_get_num_threads(), 1);
+    multiply_ones<float>();
+    EXPECT_NO_THROW(second.check());
+    EXPECT_THROW(first.check(), Error);
+  }
+  EXPECT_EQ(openblas_get_num_threads(), 3);
 }
 
 TEST(Gemm, SaysWhatItIs) { EXPECT_FALSE(gemm_description().empty()); }

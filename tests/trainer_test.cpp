@@ -1,10 +1,10 @@
 // The trainer as its users call it: what it takes, what it refuses, what it leaves alone.
 #include <gtest/gtest.h>
 
-#include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <bit>
 #include <cfenv>
 #include <chrono>
@@ -13,8 +13,10 @@
 #include <cstdio>
 #include <limits>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "support/openblas.h"
 #include "support/problem.h"
 #include "support/sanitized.h"
 
@@ -446,22 +448,157 @@ TEST(Trainer, MovesWithItsState) {
 }
 
 TEST(Trainer, LeavesTheApplicationsBlasThreadsAsTheyWere) {
-  using GetInt = int (*)();
-  using SetInt = void (*)(int);
-  const auto get = reinterpret_cast<GetInt>(dlsym(RTLD_DEFAULT, "openblas_get_num_threads"));
-  const auto set = reinterpret_cast<SetInt>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"));
-  if (get == nullptr || set == nullptr) GTEST_SKIP() << "this build's GEMM is not OpenBLAS";
-  const int kept = get();
-  for (const int threads : {1, 2}) {
-    set(threads);
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  for (const int number : {1, 2}) {
+    const OpenBlasThreads threads(number);
     Trainer trainer = small_problem().trainer(3);
-    EXPECT_EQ(get(), threads);
+    EXPECT_EQ(openblas_get_num_threads(), number);
     trainer.train(5);
-    EXPECT_EQ(get(), threads);
+    EXPECT_EQ(openblas_get_num_threads(), number);
     trainer.loss();
-    EXPECT_EQ(get(), threads);
+    EXPECT_EQ(openblas_get_num_threads(), number);
   }
-  set(kept);
+}
+
+// Large enough for OpenBLAS to share its products among threads, which shows in the last digits of the losses.
+Problem shared_products(Formulation formulation = Formulation::primal) {
+  Problem problem = Problem::random({600, 700, 10}, true, 512, Precision::fp32, Init::he, 1e-5);
+  problem.training.formulation = formulation;
+  return problem;
+}
+
+// While it lives, somebody else asks OpenBLAS for 2 threads again and again.
+class Disturbance {
+ public:
+  ~Disturbance() {
+    ends_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> ends_ = false;
+  std::thread thread_{[this] {
+    do {
+      openblas_set_num_threads(2);
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    } while (!ends_);
+  }};
+};
+
+TEST(Trainer, GivesTheSameBitsForAnyNumberOfBlasThreadsBetweenCalls) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const Problem problem = shared_products();
+  const auto expected = problem.trainer().train(4).losses;
+  Trainer trainer = problem.trainer();
+  std::vector<double> losses;
+  for (const int number : {2, 1, 3, 2}) {
+    const OpenBlasThreads threads(number);
+    losses.push_back(trainer.train(1).losses.front());
+    EXPECT_EQ(openblas_get_num_threads(), number);
+  }
+  EXPECT_EQ(losses, expected);
+}
+
+TEST(Trainer, GivesTheSameBitsWhereItsCallbackSetsTheBlasThreads) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const Problem problem = shared_products();
+  const auto expected = problem.trainer().train(4).losses;
+  const OpenBlasThreads threads(1);
+  const auto set_threads = [](const TrainProgress& progress) {
+    openblas_set_num_threads(1 + static_cast<int>(progress.steps_done));
+    return true;
+  };
+  EXPECT_EQ(problem.trainer().train(4, set_threads, 1).losses, expected);
+  EXPECT_EQ(openblas_get_num_threads(), 5);
+}
+
+TEST(Trainer, EndsARunDuringWhichSomebodySetsTheBlasThreads) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+    const Problem problem = shared_products(formulation);
+    const auto expected = problem.trainer().train(3).losses;
+    for (const int cpu_threads : {1, 2}) {
+      const OpenBlasThreads threads(1);
+      Trainer trainer = problem.trainer(cpu_threads);
+      std::int64_t done = -1;
+      std::string message;
+      {
+        const Disturbance disturbance;
+        message = message_of<Error>([&] { trainer.train(200); });
+      }
+      EXPECT_EQ(std::sscanf(message.c_str(), "train ended after %ld of 200 steps: ", &done), 1) << message;
+      EXPECT_EQ(trainer.steps_done(), done);
+      EXPECT_CONTAINS(message, "was set to 2 while");
+      EXPECT_CONTAINS(message, "openblas_set_num_threads");
+      EXPECT_EQ(openblas_get_num_threads(), 2);
+
+      EXPECT_NEAR(trainer.loss(), problem.trainer().train(done + 1).losses.back(), 1e-4 * expected.front());
+      EXPECT_EQ(trainer.train(1).first_step, done);
+      problem.set_parameters(trainer, problem.start);
+      EXPECT_EQ(trainer.train(3).losses, expected);
+      EXPECT_EQ(openblas_get_num_threads(), 2);
+    }
+  }
+}
+
+TEST(Trainer, EndsARunBesideWhichAnothersCallbackSetsTheBlasThreads) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(1);
+  const Problem problem = shared_products();
+  const auto expected = problem.trainer().train(4).losses;
+  Trainer trainer = problem.trainer(), beside = problem.trainer();
+  std::atomic<bool> runs = false, ended = false;
+  std::string message;
+  std::thread other([&] {
+    const auto started = [&](const TrainProgress&) { return runs = true; };
+    message = message_of<Error>([&] {
+      beside.train(1, started, 1);
+      beside.train(200);
+    });
+    ended = true;
+  });
+  const auto set_threads = [&](const TrainProgress& progress) {
+    if (progress.steps_done > 1) return true;
+    while (!ended) {  // until it has found it
+      openblas_set_num_threads(2);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
+  };
+  while (!runs) std::this_thread::yield();
+  EXPECT_EQ(trainer.train(4, set_threads, 1).losses, expected);
+  other.join();
+  EXPECT_CONTAINS(message, "openblas_set_num_threads");
+  EXPECT_EQ(openblas_get_num_threads(), 2);
+}
+
+TEST(Trainer, GivesNoLossOrPredictionDuringWhichSomebodySetsTheBlasThreads) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(1);
+  const Problem problem = shared_products();
+  Trainer trainer = problem.trainer();
+  const double expected = trainer.loss();
+  std::vector<float> out(512 * 10), expected_out(out.size());
+  const Matrix predictions(out.data(), 512, 10);
+  trainer.predict(Problem::view(problem.x), Matrix(expected_out.data(), 512, 10));
+  int refusals = 0;
+  {
+    const Disturbance disturbance;
+    // What is not refused has the right bits.
+    for (int round = 0; round < 100000 && refusals < 5; ++round) try {
+        ASSERT_EQ(trainer.loss(), expected);
+      } catch (const Error&) {
+        ++refusals;
+      }
+    for (int round = 0; round < 100000 && refusals < 10; ++round) try {
+        trainer.predict(Problem::view(problem.x), predictions);
+        ASSERT_EQ(out, expected_out);
+      } catch (const Error&) {
+        ++refusals;
+      }
+  }
+  EXPECT_EQ(refusals, 10);
+  EXPECT_EQ(trainer.loss(), expected);
 }
 
 TEST(Trainer, GivesAChildAfterForkAClearErrorAndLetsItEnd) {

@@ -70,7 +70,18 @@ class CpuExecutor final : public Executor, private GramDriver {
     const std::size_t first = losses_.size();
     losses_.resize(first + static_cast<std::size_t>(steps));
     const SingleThreadedBlas single_threaded;
-    for (std::int64_t step = 0; step < steps; ++step) losses_[first + static_cast<std::size_t>(step)] = take_step();
+    std::int64_t done = 0;
+    try {
+      while (done < steps) {
+        losses_[first + static_cast<std::size_t>(done)] = take_step();
+        ++done;
+        if (gram_) gram_->after_steps(1);
+        single_threaded.check();
+      }
+    } catch (const Error& error) {
+      losses_.resize(first);
+      throw RunEnded(error.what(), done);
+    }
   }
 
   void losses(std::span<double> out) override {
@@ -86,6 +97,7 @@ class CpuExecutor final : public Executor, private GramDriver {
     const SingleThreadedBlas single_threaded;
     if (gram_) gram_->before_step();
     pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, false); });
+    single_threaded.check();
     return summed_loss();
   }
 
@@ -120,6 +132,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       }
       convert(rows_of(out, first, rows), ConstMatrix(in, rows, out.columns));
     });
+    single_threaded.check();
   }
 
  private:
@@ -244,7 +257,6 @@ class CpuExecutor final : public Executor, private GramDriver {
       update_from_slots();
     else
       run_folded(layout_.updates, negative_rate_);
-    if (gram_) gram_->after_steps(1);
     return loss;
   }
 
@@ -304,6 +316,7 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   // K and Z, in the panels of the first phase.
   void compute_gram(bool kernel, bool pre_activation) override {
+    const SingleThreadedBlas single_threaded;
     pool_.run(2 * layout_.blocks, [&, this](std::int64_t task, int) {
       const bool is_kernel = task < layout_.blocks;
       if (is_kernel ? !kernel : !pre_activation) return;
@@ -318,6 +331,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       gemm<T>(Transpose::no, Transpose::yes, count, op.columns, op.inner, T(1), panel, op.inner, tensor(op.a), op.inner,
               T(op.bias_in_kernel ? 1 : 0), out, op.columns);
     });
+    single_threaded.check();
   }
 
   void clear_sum() override {
@@ -328,6 +342,7 @@ class CpuExecutor final : public Executor, private GramDriver {
   void rebuild_parameters() override {
     const SingleThreadedBlas single_threaded;
     run_folded(layout_.rebuild, T(1));
+    single_threaded.check();
   }
 
   void keep_as_start(const ParameterInfo& info) override {

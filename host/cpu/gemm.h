@@ -28,23 +28,29 @@ void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std:
 void prepare_own_gemm_here();
 
 /// While one lives, gemm uses no threads of BLAS' own, on this thread and on those that called
-/// prepare_gemm_here(). What the application had set is restored when the last one goes.
+/// prepare_gemm_here(). What the application had set, before or meanwhile, is restored when the last one goes.
 class SingleThreadedBlas {
  public:
   SingleThreadedBlas();
   ~SingleThreadedBlas();
+  /// Throws Error where somebody else has set the number of OpenBLAS' threads since, which the pthreads build has one
+  /// of for the whole process: gemm found it before or after a product, whose bits may be others, and set it to 1
+  /// again. A number that was set and taken back within a single product is not found.
+  void check() const;
   SingleThreadedBlas(const SingleThreadedBlas&) = delete;
   SingleThreadedBlas& operator=(const SingleThreadedBlas&) = delete;
 
  private:
   int saved_openmp_threads_ = 0;  // where that setting belongs to the thread
+  std::uint64_t changes_ = 0;     // of others, before this one began
 };
 
 /// For threads of our own, once: gets the memory that gemm needs on this thread, and makes it single-threaded here
 /// where BLAS keeps that setting by thread.
 void prepare_gemm_here();
 
-/// "OpenBLAS 0.3.21 SkylakeX, pthreads", "a CBLAS other than OpenBLAS", "own code", "own code, because OpenBLAS ...".
+/// What multiplies in this process: "OpenBLAS 0.3.21 SkylakeX, pthreads", "CBLAS in /opt/libother.so, not OpenBLAS",
+/// "own code", "own code, because OpenBLAS ...".
 std::string gemm_description();
 
 /// Whether gemm is own_gemm in this process.

@@ -50,11 +50,12 @@ class GramRun {
     return reprojection_steps_ > 0 ? std::min(steps, reprojection_steps_ - steps_in_sum_) : steps;
   }
 
-  /// So many as steps_in_one_go() allowed were taken.
+  /// So many as steps_in_one_go() allowed were taken. Where what then has to be done fails, they were taken all the
+  /// same.
   void after_steps(std::int64_t steps) {
     parameters_are_current_ = false;
     steps_in_sum_ += steps;
-    if (steps_in_sum_ == reprojection_steps_) start_from_parameters();
+    if (reprojection_steps_ > 0 && steps_in_sum_ >= reprojection_steps_) start_from_parameters();
   }
 
   /// Before parameters are read.
