@@ -1,6 +1,6 @@
 # What `cmake --install` puts where: headers, libraries, the command, and what CMake and pkg-config need to find them. A
 # moved prefix keeps working: nothing here holds an absolute path, but where the static library's BLAS was found, which
-# is looked for again where it is not there, and in deviceloop.pc the folder of CUDA's runtime.
+# is looked for again where it is not there, and in deviceloop.pc the folders of CUDA's runtime and of a static OpenBLAS.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -62,7 +62,14 @@ set(deviceloop_pc_private "-pthread")
 foreach(library IN LISTS CMAKE_DL_LIBS)
   string(APPEND deviceloop_pc_private " -l${library}")
 endforeach()
-if(deviceloop_blas_found STREQUAL openblas)
+if(deviceloop_blas_found STREQUAL openblas AND DEVICELOOP_OPENBLAS_LIBRARY MATCHES "\\.a$")
+  get_filename_component(folder "${DEVICELOOP_OPENBLAS_LIBRARY}" DIRECTORY)
+  get_filename_component(library "${DEVICELOOP_OPENBLAS_LIBRARY}" NAME)
+  string(APPEND deviceloop_pc_private " -L${folder} -l:${library}")
+  foreach(library IN LISTS deviceloop_openblas_extra)
+    string(APPEND deviceloop_pc_private " -l${library}")
+  endforeach()
+elseif(deviceloop_blas_found STREQUAL openblas)
   string(APPEND deviceloop_pc_private " -lopenblas")
 elseif(deviceloop_blas_found STREQUAL cblas)
   foreach(library IN LISTS BLAS_LIBRARIES)

@@ -76,6 +76,57 @@ macro(must_refuse_kernels program)
   message(STATUS "${output}")
 endmacro()
 
+# need_openblas_archive(): returns, with the reason, where there is no static OpenBLAS to test with.
+macro(need_openblas_archive)
+  if(NOT OPENBLAS_ARCHIVE)
+    message(STATUS "skipped: no libopenblas.a beside the OpenBLAS of this build")
+    return()
+  endif()
+endmacro()
+
+# compile_blas_user(NAME DEFINITION...): WORK/PART/NAME.o of blas_user.cpp; see there.
+macro(compile_blas_user name)
+  run("compile blas_user.cpp" "${CXX}" -std=c++20 -fPIC "-I${SOURCE}/include" ${ARGN} -c
+      "${SOURCE}/tests/install/blas_user.cpp" -o "${WORK}/${PART}/${name}.o")
+endmacro()
+
+# losses_of(VARIABLE PROGRAM): runs blas_user with two threads for OpenBLAS, by its environment. Leaves the losses in
+# VARIABLE and what else it printed in `description`.
+macro(losses_of variable program)
+  run("${program}" "${CMAKE_COMMAND}" -E env OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=2 "${program}")
+  string(REGEX MATCHALL "-?0x[^\n]*\n" ${variable} "${output}")
+  string(REGEX REPLACE "-?0x[^\n]*\n" "" description "${output}")
+  list(LENGTH ${variable} count)
+  if(NOT count EQUAL 12)
+    message(FATAL_ERROR "${program} printed ${count} losses, not 12:\n${output}")
+  endif()
+endmacro()
+
+# must_be_openblas(PROGRAM): its losses are those in `expected`, and where it can tell, OpenBLAS multiplies, of a known kind.
+macro(must_be_openblas program)
+  losses_of(losses "${program}")
+  if(NOT losses STREQUAL expected)
+    message(FATAL_ERROR "${program}: the losses are\n${losses}\nand with the shared OpenBLAS\n${expected}")
+  endif()
+  if(description AND NOT description MATCHES
+     "^(OpenBLAS [0-9.]+ [A-Za-z0-9]+, (serial|pthreads|OpenMP)[^;]*|own code, because OpenBLAS [^;]*); verified\n$")
+    message(FATAL_ERROR "${program} is said to multiply by ${description}")
+  endif()
+  message(STATUS "${program}: ${description}")
+endmacro()
+
+# losses_with_shared_openblas(): into `expected`.
+macro(losses_with_shared_openblas)
+  set(ENV{LD_LIBRARY_PATH} "${prefix}/${LIBDIR}:$ENV{LD_LIBRARY_PATH}")
+  if("shared" IN_LIST kinds)
+    run("link" "${CXX}" "${WORK}/${PART}/user.o" "-L${prefix}/${LIBDIR}" -ldeviceloop -o "${WORK}/${PART}/shared")
+  else()
+    run("link" "${CXX}" "${WORK}/${PART}/user.o" "${prefix}/${LIBDIR}/libdeviceloop.a" "${OPENBLAS}"
+        ${system_libraries} -o "${WORK}/${PART}/shared")
+  endif()
+  losses_of(expected "${WORK}/${PART}/shared")
+endmacro()
+
 # without_toolkit(): nothing in the environment leads to CUDA any more.
 function(without_toolkit)
   foreach(name IN ITEMS CUDA_PATH CUDA_HOME CUDACXX CUDAToolkit_ROOT CUDAARCHS LIBRARY_PATH LD_LIBRARY_PATH)
@@ -95,6 +146,10 @@ endfunction()
 set(cuda_libraries "lib(cuda|cublas|cudnn|nccl|nvrtc|nvidia)")
 set(cuda_user "add_executable(cuda_user \"${SOURCE}/tests/install/cuda_user.cpp\")
 target_link_libraries(cuda_user PRIVATE deviceloop::deviceloop)\n")
+set(system_libraries -pthread -ldl)
+if(CUDA)
+  set(system_libraries "${CUDA_RUNTIME}" -pthread -ldl -lrt)
+endif()
 set(configure "${CMAKE_COMMAND}" -G "${GENERATOR}" "-DCMAKE_CXX_COMPILER=${CXX}")
 
 if(PART STREQUAL "install")
@@ -336,6 +391,103 @@ add_subdirectory(deviceloop)\n")
     if(NOT output STREQUAL losses OR NOT losses MATCHES "0x")
       message(FATAL_ERROR "the losses were\n${losses}and without fast arithmetic\n${output}")
     endif()
+  endif()
+
+elseif(PART STREQUAL "application_openblas")
+  # A libopenblas.a that the application links: OpenBLAS' functions are in none of the loader's tables.
+  need_openblas_archive()
+  if(NOT "static" IN_LIST kinds)
+    message(STATUS "skipped: the static library was not built")
+    return()
+  endif()
+  file(REMOVE_RECURSE "${WORK}/${PART}")
+  file(MAKE_DIRECTORY "${WORK}/${PART}")
+  compile_blas_user(user)
+  losses_with_shared_openblas()
+  compile_blas_user(insider -DDEVICELOOP_TEST_INSIDES=1 -DDEVICELOOP_TEST_OPENBLAS=1)
+  compile_blas_user(caller -DDEVICELOOP_TEST_OPENBLAS=1)
+  set(library "${prefix}/${LIBDIR}/libdeviceloop.a")
+  # What else that archive asks for.
+  set(more "")
+  run("nm" "${NM}" -u "${OPENBLAS_ARCHIVE}")
+  if(output MATCHES "GOMP_parallel")
+    set(more -lgomp)
+  endif()
+  run("link" "${CXX}" "${WORK}/${PART}/insider.o" "${library}" "${OPENBLAS_ARCHIVE}" ${more} ${system_libraries}
+      -o "${WORK}/${PART}/with_archive")
+  must_be_openblas("${WORK}/${PART}/with_archive")
+  if("shared" IN_LIST kinds)  # one of the application's, one of the library's
+    run("link" "${CXX}" "${WORK}/${PART}/caller.o" "-L${prefix}/${LIBDIR}" -ldeviceloop "${OPENBLAS_ARCHIVE}" ${more}
+        -pthread -o "${WORK}/${PART}/beside")
+    must_be_openblas("${WORK}/${PART}/beside")
+  endif()
+  file(WRITE "${WORK}/${PART}/empty.cpp" "int main() {}\n")
+  execute_process(COMMAND "${CXX}" -static "${WORK}/${PART}/empty.cpp" -o "${WORK}/${PART}/empty" RESULT_VARIABLE result
+                  OUTPUT_QUIET ERROR_QUIET)
+  if(NOT PKG_CONFIG OR NOT result STREQUAL "0")
+    message(STATUS "not tried: a program with -static, by pkg-config")
+  else()
+    set(ENV{PKG_CONFIG_PATH} "${prefix}/${LIBDIR}/pkgconfig")
+    get_filename_component(folder "${OPENBLAS_ARCHIVE}" DIRECTORY)
+    run("link by pkg-config" sh -c "\"$2\" -static \"$1/insider.o\" -o \"$1/all_static\" -L\"$4\" \
+$(\"$3\" --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/') $5" sh "${WORK}/${PART}" "${CXX}"
+        "${PKG_CONFIG}" "${folder}" "${more}")
+    must_be_openblas("${WORK}/${PART}/all_static")
+  endif()
+
+elseif(PART STREQUAL "static_openblas")
+  # The library built with a libopenblas.a. The shared one contains it and shows nothing of it.
+  need_openblas_archive()
+  file(REMOVE_RECURSE "${WORK}/${PART}")
+  file(MAKE_DIRECTORY "${WORK}/${PART}")
+  set(build "${WORK}/${PART}/build")
+  set(configure_archive ${configure} -S "${SOURCE}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1
+      -DDEVICELOOP_CUDA=OFF -DDEVICELOOP_TESTS=OFF -DDEVICELOOP_BENCH=OFF -DDEVICELOOP_COMMAND=OFF)
+  # One that has nothing that OpenBLAS has.
+  file(WRITE "${WORK}/${PART}/none.cpp" "int nothing;\n")
+  run("compile" "${CXX}" -c "${WORK}/${PART}/none.cpp" -o "${WORK}/${PART}/none.o")
+  run("archive" "${AR}" rc "${WORK}/${PART}/libnone.a" "${WORK}/${PART}/none.o")
+  must_refuse("does not link with ${WORK}/${PART}/libnone.a: name one" ${configure_archive} -B "${WORK}/${PART}/refused"
+              "-DDEVICELOOP_OPENBLAS_LIBRARY=${WORK}/${PART}/libnone.a")
+
+  compile_blas_user(user)
+  losses_with_shared_openblas()
+  run("configure" ${configure_archive} -B "${build}" "-DDEVICELOOP_OPENBLAS_LIBRARY=${OPENBLAS_ARCHIVE}"
+      -DDEVICELOOP_BLAS=OPENBLAS)
+  run("build" "${CMAKE_COMMAND}" --build "${build}" --parallel 2)
+  set(prefix "${WORK}/${PART}/installed")
+  run("install" "${CMAKE_COMMAND}" --install "${build}" --prefix "${prefix}")
+  run("link" "${CXX}" "${WORK}/${PART}/user.o" "-L${prefix}/${LIBDIR}" -ldeviceloop -o "${WORK}/${PART}/contains")
+  set(ENV{LD_LIBRARY_PATH} "${prefix}/${LIBDIR}")
+  must_be_openblas("${WORK}/${PART}/contains")
+  # The application's own OpenBLAS beside it, which it asks for two threads and finds with two.
+  compile_blas_user(caller -DDEVICELOOP_TEST_OPENBLAS=1)
+  run("link" "${CXX}" "${WORK}/${PART}/caller.o" "${OPENBLAS}" "-L${prefix}/${LIBDIR}" -ldeviceloop
+      -o "${WORK}/${PART}/contains_beside")
+  must_be_openblas("${WORK}/${PART}/contains_beside")
+  if(READELF AND NM)
+    needed(libraries "${prefix}/${LIBDIR}/libdeviceloop.so")
+    run("nm" "${NM}" -D --defined-only "${prefix}/${LIBDIR}/libdeviceloop.so")
+    if(libraries MATCHES "blas" OR output MATCHES "[^\n]*(blas|gemm_)[^\n]*")
+      message(FATAL_ERROR "the library that contains OpenBLAS needs ${libraries} and shows ${CMAKE_MATCH_0}")
+    endif()
+  endif()
+  file(WRITE "${WORK}/${PART}/CMakeLists.txt" "cmake_minimum_required(VERSION 3.22)
+project(consumer LANGUAGES CXX)
+find_package(deviceloop REQUIRED COMPONENTS static)
+add_executable(user \"${SOURCE}/tests/install/blas_user.cpp\")
+target_compile_definitions(user PRIVATE DEVICELOOP_TEST_INSIDES=1)
+target_link_libraries(user PRIVATE deviceloop::deviceloop)\n")
+  run("configure" ${configure} -S "${WORK}/${PART}" -B "${WORK}/${PART}/consumer" "-DCMAKE_PREFIX_PATH=${prefix}")
+  run("build" "${CMAKE_COMMAND}" --build "${WORK}/${PART}/consumer")
+  must_be_openblas("${WORK}/${PART}/consumer/user")
+  if(PKG_CONFIG)
+    set(ENV{PKG_CONFIG_PATH} "${prefix}/${LIBDIR}/pkgconfig")
+    compile_blas_user(insider -DDEVICELOOP_TEST_INSIDES=1)
+    run("link by pkg-config" sh -c "\"$2\" \"$1/insider.o\" -o \"$1/by_pkg_config\" \
+$(\"$3\" --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')" sh "${WORK}/${PART}" "${CXX}"
+        "${PKG_CONFIG}")
+    must_be_openblas("${WORK}/${PART}/by_pkg_config")
   endif()
 
 else()

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "gemm.h"
+#include "cpu/gemm.h"
 
 int main() {
   using namespace deviceloop;

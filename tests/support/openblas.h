@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "gemm.h"
+#include "cpu/gemm.h"
 
 extern "C" {
 [[gnu::weak]] int openblas_get_num_threads();
