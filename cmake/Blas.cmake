@@ -87,8 +87,11 @@ int main() { return static_cast<int>(cblas_ddot(0, nullptr, 1, nullptr, 1)); }" 
     if(DEVICELOOP_CBLAS_LINKS)
       set(deviceloop_blas_found cblas)
       target_link_libraries(deviceloop_blas INTERFACE BLAS::BLAS)
-      # It may be OpenBLAS, static too.
-      deviceloop_openblas_links(links "" BLAS::BLAS)
+      # A shared one may turn out to be OpenBLAS when a program starts, a static one has to be linked as such.
+      set(links NO)
+      if(BLAS_LIBRARIES MATCHES "\\.a(;|$)")
+        deviceloop_openblas_links(links "" ${BLAS_LIBRARIES})
+      endif()
       if(links)
         target_compile_definitions(deviceloop_blas INTERFACE DEVICELOOP_OPENBLAS=1)
       endif()

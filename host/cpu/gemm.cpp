@@ -210,8 +210,8 @@ void undo_change(int found) {
   blas().set_threads(1);
 }
 
-void look_for_change() {
-  const int found = blas().threads();
+void look_for_change(const Blas& watched) {
+  const int found = watched.threads();
   if (found == 1) return;
   const std::lock_guard lock(process_mutex);
   undo_change(found);
@@ -219,12 +219,13 @@ void look_for_change() {
 
 template <class Call>
 void call_blas(const Call& call) {
+  const Blas& here = blas();
   std::unique_lock<std::mutex> lock;
-  if (blas().one_at_a_time) lock = std::unique_lock(serial_mutex);
-  if (!blas().is_watched) return call();
-  look_for_change();
+  if (here.one_at_a_time) lock = std::unique_lock(serial_mutex);
+  if (!here.is_watched) return call();
+  look_for_change(here);
   call();
-  look_for_change();
+  look_for_change(here);
 }
 
 const char* newer_core() {
@@ -288,11 +289,11 @@ SingleThreadedBlas::~SingleThreadedBlas() {
 void SingleThreadedBlas::check() const {
   if (!blas().is_watched || process_changes.load(std::memory_order_relaxed) == changes_) return;
   const std::lock_guard lock(process_mutex);
-  throw Error("the number of OpenBLAS' threads, one for the whole process, was set to " +
-              std::to_string(process_found_threads) +
-              " while deviceloop computed, by the application or a library that it uses, so the results may differ in "
-              "their last "
-              "digits; set it (openblas_set_num_threads) between the calls of deviceloop or in the callback of a run");
+  throw Error(
+      "the number of OpenBLAS' threads, one for the whole process, was set to " +
+      std::to_string(process_found_threads) +
+      " while deviceloop computed, by the application or a library that it uses, so last digits may differ; set it "
+      "(openblas_set_num_threads) between the calls of deviceloop or in the callback of a run");
 }
 
 void prepare_gemm_here() {

@@ -124,15 +124,16 @@ class DEVICELOOP_EXPORT Trainer {
   /// nothing waits between steps. Throws InvalidArgument for a negative number, without data, and where the losses do
   /// not fit into memory. A loss that is not finite does not end the run: see TrainReport::first_non_finite_step.
   ///
-  /// On the CPU, with OpenBLAS' pthreads build: its number of threads is one for the whole process. It is 1 while steps
-  /// run, and as the application had it while `callback` runs and when the call returns. Set by the application or a
-  /// library that it uses at any other time of the run, it may change last digits: the run then ends by an Error after
-  /// the step that finds it, and so do the runs of other trainers at that time. `steps_done` counts the steps that were
-  /// done, the parameters are those after them, the number is as it was set last, and the trainer can go on. So do
-  /// loss, predict, and what reads parameters of Formulation::gram, which change nothing then. Not found is a number
-  /// that is set and taken back within one matrix product, and 1, which is what is in force. OpenBLAS' OpenMP build
-  /// keeps the number by thread, where others cannot change it; train is not to be called from a parallel region of
-  /// OpenMP where openblas_set_num_threads_local has asked for more than 1.
+  /// On the CPU, the number of OpenBLAS' threads is one for the whole process where OpenBLAS was built with pthreads,
+  /// and in 0.3.22 and 0.3.23 built with OpenMP. It is 1 while steps run, and as the application had it while
+  /// `callback` runs and when the call returns. Set by the application or a library that it uses at any other time of
+  /// the run, it may change last digits: the run then ends by an Error after the step that finds it, and so do the runs
+  /// of other trainers at that time. The steps done count in steps_done(), and the parameters are those after them; the
+  /// losses since the last call of `callback` are lost, the number is as it was set last, and the trainer can go on.
+  /// loss(), predict(), and what reads parameters of Formulation::gram end so too, and change nothing. Not found is a
+  /// number that is set and taken back within one matrix product, and 1, which is in force already. Other OpenMP builds
+  /// keep the number by thread, where others cannot change it; do not call train from a parallel region of OpenMP after
+  /// openblas_set_num_threads_local with more than 1.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
   /// The loss of the parameters as they are: what the next step would report. Needs set_data.
