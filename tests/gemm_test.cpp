@@ -1,8 +1,11 @@
 // The matrix product that the build uses, and the own code that stands in for a BLAS.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include <deviceloop/error.h>
@@ -153,6 +156,62 @@ TEST(SingleThreadedBlas, FindsANumberOfThreadsThatSomebodySets) {
     }
     EXPECT_EQ(openblas_get_num_threads(), 3);
     openblas_set_num_threads(2);
+  }
+}
+
+// A product that OpenBLAS shares among its threads where it may, which shows in its last digits.
+struct LargeProduct {
+  explicit LargeProduct(std::int64_t depth) : k(depth), a(static_cast<std::size_t>(kSize * depth)), b(a.size()) {
+    fill_normal(Matrix(a.data(), kSize, k), 5, 0);
+    fill_normal(Matrix(b.data(), k, kSize), 5, 1);
+  }
+  std::vector<float> compute() const {
+    std::vector<float> c(kSize * kSize);
+    gemm<float>(Transpose::no, Transpose::no, kSize, kSize, k, 1, a.data(), k, b.data(), kSize, 0, c.data(), kSize);
+    return c;
+  }
+
+  static constexpr std::int64_t kSize = 768;
+  const std::int64_t k;
+  std::vector<float> a, b;
+};
+
+TEST(SingleThreadedBlas, SetsTheNumberBackBeforeAProduct) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  const OpenBlasThreads threads(2);
+  const LargeProduct product(700);
+  const SingleThreadedBlas single_threaded;
+  const std::vector<float> expected = product.compute();
+  openblas_set_num_threads(2);
+  EXPECT_EQ(product.compute(), expected);
+  EXPECT_THROW(single_threaded.check(), Error);
+}
+
+TEST(SingleThreadedBlas, FindsANumberThatIsSetDuringAProduct) {
+  SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  using Clock = std::chrono::steady_clock;
+  const OpenBlasThreads threads(1);
+  const LargeProduct product(6000);  // takes tens of milliseconds
+  for (int attempt = 0;; ++attempt) {
+    const SingleThreadedBlas single_threaded;
+    std::atomic<bool> begins = false;
+    Clock::time_point set;
+    std::thread other([&] {
+      while (!begins) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      openblas_set_num_threads(2);
+      set = Clock::now();
+    });
+    begins = true;
+    product.compute();
+    const Clock::time_point end = Clock::now();
+    other.join();
+    openblas_set_num_threads(1);
+    if (set < end) {
+      EXPECT_THROW(single_threaded.check(), Error);
+      return;
+    }
+    ASSERT_LT(attempt, 50) << "the other thread was always late";
   }
 }
 
