@@ -467,6 +467,10 @@ Problem shared_products(Formulation formulation = Formulation::primal) {
   return problem;
 }
 
+// OpenBLAS' threads may compute for a moment in tests of what ends that.
+#define SKIP_UNDER_THE_THREAD_SANITIZER() \
+  if (kSlowMachine) GTEST_SKIP() << "the thread sanitizer does not see how OpenBLAS' threads wait for each other"
+
 // While it lives, somebody else asks OpenBLAS for 2 threads again and again.
 class Disturbance {
  public:
@@ -514,6 +518,7 @@ TEST(Trainer, GivesTheSameBitsWhereItsCallbackSetsTheBlasThreads) {
 
 TEST(Trainer, EndsARunDuringWhichSomebodySetsTheBlasThreads) {
   SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  SKIP_UNDER_THE_THREAD_SANITIZER();
   for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
     const Problem problem = shared_products(formulation);
     const auto expected = problem.trainer().train(3).losses;
@@ -543,6 +548,7 @@ TEST(Trainer, EndsARunDuringWhichSomebodySetsTheBlasThreads) {
 
 TEST(Trainer, EndsARunBesideWhichAnothersCallbackSetsTheBlasThreads) {
   SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  SKIP_UNDER_THE_THREAD_SANITIZER();
   const OpenBlasThreads threads(1);
   const Problem problem = shared_products();
   const auto expected = problem.trainer().train(4).losses;
@@ -574,6 +580,7 @@ TEST(Trainer, EndsARunBesideWhichAnothersCallbackSetsTheBlasThreads) {
 
 TEST(Trainer, GivesNoLossOrPredictionDuringWhichSomebodySetsTheBlasThreads) {
   SKIP_UNLESS_OPENBLAS_HAS_THREADS();
+  SKIP_UNDER_THE_THREAD_SANITIZER();
   const OpenBlasThreads threads(1);
   const Problem problem = shared_products();
   Trainer trainer = problem.trainer();
