@@ -11,5 +11,5 @@
 #include <deviceloop/trainer.h>
 #include <deviceloop/version.h>
 
-/// All of the library. What begins with `DEVICELOOP_` are macros.
+/// The whole library. Names that begin with `DEVICELOOP_` are macros.
 namespace deviceloop {}

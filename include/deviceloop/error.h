@@ -10,8 +10,8 @@
 
 namespace deviceloop {
 
-/// Base of all exceptions of this library. Thrown itself when a call fails for a reason outside the program's control,
-/// such as a disk that is full.
+/// Base of all exceptions of this library. It is thrown as such when a call fails for a reason outside the program's
+/// control, such as a full disk.
 class DEVICELOOP_EXPORT Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -29,7 +29,8 @@ class DEVICELOOP_EXPORT Unsupported : public Error {
   using Error::Error;
 };
 
-/// A call into the device's API failed. The executor that threw it is dead and says so on every later call.
+/// A call to the device's API failed. The executor that threw it cannot be used any more, and reports this on every
+/// later call.
 class DEVICELOOP_EXPORT DeviceError : public Error {
  public:
   /// `message` is the whole text of what(); the others are what the functions below return.
@@ -45,7 +46,7 @@ class DEVICELOOP_EXPORT DeviceError : public Error {
   const std::string& api() const noexcept { return api_; }
   /// Its error code.
   int code() const noexcept { return code_; }
-  /// The call as it stands in the source.
+  /// The failed call, as it is written in the source.
   const std::string& expression() const noexcept { return expression_; }
   /// The library's source file and line of that call.
   /// @{

@@ -1,6 +1,6 @@
 /// \file
-/// Plain views of row-major matrices: one row a sample. They own nothing; the caller keeps the memory alive for the
-/// duration of the call they are passed to.
+/// Plain views of row-major matrices: one row a sample. They own nothing; the caller keeps the memory valid during the
+/// call that they are passed to.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace deviceloop {
 
-/// What the elements are: IEEE 754 numbers of 32 or 64 bits.
+/// The type of the elements: IEEE 754 numbers of 32 or 64 bits.
 enum class ElementType { float32, float64 };
 
 /// Bytes of one element.
@@ -32,7 +32,7 @@ constexpr ElementType element_type_of() {
   return std::is_same_v<T, float> ? ElementType::float32 : ElementType::float64;
 }
 
-/// Where the elements lie: in memory that the CPU reads, or in that of a GPU.
+/// The memory that holds the elements: the host's, or a GPU's.
 enum class MemorySpace { host, device };
 
 /// A read-only view of a row-major [rows, columns] matrix; element (r, c) lies at data + r * row_stride + c elements. A

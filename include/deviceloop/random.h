@@ -10,8 +10,8 @@
 
 namespace deviceloop {
 
-/// Numbers of the tensors of a run, so that each draws its own stream under one seed: the inputs, the targets, and the
-/// weight of each layer, counted from 0.
+/// Numbers of the tensors of a run, so that each tensor has a random stream of its own under one seed: the inputs, the
+/// targets, and the weight of each layer, counted from 0.
 /// @{
 constexpr std::uint32_t kTensorX = 0;
 constexpr std::uint32_t kTensorY = 1;

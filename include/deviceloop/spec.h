@@ -1,6 +1,6 @@
 /// \file
 /// What to train and how: two values that every executor understands in the same way. Every member has a default, so
-/// that designated initializers may name the others alone: TrainingSpec{.seed = 3}.
+/// that designated initializers need to name only the members that differ: TrainingSpec{.seed = 3}.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct NetworkSpec {
 
   /// Layers with weights: one fewer than widths.
   int layers() const { return static_cast<int>(widths.size()) - 1; }
-  /// Rows and columns of the weight of a layer, counted from 0. Nothing checks `layer`.
+  /// Rows and columns of the weight of a layer, counted from 0. `layer` is not checked.
   /// @{
   std::int64_t in_features(int layer) const { return widths[static_cast<std::size_t>(layer)]; }
   std::int64_t out_features(int layer) const { return widths[static_cast<std::size_t>(layer) + 1]; }
@@ -36,14 +36,14 @@ struct NetworkSpec {
 /// 2 (prediction - target).
 enum class Loss { squared_error };
 
-/// gradient_descent: W -= learning_rate dW, b -= learning_rate db, with the gradients of one step all taken before any
-/// weight changes.
+/// gradient_descent: W -= learning_rate dW, b -= learning_rate db, with all gradients of a step computed before any
+/// parameter changes.
 enum class OptimizerKind { gradient_descent };
 
 /// How gradients change the parameters.
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::gradient_descent;
-  double learning_rate = 1e-6;  ///< finite in the working precision; 0, or normal in it
+  double learning_rate = 1e-6;  ///< in the working precision 0 or a finite normal number
 };
 
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.
@@ -60,26 +60,26 @@ constexpr ElementType element_type(Precision precision) {
   return ElementType::float64;
 }
 
-/// Two ways to compute the same full-batch gradient descent, equal but for rounding.
+/// Two ways to compute the same full-batch gradient descent; their results are equal except for rounding.
 ///
 /// `primal`: the equations as they are written.
 ///
 /// `gram`: the first layer's pre-activations Z = X W (+ b) are trained instead of its weight W [in_features,
 /// out_features]. Since dW = X^T dZ and db = column sums of dZ, a step changes them by
 ///   Z <- Z - learning_rate K dZ,  K = X X^T (+ 1 with bias, in every element)
-/// with K [samples, samples] computed once for the data and Z once for the parameters. What the steps do to the
-/// parameters is kept as a sum S [samples, out_features], from 0 on,
+/// where K [samples, samples] is computed once for the data, and Z once for the parameters. The change that the steps
+/// make to the parameters is kept as a sum S [samples, out_features], which begins with 0,
 ///   S <- S - learning_rate dZ,  W = W_0 + X^T S,  b = b_0 + column sums of S
-/// from which W and b are computed when a run ends, or when they are read before that. A step of the first layer takes
-/// 2 samples^2 out_features floating-point operations instead of 4 samples in_features out_features: fewer where
-/// samples < 2 in_features. The other layers are trained as in `primal`.
+/// from which W and b are computed when a run ends, or earlier if they are read. A step of the first layer takes 2
+/// samples^2 out_features floating-point operations instead of 4 samples in_features out_features: fewer where samples
+/// < 2 in_features. The other layers are trained as in `primal`.
 enum class Formulation { primal, gram };
 
 /// How initial weights are drawn; biases start at 0. Standard deviations: normal 1, he sqrt(2 / in_features) (He et
 /// al. 2015), xavier sqrt(2 / (in_features + out_features)) (Glorot and Bengio 2010).
 enum class Init { normal, he, xavier };
 
-/// automatic: a GPU where one can serve the request, else the CPU. cuda: a GPU, or the call throws Unsupported.
+/// automatic: a GPU if one can run the training, else the CPU. cuda: a GPU, or the call throws Unsupported.
 enum class DeviceKind { automatic, cpu, cuda };
 
 /// Where to train.
@@ -88,44 +88,45 @@ struct DeviceChoice {
   int index = 0;  ///< which CUDA device
 };
 
-/// How the plan `persistent` shares a step among the blocks of its launch.
+/// How the plan `persistent` divides a step among the blocks of its launch.
 enum class PersistentForm {
-  automatic,  ///< the fastest by prediction of those that fit
+  automatic,  ///< of the forms that fit, the one predicted to be the fastest
   block,      ///< one block, with all data in its shared memory
   cluster,    ///< the blocks of one cluster; compute capability 9.0 or newer
   grid,       ///< as many blocks as the GPU runs at once
-  /// One hidden layer, at most 128 samples and 16 outputs: clusters of blocks that each own some hidden units and keep
-  /// the samples in registers, and in the Gram formulation blocks. Any GPU where one block's registers have room for
-  /// all inputs; else compute capability 9.0 or newer.
+  /// For one hidden layer, at most 128 samples and 16 outputs. Each cluster of blocks owns some hidden units and keeps
+  /// the samples in registers; in the Gram formulation each block owns some, and keeps K in registers. Runs on any GPU
+  /// if the registers of one block can hold all inputs; otherwise it needs compute capability 9.0 or newer.
   two_layer,
 };
 
-/// The widest layer, and the most CPU threads, that a specification may ask for.
+/// The largest width of a layer, and the largest number of CPU threads, that a specification may have.
 /// @{
 constexpr std::int64_t kMaxWidth = 2147483647;
 constexpr int kMaxThreads = 256;
 /// @}
 
-/// One training run. The number of steps is not part of it but the argument of Trainer::train.
+/// One training run. The number of steps is not part of it; it is an argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
   Optimizer optimizer{};
   std::int64_t samples = 0;     ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
-  std::int64_t batch_size = 0;  ///< samples a step; 0: all. Anything else than all throws Unsupported.
+  std::int64_t batch_size = 0;  ///< samples per step; 0: all. Any other size throws Unsupported.
   Precision precision = Precision::fp32;
   Formulation formulation = Formulation::primal;
-  /// Only with `gram`: after so many steps since Z was computed it is computed anew from W and b, which ends the drift
-  /// between the two by rounding. 0: never.
+  /// Only with `gram`: this many steps after Z was last computed from W and b, it is computed from them again, which
+  /// removes the difference that rounding has caused. 0: never.
   std::int64_t reprojection_steps = 0;
-  /// The same bits on every run, for any number of threads. False: a GPU's executor times the algorithms that cuBLASLt
-  /// proposes for each matrix product before the first step and takes the fastest, which may be another one next time.
+  /// True: the same bits on every run, for any number of threads. False: before the first step, a GPU's executor times
+  /// the algorithms that cuBLASLt proposes for each matrix product and takes the fastest, which may differ from run to
+  /// run.
   bool deterministic = true;
   DeviceChoice device{};
-  /// Milliseconds that the blocks of one launch of the plan `persistent` may wait for each other, before the run ends
-  /// with a DeviceError instead of holding the GPU; a launch takes half a second. 0: for ever.
+  /// How long, in milliseconds, the blocks of one launch of the plan `persistent` may wait for each other. After that
+  /// the run ends with a DeviceError, and no longer occupies the GPU. A launch takes half a second. 0: no limit.
   std::int64_t deadline_ms = 10000;
   PersistentForm form = PersistentForm::automatic;  ///< of the plan `persistent`
-  int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one where a step is short, else the cores at hand
+  int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one if a step is short, else all available cores
   std::uint64_t seed = 0;  ///< of the initial weights, see Trainer::initialize
 };
 

@@ -1,5 +1,5 @@
 /// \file
-/// The front door: specification -> plan -> executor -> report.
+/// The main entry point: specification -> plan -> executor -> report.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@
 
 namespace deviceloop {
 
-/// A part of what comes before the first step.
+/// A stage of the work before the first step.
 struct PreparationStage {
-  /// "plan", "devices" (the driver and its GPUs), "data" and, of an executor, "memory"; of one on a GPU also "context",
-  /// "library" (cuBLASLt and its algorithms), "kernels" (their code, which CUDA loads when it is first used) and
-  /// "capture".
+  /// "plan", "devices" (the driver and its GPUs), "data" and, by the executor, "memory"; by an executor on a GPU also
+  /// "context", "library" (cuBLASLt and its algorithms), "kernels" (their code, which CUDA loads when it is first used)
+  /// and "capture".
   std::string name{};
   double ms = 0;
 };
@@ -29,27 +29,27 @@ struct PreparationStage {
 /// What one call of Trainer::train did.
 struct TrainReport {
   Plan plan{};                   ///< what ran it
-  std::int64_t first_step = 0;   ///< number of the first step of this call; steps number on across calls
+  std::int64_t first_step = 0;   ///< number of the first step of this call; numbers go on across calls
   std::vector<double> losses{};  ///< losses[i] is the loss before update first_step + i: one entry for each step done
-  /// From the first enqueue to the last loss on the host; with Formulation::gram, what it computes before the first
-  /// step and after the last one included.
+  /// The time from the first enqueue until the last loss is on the host. With Formulation::gram it includes what is
+  /// computed before the first step and after the last one.
   double total_ms = 0;
-  /// What the trainer has done since its last call of train that is done once and not in a step: see Trainer::prepare.
-  /// Milliseconds, not part of total_ms, and its stages in order.
+  /// The work since the last call of train that is done once and not in every step, see Trainer::prepare: its time in
+  /// milliseconds, which is not part of total_ms, and its stages in order.
   /// @{
   double prepare_ms = 0;
   std::vector<PreparationStage> preparation{};
   /// @}
-  /// Number of the first step whose loss is NaN or infinite. Divergence is data, not an error.
+  /// Number of the first step whose loss is NaN or infinite. Divergence is reported here; it is not an error.
   std::optional<std::int64_t> first_non_finite_step{};
   bool stopped = false;  ///< the callback ended the run early
-  /// On a GPU, by the plan `graph`: the algorithms that cuBLASLt took for the matrix products of a step, a line each;
-  /// by the plan `persistent`: a line on how a launch shares a step.
+  /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, one line each; with the
+  /// plan `persistent`: one line that says how a launch divides a step among its blocks.
   std::vector<std::string> algorithms{};
 
   /// Steps done by this call.
   std::int64_t steps() const { return static_cast<std::int64_t>(losses.size()); }
-  /// total_ms divided by the steps, in microseconds; empty without a step.
+  /// total_ms divided by the steps, in microseconds; empty if no step was done.
   std::optional<double> us_per_step() const;
 };
 
@@ -58,20 +58,20 @@ struct TrainProgress {
   std::int64_t first_step = 0;       ///< number of the step that losses[0] belongs to
   std::span<const double> losses{};  ///< of the steps since the last call
   std::int64_t steps_done = 0;       ///< of this call of train
-  std::int64_t steps_total = 0;      ///< asked of this call of train
+  std::int64_t steps_total = 0;      ///< requested of this call of train
 };
 
 /// Return false to stop the run.
 using TrainCallback = std::function<bool(const TrainProgress&)>;
 
-/// Trains one network. Not for use by two threads at once; several trainers on several threads run side by side. After
-/// fork() the child may only destroy it: every other call throws Error there. Every call computes in the default
-/// floating-point environment (rounding to nearest, subnormal numbers kept, no traps), whatever the caller's is, and
-/// leaves the caller's as it was, the flags of exceptions included; callbacks run in the caller's.
+/// Trains one network. Two threads must not use one trainer at the same time; several trainers may run on several
+/// threads. After fork() the child may only destroy it: every other call throws Error there. Every call computes in the
+/// default floating-point environment (rounding to nearest, subnormal numbers kept, no traps), whatever the caller's
+/// environment is, and then restores the caller's, exception flags included. Callbacks run in the caller's environment.
 class DEVICELOOP_EXPORT Trainer {
  public:
-  /// Throws InvalidArgument where the specifications are wrong, and Unsupported where this version cannot serve them.
-  /// `forced` picks an executor. With `caps` the machine is taken to be that one instead of asked.
+  /// Throws InvalidArgument if the specifications are wrong, and Unsupported if this version cannot run them. `forced`
+  /// selects an executor. `caps` describes the machine; without it, this machine is queried.
   /// @{
   explicit Trainer(NetworkSpec network, TrainingSpec training = {}, std::optional<ExecutorKind> forced = std::nullopt);
   Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps);
@@ -85,19 +85,19 @@ class DEVICELOOP_EXPORT Trainer {
   /// @}
 
   /// Copies x [samples, in_features] and y [samples, out_features], host views of float or double, into the executor,
-  /// converted once to the working precision. Parameters and the step number stay as they are. Throws InvalidArgument
+  /// converted once to the working precision. The parameters and the step number do not change. Throws InvalidArgument
   /// for shapes that do not match the network or each other, and for a value that is not finite in the working
-  /// precision (with its row and column); Unsupported where the machine lacks what the plan needs.
+  /// precision (with its row and column); Unsupported if the machine lacks what the plan needs.
   void set_data(ConstMatrix x, ConstMatrix y);
 
-  /// Does what happens once, so that steps cost what they cost from the first one on: makes the executor of the plan,
-  /// with its memory and threads; on a GPU creates the context, loads libraries and kernels, chooses the algorithms of
-  /// matrix products, captures graphs. set_data does it where it was not done for as many samples. Called before, with
-  /// TrainingSpec::samples set, it does so while there are no data yet; with samples 0, for a network that only
-  /// predicts. Throws as set_data does for what the machine lacks; nothing is changed then.
+  /// Does the work that is done only once, so that the first step takes as long as any other: makes the executor of the
+  /// plan, with its memory and threads; on a GPU also creates the context, loads libraries and kernels, chooses the
+  /// algorithms of matrix products and captures graphs. set_data does this work if it was not done for the same number
+  /// of samples. A call before set_data prepares for TrainingSpec::samples; with samples 0, for a network that only
+  /// predicts. Throws as set_data does if the machine lacks something, and then changes nothing.
   void prepare();
 
-  /// Draws the weights, sets the biases to 0. Without this call a trainer starts as by initialize(training.seed).
+  /// Draws the weights and sets the biases to 0. Without this call a trainer starts as after initialize(training.seed).
   void initialize(std::uint64_t seed, Init init = Init::normal);
 
   /// Copies the weight [in_features, out_features] or bias [1, out_features] of a layer (counted from 0) out or in.
@@ -111,32 +111,33 @@ class DEVICELOOP_EXPORT Trainer {
   /// @}
 
   /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
-  /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading takes F16, BF16, F32 and
-  /// F64, also through a pipe; saving writes the working precision, atomically. Throws InvalidArgument, naming the
-  /// file, and changes nothing then; Error where the file cannot be written.
+  /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading accepts F16, BF16, F32
+  /// and F64, also from a pipe; saving writes the working precision, atomically. Throws InvalidArgument, naming the
+  /// file, and then changes nothing; Error if writing the file fails.
   /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;
   /// @}
 
   /// Runs `steps` steps of gradient descent and returns their losses. Needs set_data. `callback` is called after every
-  /// `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may stop the run; without one,
-  /// nothing waits between steps. Throws InvalidArgument for a negative number, without data, and where the losses do
-  /// not fit into memory. A loss that is not finite does not end the run: see TrainReport::first_non_finite_step.
+  /// `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may stop the run; without a
+  /// callback, the host does not wait between steps. Throws InvalidArgument for a negative number, without data, and if
+  /// the losses do not fit into memory. A loss that is not finite does not end the run: see
+  /// TrainReport::first_non_finite_step.
   ///
-  /// On the CPU, the number of OpenBLAS' threads is one for the whole process where OpenBLAS was built with pthreads,
-  /// and in 0.3.22 and 0.3.23 built with OpenMP. It is 1 while steps run, and as the application had it while
-  /// `callback` runs and when the call returns. Set by the application or a library that it uses at any other time of
-  /// the run, it may change last digits: the run then ends by an Error after the step that finds it, and so do the runs
-  /// of other trainers at that time. The steps done count in steps_done(), and the parameters are those after them; the
-  /// losses since the last call of `callback` are lost, the number is as it was set last, and the trainer can go on.
-  /// loss(), predict(), and what reads parameters of Formulation::gram end so too, and change nothing. Not found is a
-  /// number that is set and taken back within one matrix product, and 1, which is in force already. Other OpenMP builds
-  /// keep the number by thread, where others cannot change it; do not call train from a parallel region of OpenMP after
-  /// openblas_set_num_threads_local with more than 1.
+  /// On the CPU, OpenBLAS built with pthreads (and versions 0.3.22 and 0.3.23 built with OpenMP) has one number of
+  /// threads for the whole process. A run sets it to 1 while steps run, and back to the application's number while
+  /// `callback` runs and when the call returns. If the application, or a library that it uses, sets it while steps run,
+  /// last digits may change: the run then ends with an Error after the step that detects it, and so do the runs of other
+  /// trainers at that time. steps_done() counts the steps done, and the parameters are those after them; the losses
+  /// since the last call of `callback` are lost, the number stays as it was set last, and the trainer can go on. loss(),
+  /// predict(), and reading parameters with Formulation::gram end in the same way, and change nothing. Two cases are not
+  /// detected: a number that is set and set back within one matrix product, and a number that is set to 1. Other OpenMP
+  /// builds have a number for each thread, which other threads cannot change; do not call train from a parallel region
+  /// of OpenMP after openblas_set_num_threads_local with more than 1.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
-  /// The loss of the parameters as they are: what the next step would report. Needs set_data.
+  /// The loss of the current parameters, which the next step would report. Needs set_data.
   double loss();
 
   /// out [rows, outputs] = network(x [rows, in_features]), for any number of rows, with or without data set. Throws
@@ -147,7 +148,7 @@ class DEVICELOOP_EXPORT Trainer {
   const NetworkSpec& network() const;
   /// As given, with `samples` as set by the data.
   const TrainingSpec& training() const;
-  /// The plan in force. Before set_data, that of a network which only predicts.
+  /// The current plan. Before set_data it is made for TrainingSpec::samples (0: a network that only predicts).
   const Plan& plan() const;
   /// Steps over all calls of train.
   std::int64_t steps_done() const;
