@@ -438,7 +438,7 @@ TEST_F(CudaKernelArguments, SizesThatNoMemoryHasAreRefused) {
   EXPECT_MENTIONS(
       refusal("cuda::bias_relu: ",
               [&] { cuda::bias_relu(a.data(), b.data(), static_cast<double*>(nullptr), huge, 5, nullptr); }),
-      "more than memory can have");
+      "more than any memory can hold");
   EXPECT_MENTIONS(refusal("cuda::squared_error_workspace: ", [&] { cuda::squared_error_workspace(-3); }), "-3");
   EXPECT_MENTIONS(refusal("cuda::column_sums_workspace: ", [&] { cuda::column_sums_workspace(huge, 9); }), "x 9");
 }
@@ -467,7 +467,7 @@ TEST_F(CudaKernelArguments, PointersBetweenElementsAreRefused) {
   const DeviceArray<double> a(8), b(8);
   auto* askew = reinterpret_cast<double*>(reinterpret_cast<char*>(a.data()) + 4);
   EXPECT_MENTIONS(refusal("cuda::relu: ", [&] { cuda::relu(b.data(), askew, 4, nullptr); }),
-                  "in does not lie on the border of an element of 8 bytes");
+                  "in is not aligned to its elements of 8 bytes");
 }
 
 TEST_F(CudaKernelArguments, AWorkspaceThatIsTooSmallIsRefused) {
@@ -480,7 +480,8 @@ TEST_F(CudaKernelArguments, AWorkspaceThatIsTooSmallIsRefused) {
     cuda::squared_error(loss.data(), static_cast<float*>(nullptr), prediction.data(), target.data(), count,
                         workspace.data(), needed - 8, nullptr);
   });
-  EXPECT_MENTIONS(message, "the workspace has " + std::to_string(needed - 8) + " bytes, of " + std::to_string(needed));
+  EXPECT_MENTIONS(message, "the workspace has " + std::to_string(needed - 8) + " bytes, but " + std::to_string(needed) +
+                               " are needed");
   EXPECT_MENTIONS(message, "squared_error_workspace");
 }
 
@@ -492,7 +493,7 @@ TEST_F(CudaKernelArguments, ALayerThatIsNotNarrowIsRefused) {
                               cuda::narrow_linear(a.data(), b.data(), c.data(), static_cast<float*>(nullptr), 1, 1,
                                                   outputs, nullptr);
                             }),
-                    std::to_string(outputs) + " outputs, of 1 to 16");
+                    std::to_string(outputs) + " outputs, but a narrow layer has 1 to 16");
 }
 
 }  // namespace

@@ -7,18 +7,18 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// A block owns a few hidden units, and holds all of K for the whole launch. A step, with the block's barriers as |:
+/// A block owns a few hidden units, and holds all of K for the whole launch. A step, where | is a barrier of the block:
 ///
-///   h = relu(Z), the block's part of the predictions published in global memory; those of all blocks arrive,
-///   dP = 2 (P - Y) | dZ = dP W2^T, masked; sum -= learning_rate dZ | W2 and b2 descend, Z -= learning_rate K dZ |
+///   h = relu(Z), publish the block's part of the predictions in global memory; wait for the parts of all blocks,
+///   dP = 2 (P - Y) | dZ = dP W2^T, masked; sum -= learning_rate dZ | update W2 and b2, Z -= learning_rate K dZ |
 ///
-/// A warp has eight samples; lane 16 r + c has four of them, by every 16th column of K from c on, so that the lanes of
-/// a row read dZ in one piece. In the sums over these 16 lanes a lane gets the sample and the unit that it has as a
-/// pair.
+/// A warp owns eight samples; lane 16 r + c holds, for four of them, every 16th column of K from c on, so that the
+/// lanes of a row read contiguous elements of dZ. The sums over these 16 lanes leave each lane with the sample and the
+/// unit of its own pair.
 ///
-/// Words carry the step's tag and go to one of two places by its parity. A block writes a place again two steps later,
-/// after the words of the step between have arrived from each block, which has met its threads since they read the
-/// words of the step before: nobody waits any more for what is overwritten.
+/// Words carry the step's tag and lie in one of two places by its parity. A block overwrites a place two steps later,
+/// after it has received the words of the step between from every block. Before a block published those words, its
+/// threads had read the words of the previous step and passed a barrier: no thread still waits for what is overwritten.
 template <class T, int columns>
 __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     gram_two_layer_kernel(GramTwoLayerArguments<T> arguments, GramTwoLayerLayout layout) {
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
       const int row = output.warp() * kRowsOfWarp + row_of_warp, column = column_lane + kColumnLanes * c;
       k[r][c] = row < samples && column < samples ? arguments.k[row * samples + column] : T(0);
     }
-  // Calls use(global, shared) for what this thread has of a matrix of samples by hidden units.
+  // Calls use(global, shared) for this thread's elements of a matrix [samples, hidden].
   const auto each_unit = [&](T* global, T* mine, auto use) {
     if (!has_pair) return;
     for (int g = 0; g < groups; ++g) {
@@ -73,12 +73,13 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     if (has_rows)
       output.publish_part(slot, pair, has_pair, has_pair,
                           has_pair ? output.hidden()[(groups - 1) * pairs + pair] : T(0), tag);
-    // The loss of the step before takes a part of the time that the predictions are on their way.
+    // The loss of the previous step is computed while the predictions are in transit.
     if (step > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
       output.write_loss(arguments.losses + step - 1, tag - 1);
     if (!output.receive_gradient(slots, tag, two_layer_code(TwoLayerPhase::kPredictions, step))) output.failed() = 1;
     block_barrier();
-    // All threads of the block see the same and leave together; blocks that still wait for this one see the failure.
+    // All threads of the block see the same value and leave together; blocks that still wait for this one see the
+    // failure.
     all_well = output.failed() == 0;
     if (!all_well) break;
 

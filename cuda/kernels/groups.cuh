@@ -1,4 +1,4 @@
-// Groups of neighbouring elements, loaded and stored by one access of 16 bytes where the pointers allow it.
+// Groups of neighbouring elements, loaded and stored by one access of 16 bytes if the pointers are aligned.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct alignas(width * sizeof(T)) Group {
   T values[width];
 };
 
-/// The elements from `begin` on, as many as the group has; what lies at `end` or beyond reads as 0. `aligned`: from +
-/// begin lies on the border of a group.
+/// Loads a group of elements from `begin` on; elements at `end` or beyond are zero. `aligned`: from + begin is aligned
+/// to the size of a group.
 template <bool aligned, class T, int width>
 __device__ inline void load_group(Group<T, width>& group, const T* from, std::int64_t begin, std::int64_t end) {
   if (aligned && begin + width <= end) {
@@ -25,7 +25,7 @@ __device__ inline void load_group(Group<T, width>& group, const T* from, std::in
   for (int i = 0; i < width; ++i) group.values[i] = begin + i < end ? from[begin + i] : T(0);
 }
 
-/// The other way; nothing is written at `end` or beyond.
+/// Stores a group; writes nothing at `end` or beyond.
 template <bool aligned, class T, int width>
 __device__ inline void store_group(T* to, const Group<T, width>& group, std::int64_t begin, std::int64_t end) {
   if (aligned && begin + width <= end) {

@@ -1,4 +1,4 @@
-// The functions of <deviceloop/cuda.h>: arguments checked, then launched.
+// The functions of <deviceloop/cuda.h>: each checks its arguments, then launches its kernels.
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -20,7 +20,7 @@ namespace {
   throw InvalidArgument(std::string("cuda::") + function + ": " + what);
 }
 
-/// A range of memory that a caller hands over.
+/// A range of memory that the caller passes.
 struct Range {
   const char* name;
   const void* begin;
@@ -38,7 +38,7 @@ std::int64_t bytes_of(const char* function, std::int64_t rows, std::int64_t colu
       __builtin_mul_overflow(bytes, static_cast<std::int64_t>(element_size), &bytes))
     refuse(function, std::to_string(rows) + " x " + std::to_string(columns) + " elements of " +
                          std::to_string(element_size) +
-                         " bytes are more than memory can have; pass the sizes of the ranges");
+                         " bytes are more than any memory can hold; pass the sizes of the ranges");
   return bytes;
 }
 
@@ -49,12 +49,12 @@ Range range_of(const char* function, const char* name, const T* begin, std::int6
     refuse(function, std::string(name) + " is null, but has " + std::to_string(range.bytes / sizeof(T)) +
                          " elements; pass device memory of that size");
   if (reinterpret_cast<std::uintptr_t>(begin) % alignof(T) != 0)
-    refuse(function, std::string(name) + " does not lie on the border of an element of " + std::to_string(sizeof(T)) +
-                         " bytes; align it");
+    refuse(function,
+           std::string(name) + " is not aligned to its elements of " + std::to_string(sizeof(T)) + " bytes; align it");
   return range;
 }
 
-/// Refuses an output that overlaps one of `others`; exactly the same begin is right where `may_be_same`.
+/// Refuses an output that overlaps one of `others`; the same begin is accepted if `may_be_same`.
 void check_apart(const char* function, const Range& out, std::initializer_list<Range> others, bool may_be_same) {
   for (const Range& other : others) {
     if (out.bytes == 0 || other.bytes == 0 || (may_be_same && out.begin == other.begin)) continue;
@@ -68,8 +68,8 @@ void check_apart(const char* function, const Range& out, std::initializer_list<R
 /// The slots of a sum in the caller's workspace.
 Range workspace_range(const char* function, void* workspace, std::size_t bytes, std::size_t needed) {
   if (bytes < needed)
-    refuse(function, "the workspace has " + std::to_string(bytes) + " bytes, of " + std::to_string(needed) +
-                         " that it needs; ask " + function + "_workspace for the size");
+    refuse(function, "the workspace has " + std::to_string(bytes) + " bytes, but " + std::to_string(needed) +
+                         " are needed; call " + function + "_workspace for the size");
   return range_of(function, "workspace", static_cast<const double*>(workspace),
                   static_cast<std::int64_t>(needed / sizeof(double)));
 }
@@ -147,8 +147,8 @@ void checked_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int6
 
 void check_outputs(const char* function, std::int64_t out_features) {
   if (out_features < 1 || out_features > kMaxNarrowOutputs)
-    refuse(function, std::to_string(out_features) + " outputs, of 1 to " + std::to_string(kMaxNarrowOutputs) +
-                         " that a narrow layer has; take a GEMM for wider ones");
+    refuse(function, std::to_string(out_features) + " outputs, but a narrow layer has 1 to " +
+                         std::to_string(kMaxNarrowOutputs) + "; use a GEMM for wider ones");
 }
 
 template <class T>
@@ -238,7 +238,7 @@ void squared_error(double* loss, double* gradient, const double* prediction, con
 }
 std::size_t squared_error_workspace(std::int64_t count) {
   bytes_of("squared_error_workspace", count, 1, sizeof(double));
-  return slot_bytes(squared_error_slots<double>(count));  // of the two types the one with more
+  return slot_bytes(squared_error_slots<double>(count));  // double needs at least as many as float
 }
 
 void column_sums(float* sums, const float* matrix, std::int64_t batch, std::int64_t features, void* workspace,

@@ -11,15 +11,15 @@
 
 namespace deviceloop::cuda {
 
-/// What becomes of a sum over samples: the result itself.
+/// Stores a sum over samples as the result.
 template <class T>
 struct Store {
   T* out;
   __device__ void operator()(std::int64_t index, double sum) const { out[index] = static_cast<T>(sum); }
 };
 
-/// One step of gradient descent with the sum as the gradient, rounded to T first. The rate lies in device memory, so
-/// that a captured graph follows it.
+/// One step of gradient descent with the sum as the gradient, rounded to T first. The rate is in device memory, so that
+/// a captured graph reads its current value.
 template <class T>
 struct Descend {
   T* parameters;
@@ -30,10 +30,10 @@ struct Descend {
 };
 
 /// The sum over all threads of a block of kThreads, in every thread of its first warp. `partial` is shared memory, one
-/// value a warp, free again after the next barrier.
+/// value per warp; it may be used again after the next barrier.
 __device__ inline double block_sum(double value, double (&partial)[kThreads / kWarpThreads]) {
   const unsigned thread = thread_index();
-  // In a butterfly both sides add the same two numbers, so that all lanes have the same bits.
+  // In a butterfly both lanes of a pair add the same two numbers, so that all lanes get the same bits.
   for (unsigned mask = kWarpThreads / 2; mask > 0; mask /= 2) value += warp_shuffle_xor(value, mask);
   if (thread % kWarpThreads == 0) partial[thread / kWarpThreads] = value;
   block_barrier();
@@ -47,8 +47,8 @@ struct SlotSums {
   double values[kThreads];
 };
 
-/// finish(j, sum of slots[j * count .. (j + 1) * count)) for `outputs` of them. A row of slots is taken in turns by
-/// the layout's lanes, whose sums are then added pairwise.
+/// finish(j, sum of slots[j * count .. (j + 1) * count)) for `outputs` of them. The layout's `lanes` threads share a
+/// row of slots, each adding every `lanes`th slot; their sums are then added pairwise.
 template <class Finish>
 __global__ void __launch_bounds__(kThreads)
     sum_slots_kernel(Finish finish, const double* slots, std::int64_t outputs, std::int64_t count, SlotLayout layout) {

@@ -11,7 +11,7 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// The loss of one more step.
+/// Appends the loss of a step to the ring.
 struct Append {
   LossRing ring;
   __device__ void operator()(std::int64_t, double loss) const {
@@ -26,8 +26,8 @@ struct WarpSums {
 };
 
 /// sums[block] = sum over the block's elements of (prediction - target)^2; gradient = 2 (prediction - target), unless
-/// it is null. A thread adds its kTurns groups in T. Groups are counted from element 0 also where the pointers lie
-/// askew, so that the order of the sum does not depend on where the ranges lie.
+/// it is null. A thread adds its kTurns groups in T. Groups are counted from element 0 even if the pointers are not
+/// aligned, so that the order of the sum does not depend on the addresses.
 template <class T, bool aligned, class Finish>
 __global__ void __launch_bounds__(kThreads)
     squared_error_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t count) {

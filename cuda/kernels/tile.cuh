@@ -1,4 +1,4 @@
-// Tiles of a matrix product by one block, for the persistent kernel: operands anywhere in memory, any sizes.
+// Tiles of a matrix product by one block, for the persistent kernel: operands in any memory, of any size.
 #pragma once
 
 #include <cmath>
@@ -11,17 +11,17 @@
 
 namespace deviceloop::cuda {
 
-/// An operand: `by_inner` when neighbours in memory are neighbours along the inner dimension, else along the outer one.
+/// An operand: contiguous along the inner dimension if `by_inner`, else along the outer one.
 template <class T>
 struct Operand {
   const T* data;
-  std::int64_t stride;  ///< between those that are not neighbours
+  std::int64_t stride;  ///< in elements, along the dimension that is not contiguous
   bool by_inner;
-  std::int64_t outer;  ///< rows of the product, or columns
+  std::int64_t outer;  ///< size of the outer dimension: rows, or columns, of the product
 };
 
-/// A block's shared memory for one shape of tile. Rows of panels lie on 16 bytes, and are longer than a tile so that
-/// transposing stores spread over the banks.
+/// A block's shared memory for one shape of tile. Rows of panels are aligned to 16 bytes, and longer than a tile so
+/// that transposing stores spread over the banks.
 template <class T, class Shape>
 struct TileMemory {
   static constexpr int kPad = 16 / sizeof(T);
@@ -34,8 +34,8 @@ struct TileMemory {
   };
 };
 
-/// A thread's part of a panel [depth][extent]: elements of an operand on their way from memory to shared memory, so
-/// that they travel while the panel before is in use.
+/// A thread's part of a panel [depth][extent]: elements of an operand in registers, between memory and shared memory,
+/// so that they are loaded while the previous panel is in use.
 template <class T, class Shape, int extent>
 struct PanelPart {
   static constexpr int kDepth = Shape::template depth<T>;
@@ -45,7 +45,7 @@ struct PanelPart {
                 kGroupThreads % extent == 0);
   T values[kCount];
 
-  /// Neighbouring threads take neighbours in memory. What lies beyond the operand reads as 0.
+  /// Neighbouring threads load neighbouring elements. Elements beyond the operand are zero.
   __device__ void load(const Operand<T>& operand, std::int64_t first_outer, std::int64_t first_inner,
                        std::int64_t inner, int thread) {
     const int extent_along = operand.by_inner ? kDepth : extent;
@@ -77,7 +77,7 @@ struct PanelPart {
   }
 };
 
-/// count neighbours that lie on the border of an access of theirs, or of 16 bytes.
+/// Loads `count` contiguous elements, which are aligned to their total size, or to 16 bytes if they take more.
 template <int count, class T>
 __device__ inline void read_row(T (&out)[count], const T* from) {
   constexpr int width = count * sizeof(T) <= 16 ? count : 16 / static_cast<int>(sizeof(T));
@@ -89,9 +89,10 @@ __device__ inline void read_row(T (&out)[count], const T* from) {
   }
 }
 
-/// memory.sums [groups][rows][columns] = the tile at (first_row, first_column) of a b, in as many parts as the block
-/// has groups. A part is summed along the inner dimension in order by fused multiply-adds; group g takes the panels g,
-/// g + groups, ... All threads of the block call it; it ends with a barrier, and begins after one.
+/// memory.sums [groups][rows][columns] = the tile at (first_row, first_column) of a b, as one partial sum for each
+/// group of the block's threads. A partial sum is added in the order of the inner dimension by fused multiply-adds;
+/// group g takes the panels g, g + groups, ... All threads of the block call it after a barrier; it ends with a
+/// barrier.
 template <class T, class Shape>
 __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, const Operand<T>& b, std::int64_t inner,
                              std::int64_t first_row, std::int64_t first_column) {
@@ -103,25 +104,26 @@ __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, 
   const int thread = static_cast<int>(thread_index()) % kGroupThreads;
   const int row = thread / (Shape::columns / kColumns) * kRows;
   const int column = thread % (Shape::columns / kColumns) * kColumns;
-  constexpr std::int64_t kTurn = std::int64_t{kDepth} * Shape::groups;
-  const std::int64_t turns = divide_up(inner, kTurn);
+  // In a round every group takes one panel.
+  constexpr std::int64_t kRoundDepth = std::int64_t{kDepth} * Shape::groups;
+  const std::int64_t rounds = divide_up(inner, kRoundDepth);
 
   T sums[kRows][kColumns] = {};
   PanelPart<T, Shape, Shape::rows> part_a;
   PanelPart<T, Shape, Shape::columns> part_b;
-  if (turns > 0) {
+  if (rounds > 0) {
     part_a.load(a, first_row, group * kDepth, inner, thread);
     part_b.load(b, first_column, group * kDepth, inner, thread);
   }
-  for (std::int64_t turn = 0; turn < turns; ++turn) {
+  for (std::int64_t round = 0; round < rounds; ++round) {
     auto& panel_a = memory.panels.a[group];
     auto& panel_b = memory.panels.b[group];
-    if (turn > 0) block_barrier();  // the panels before have been read
+    if (round > 0) block_barrier();  // the previous panels have been read
     part_a.store(panel_a, a.by_inner, thread);
     part_b.store(panel_b, b.by_inner, thread);
     block_barrier();
-    if (turn + 1 < turns) {
-      const std::int64_t next = (turn + 1) * kTurn + group * kDepth;
+    if (round + 1 < rounds) {
+      const std::int64_t next = (round + 1) * kRoundDepth + group * kDepth;
       part_a.load(a, first_row, next, inner, thread);
       part_b.load(b, first_column, next, inner, thread);
     }
@@ -136,7 +138,7 @@ __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, 
         for (int j = 0; j < kColumns; ++j) sums[i][j] = std::fma(left[i], right[j], sums[i][j]);
     }
   }
-  if (turns > 0) block_barrier();  // sums take the panels' place
+  if (rounds > 0) block_barrier();  // the sums overwrite the panels
 #pragma unroll
   for (int i = 0; i < kRows; ++i)
 #pragma unroll

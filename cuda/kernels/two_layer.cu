@@ -9,15 +9,15 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// Parts of Z that a thread asks for at once.
+/// Parts of Z that a thread waits for at once.
 inline constexpr int kRankBatch = 4;
 
-/// Where the tile of a thread lies: the row and the column, of the block's, of its register [r][c].
+/// The place of a thread's tile: its register [r][c] holds row row_of(r) and column column_of(c) of the block's.
 template <class T, int row_lanes>
 struct TilePlace {
   static constexpr int kColumns = tile_columns(sizeof(T));
   static constexpr int kColumnLanes = static_cast<int>(kWarpThreads) / row_lanes;
-  static constexpr int kRowsLeft = kTileRows / kColumnLanes;  ///< of Z, to a lane, once the lanes of a row are added
+  static constexpr int kRowsLeft = kTileRows / kColumnLanes;  ///< of Z per lane, once the lanes of a row are added
 
   int thread;
 
@@ -33,29 +33,30 @@ struct TilePlace {
   }
 };
 
-/// A cluster owns a few hidden units; each of its blocks has a slice of the inputs, of all samples, in registers for
-/// the whole launch, and the units' weights of that slice in shared memory. A step, with the block's barriers as |:
+/// A cluster owns a few hidden units; each of its blocks holds a slice of the inputs of all samples in registers for
+/// the whole launch, and the units' weights of that slice in shared memory. A step, where | is a barrier of the block:
 ///
-///   for each group of units the block's part of Z, by warp | summed over its warps and pushed into each block of the
-///   cluster; when the parts of all its blocks have arrived, h = relu(Z + b1); the cluster's part of the predictions is
-///   published in global memory; when those of all clusters have arrived, dP = 2 (P - Y) | dZ = dP W2^T, masked |
-///   W2, b1, b2, and W1 of the slice descend
+///   for each group of units: compute each warp's part of Z | add the parts of the block's warps and push the sum into
+///   each block of the cluster; wait for the sums of all its blocks, h = relu(Z + b1). Then publish the cluster's part
+///   of the predictions in global memory; wait for those of all clusters, dP = 2 (P - Y) | dZ = dP W2^T, masked |
+///   update W2, b1, b2, and W1 of the slice
 ///
 /// A lane has a tile of kTileRows samples by kColumns inputs: every weight loaded is used for 8 samples, every dz for
 /// kColumns inputs, and few lanes share a sum: 46 shuffles a step for 4 units, where a lane with 4 samples and 16
-/// inputs would need 62. Which register holds which sample and input differs by lane as scatter_sums wants it.
+/// inputs would need 62. Which register holds which sample and input depends on the lane, as scatter_sums requires.
 ///
-/// All words that are waited for carry a number, and lie in one of two places by its parity; whoever writes a place
-/// again must know that nobody still waits there for the number before the last. Parts of Z are numbered by group. A
-/// thread pushes one only after it has the parts of the group before from all blocks, and what it then overwrites
-/// elsewhere belongs to the thread of the same pair, which sent its part of the group before after it had read that.
-/// The predictions are numbered by step. A cluster publishes some after its blocks have sent parts of Z in that step,
-/// for which all their threads have met since they read the predictions of the step before; and a block publishes again
-/// only after it has those of all clusters. No word depends on the order of two stores.
+/// All words that are waited for carry a number, their tag, and lie in one of two places by its parity. A thread may
+/// overwrite a place only when no thread can still wait there for the older number, which is smaller by two. Parts of Z
+/// are numbered by group. A thread pushes one only after it has received the parts of the previous group from all
+/// blocks. The word that it then overwrites in a peer belongs to the peer's thread of the same pair, which read it
+/// before it pushed its own part of the previous group. The predictions are numbered by step. Before a cluster
+/// publishes its part in a step, its blocks push parts of Z; before that, their threads have read the predictions of
+/// the previous step and passed a barrier. A block publishes again only after it has received the predictions of all
+/// clusters. Nothing depends on the order of two stores.
 ///
 /// A word that is pushed into a peer's shared memory is ordered by its tag, without a barrier: the peer polls it until
-/// the tag is that of the group. To racecheck, which knows barriers alone, that write and that read are a hazard; see
-/// store_tagged_word. Everything else in shared memory is ordered by barriers.
+/// the tag is that of the group. racecheck, which knows only barriers, reports that write and that read as a hazard;
+/// see store_tagged_word. All other accesses to shared memory are ordered by barriers.
 template <class T, int row_lanes>
 __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     two_layer_kernel(TwoLayerArguments<T> arguments, TwoLayerLayout layout) {
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   const int inputs =
       layout.inputs - first_input < layout.columns ? layout.inputs - first_input : layout.columns;  // may be below 0
 
-  // [groups, columns, kGroup], as far as the block's warps reach.
+  // [groups, columns, kGroup], with all columns that the block's warps cover.
   T* const w1 = outer.at(layout.weight_at);
   const int columns = layout.column_warps * kColumnLanes * kColumns;
   const auto received_by = [&](unsigned group, int from) {
@@ -113,15 +114,15 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   cluster_barrier();
 
   bool all_well = true;
-  unsigned pushed = 0;  // groups so far, of all steps
+  unsigned pushed = 0;  // groups so far, over all steps
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
     const unsigned tag = arguments.first_tag + static_cast<unsigned>(step);
     Tagged<T>* const slots = outer.slots_of(arguments.slots, tag);
     bool arrived = true;
-    // A group's parts are on their way while the next group is computed.
+    // A group's parts are in transit while the next group is computed.
 #pragma unroll 1
     for (int g = 0; g <= groups; ++g) {
-      // Two buffers in turns: who writes one again has met all who read it, at the barrier of the other.
+      // Two buffers alternate: before a thread overwrites one, all its readers have passed the barrier of the other.
       T* const partial = outer.at(layout.partial_at) + g % 2 * layout.column_warps * kRows * kGroup;
       const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index_again())};
       const Place place{output.thread};
@@ -187,13 +188,14 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     }
 
     const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index_again())};
-    // The loss of the step before takes a part of the time that the predictions are on their way.
+    // The loss of the previous step is computed while the predictions are in transit.
     if (step > 0 && block_index() == 0 && output.warp() == output.warps() - 1)
       output.write_loss(arguments.losses + step - 1, tag - 1);
     arrived &= output.receive_gradient(slots, tag, two_layer_code(TwoLayerPhase::kPredictions, step));
     if (!arrived) output.failed() = 1;
     block_barrier();
-    // All threads of the block see the same and leave together; blocks that still wait for this one see the failure.
+    // All threads of the block see the same value and leave together; blocks that still wait for this one see the
+    // failure.
     all_well = output.failed() == 0;
     if (!all_well) break;
 
@@ -218,7 +220,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
         scatter_sums<row_lanes, 1, kGroup>(sums, place.row_lane());
 #pragma unroll
         for (int i = 0; i < kSumsLeft; ++i) {
-          // Below the level of columns the lane's lower bits have chosen among the units.
+          // The lane's upper bits have selected columns, its lower bits select units.
           constexpr int kLanesOfColumn = row_lanes > kColumns ? row_lanes / kColumns : 1;
           constexpr int kUnitsLeft = kSumsLeft < kGroup ? kSumsLeft : kGroup;
           constexpr int kLanesOfUnits =
@@ -230,7 +232,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
             weight = elementwise::sgd_update(weight, sums[i], arguments.learning_rate);
         }
       }
-      warp_barrier();  // a warp's inputs are its own
+      warp_barrier();  // enough: in a step only this warp uses its inputs' weights
     }
   }
 
@@ -244,7 +246,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     if (arguments.keep && rank == 0)
       output.store(arguments.w2, arguments.b1, cluster == 0 ? arguments.b2 : nullptr, first_unit);
   }
-  // Until here a block of the cluster may still push into this one's memory.
+  // Until this barrier another block of the cluster may still push into this block's shared memory.
   cluster_barrier();
 }
 

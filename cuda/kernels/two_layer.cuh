@@ -1,5 +1,6 @@
 // What a block of the two-layer kernels does between the pre-activations of its hidden units and their gradient: its
-// part of the predictions, the hop on which all blocks learn the predictions, the loss, the output layer's gradients.
+// part of the predictions, the exchange by which all blocks receive the predictions, the loss, the output layer's
+// gradients.
 #pragma once
 
 #include <cmath>
@@ -12,12 +13,12 @@
 
 namespace deviceloop::cuda {
 
-/// A block's shared memory, whose places the layout tells.
+/// A block's shared memory; the layout has the offsets of its parts.
 struct SharedBytes {
   alignas(16) unsigned char bytes[16];
 };
 
-/// `count` neighbours, which begin at a border of 16 bytes.
+/// Loads `count` contiguous elements, aligned to 16 bytes.
 template <int count, class T>
 __device__ inline void load_vectors(T (&out)[count], const T* from) {
 #pragma unroll
@@ -29,12 +30,12 @@ __device__ inline void load_vectors(T (&out)[count], const T* from) {
   }
 }
 
-/// Adds `values` of `lanes` lanes, a power of two, of which `lane` is this one and lane_step the distance of
-/// neighbours, and leaves each lane a part of the sums: level by level, the lane's upper bit first, a lane keeps half
-/// of what it has and sends the other half to the lane that differs in that bit. Lanes whose bit is 0 keep the lower
-/// half. Levels that keep `exchanged` values or more find the halves of lanes whose bit is 1 exchanged already, by the
-/// order in which the caller lays out its values, and need not select what to send. A single value left is added to on
-/// both sides.
+/// Adds the `values` of `lanes` lanes, a power of two, and leaves each lane with a part of the sums; `lane` is the
+/// number of this lane among them, and lane_step the distance of neighbours. Level by level, from the upper bit of
+/// `lane` on, a lane keeps half of its values and sends the other half to the lane that differs in that bit. Lanes
+/// whose bit is 0 keep the lower half. At levels that keep `exchanged` values or more, the caller has already exchanged
+/// the halves of lanes whose bit is 1, by the order in which it lays out its values, so that nothing is selected there.
+/// When a single value is left, both lanes add it.
 template <int lanes, int lane_step, int exchanged, int count, class T>
 __device__ inline void scatter_sums(T (&values)[count], int lane) {
   int kept = count;
@@ -54,9 +55,9 @@ __device__ inline void scatter_sums(T (&values)[count], int lane) {
   }
 }
 
-/// A block's part of the output layer. Its hidden units come in groups; the pairs of a sample and a unit of a group,
-/// `samples * group` of them, are taken by the block's threads in turns, so that the units of a sample are neighbours.
-/// All blocks have the same bits of weights, biases and predictions.
+/// A block's part of the output layer. Its hidden units are divided into groups; a group has `samples * group` pairs of
+/// a sample and a unit, with the units of a sample next to each other, and thread t owns the pairs t, t + threads(),
+/// ... Blocks that hold the same weights, biases or predictions hold the same bits of them.
 template <class T, int group>
 struct OutputLayer {
   const OutputLayerLayout& layout;
@@ -84,7 +85,7 @@ struct OutputLayer {
     return slots + std::int64_t{tag % 2} * layout.publishers * layout.samples * layout.outputs;
   }
 
-  /// From global memory; `first` is the block's first hidden unit. What there is not is 0.
+  /// Loads from global memory; `first` is the block's first hidden unit. Missing entries are zero.
   __device__ void load(const T* y, const T* w2, const T* b1, const T* b2, int first, const Deadline& until) const {
 #pragma unroll 1
     for (int i = thread; i < layout.samples * layout.outputs; i += threads()) at(layout.target_at)[i] = y[i];
@@ -105,7 +106,7 @@ struct OutputLayer {
     deadline() = until;
   }
 
-  /// Back; one block of those that own `first` calls it, and one of all passes b2.
+  /// Stores to global memory. One of the blocks that own the unit `first` calls it; one of all blocks passes b2.
   __device__ void store(T* w2, T* b1, T* b2, int first) const {
     const int units = layout.hidden - first < layout.units ? layout.hidden - first : layout.units;
 #pragma unroll 1
@@ -119,9 +120,8 @@ struct OutputLayer {
       for (int i = thread; i < layout.outputs; i += threads()) b2[i] = bias()[i];
   }
 
-  /// Publishes what the block's units add to the predictions of the pair's sample, where `publishes`. The whole warp
-  /// calls it, each thread for the pair whose h it has written itself; `inside`: it has one. first_h is that of group
-  /// 0.
+  /// Publishes the block's part of the predictions of the pair's sample, if `publishes`. The whole warp calls it, each
+  /// thread for the pair whose h it has written itself; `inside`: it has one. last_h is its h of the last group.
   __device__ void publish_part(Tagged<T>* mine, int pair, bool inside, bool publishes, T last_h, unsigned tag) const {
     const int unit = pair % group, sample = pair / group;
 #pragma unroll 1
@@ -140,8 +140,8 @@ struct OutputLayer {
     }
   }
 
-  /// Waits for what all publishers add to the predictions, adds it in their order, in every block alike, and leaves
-  /// 2 (p - y) in gradient(tag). False where a wait failed.
+  /// Waits for the parts of the predictions from all publishers, adds them in an order that is the same in every block,
+  /// and leaves 2 (p - y) in gradient(tag). False if a wait failed.
   __device__ bool receive_gradient(Tagged<T>* slots, unsigned tag, std::uint64_t code) const {
     constexpr int kBatch = slot_batch(sizeof(T));
     const int lanes = 1 << layout.lanes_log2, words_of_warp = static_cast<int>(kWarpThreads) >> layout.lanes_log2;
@@ -170,7 +170,8 @@ struct OutputLayer {
     return arrived;
   }
 
-  /// The loss of that step, by one warp: squares are added by lane, at most kTerms of them in T.
+  /// Writes the loss of that step; one warp calls it. Each lane adds at most kTerms squares in T, and these sums in
+  /// double.
   __device__ void write_loss(double* loss, unsigned tag) const {
     const int count = layout.samples * layout.outputs;
     double total = 0;
@@ -181,7 +182,7 @@ struct OutputLayer {
       for (int term = 0; term < kTerms; ++term) {
         const int word = begin + term * static_cast<int>(kWarpThreads);
         if (word >= count) break;
-        const T difference = gradient(tag)[word] * T(0.5);  // exact: it was doubled
+        const T difference = gradient(tag)[word] * T(0.5);  // exact: the gradient is the doubled difference
         sum = std::fma(difference, difference, sum);
       }
       total += static_cast<double>(sum);
@@ -191,7 +192,7 @@ struct OutputLayer {
     if (lane() == 0) *loss = total;
   }
 
-  /// dz of the pairs that this thread has, by the weights before their update: calls use(group, pair, dz).
+  /// Computes dz of this thread's pairs from the weights before their update, and calls use(group, pair, dz).
   template <class Use>
   __device__ void hidden_gradient(unsigned tag, Use use) const {
 #pragma unroll 1
@@ -209,16 +210,16 @@ struct OutputLayer {
       }
   }
 
-  /// One step of gradient descent for the weights and, where there are any, biases. Sums over samples are shared by the
-  /// block's warps; a lane adds at most kTerms of them in T, the lanes are added in double.
+  /// One step of gradient descent for the weights and, if there are any, the biases. The block's warps share the sums
+  /// over samples; a lane adds at most kTerms terms of a sum in T, and the sums of the lanes are added in double.
   __device__ void descend(unsigned tag, T learning_rate, int first, bool has_hidden_bias, bool has_bias) const {
     static_assert(kTwoLayerSamples / (kWarpThreads / group) <= kTerms);
     const int unit = lane() % group, rows = static_cast<int>(kWarpThreads) / group;
     const T* const dp = gradient(tag);
-    int turn = warp();
+    int sums_until_mine = warp();
     const auto is_mine = [&] {
-      const bool mine = turn == 0;
-      turn = mine ? warps() - 1 : turn - 1;
+      const bool mine = sums_until_mine == 0;
+      sums_until_mine = mine ? warps() - 1 : sums_until_mine - 1;
       return mine;
     };
     const auto update = [&](T& parameter, T sum, unsigned first_mask, bool writes) {

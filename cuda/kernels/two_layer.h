@@ -1,13 +1,13 @@
 // One launch that trains inputs -> hidden (ReLU) -> outputs for many full-batch steps: by the equations themselves (the
 // primal form), or in the space of samples (the Gram form). T is float or double; pointers are of the current device;
-// nothing is checked but the launch.
+// only the launch is checked for errors.
 //
-// The blocks of a grid meet in every step, so all must be resident: launch no more than resident_...() of them, and
-// cooperatively where the device accepts that. `slots` are layout.slots() words, all 0 before the first launch. The
-// tags first_tag, first_tag + 1, ..., one a step, are not 0 and none is in the slots yet. `failed` is 0 before; a wait
-// that exceeds timeout_ns, counted from when its block began (0: never), ends the whole grid with two_layer_code()
-// there, and then neither parameters nor the losses not yet written are to be used. Runs in one launch and in several
-// have the same bits.
+// The blocks of a grid synchronize in every step, so all must be resident: launch no more than resident_...() of them,
+// and cooperatively if the device accepts that. `slots` are layout.slots() words, all zero before the first launch. The
+// tags first_tag, first_tag + 1, ..., one per step, are nonzero and not in the slots yet. `*failed` is 0 before the
+// launch. A wait that lasts until timeout_ns after its block began (0: no limit) ends the whole grid with
+// two_layer_code() in `*failed`; then neither the parameters nor the losses not yet written may be used. Steps in one
+// launch and in several have the same bits.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -33,7 +33,7 @@ struct TwoLayerArguments {
   Tagged<T>* slots;
   T learning_rate;
   std::int64_t steps;
-  bool keep;  ///< else the parameters stay as they are: a launch of one step has their loss
+  bool keep;  ///< else the parameters in memory do not change: a launch of one step computes their loss
   unsigned first_tag;
   std::uint64_t timeout_ns;
   std::uint64_t* failed;
@@ -42,7 +42,7 @@ struct TwoLayerArguments {
 /// For the Gram form: Z <- Z - learning_rate K dZ in place of w1 and b1.
 template <class T>
 struct GramTwoLayerArguments {
-  const T* k;  ///< [samples, samples]: X X^T, with a bias of the hidden layer + 1
+  const T* k;  ///< [samples, samples]: X X^T, plus 1 if the hidden layer has a bias
   const T* y;  ///< [samples, outputs]
   T* z;        ///< [samples, hidden], in and out
   T* sum;      ///< [samples, hidden], in and out: each step adds -learning_rate dZ, so that W1 has grown by X^T sum
@@ -52,19 +52,19 @@ struct GramTwoLayerArguments {
   Tagged<T>* slots;
   T learning_rate;
   std::int64_t steps;
-  bool keep;  ///< else the parameters stay as they are: a launch of one step has their loss
+  bool keep;  ///< else the parameters in memory do not change: a launch of one step computes their loss
   unsigned first_tag;
   std::uint64_t timeout_ns;
   std::uint64_t* failed;
 };
 
-/// Before the first launch of such a layout on a device.
+/// Call it before the first launch of such a layout on a device.
 template <class T>
 void prepare_two_layer(const TwoLayerLayout& layout, bool cooperative);
 template <class T>
 void prepare_gram_two_layer(const GramTwoLayerLayout& layout, bool cooperative);
 
-/// Clusters, or blocks, that the current device runs at once. After prepare_...
+/// How many clusters, or blocks, can be resident on the current device at once. Call it after prepare_...
 template <class T>
 std::int64_t resident_two_layer(const TwoLayerLayout& layout);
 template <class T>

@@ -17,8 +17,8 @@ namespace {
 const char* remedy(cudaError_t code) {
   switch (code) {
     case cudaErrorMemoryAllocation:
-      return "too little memory is free on the device, or on the host where that is asked for; take fewer samples, "
-             "fewer steps a call, or end what else runs there";
+      return "too little memory is free on the device, or on the host if host memory was requested; take fewer "
+             "samples, fewer steps a call, or end other programs that use that memory";
     case cudaErrorInitializationError:
       return "CUDA cannot be used in a process forked from one that used it; start that process by exec";
     case cudaErrorLaunchFailure:
@@ -30,7 +30,7 @@ const char* remedy(cudaError_t code) {
     case cudaErrorHardwareStackError:
     case cudaErrorAssert:
     case cudaErrorLaunchTimeout:
-      return "work before it may have caused this, and CUDA is lost to this process; start it again with the "
+      return "earlier work may have caused this, and this process can no longer use CUDA; start it again with the "
              "environment variable CUDA_LAUNCH_BLOCKING=1, or under compute-sanitizer, to find the call";
     case cudaErrorECCUncorrectable:
     case cudaErrorContained:
@@ -81,7 +81,7 @@ bool runs_on(const std::string& architectures, int compute_capability) {
 }
 
 void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line, const std::string& kernel) {
-  cudaGetLastError();  // an error that does not last must not surface in the host application's next check
+  cudaGetLastError();  // clears an error that is not sticky, so that the host application's next check does not see it
   const std::string what = std::string(cudaGetErrorName(code)) + " (" + std::to_string(static_cast<int>(code)) + ", " +
                            cudaGetErrorString(code) + ")";
   const std::string where = kernel.empty() ? "" : kernel + ": ";

@@ -8,8 +8,8 @@
 namespace deviceloop::cuda {
 
 /// Throws for `code`, which `expression` returned at file:line: Unsupported where no driver, no GPU or no code for the
-/// GPU is found, InvalidArgument for a stream that is not the current device's, DeviceError for all else. `kernel` is
-/// the name of the one that was to be launched, or empty.
+/// GPU is found, InvalidArgument for a stream that is not the current device's, DeviceError for all other errors.
+/// `kernel` is the name of the kernel that was to be launched, or empty.
 [[noreturn]] void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line,
                                    const std::string& kernel = {});
 
@@ -18,16 +18,16 @@ inline void check_cuda(cudaError_t code, const char* expression, const char* fil
     throw_cuda_error(code, expression, file, line);
 }
 
-/// The name of a kernel by that of its symbol, mangled or not: "relu_kernel" of "_ZN10deviceloop11relu_kernelIfEEvPT_",
-/// which is "void deviceloop::relu_kernel<float>(float*)".
+/// The name of a kernel from the name of its symbol, mangled or not: "relu_kernel" of
+/// "_ZN10deviceloop11relu_kernelIfEEvPT_", which is "void deviceloop::relu_kernel<float>(float*)".
 std::string kernel_name(const std::string& symbol);
 
-/// The architectures that the build holds code for, such as "sm_80, sm_90".
+/// The architectures that the build has code for, such as "sm_80, sm_90".
 std::string built_architectures();
 
 /// Whether code for `architectures`, as above, runs on a GPU of that compute capability, 90 for 9.0: machine code (sm)
-/// on GPUs of the same major and no smaller minor number, PTX (compute) on all that are not older. Code for one GPU
-/// alone (sm_90a) on no other.
+/// on GPUs of the same major and no smaller minor number, PTX (compute) on all that are not older. Code for one
+/// architecture alone (sm_90a) runs on no other.
 bool runs_on(const std::string& architectures, int compute_capability);
 
 }  // namespace deviceloop::cuda

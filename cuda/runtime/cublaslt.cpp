@@ -34,9 +34,9 @@ std::vector<std::string> matches(const std::string& pattern) {
   return files;
 }
 
-/// Folders that the packages of the `python3` lie below which a shell would run, found without running it: the one that
-/// its name in PATH belongs to, which is that of a virtual environment even where none is activated, and the one that
-/// the name is a link to. A PATH that leads to the current folder is not followed there.
+/// The folders below which the packages of the shell's `python3` lie, found without running it: the one above the
+/// folder of PATH that has it, also a virtual environment that is not activated, and the one above the file
+/// that it links to. Relative folders in PATH are skipped, so that nothing is taken from the current folder.
 std::vector<std::string> python_prefixes() {
   namespace fs = std::filesystem;
   const char* const path = std::getenv("PATH");
@@ -146,7 +146,7 @@ CublasLt load() {
 }  // namespace
 
 const CublasLt& cublaslt() {
-  // Filled again after a failure: the remedy may have come meanwhile.
+  // After a failure the next call tries again: the user may have installed the library meanwhile.
   static std::mutex mutex;
   static CublasLt table;
   static bool is_loaded = false;

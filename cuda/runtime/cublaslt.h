@@ -1,5 +1,5 @@
-// cuBLASLt as a table of the functions in use, filled at run time: linked, it would cost every process about 50 ms and
-// 150 MB at its start, and keep programs without CUDA from linking at all. tests/simt has a table of its own.
+// cuBLASLt as a table of the functions in use, filled at run time. Linking it instead would cost every process about 50
+// ms and 150 MB at its start, and programs could not be linked without CUDA. tests/simt has a table of its own.
 #pragma once
 
 #include <cublasLt.h>
@@ -27,9 +27,10 @@ struct CublasLt {
   decltype(&cublasLtMatmul) matmul = nullptr;
 };
 
-/// The table, filled by the first call that finds the library: what the process has loaded already, the environment's
-/// DEVICELOOP_CUBLASLT (a file), the loader's path, likely_cublaslt_files(). Throws Unsupported, with what was tried,
-/// where there is none or one of another major version than the build's.
+/// The table, filled by the first call that finds the library. It tries, in this order, the library that the process
+/// has already loaded, the file in the environment variable DEVICELOOP_CUBLASLT, the loader's path and
+/// likely_cublaslt_files(). Throws Unsupported if none is found, with what was tried, or if its major version is not
+/// the build's.
 const CublasLt& cublaslt();
 
 /// The library's files beyond the loader's path, in the order in which they are tried: in the folders of the CUDA

@@ -9,12 +9,12 @@
 namespace deviceloop::cuda {
 
 void throw_cublaslt_error(cublasStatus_t status, const char* expression, const char* file, int line) {
-  cudaGetLastError();  // what the library met is told here; the host application's next check must not meet it again
+  cudaGetLastError();  // the error is reported below; the host application's next check must not see it again
   std::string name = std::to_string(static_cast<int>(status));
   try {
     name = std::string(cublaslt().get_status_name(status)) + " (" + name + ")";
   } catch (const Unsupported&) {
-    // The number must do.
+    // The message has only the number.
   }
   throw DeviceError(std::string(expression) + " at " + file + ":" + std::to_string(line) + " failed: " + name +
                         "; set CUBLASLT_LOG_LEVEL=5 in the environment to see why",

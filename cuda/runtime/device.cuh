@@ -1,21 +1,22 @@
-// All that a kernel may ask of the machine. There are two definitions: this one for nvcc, and that of tests/simt, which
-// runs the same kernels on the host. Grids and blocks have one dimension; blocks are whole warps.
+// The functions by which a kernel uses the hardware. There are two definitions: this one for nvcc, and that of
+// tests/simt, which runs the same kernels on the host. Grids and blocks have one dimension; blocks are whole warps.
 #pragma once
 
 #include <cstdint>
 
 namespace deviceloop::cuda {
 
-/// Ends what waits too long: by the time, of clock_ns(), 0 for never; and by the word that all blocks of a grid share,
-/// 0 while all is well, else the code that the first of them gave up with.
+/// A wait ends at `time`, of clock_ns() (0: no limit), or when another block sets `*failed`. All blocks of a grid share
+/// that word: it is 0 until a wait fails, then the code of the first wait that failed.
 struct Deadline {
   std::uint64_t time;
   std::uint64_t* failed;
 };
 
-/// A value and the number of the step that it belongs to: who has waited for the number has the value, without a flag
-/// beside it. In words of 8 bytes, each of which is written and read in one piece and has the number: two of them for a
-/// double, half a value in each. Lies on its own size; the number 0 means that nothing was published yet.
+/// A value and its tag, the number that the reader waits for, such as that of a step: a reader that has seen the tag
+/// has the value, without a separate flag. Stored in words of 8 bytes, each of which holds the tag and is written and
+/// read as a whole: one word for a float, two for a double, with half of the value in each. Aligned to its own size;
+/// the tag 0 means that nothing was published yet.
 template <class T>
 struct Tagged;
 template <>
@@ -35,9 +36,9 @@ namespace deviceloop::cuda {
 
 inline constexpr unsigned kWarpThreads = 32;
 
-/// Of this thread in its block.
+/// The index of this thread in its block.
 __device__ inline unsigned thread_index() { return threadIdx.x; }
-/// The same, asked for anew: what follows from it is computed again instead of kept in registers across a loop.
+/// The same, read again: values that depend on it are computed again instead of being kept in registers across a loop.
 __device__ inline unsigned thread_index_again() {
   unsigned index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
@@ -45,22 +46,23 @@ __device__ inline unsigned thread_index_again() {
 }
 /// Threads of a block.
 __device__ inline unsigned block_threads() { return blockDim.x; }
-/// Of this block in its grid.
+/// The index of this block in its grid.
 __device__ inline unsigned block_index() { return blockIdx.x; }
 /// Blocks of the grid.
 __device__ inline unsigned grid_blocks() { return gridDim.x; }
 
-/// The block's shared memory, of LaunchConfig::shared_bytes; its content is undefined at first. One Layout a kernel.
+/// The block's shared memory, of LaunchConfig::shared_bytes; its content is undefined at first. A kernel has one
+/// Layout.
 template <class Layout>
 __device__ Layout& shared() {
   extern __shared__ __align__(16) unsigned char block_memory[];
   return *reinterpret_cast<Layout*>(block_memory);
 }
 
-/// All threads of the block meet; what they wrote before, to any memory, each of them sees after.
+/// Barrier of all threads of the block: after it, each of them sees what the others wrote before it, to any memory.
 __device__ inline void block_barrier() { __syncthreads(); }
 
-/// All lanes of the warp meet; what they wrote before, to any memory, each of them sees after.
+/// Barrier of all lanes of the warp: after it, each of them sees what the others wrote before it, to any memory.
 __device__ inline void warp_barrier() { __syncwarp(); }
 
 /// The value of the lane whose index differs by `mask`; all 32 lanes of a warp call it together.
@@ -72,7 +74,8 @@ __device__ T warp_shuffle_xor(T value, unsigned mask) {
 /// Whether `value` holds in a lane of the warp; all 32 lanes call it together.
 __device__ inline bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
-/// Of this block in its cluster, and the blocks of that: 0 of 1 where the launch has no clusters.
+/// The index of this block in its cluster, and the number of blocks of the cluster: 0 and 1 if the launch has no
+/// clusters.
 /// @{
 __device__ inline unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
@@ -90,7 +93,8 @@ __device__ inline unsigned cluster_blocks() {
 }
 /// @}
 
-/// All threads of the cluster's blocks meet; what they wrote before, to any memory, each of them sees after.
+/// Barrier of all threads of the cluster's blocks: after it, each of them sees what the others wrote before it, to any
+/// memory.
 __device__ inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   __cluster_barrier_arrive();
@@ -100,8 +104,8 @@ __device__ inline void cluster_barrier() {
 #endif
 }
 
-/// What lies at `mine` in this block's shared memory, in that of the cluster's block `rank`: which must have begun, and
-/// must not have ended, so that a cluster_barrier stands before the first use and after the last.
+/// The address in the shared memory of the cluster's block `rank` that corresponds to `mine` in this block's. That
+/// block must have begun and must not have ended: a cluster_barrier is needed before the first use and after the last.
 template <class T>
 __device__ T* peer_shared(T* mine, unsigned rank) {
 #if __CUDA_ARCH__ >= 900
@@ -111,7 +115,7 @@ __device__ T* peer_shared(T* mine, unsigned rank) {
 #endif
 }
 
-/// The GPU's clock in nanoseconds, the same for all of its blocks; it may go on in leaps of a microsecond.
+/// The GPU's clock in nanoseconds, the same for all of its blocks; it may advance in steps of a microsecond.
 __device__ inline std::uint64_t clock_ns() {
   std::uint64_t time;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
@@ -120,8 +124,8 @@ __device__ inline std::uint64_t clock_ns() {
 
 namespace detail {
 
-// Accesses to words that blocks share, at the scope of the device. They are what cuda::atomic_ref does, without its
-// header: nvcc would read that for 1.5 s, for every architecture of every file with a kernel.
+// Accesses to words that blocks share, at the scope of the device. They do what cuda::atomic_ref does, without its
+// header, which takes nvcc 1.5 s for every architecture of every file with a kernel.
 __device__ inline std::uint64_t load_relaxed(const std::uint64_t* from) {
   std::uint64_t word;
   asm volatile("ld.relaxed.gpu.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
@@ -135,7 +139,7 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
 __device__ inline void add_release(unsigned* to, unsigned term) {
   asm volatile("red.release.gpu.add.u32 [%0], %1;" : : "l"(to), "r"(term) : "memory");
 }
-/// Writes `word` where `expected` was; returns what was there.
+/// Compare and swap: writes `word` if *to is `expected`; returns the value before.
 __device__ inline std::uint64_t swap_relaxed(std::uint64_t* to, std::uint64_t expected, std::uint64_t word) {
   std::uint64_t before;
   asm volatile("atom.cas.relaxed.gpu.b64 %0, [%1], %2, %3;"
@@ -145,7 +149,7 @@ __device__ inline std::uint64_t swap_relaxed(std::uint64_t* to, std::uint64_t ex
   return before;
 }
 
-/// Polls `arrived` until it holds, and between looks now and then whether to give up.
+/// Polls `arrived` until it holds. Every kPolls polls it checks whether the wait has to end.
 template <class Arrived>
 __device__ bool poll(Arrived arrived, const Deadline& deadline, std::uint64_t code) {
   constexpr int kPolls = 64;
@@ -160,20 +164,20 @@ __device__ bool poll(Arrived arrived, const Deadline& deadline, std::uint64_t co
   }
 }
 
-/// Half a value and its tag; the value in the upper half.
+/// 32 bits of a value in the upper half, its tag in the lower half.
 __device__ inline std::uint64_t tagged_word(std::uint32_t bits, unsigned tag) {
   return std::uint64_t{bits} << 32 | tag;
 }
 
-// How a word goes from one block to another. The tag travels with its value in one word of 8 bytes, and who reads polls
-// until the tag is that of its step: the word itself orders the read behind the write, and no barrier stands between.
+// How a block passes a word to another block: the tag and its value are in one word of 8 bytes, and the reader polls
+// the word until it has the tag that it waits for. The word itself orders the read after the write, without a barrier.
 // PTX performs an aligned access of 8 bytes as one memory operation; and a relaxed store and load of the same scope and
 // the same bytes are morally strong in its memory model, so that they are no data race. A Tagged<double> is two such
-// words, each with the tag and half of the value: nothing rests on 16 bytes being written at once.
+// words, each with the tag and half of the value: nothing depends on 16 bytes being written at once.
 //
-// compute-sanitizer's racecheck knows barriers alone: in a peer's shared memory it reports the store of
-// store_tagged_word against the load of load_tagged_word. No other pair is to be accepted. The two are functions of
-// their own, with the instruction in them, so that reports name them; an atomic_ref would leave a line of its library.
+// compute-sanitizer's racecheck knows only barriers: in a peer's shared memory it reports a hazard between the store of
+// store_tagged_word and the load of load_tagged_word. No other pair may be accepted. Each is a function of its own that
+// contains the instruction, so that reports name it; with an atomic_ref they would name a line of its library.
 __device__ inline void store_tagged_word(std::uint64_t* to, std::uint64_t word) {
   asm volatile("st.relaxed.gpu.b64 [%0], %1;" : : "l"(to), "l"(word) : "memory");
 }
@@ -185,17 +189,18 @@ __device__ inline std::uint64_t load_tagged_word(const std::uint64_t* from) {
 
 }  // namespace detail
 
-/// Adds 1 to the counter that all blocks share; whoever waits for the sum sees what this thread, and those that it met
-/// at a block_barrier, wrote before.
+/// Adds 1 to the counter that all blocks share. A thread that waits for the sum sees what this thread wrote before, and
+/// what the other threads wrote before a block_barrier that this thread has passed.
 __device__ inline void arrive(unsigned* counter) { detail::add_release(counter, 1u); }
 
-/// Waits until *counter, which wraps around, has come to `value`, less than 2^31 ahead. False where the deadline was
-/// missed, by this block, which leaves `code` (not 0) in deadline.failed then, or by another.
+/// Waits until *counter, which wraps around, has reached `value`, less than 2^31 ahead. False if the deadline's time
+/// has passed, in which case this block leaves `code` (not 0) in *deadline.failed, or if another block has failed
+/// before.
 __device__ inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadline, std::uint64_t code) {
   return detail::poll([&] { return static_cast<int>(detail::load_acquire(counter) - value) >= 0; }, deadline, code);
 }
 
-/// Writes a value with its tag, to global memory or to a peer's shared memory. Orders nothing else.
+/// Writes a value with its tag, to global memory or to a peer's shared memory. It orders no other access.
 /// @{
 __device__ inline void publish(Tagged<float>* word, float value, unsigned tag) {
   detail::store_tagged_word(&word->words[0], detail::tagged_word(__float_as_uint(value), tag));
@@ -207,7 +212,7 @@ __device__ inline void publish(Tagged<double>* word, double value, unsigned tag)
 }
 /// @}
 
-/// Reads a value; false where it does not have that tag yet.
+/// Reads a value; false if it does not have that tag yet.
 /// @{
 __device__ inline bool try_read(Tagged<float>* word, unsigned tag, float& value) {
   const std::uint64_t got = detail::load_tagged_word(&word->words[0]);
@@ -222,8 +227,8 @@ __device__ inline bool try_read(Tagged<double>* word, unsigned tag, double& valu
 }
 /// @}
 
-/// Waits for `used` values of that tag, at most `count`, `stride` words apart; all are asked for at once. The rest of
-/// `values` becomes 0. False as wait_until.
+/// Waits for `used` values with that tag, at most `count`, which lie `stride` elements apart; each poll reads all of
+/// them. The other elements of `values` become zero. Returns false as wait_until does.
 template <int count, class T>
 __device__ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int used, unsigned tag,
                             const Deadline& deadline, std::uint64_t code) {

@@ -47,7 +47,7 @@ GemmLibrary::GemmLibrary(void* workspace) : workspace_(workspace) {
 }
 
 Gemm::Layout Gemm::make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns) {
-  // A row-major matrix is to the library, which counts by columns, the transposed one.
+  // The library is column-major: it sees a row-major matrix as its transpose.
   cublasLtMatrixLayout_t layout = nullptr;
   DEVICELOOP_CHECK_CUBLASLT(cublaslt().layout_create(&layout, type, static_cast<std::uint64_t>(columns),
                                                      static_cast<std::uint64_t>(rows), columns));
@@ -59,7 +59,7 @@ Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t ty
   const bool is_double = type == CUDA_R_64F;
   DEVICELOOP_CHECK_CUBLASLT(cublaslt().desc_create(&desc, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, type));
   desc_.reset(desc);
-  // out^T = op(b)^T op(a)^T: what is a here is the library's B.
+  // out^T = op(b)^T op(a)^T: our a is the library's B.
   const cublasOperation_t transpose_a = shape.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t transpose_b = shape.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(desc, CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
@@ -75,7 +75,7 @@ Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t ty
 }
 
 std::vector<cublasLtMatmulAlgo_t> Gemm::proposals(int most) const {
-  struct Proposal {  // nvcc cannot have the library's struct, which has no name, in a vector
+  struct Proposal {  // nvcc rejects a vector of the library's struct, which has no name
     cublasLtMatmulHeuristicResult_t result;
   };
   static_assert(sizeof(Proposal) == sizeof(cublasLtMatmulHeuristicResult_t));

@@ -28,7 +28,7 @@ struct GemmShape {
 /// other.
 class GemmLibrary {
  public:
-  /// `workspace` has kGemmWorkspaceBytes on a border of 256 bytes and outlives it. Throws Unsupported as cublaslt does.
+  /// `workspace` has kGemmWorkspaceBytes, aligned to 256 bytes, and outlives it. Throws Unsupported as cublaslt does.
   explicit GemmLibrary(void* workspace);
 
   cublasLtHandle_t handle() const { return handle_.get(); }
@@ -45,15 +45,14 @@ class GemmLibrary {
 /// One product of float or double, in exactly that precision: no TF32.
 class Gemm {
  public:
-  /// Takes the first of the library's proposals, which is the same in every process. Throws DeviceError where it has
-  /// none.
+  /// Takes the first of the library's proposals, which is the same in every process. Throws Unsupported if it has none.
   Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type);
 
-  /// Takes the fastest of the library's first proposals instead, timed on these operands, which `out` shares as in run;
-  /// it may be another one next time, and with it the last bits of the result. Waits.
+  /// Times the library's first proposals on these operands, writing `out` as run does, and takes the fastest. The next
+  /// call may choose another one, and the last bits of the result may change with it. Waits until the work is done.
   void tune(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream);
 
-  /// Enqueues it. alpha and beta lie in device memory, so that a captured graph follows them.
+  /// Enqueues the product. alpha and beta are in device memory, so that a captured graph reads their current values.
   void run(const void* alpha, const void* a, const void* b, const void* beta, void* out, cudaStream_t stream) const;
 
   /// Which algorithm was chosen, for reports: "128 x 100 x 1000: algorithm 21, tile 20, stages 5, split 1".

@@ -1,11 +1,11 @@
-// What a GPU is, as plain data.
+// The properties of a GPU, as plain data.
 #pragma once
 
 #include <deviceloop/plan.h>
 
 namespace deviceloop::cuda {
 
-/// Of the device `index`. Asks nothing that creates a context.
+/// The properties of the device `index`. Does not create a context.
 GpuCaps query_gpu(int index);
 
 }  // namespace deviceloop::cuda

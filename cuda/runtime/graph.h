@@ -1,4 +1,4 @@
-// Work captured once and enqueued again as a whole.
+// A CUDA graph: work that is captured once and then launched as a whole, any number of times.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,14 +10,14 @@
 
 namespace deviceloop::cuda {
 
-/// What `enqueue(stream)` puts on a stream, as a graph on the device. Empty until it is captured.
+/// The work that `enqueue(stream)` puts on a stream, as a graph on the device. Empty until it is captured.
 class Graph {
  public:
   Graph() = default;
 
-  /// Captures, on a stream that is not blocking, and only this thread: other threads of the program keep working with
-  /// CUDA as they like. What `enqueue` throws ends the capture. What the graph needs on the device goes there on
-  /// `stream`, so that its first launch costs what any launch costs.
+  /// Captures on a non-blocking stream, in the mode that restricts this thread only: other threads of the program may
+  /// use CUDA freely. An exception of `enqueue` ends the capture and is passed on. The graph is uploaded to the device
+  /// on `stream`, so that its first launch takes as long as any other.
   template <class Enqueue>
   static Graph capture(cudaStream_t stream, Enqueue enqueue);
 
@@ -44,7 +44,7 @@ Graph Graph::capture(cudaStream_t stream, Enqueue enqueue) {
   } catch (...) {
     cudaStreamEndCapture(stream, &captured);
     if (captured != nullptr) cudaGraphDestroy(captured);
-    cudaGetLastError();  // that of the ended capture; what matters is on its way up
+    cudaGetLastError();  // clears the error of the ended capture; the caller gets the exception
     throw;
   }
   const cudaError_t ended = cudaStreamEndCapture(stream, &captured);

@@ -15,7 +15,7 @@ std::string name_of(const void* kernel) {
   return cudaFuncGetName(&symbol, kernel) == cudaSuccess && symbol != nullptr ? kernel_name(symbol) : "a kernel";
 }
 
-/// `attributes` outlives what is returned.
+/// `attributes` must outlive the returned value, which points to it.
 cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
@@ -48,7 +48,7 @@ void prepare_kernel(const void* kernel, const LaunchConfig& config) {
     throw Unsupported(name_of(kernel) + " needs " + std::to_string(config.shared_bytes) +
                       " bytes of shared memory a block, GPU " + std::to_string(device) + " has " +
                       std::to_string(most) + "; use smaller layers, fewer samples or another plan");
-  // The permission belongs to the kernel, of which other trainers have launches with more: so it is for all there is.
+  // The attribute is per kernel and shared with other trainers, whose launches may need more: so request the maximum.
   DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   if (config.cluster_blocks > kPortableClusterBlocks)
     DEVICELOOP_CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
@@ -75,7 +75,7 @@ std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config) {
 void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments) {
   if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
     throw InvalidArgument(name_of(kernel) + ": a grid of " + std::to_string(config.blocks) +
-                          " blocks, of 1 to 2147483647 that can be; pass smaller ranges");
+                          " blocks; it can have 1 to 2147483647, so pass smaller ranges");
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t launch = cuda_config(config, stream, attributes);
   const cudaError_t code = cudaLaunchKernelExC(&launch, kernel, arguments);

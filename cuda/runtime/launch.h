@@ -1,4 +1,4 @@
-// The only way to start a kernel. As device.cuh it has two definitions: this one for nvcc, and that of tests/simt.
+// The only way to launch a kernel. Like device.cuh it has two definitions: this one for nvcc, and that of tests/simt.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,19 +11,20 @@ namespace deviceloop::cuda {
 struct LaunchConfig {
   std::int64_t blocks = 1;
   int threads = 256;
-  int shared_bytes = 0;      ///< a block; more than 48 KiB only after prepare_kernel
-  int cluster_blocks = 1;    ///< blocks of a cluster, from 2 on where the GPU has clusters; divides blocks
-  bool cooperative = false;  ///< all blocks run at once, or the launch fails
+  int shared_bytes = 0;      ///< per block; more than 48 KiB only after prepare_kernel
+  int cluster_blocks = 1;    ///< per cluster; divides blocks; more than 1 only if the GPU has clusters
+  bool cooperative = false;  ///< all blocks are resident at once, or the launch fails
 };
 
-/// The current device lets the kernel have config.shared_bytes, and clusters of any size. Once before the first launch.
+/// Raises the kernel's limit of shared memory on the current device, so that config.shared_bytes are allowed, and
+/// allows clusters of config's size. Call it once before the first launch.
 void prepare_kernel(const void* kernel, const LaunchConfig& config);
 
-/// How many clusters of such a launch the current device runs at once when nothing else is on it, or blocks where
-/// cluster_blocks is 1. After prepare_kernel.
+/// How many clusters of such a launch (blocks, if cluster_blocks is 1) can be resident on the current device when
+/// nothing else runs on it. Call it after prepare_kernel.
 std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config);
 
-/// As launch below, with the addresses of the arguments.
+/// The same as launch below, but takes the addresses of the arguments.
 void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t stream, void** arguments);
 
 }  // namespace deviceloop::cuda
@@ -35,8 +36,8 @@ void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t 
 
 namespace deviceloop::cuda {
 
-/// Enqueues kernel(arguments...), whose return value is nothing, on `stream` of the current device. Throws as
-/// check_cuda does, naming the kernel; and InvalidArgument for a grid of no or too many blocks.
+/// Enqueues kernel(arguments...) on `stream` of the current device. Throws as check_cuda does, naming the kernel, and
+/// InvalidArgument if the grid has no blocks or too many.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
   std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);

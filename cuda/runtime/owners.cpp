@@ -9,7 +9,7 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// Of a version that every driver for the toolkits in use has.
+/// Asks for a version of the function that every driver for the supported toolkits has.
 template <class Function>
 void find_function(Function& function, const char* name) {
   void* found = nullptr;
@@ -24,7 +24,8 @@ void find_function(Function& function, const char* name) {
   function = reinterpret_cast<Function>(found);
 }
 
-/// The functions of the driver's own interface in use; linked, they would keep programs from running without a driver.
+/// The functions of the driver API in use, found at run time: a program linked to them could not start without a
+/// driver.
 struct Driver {
   Driver() {
     find_function(retain, "cuDevicePrimaryCtxRetain");
@@ -43,7 +44,7 @@ const Driver& driver() {
   return functions;
 }
 
-/// The driver's codes are those of the runtime.
+/// The error codes of the driver and of the runtime are the same numbers.
 cudaError_t as_runtime(CUresult code) { return static_cast<cudaError_t>(code); }
 
 }  // namespace
@@ -53,7 +54,7 @@ CurrentDevice::CurrentDevice(int device) : device_(device) {
   DEVICELOOP_CHECK_CUDA(cudaGetDevice(&before));
   if (device == before) return;
   const Driver& functions = driver();
-  // The runtime's own hold on the context, which else would end with this one's.
+  // Makes the runtime retain the context too; otherwise the destructor's release would destroy it.
   DEVICELOOP_CHECK_CUDA(cudaInitDevice(device, 0, 0));
   CUcontext context = nullptr;
   DEVICELOOP_CHECK_CUDA(as_runtime(functions.retain(&context, device)));

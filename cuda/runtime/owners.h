@@ -1,5 +1,5 @@
-// Owners of what CUDA's runtime gives out. They are made on the current device, move, and give back in their
-// destructor, which never throws: what fails there has failed before.
+// Owners of resources of CUDA's runtime. They are created on the current device, can be moved, and free the resource in
+// their destructor, which never throws: an error there comes from earlier work.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,9 +12,10 @@
 
 namespace deviceloop::cuda {
 
-/// Makes `device` the current one for this thread, until it goes out of scope; on the same thread, the last first. What
-/// was current before comes back as it was, a context of the program's own too, and where there was none there is none:
-/// cudaSetDevice would create one on the device before, hundreds of megabytes that nobody asked for.
+/// Makes `device` the current device of this thread until the object goes out of scope; several on one thread are
+/// destroyed in reverse order. The destructor restores the context that was current before, even one that the program
+/// made itself, or none if there was none. cudaSetDevice would create a context on the previous device, which takes
+/// hundreds of megabytes.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device);
@@ -42,7 +43,7 @@ struct FreePinned {
 };
 }  // namespace detail
 
-/// A stream that does not wait for the default stream, nor that for it.
+/// A stream that does not synchronize with the default stream.
 class StreamOwner {
  public:
   StreamOwner() {
@@ -51,14 +52,14 @@ class StreamOwner {
     stream_.reset(stream);
   }
   cudaStream_t get() const { return stream_.get(); }
-  /// Waits for all work on it.
+  /// Waits for all work on the stream.
   void wait() const { DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(get())); }
 
  private:
   std::unique_ptr<CUstream_st, detail::DestroyStream> stream_;
 };
 
-/// An event without times, which are what makes events slow.
+/// An event that records no times, since timing makes events slow.
 class EventOwner {
  public:
   EventOwner() {
@@ -72,7 +73,7 @@ class EventOwner {
   std::unique_ptr<CUevent_st, detail::DestroyEvent> event_;
 };
 
-/// Memory on the device, on a border of 256 bytes, or pinned memory on the host; its content is undefined.
+/// Memory on the device, aligned to 256 bytes, or pinned memory on the host; its content is undefined.
 template <class Free>
 class Buffer {
  public:
@@ -84,7 +85,7 @@ class Buffer {
     bytes_ = std::exchange(other.bytes_, 0);
     return *this;
   }
-  /// Null where it has no bytes.
+  /// Null if the buffer is empty.
   void* data() const { return memory_.get(); }
   std::size_t bytes() const { return bytes_; }
 

@@ -1,11 +1,11 @@
-// Names for what a profiler shows.
+// Names that a profiler shows.
 #pragma once
 
 #include <nvtx3/nvToolsExt.h>
 
 namespace deviceloop::cuda {
 
-/// A named range of the host's time line, while it is in scope; costs nothing without a profiler.
+/// A named range on the host's timeline while the object is in scope; it costs nothing without a profiler.
 class Range {
  public:
   explicit Range(const char* name) { nvtxRangePushA(name); }

@@ -508,7 +508,7 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
   const cudaError_t code = call([&] {
     if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
       throw deviceloop::InvalidArgument(name + ": a grid of " + std::to_string(config.blocks) +
-                                        " blocks, of 1 to 2147483647 that can be");
+                                        " blocks; it can have 1 to 2147483647");
     CUstream_st* stream = nullptr;
     if (const cudaError_t wrong = check_launch(kernel, config); wrong != cudaSuccess) return wrong;
     if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
