@@ -1,5 +1,5 @@
-// The seam between the trainer and what runs a training run: as large as a whole run and never the size of an op,
-// because a captured graph and a persistent kernel both cut across ops.
+// The interface between the trainer and what executes a training run. A call stands for many steps and never for a
+// single operation, because a captured graph and a persistent kernel both combine operations.
 #pragma once
 
 #include <cstdint>
@@ -28,14 +28,14 @@ class RunEnded final : public Error {
   std::int64_t steps_;
 };
 
-/// Made for one network, one number of samples and one plan, with all that happens once: its first step costs what any
-/// step costs. Parameters are 0 until they are written. The trainer has checked every argument. Not for use by two
-/// threads at once.
+/// Made for one network, one number of samples and one plan. The constructor does all work that is done only once, so
+/// that the first step takes as long as any other. Parameters are 0 until they are written. The trainer has checked
+/// every argument. Not for use by two threads at once.
 class Executor {
  public:
   virtual ~Executor() = default;
 
-  /// What making it took.
+  /// The times of the stages of its construction.
   const Preparation& preparation() const { return preparation_; }
 
   /// Takes a copy of x [samples, in_features] and y [samples, outputs], converted to the working precision.
@@ -43,23 +43,23 @@ class Executor {
 
   /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched.
   virtual void enqueue(std::int64_t steps) = 0;
-  /// Fetches the next out.size() losses in order of steps; waits for those steps. At most as many as were enqueued and
-  /// not fetched yet.
+  /// Fetches the next out.size() losses in order of steps; waits for those steps. out.size() is at most the number of
+  /// steps enqueued and not fetched yet.
   virtual void losses(std::span<double> out) = 0;
-  /// Waits for all that was enqueued; the parameters are then those that the last step has led to.
+  /// Waits for all enqueued steps; the parameters are then those after the last step.
   virtual void finish() = 0;
-  /// The loss of the parameters as they are, after finish().
+  /// The loss of the current parameters. Call it after finish().
   virtual double loss() = 0;
 
-  /// Copies the parameter parameter_layout()[index] out or in, converted where the types differ, after finish().
+  /// Copies the parameter parameter_layout()[index] out or in, converted if the types differ. Call it after finish().
   virtual void read_state(int index, Matrix out) = 0;
   virtual void write_state(int index, ConstMatrix in) = 0;
 
-  /// How a step runs, a line each: what a library chose for its matrix products, or how a launch shares it; empty where
-  /// there was no choice.
+  /// How a step runs, one line each: the algorithms of its matrix products, or how a launch divides it; empty if there
+  /// was no choice.
   virtual std::vector<std::string> algorithms() const { return {}; }
 
-  /// out [rows, outputs] = network(x [rows, in_features]) with the parameters as they are, for any number of rows.
+  /// out [rows, outputs] = network(x [rows, in_features]) with the current parameters, for any number of rows.
   virtual void predict(ConstMatrix x, Matrix out) = 0;
 
  protected:

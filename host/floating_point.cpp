@@ -21,7 +21,7 @@ void use_default_floating_point() noexcept {
 
 #if defined(__x86_64__)
 
-// Not by std::fesetenv, which stores and loads the environment of the x87 too, and so takes hundreds of nanoseconds.
+// std::fesetenv is not used: it also stores and loads the environment of the x87, and so takes hundreds of nanoseconds.
 DefaultFloatingPoint::DefaultFloatingPoint() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(kDefaultMxcsr); }
 DefaultFloatingPoint::~DefaultFloatingPoint() { _mm_setcsr(saved_); }
 

@@ -1,6 +1,6 @@
-// What the library's arithmetic rests on: how every file that computes is compiled, which is checked here because NaN
-// would pass for a number otherwise, and results would depend on the compiler; and the floating-point environment of
-// the threads that compute.
+// What the library's arithmetic depends on: the compiler options of every file that computes, which are checked here
+// because with others NaN may be treated as a number and results depend on the compiler; and the floating-point
+// environment of the threads that compute.
 #pragma once
 
 #include <cfenv>
@@ -23,9 +23,9 @@ namespace deviceloop {
 /// traps, no flag raised.
 void use_default_floating_point() noexcept;
 
-/// While it lives, the calling thread has the default floating-point environment. Then it has its own again as it was,
-/// the flags of exceptions included. On x86-64 that of SSE, where all arithmetic in float and double is done; some
-/// nanoseconds there.
+/// Gives the calling thread the default floating-point environment while the object is in scope, then restores the
+/// previous one, exception flags included. On x86-64 that is the environment of SSE, which does all arithmetic in float
+/// and double; this takes some nanoseconds there.
 class DefaultFloatingPoint {
  public:
   DefaultFloatingPoint() noexcept;

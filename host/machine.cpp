@@ -77,7 +77,7 @@ double value_of(const std::string& file, const std::string& key) {
   return 0;
 }
 
-/// What a limit leaves; the cache of files counts as used there, and is given up when memory is wanted.
+/// The memory that a limit leaves. The file cache counts as used there, but the kernel frees it when memory is needed.
 double left_in_cgroup(const std::string& folder, const char* limit, const char* used, const char* cache) {
   const std::optional<double> most = number_in(folder + "/" + limit), taken = number_in(folder + "/" + used);
   if (!most || !taken) return std::numeric_limits<double>::infinity();
@@ -85,7 +85,7 @@ double left_in_cgroup(const std::string& folder, const char* limit, const char* 
 }
 
 // What the BLAS and the system take for a thread that multiplies, beside its stack: OpenBLAS maps a buffer of this size
-// for each call at a time, whatever the size of the product.
+// for each concurrent call, whatever the size of the product.
 constexpr std::uint64_t kOpenBlasBufferBytes = std::uint64_t{128} << 20;
 constexpr std::uint64_t kOtherThreadBytes = std::uint64_t{1} << 20;
 
@@ -134,7 +134,7 @@ std::uint64_t usable_memory_bytes(const std::string& root) {
       root, "memory",
       [&](const std::string& folder) {
         cut(left_in_cgroup(folder, "memory.max", "memory.current", "inactive_file"));
-        // Above this one the kernel slows a process down to a crawl.
+        // Above this limit the kernel slows a process down very much.
         cut(left_in_cgroup(folder, "memory.high", "memory.current", "inactive_file"));
       },
       [&](const std::string& folder) {
@@ -189,7 +189,8 @@ CpuCaps query_cpu() {
   cpu.cores = usable_cores();
   cpu.memory_bytes = usable_memory_bytes();
   if (const auto left = address_space_left()) {
-    // Half of it for threads at most, the rest for data. Where there is not enough for one, making it says so.
+    // At most half of it is for threads, the rest for data. If there is not enough for one thread, creating it reports
+    // that.
     const std::uint64_t thread = gemm_thread_bytes();
     const std::uint64_t threads =
         std::clamp<std::uint64_t>(*left / 2 / thread, 1, static_cast<std::uint64_t>(cpu.cores));

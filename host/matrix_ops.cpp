@@ -19,8 +19,8 @@ bool has_address_range(const ConstMatrix& view) {
          is_address_range(view.data, static_cast<std::uint64_t>(bytes));
 }
 
-// What follows looks at the bits: an operation on a number that is refused would raise the floating-point exceptions
-// that a host application may trap.
+// The functions below look at the bits: an operation on a refused number would raise floating-point exceptions, which a
+// host application may trap.
 template <class T>
 using BitsOf = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
@@ -32,15 +32,15 @@ BitsOf<T> magnitude(T value) {
 template <class T>
 constexpr BitsOf<T> kInfinity = std::bit_cast<BitsOf<T>>(std::numeric_limits<T>::infinity());
 
-/// The least magnitude of an In that is not finite as an As: a double that is rounded to float is infinite from halfway
-/// between float's largest number and the next power of two on.
+/// The smallest magnitude of an In that is not finite as an As: a double becomes infinite when rounded to float, from
+/// halfway between float's largest number and the next power of two on.
 template <class As, class In>
 constexpr BitsOf<In> kLeastRefused = sizeof(As) < sizeof(In)
                                          ? std::bit_cast<BitsOf<In>>(static_cast<In>(0x1.ffffffp127))
                                          : kInfinity<In>;
 
-/// A refused number as a double. The compiler may take any conversion to be harmless, so there is none: a float that is
-/// refused is NaN or infinite.
+/// A refused number as a double. The compiler may assume that a conversion raises no exception, so none is used: a
+/// refused float is NaN or infinite.
 template <class T>
 double refused_value(T value) {
   if (magnitude(value) > kInfinity<T>) return std::numeric_limits<double>::quiet_NaN();
@@ -105,8 +105,8 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
       constexpr Bits kSign = ~(~Bits(0) >> 1), kLeast = kLeastRefused<As, In>;
       for (std::int64_t row = 0; row < in.rows; ++row) {
         const In* values = static_cast<const In*>(in.data) + row * in.row_stride;
-        // A sum that carries into the sign's bit for a magnitude of at least kLeast: it vectorises, and is looked into
-        // only where one did.
+        // A magnitude of at least kLeast carries into the sign bit of this sum. The loop vectorises; single elements
+        // are examined only if one carried.
         Bits carried = 0;
         for (std::int64_t column = 0; column < in.columns; ++column)
           carried |= magnitude(values[column]) + (kSign - kLeast);

@@ -25,8 +25,8 @@ auto with_type(ElementType type, F f) {
   return f(static_cast<double*>(nullptr));
 }
 
-/// Whether `bytes` from `data` on lie in some address space: false for sizes that are a mistake, which reading would
-/// turn into a fault.
+/// Whether `bytes` from `data` on can lie in the address space of a process: false for sizes that must be a mistake,
+/// with which reading would fault.
 bool is_address_range(const void* data, std::uint64_t bytes);
 
 /// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
@@ -43,13 +43,13 @@ View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
   return matrix;
 }
 
-/// out = in, converted element by element. Shapes are equal, both checked by the caller.
+/// out = in, converted element by element. The caller has checked both views, and that their shapes are equal.
 void convert(Matrix out, ConstMatrix in);
 
 /// std::isfinite, but without a floating-point exception for any NaN.
 bool is_finite(double value);
 
-/// The value; any NaN as the quiet one, which printf does not raise an exception for either.
+/// The value; any NaN becomes the quiet NaN, for which printf does not raise a floating-point exception either.
 double quieted(double value);
 
 struct NonFinite {

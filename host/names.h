@@ -8,7 +8,7 @@
 
 namespace deviceloop {
 
-/// Null where the number is no value of its enum.
+/// Null if the number is not a value of its enum.
 /// @{
 const char* name_or_null(Activation activation);
 const char* name_or_null(Loss loss);

@@ -1,4 +1,4 @@
-// What comes before the first step, timed stage by stage.
+// The times of the stages before the first step.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +14,10 @@ namespace deviceloop {
 /// A stopwatch whose laps add up by their names.
 class Preparation {
  public:
-  /// What has passed since the last lap belongs to no stage.
+  /// The time since the last lap is counted for no stage.
   void restart() { last_ = Clock::now(); }
 
-  /// What has passed since the last lap, or restart, belongs to `stage`.
+  /// Adds the time since the last lap, or restart, to `stage`.
   void lap(const std::string& stage) {
     const Clock::time_point now = Clock::now();
     add({stage, std::chrono::duration<double, std::milli>(now - last_).count()});
@@ -34,7 +34,7 @@ class Preparation {
   }
 
   const std::vector<PreparationStage>& stages() const { return stages_; }
-  /// The stages so far, which begin anew.
+  /// Returns the stages so far and clears them.
   std::vector<PreparationStage> take() { return std::exchange(stages_, {}); }
 
  private:

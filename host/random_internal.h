@@ -1,4 +1,4 @@
-// The parts of the random numbers that tests look at one by one.
+// The parts of the random number generator that tests check one by one.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ double portable_log(double x);
 /// The x with P(X <= x) = p for a standard normal X, 0 < p < 1.
 double inverse_normal(double p);
 
-/// Elements 2 pair and 2 pair + 1 of a tensor.
+/// The elements 2 pair and 2 pair + 1 of a tensor.
 struct NormalPair {
   double first = 0;
   double second = 0;

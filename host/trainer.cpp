@@ -71,7 +71,8 @@ struct Trainer::Impl {
   Preparation preparation;  ///< since the last call of train
 
   ~Impl() {
-    // In a child of fork() the executor's threads do not exist and its locks may be held for ever: leave it be.
+    // In a child of fork() the executor's threads do not exist and its locks may be held for ever, so it is not
+    // destroyed.
     if (getpid() != process) executor.release();
   }
 
@@ -109,7 +110,7 @@ struct Trainer::Impl {
       executor->write_state(static_cast<int>(index), values[index].view());
   }
 
-  // Parameters on the host: taken out of the executor where there is one.
+  // The parameters on the host: copied from the executor if there is one.
   Parameters copied_parameters() const {
     if (!executor) return parameters.empty() ? drawn(training.seed, Init::normal) : parameters;
     Parameters values;
@@ -215,7 +216,7 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   TrainingSpec training = self.training;
   training.samples = x.rows;
   Decision decision;
-  // Before the first element is read: more rows than the machine has memory for are a mistake in the view.
+  // Before the first element is read, because a view with more rows than the machine has memory for is a mistake.
   if (needs_executor) {
     decision = decide_here(self.network, training, self.caps, self.forced);
     self.preparation.lap("plan");
@@ -225,7 +226,7 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   self.preparation.lap("data");
 
   if (needs_executor) {
-    // From here on the parameters are on the host, where they outlive a failure to make the new executor.
+    // From here on the parameters are on the host, so that they are kept if making the new executor fails.
     self.parameters = self.copied_parameters();
     self.executor.reset();
     self.has_data = false;
@@ -249,8 +250,7 @@ void Trainer::initialize(std::uint64_t seed, Init init) {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   if (name_or_null(init) == nullptr)
-    throw InvalidArgument("there is no way " + shown(init) +
-                          " to draw weights; use one that <deviceloop/spec.h> names");
+    throw InvalidArgument("unknown initialization " + shown(init) + "; use one that <deviceloop/spec.h> names");
   impl_->set_parameters(impl_->drawn(seed, init));
 }
 
@@ -323,14 +323,15 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
       if (bad != losses.end()) report.first_non_finite_step = report.first_step + done + (bad - losses.begin());
     }
     if (callback && steps_per_callback == 0) {
-      // Who stops a run waits for the end of a chunk: no longer where the prediction is far off.
+      // A callback that stops the run takes effect at the end of a chunk: chunks are made shorter if the prediction is
+      // far off.
       const double us =
           std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - chunk_begin).count();
       if (us > 2 * kChunkUs)
         chunk = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(count) * kChunkUs / us));
     }
     if (callback) {
-      floating_point.reset();  // the caller's code has the caller's
+      floating_point.reset();  // the callback runs in the caller's environment
       report.stopped = !callback({report.first_step + done, losses, done + count, steps});
       floating_point.emplace();
     }

@@ -50,8 +50,8 @@ TEST(ReadMatrix, KnowsNpyByItsContentAndByItsName) {
 
 TEST(ReadMatrix, RefusesWhatIsOfNoKnownFormat) {
   const TemporaryFolder folder;
-  EXPECT_MENTIONS(refused(folder.write("x.bin", "1.0")), "is of no format that is read");
-  EXPECT_MENTIONS(refused(folder.write("x.bin", "1")), "make it one of these: .npy, .npz, IDX or .csv");
+  EXPECT_MENTIONS(refused(folder.write("x.bin", "1.0")), "has no known format");
+  EXPECT_MENTIONS(refused(folder.write("x.bin", "1")), "write it as one of these: .npy, .npz, IDX or .csv");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "\x1f\x8b\x08")), "unpack it with gunzip");
   EXPECT_MENTIONS(refused(folder.write("x.npy", "")), "is empty");
   const std::string npy = npy_file(folder);
@@ -111,7 +111,7 @@ TEST(ReadMatrix, ReadsPipesIntoMemory) {
   EXPECT_MENTIONS(refused_pipe("large", rows, 1 << 20), "is a pipe, through which more than 1.0 MiB came");
   EXPECT_MENTIONS(refused_pipe("twice", rows, rows.size() + 100), "of memory, but only 100 bytes are free");
   EXPECT_MENTIONS(refused_pipe("nothing", "", 1000), "is a pipe, through which nothing came");
-  EXPECT_MENTIONS(refused_pipe("binary", std::string("\x01\x02\x03", 3), 1000), "is of no format that is read");
+  EXPECT_MENTIONS(refused_pipe("binary", std::string("\x01\x02\x03", 3), 1000), "has no known format");
   EXPECT_MENTIONS(refused_pipe("tabs", "1\t2\n", 1000), "it has tabs between its numbers");
 }
 

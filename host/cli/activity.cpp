@@ -24,7 +24,7 @@ std::vector<int> inactive_layers_of(const NetworkSpec& network, const Parameters
     const std::size_t index = static_cast<std::size_t>(layer) * (network.bias ? 2 : 1);
     std::vector<T>& h = buffers[layer % 2];
     h.resize(static_cast<std::size_t>(x.rows * outputs));
-    // The own product: it takes none of the address space that a BLAS may not get.
+    // The library's own matrix product: it needs no address space for buffers, which a BLAS might not get.
     own_gemm<T>(Transpose::no, Transpose::no, x.rows, outputs, inputs, T(1), in, inputs,
                 static_cast<const T*>(parameters[index].view().data), outputs, T(0), h.data(), outputs);
     const T* const bias = network.bias ? static_cast<const T*>(parameters[index + 1].view().data) : nullptr;

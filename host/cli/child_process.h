@@ -20,12 +20,12 @@ struct ChildResult {
 
 /// Runs the file `program`, writes `input` to its standard input and collects what it writes meanwhile, so that neither
 /// waits for the other. It runs in a process group of its own, which Ctrl-C on the terminal does not reach; all of it
-/// is killed when `limit` has passed or it has written more than `most` bytes. That it does not read its input is no
-/// failure. Expects SIGPIPE to be ignored. Throws Error where it cannot be started.
+/// is killed when `limit` has passed or it has written more than `most` bytes. It is no failure if the program does not
+/// read its input. Expects SIGPIPE to be ignored. Throws Error where it cannot be started.
 ChildResult run_program(const std::string& program, const std::vector<std::string>& arguments, std::string_view input,
                         std::chrono::milliseconds limit, std::size_t most = std::size_t{256} << 20);
 
-/// Kills what run_program runs, if anything: for a handler of signals that ends the process.
+/// Kills the program that run_program runs, if any. For a signal handler that ends the process.
 void kill_running_program() noexcept;
 
 }  // namespace deviceloop::cli

@@ -1,5 +1,6 @@
 // The subcommands: each declares its options and runs with what was given. They throw InvalidArgument for bad usage and
-// bad input, other exceptions for failures, and return the exit code where nothing was thrown; main.cpp says it all.
+// bad input, other exceptions for failures, and return the exit code if nothing was thrown; main.cpp lists the exit
+// codes.
 #pragma once
 
 #include "options.h"

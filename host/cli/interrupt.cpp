@@ -42,7 +42,7 @@ void start_clock() {
   setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
-/// By what the signal does without a handler, so that a shell sees which one it was.
+/// Ends the process by the signal's default action, so that a shell sees which signal it was.
 void end_by(int signal) {
   remove_unfinished_files();
   kill_running_program();

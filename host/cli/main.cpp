@@ -1,5 +1,6 @@
 // The command deviceloop: picks the subcommand and turns what it throws into one line on standard error and an exit
-// code. 0: done; 1: failed while running, or what was forced is not to be had here; 2: bad usage or bad input.
+// code. 0: done; 1: failed while running, or the forced plan or device is not available here; 2: bad usage or bad
+// input.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -46,7 +47,8 @@ constexpr Command kCommands[] = {
 void open_standard_descriptors() {
   for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     if (fcntl(descriptor, F_GETFD) == -1) {
-      // The wrong way round, so that a write to it fails as it would have. The lowest free descriptor is this one.
+      // Opened for the wrong direction, so that using it fails as on a closed descriptor. open() returns this
+      // descriptor, because it is the lowest free one.
       [[maybe_unused]] const int opened = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
     }
 }
@@ -85,7 +87,7 @@ int run(const std::vector<std::string>& arguments) {
   } catch (const CLI::CallForVersion& version) {
     return print(std::string(version.what()) + "\n");
   } catch (const CLI::ArgumentMismatch&) {
-    // All else that CLI11 could complain of is checked here: what is left is a value missing at the end.
+    // All other errors that CLI11 could report are checked here: what remains is a value missing at the end.
     const bool command = std::find(names.begin(), names.end(), arguments.front()) != names.end();
     throw InvalidArgument(in_quotes(arguments.back()) + " needs a value; see deviceloop " +
                           (command ? arguments.front() + " --help" : "--help"));
@@ -131,7 +133,7 @@ int run_and_report(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   deviceloop::cli::open_standard_descriptors();
-  std::signal(SIGPIPE, SIG_IGN);  // a reader that went away must not cost the files of a run
+  std::signal(SIGPIPE, SIG_IGN);  // the files of a run must be written even if the reader of a pipe has gone
   const int code = deviceloop::cli::run_and_report(std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
   // At exit OpenBLAS waits for threads of its own, which under such a limit may ask for their buffers for ever.
   if (deviceloop::address_space_left()) _exit(code);

@@ -85,7 +85,7 @@ class ShortHelp : public CLI::FormatterBase {
 void OptionSet::add(const std::string& name, const std::string& label, const std::string& default_text,
                     const std::string& description) {
   Entry entry;
-  // Of several values check() complains.
+  // If there are several values, check() throws.
   entry.option = app_.add_option(name, CLI::callback_t(), description)
                      ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
                      ->group(group_)

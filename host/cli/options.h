@@ -20,7 +20,7 @@ class OptionSet {
  public:
   explicit OptionSet(CLI::App& app) : app_(app) {}
 
-  /// The heading in the help of what is added from here on.
+  /// Sets the heading, in the help, of the options that are added from here on.
   void group(std::string heading) { group_ = std::move(heading); }
   /// An option with a value; `label` stands for it in the help. An empty `default_text`: none.
   void add(const std::string& name, const std::string& label, const std::string& default_text,

@@ -55,7 +55,7 @@ void declare_plan(OptionSet& options) { declare_train_options(options, "Output o
 
 int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
-  // What is shown of each executor says whether it would run.
+  // The table shows for each executor whether it would run.
   DeviceCaps caps =
       run.training.device.kind == DeviceKind::cpu ? query_caps_for(run.training.device) : query_device_caps();
   std::int64_t samples = run.training.samples;

@@ -12,7 +12,7 @@
 namespace deviceloop::cli {
 namespace {
 
-constexpr double kFirstDrawSeconds = 0.3;  // by then the whole run's time can be told
+constexpr double kFirstDrawSeconds = 0.3;  // by then the time of the whole run can be estimated
 constexpr double kShortestRunSeconds = 1;
 constexpr double kRedrawSeconds = 0.1;
 constexpr int kBarWidth = 30;

@@ -29,7 +29,7 @@ class Progress {
   bool visible_;
   Clock::time_point begin_ = Clock::now();
   Clock::time_point drawn_ = begin_;
-  std::size_t width_ = 0;  // of the line that stands there
+  std::size_t width_ = 0;  // of the line on the terminal
 };
 
 }  // namespace deviceloop::cli

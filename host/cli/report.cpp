@@ -117,7 +117,7 @@ std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t 
   for (const int layer : result.inactive_layers)
     text += "note: no hidden unit of layer " + std::to_string(layer) + " is active for " + looked_at +
             ", so its weights no longer change; lower --lr, or draw others by --init or --seed\n";
-  // A loss of 0 has nowhere to go.
+  // A loss of 0 cannot become smaller.
   if (loss_moved(result.losses) == false && result.losses.front() != 0)
     text += "note: the loss is the same after all " + std::to_string(result.steps) + " steps" +
             (result.inactive_layers.empty() ? "; raise --lr\n" : "\n");

@@ -150,7 +150,7 @@ TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std:
     if (is_standard_output && !on_standard_output.empty())
       throw InvalidArgument(on_standard_output + " and " + output +
                             " are both '-', standard output; give one of them a file");
-    // It would take the place of the file that the text goes to.
+    // The output would replace the file that the text goes to.
     if (is_standard_output && file != "-" && named.identity->regular)
       throw InvalidArgument(output + " names " + printable(file) +
                             ", the file that standard output goes to; give it another one, or '-'");
@@ -258,7 +258,7 @@ TrainOptions read_train_options(const OptionSet& options) {
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
   run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data", "--weights"},
-                           "--save", "--weights");  // as people go on with a run
+                           "--save", "--weights");  // to continue a run
   return run;
 }
 

@@ -1,4 +1,4 @@
-// The options that several commands share, and what train and plan make of theirs.
+// The options that several commands share, and the values of the options of train and plan.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +36,9 @@ void declare_header(OptionSet& options);
 TableHeader read_header(const OptionSet& options);
 
 void declare_quiet(OptionSet& options);
-/// Throws InvalidArgument where two of the options `outputs` name one file, by whatever names, or standard output, or
-/// one of them a file that one of `inputs` names, unless it is `replaced_input` by `replacing_output`. Returns where
-/// text goes then.
+/// Throws InvalidArgument if two of the options `outputs` name the same file, even by different names, or both name
+/// standard output, or if one of them names the file of one of `inputs`, unless `replacing_output` names that of
+/// `replaced_input`. Returns where text goes then.
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
                                 const std::vector<std::string>& inputs, const std::string& replacing_output = "",
                                 const std::string& replaced_input = "");

@@ -25,7 +25,7 @@ void TextOutput::check() const {
 int write_all(int descriptor, std::string_view text) {
   while (!text.empty()) {
     const ssize_t written = ::write(descriptor, text.data(), text.size());
-    // After a signal that ends the run, who reads this may never read it.
+    // After a signal that ends the run, nobody may be reading this.
     if (written < 0 && errno == EINTR && interrupt() == 0) continue;
     if (written < 0) return errno;
     text.remove_prefix(static_cast<std::size_t>(written));

@@ -1,4 +1,4 @@
-// What people read, as opposed to files: on standard output, on standard error where an output file is standard output,
+// The text for people, as opposed to files: on standard output, on standard error if an output file is standard output,
 // or nowhere.
 #pragma once
 
@@ -14,8 +14,8 @@ class TextOutput {
   explicit TextOutput(Where where) : where_(where) {}
 
   bool wanted() const { return where_ != Where::nowhere; }
-  /// Written at once. Does not throw: a reader that went away must not cost the files of a run. After a failure nothing
-  /// more is written.
+  /// Written at once. Does not throw: the files of a run must be written even if the reader has gone. After a failure
+  /// no more text is written.
   void write(std::string_view text);
   /// Throws Error where a write failed.
   void check() const;

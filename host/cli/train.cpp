@@ -54,7 +54,7 @@ struct Outputs {
   std::string gnuplot;
 };
 
-/// What went wrong in a run that was worth finishing all the same.
+/// The problems of a run that are reported when it has finished.
 class Problems {
  public:
   void add(std::string problem) { text_ += (text_.empty() ? "" : "; ") + std::move(problem); }
@@ -157,7 +157,7 @@ void write_trained_weights(OutputFile& file, const Trainer& trainer, const Param
 
 using Writes = std::vector<std::pair<OutputFile*, std::function<void(OutputFile&)>>>;
 
-/// What to write, standard output and pipes last: who reads there may take its time.
+/// What to write, standard output and pipes last, because their readers may be slow.
 Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters& parameters, const RunResult& result) {
   Writes writes;
   if (outputs.save && !result.first_non_finite_step)
@@ -277,7 +277,7 @@ int run_train(const OptionSet& options) {
                                     : "") +
         (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
   }
-  // Files first: who reads the text, or a pipe, may make the run wait, and a signal may end it then.
+  // Files first: the reader of the text, or of a pipe, may make the run wait, and a signal may then end it.
   const Writes writes = planned_writes(outputs, trainer, parameters, result);
   std::string written;
   write_outputs(writes, false, written, problems);

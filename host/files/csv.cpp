@@ -126,7 +126,7 @@ bool is_one_of(std::string_view text, std::initializer_list<std::string_view> wo
   return std::find(words.begin(), words.end(), text) != words.end();
 }
 
-/// What spreadsheets write for a result that they do not have. It may begin a row, for all its '#'.
+/// What spreadsheets write for a result that is missing. A row may begin with it, although it begins with '#'.
 bool is_spreadsheet_error(std::string_view text) {
   return is_one_of(text, {"#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NUM!", "#NAME?", "#NULL!"});
 }
@@ -141,7 +141,7 @@ bool is_comment(std::string_view line) {
   return line.starts_with('#') && !is_spreadsheet_error(without_spaces(line.substr(0, line.find(','))));
 }
 
-/// What `text`, which is not a number, has between numbers where there should be a comma, "semicolons"; else null.
+/// The separator, such as "semicolons", that `text` has between numbers in place of commas; null if it has none.
 const char* separators_in(std::string_view text) {
   constexpr std::pair<char, const char*> kSeparators[] = {
       {';', "semicolons"}, {'\t', "tabs"}, {'|', "vertical bars"}, {' ', "spaces"}};
@@ -189,10 +189,10 @@ double number_in(const ByteSource& file, std::string_view field, std::int64_t li
 
 /// How a file begins.
 struct Beginning {
-  std::vector<Field> names;             // of the columns; empty: there are none
-  std::int64_t header_line = 0;         // that has the names; 0: none
+  std::vector<Field> names;             // of the columns; empty if there is no header
+  std::int64_t header_line = 0;         // the line that has the names; 0: none
   std::optional<std::string_view> row;  // the first one, valid until the next line is read
-  std::int64_t line = 0;                // that says how many columns there are
+  std::int64_t line = 0;                // the line that gives the number of columns
   std::size_t columns = 0;
 };
 
@@ -201,7 +201,7 @@ std::vector<Field> split_header(const ByteSource& file, std::string_view text, s
       text, [&](std::size_t column, const std::string& problem) { file.refuse(at_column(line, column) + problem); });
 }
 
-/// Whether the fields are names of columns, and not a row. Refuses what is half of each.
+/// Whether the fields are names of columns, and not a row. Refuses fields of which some are names and some numbers.
 bool are_names(const ByteSource& file, const std::vector<Field>& fields, std::int64_t line) {
   std::optional<std::size_t> name, number;
   for (std::size_t column = 0; column < fields.size(); ++column) {

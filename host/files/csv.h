@@ -8,9 +8,9 @@ namespace deviceloop {
 
 /// Reads numbers (see number.h) as float64, a line a row. A byte order mark, spaces around fields, CRLF, empty lines at
 /// the end, and lines that begin with '#' before the first row and after the last are skipped. A first line without any
-/// number has the names of the columns; with some it is refused, as nothing tells whether it is a row. What else has
-/// the names, as numpy.savetxt writes them: the last line with '#' before the first row, where it has as many names as
-/// that row has numbers. `options.header` decides for a file that does not tell: `yes`, the first line has the names,
+/// number has the names of the columns; a first line with names and numbers is refused, because it could be either. The
+/// last line with '#' before the first row may also have the names, as numpy.savetxt writes them, if it has as many
+/// names as that row has numbers. `options.header` decides for an ambiguous file: `yes`, the first line has the names,
 /// whatever they are; `no`, it is a row. Names may stand in double quotes. Throws InvalidArgument, naming the file and,
 /// counted from 1, line and column: a field that is empty, not a number or too large for float64, another separator
 /// than a comma, lines with other numbers of fields than the first, a line longer than 16 MiB, line ends of carriage

@@ -155,7 +155,7 @@ struct ElementFormat {
   ByteOrder order;
 };
 
-/// What a descr such as '<f4' means; nothing for a type that is not read.
+/// The type that a descr such as '<f4' means; empty for a type that is not read.
 std::optional<ElementFormat> element_format(std::string_view descr) {
   constexpr std::pair<std::string_view, const char*> kTypes[] = {
       {"b1", "bool"},   {"i1", "int8"},   {"i2", "int16"},  {"i4", "int32"},   {"i8", "int64"},   {"u1", "uint8"},
@@ -250,7 +250,7 @@ Header read_header(const ByteSource& file, std::uint64_t& data) {
 /// The file holds the columns one after the other.
 template <class T>
 void read_columns(const StoredElements& elements, HostMatrix& matrix) {
-  // Blocks that stay in a cache near the core and that are still long enough to be read at one go.
+  // Blocks that stay in a cache near the core and are still long enough to be read efficiently.
   constexpr std::int64_t kRows = 4096, kColumns = 32;
   T* out = static_cast<T*>(matrix.view().data);
   std::vector<T> block(static_cast<std::size_t>(std::min(kRows, matrix.rows) * std::min(kColumns, matrix.columns)));

@@ -13,7 +13,7 @@ namespace deviceloop {
 /// array, for what ZipArchive and read_npy refuse, and where one of the two is missing.
 Samples read_npz_samples(const ByteSource& file, const ReadOptions& options = {});
 
-/// For the place of one matrix: refuses the file and says where it belongs.
+/// The reader where one matrix is expected: refuses the file and says which option takes it.
 DataMatrix refuse_npz(const ByteSource& file, const ReadOptions& options);
 
 /// Writes x and y, stored, as numpy.savez does. The caller commits.

@@ -9,7 +9,7 @@ enum class NumberKind { none, finite, special, too_large };
 
 struct Number {
   NumberKind kind = NumberKind::none;  ///< special: nan or infinity
-  double value = 0;                    ///< nearest to the text; of too_large 0
+  double value = 0;                    ///< nearest to the text; 0 if too_large
 };
 
 /// The whole of `text` as a float64: a sign, also '+', and what C, Fortran, R and Python write: 1.5e-3, .5, 5.,

@@ -84,7 +84,7 @@ bool may_replace(const struct stat& target, const std::string& folder) {
 
 /// Keeps the signals of a failing write() from ending the process of the host application: SIGPIPE and, at a limit on
 /// the size of files, SIGXFSZ. Both go to the writing thread, so that blocking them here and taking those that came
-/// leaves everybody else's handlers alone.
+/// does not affect the handlers of the host application.
 class WriteSignals {
  public:
   WriteSignals() {
@@ -144,7 +144,7 @@ OutputFile::OutputFile(std::string path, Unfinished unfinished) : path_(std::mov
     if (descriptor_ < 0) refuse("cannot be written: " + reason(errno) + "; give the name of a file");
     return;
   }
-  // Renaming would replace a file that is protected from writing; who protected it did not want that.
+  // Renaming would replace a file that is protected from writing, which its owner did not want.
   if (exists && ::faccessat(AT_FDCWD, path_.c_str(), W_OK, AT_EACCESS) != 0)
     refuse("exists and cannot be written: " + reason(errno) + "; make it writable or give another name");
 
@@ -161,7 +161,7 @@ OutputFile::OutputFile(std::string path, Unfinished unfinished) : path_(std::mov
   if (exists) owner_ = {status.st_uid, status.st_gid, status.st_mode & 0777};
   int code = 0;
   if (unfinished != Unfinished::unnamed_where_possible || !open_unnamed()) {
-    // Made here to find out whether it can be, and anew when there is something to write.
+    // Created here to find out whether that works, and again when there is something to write.
     code = open_named();
     opens_late_ = code == 0;
   }
@@ -241,7 +241,7 @@ bool OutputFile::open_unnamed() {
 int OutputFile::open_named() {
   for (int attempt = 0; attempt < 100; ++attempt) {
     temporary_ = temporary_name(target_);
-    // Before it is there: a signal may end the process between the two.
+    // Kept before the file exists: a signal may end the process between the two calls.
     keep_name(temporary_);
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
                          static_cast<mode_t>(replaces_ ? 0600 : 0666));

@@ -1,4 +1,4 @@
-// Files that appear whole or not at all: written without a name, synced, given their name, and the folder synced.
+// Files that appear complete or not at all: written without a name, synced, given their name, and the folder synced.
 #pragma once
 
 #include <sys/types.h>
@@ -36,11 +36,11 @@ class OutputFile {
   void commit();
 
   const std::string& path() const { return path_; }
-  /// Whether what is written is seen at once, and may have to wait for a reader.
+  /// Whether readers see at once what is written, so that a write may have to wait for one.
   bool in_place() const { return target_.empty(); }
 
  private:
-  /// What a file that is replaced hands on.
+  /// What a new file takes over from the file that it replaces.
   struct Owner {
     uid_t user = 0;
     gid_t group = 0;
@@ -50,10 +50,10 @@ class OutputFile {
   bool open_unnamed();
   /// Returns 0 or errno.
   int open_named();
-  /// The same; with no file to replace there is nothing to do.
+  /// Returns 0 or errno; does nothing if no file is replaced.
   int take_over_owner();
   void ensure_open();
-  /// Gives the unnamed file its name; the same.
+  /// Gives the unnamed file its name; returns 0 or errno.
   int link();
   void discard() noexcept;
   [[noreturn]] void fail(const std::string& what, int error);

@@ -104,9 +104,9 @@ void InputFile::read_pipe(std::uint64_t most_bytes) {
     size += static_cast<std::size_t>(std::max<ssize_t>(count, 0));
     if (size > most_bytes)
       refuse("is a pipe, through which more than " + bytes_text(most_bytes) +
-             " came, all that is free of memory; write its content to a file and give that");
+             " came, which is all free memory; write its content to a file and give that");
   }
-  if (size == 0) refuse("is a pipe, through which nothing came; see whether what writes to it fails");
+  if (size == 0) refuse("is a pipe, through which nothing came; check whether the program that writes to it fails");
   content_.resize(size);
   set_size(size);
 }

@@ -22,7 +22,7 @@ class ByteSource {
   std::uint64_t size() const { return size_; }
   /// Fills `out` from `offset` on; the caller has checked both against size(). Throws Error where the disk fails.
   virtual void read(std::uint64_t offset, void* out, std::size_t bytes) const = 0;
-  /// Whether going back costs as much as beginning again.
+  /// Whether reading from an earlier offset costs as much as reading from the beginning.
   virtual bool is_sequential() const { return false; }
   /// Printable.
   const std::string& name() const { return name_; }

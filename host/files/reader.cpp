@@ -19,7 +19,7 @@ using ReadSamples = Samples (*)(const ByteSource& source, const ReadOptions& opt
 struct Format {
   const char* name;
   const char* name_end;                          // in lower case
-  bool (*begins)(std::string_view first_bytes);  // null: its files begin with anything
+  bool (*begins)(std::string_view first_bytes);  // null: its files have no fixed first bytes
   ReadMatrix read_matrix;
   ReadSamples read_samples;  // null: its files hold one matrix
 };
@@ -47,7 +47,7 @@ std::string first_bytes(const ByteSource& source) {
   return start;
 }
 
-/// Whether a pipe, which has no name that tells, seems to hold a table.
+/// Whether a pipe, which has no file name that gives its format, seems to hold a table.
 bool begins_as_text(std::string_view start) {
   return std::none_of(start.begin(), start.end(), [](char c) {
     return static_cast<unsigned char>(c) < 0x20 && std::string_view("\t\r\n").find(c) == std::string_view::npos;
@@ -68,7 +68,7 @@ const Format& find_format(const InputFile& source) {
   std::string names;
   for (const Format& format : kFormats)
     names += (names.empty() ? "" : &format + 1 == std::end(kFormats) ? " or " : ", ") + std::string(format.name);
-  source.refuse("is of no format that is read, by its name and by its first bytes; make it one of these: " + names);
+  source.refuse("has no known format, by its name and by its first bytes; write it as one of these: " + names);
 }
 
 /// The options for what is read from `file`, which takes memory itself.

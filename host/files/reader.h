@@ -1,5 +1,5 @@
-// Reading data of any format that deviceloop knows: the format is found from the file's first bytes, and where they do
-// not tell, from its name. A new format is a reader in a file of its own and one line of the table in reader.cpp.
+// Reading data of any format that deviceloop knows: the format is found from the file's first bytes or, if they do not
+// show it, from its name. A new format is a reader in a file of its own and one line of the table in reader.cpp.
 #pragma once
 
 #include <cstdint>

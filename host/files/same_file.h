@@ -7,7 +7,7 @@
 
 namespace deviceloop {
 
-/// What two names of one file have in common, and two files do not.
+/// The identity of a file: equal for two names of one file, different for two files.
 struct FileIdentity {
   std::uint64_t device = 0, file = 0;
   std::string name;     ///< of a file that does not exist yet: its name in the folder that `device` and `file` say
@@ -15,9 +15,9 @@ struct FileIdentity {
   bool operator==(const FileIdentity&) const = default;
 };
 
-/// Of the file that a write to `path` ends at, through links and dangling ones, by its inode, so that hard links,
-/// /dev/fd/N and ./.. are seen through; or of the file behind a descriptor. Nothing for a character device, such as
-/// /dev/null, which may be written twice, and for a path whose folder does not exist.
+/// The identity of the file that a write to `path` reaches through links, also dangling ones, or of the file behind a
+/// descriptor. It is found by the inode, so that hard links, /dev/fd/N and ./.. make no difference. Empty for a
+/// character device, such as /dev/null, which may be written twice, and for a path whose folder does not exist.
 std::optional<FileIdentity> identity_of(const std::string& path);
 std::optional<FileIdentity> identity_of(int descriptor);
 

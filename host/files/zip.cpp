@@ -70,7 +70,8 @@ struct Directory {
   std::uint64_t archive = 0;  // where the archive begins, from which its own positions count
 };
 
-/// Checks that the directory ends at `end`. What precedes an archive, such as a program that unpacks it, moves it.
+/// Checks that the directory ends at `end`. Bytes before an archive, such as a program that unpacks it, shift its
+/// positions.
 void place(const ByteSource& file, Directory& directory, std::uint64_t end) {
   if (directory.size > end || directory.offset > end - directory.size)
     refuse_damaged(file, "its directory does not end" + at_byte(end));
@@ -150,7 +151,8 @@ Directory find_directory(const ByteSource& file) {
   refuse_damaged(file, "its end record is missing, so it is truncated or no archive");
 }
 
-/// Replaces those of `values` that say so by what the zip64 field of `extra` has, which are in this order.
+/// Replaces those of `values` that are kInZip64 by the values in the zip64 field of `extra`, which has them in this
+/// order.
 void read_zip64_field(const ByteSource& file, std::string_view extra, std::initializer_list<std::uint64_t*> values,
                       const std::string& where) {
   if (std::none_of(values.begin(), values.end(), [](const std::uint64_t* value) { return *value == kInZip64; })) return;
