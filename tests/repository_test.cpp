@@ -115,7 +115,7 @@ std::string broken_arrow(const std::string& path, const Include& include) {
   if (in_include && !std::regex_match(include.written, standard) && !starts_with(include.written, "<deviceloop/"))
     return "a public header includes only the standard library and <deviceloop/...>";
   if (in_host && (starts_with(target, "cuda/") || std::regex_match(include.written, cuda_header)))
-    return "host/ never includes cuda/ or a CUDA header; the joint is host/cuda_entry.h";
+    return "host/ never includes cuda/ or a CUDA header; the interface is host/cuda_entry.h";
   if (starts_with(target, "tests/") && !starts_with(path, "tests/")) return "only tests include tests/";
   if (starts_with(target, "bench/") && !starts_with(path, "bench/") && !starts_with(path, "tests/"))
     return "only tests include bench/";
