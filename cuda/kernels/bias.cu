@@ -11,13 +11,13 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// h = activation(z + bias), with z + bias to `kept` unless that is null, or without `activated` h = z + bias, for
-/// [rows, groups * width] matrices without gaps. A thread has one group of columns, whose biases it loads once, and
-/// takes kTurns rows, all loaded before the first store: h may be z.
-template <class T, int width, bool activated>
+/// h = activation(z + bias), and with `keeps` z + bias to `kept`, or without `activated` h = z + bias, for [rows,
+/// groups * width] matrices without gaps. A thread has one group of columns, whose biases it loads once, and takes
+/// kTurns rows, all loaded before the first store: h and kept may be z.
+template <class T, int width, bool activated, bool keeps>
 __global__ void __launch_bounds__(kThreads)
-    bias_activation_kernel(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
-                           std::int64_t groups, PanelLayout layout) {
+    bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
+                           Activation activation, T* kept) {
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
   const std::int64_t columns = groups * width;
@@ -33,27 +33,26 @@ __global__ void __launch_bounds__(kThreads)
   for (int turn = 0; turn < kTurns; ++turn) {
     const std::int64_t row = place.row + turn * place.row_step;
     if (row >= place.end_row) continue;
-    if (bias != nullptr)
+    Group<T, width> pre_activation;
 #pragma unroll
-      for (int i = 0; i < width; ++i) sums[turn].values[i] += biases.values[i];
-    if constexpr (activated) {
-      if (kept != nullptr) store_group<true>(kept + row * columns, sums[turn], place.column * width, columns);
-#pragma unroll
-      for (int i = 0; i < width; ++i)
-        sums[turn].values[i] = elementwise::activation_value(activation, sums[turn].values[i]);
+    for (int i = 0; i < width; ++i) {
+      const T sum = bias != nullptr ? sums[turn].values[i] + biases.values[i] : sums[turn].values[i];
+      if constexpr (keeps) pre_activation.values[i] = sum;
+      sums[turn].values[i] = activated ? elementwise::activation_value(activation, sum) : sum;
     }
+    if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
     store_group<true>(h + row * columns, sums[turn], place.column * width, columns);
   }
 }
 
-template <bool activated, class T>
+template <bool activated, bool keeps, class T>
 void launch_bias(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
                  std::int64_t columns, cudaStream_t stream) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
-    launch(bias_activation_kernel<T, width(), activated>, {layout.blocks(), kThreads, 0}, stream, activation, h, kept,
-           z, bias, rows, groups, layout);
+    launch(bias_activation_kernel<T, width(), activated, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias,
+           rows, groups, layout, activation, kept);
   };
   if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
@@ -91,12 +90,15 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
                             std::int64_t features, cudaStream_t stream) {
-  launch_bias<true>(activation, h, kept, z, bias, batch, features, stream);
+  if (kept != nullptr)
+    launch_bias<true, true>(activation, h, kept, z, bias, batch, features, stream);
+  else
+    launch_bias<true, false>(activation, h, kept, z, bias, batch, features, stream);
 }
 
 template <class T>
 void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  launch_bias<false, T>({}, z, nullptr, z, bias, batch, features, stream);
+  launch_bias<false, false, T>({}, z, nullptr, z, bias, batch, features, stream);
 }
 
 namespace {

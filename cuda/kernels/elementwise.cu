@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T*
 /// dz = activation_gradient(kept, dh)
 template <class T, int width>
 __global__ void __launch_bounds__(kThreads)
-    activation_gradient_kernel(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count) {
+    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count, Activation activation) {
   map_groups<width>(
       dz, count, [activation](T at, T gradient) { return elementwise::activation_gradient(activation, at, gradient); },
       kept, dh);
@@ -101,10 +101,10 @@ template <class T>
 void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
                                 cudaStream_t stream) {
   if (aligned_to_16(dz, kept, dh))
-    launch(activation_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, activation, dz, kept, dh,
-           count);
+    launch(activation_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, dz, kept, dh, count,
+           activation);
   else
-    launch(activation_gradient_kernel<T, 1>, config_for(count, 1), stream, activation, dz, kept, dh, count);
+    launch(activation_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, kept, dh, count, activation);
 }
 
 namespace {

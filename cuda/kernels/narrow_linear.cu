@@ -12,9 +12,9 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// out = in weights (+ bias). A warp takes `rows` rows; its lanes take groups of inputs in turns and add their products
-/// in order, the lanes' sums are added in a butterfly. Groups are counted from the row's begin also where rows lie
-/// askew. `outputs` is out_features or more; what is beyond is not computed.
+/// out = in weights (+ bias). A warp takes `rows` rows; its lanes take groups of inputs one after the other and add
+/// their products in order, the lanes' sums are added in a butterfly. Groups are counted from the row's begin also
+/// where rows lie askew. `outputs` is out_features or more; what is beyond is not computed.
 template <class T, int outputs, int rows, bool aligned>
 __global__ void __launch_bounds__(kThreads)
     narrow_linear_kernel(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
@@ -69,10 +69,10 @@ struct ThreadSums {
 /// at most kTerms samples, over which it adds in T; the threads of a feature are then added in order in double, for
 /// finish((feature * out_features + output) * tiles_down + tile, sum). dz may be h: a thread writes only what it alone
 /// has read. Only the block whose sums are final may change weights, which no other block reads then.
-template <class T, class Finish, int outputs>
+template <class T, class Finish, int outputs, bool masked>
 __global__ void __launch_bounds__(kThreads)
-    narrow_linear_gradient_kernel(bool masked, T* dz, Finish finish, const T* h, const T* dout, const T* weights,
-                                  std::int64_t batch, std::int64_t in_features, int out_features, PanelLayout layout) {
+    narrow_linear_gradient_kernel(T* dz, Finish finish, const T* h, const T* dout, const T* weights, std::int64_t batch,
+                                  std::int64_t in_features, int out_features, PanelLayout layout) {
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const PanelPlace place = panel_place(layout, batch, block_index(), thread);
@@ -150,18 +150,17 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 
 namespace {
 
-template <class T, class Finish>
-void launch_gradient_to(bool masked, const Finish& finish, T* dz, const T* h, const T* dout, const T* weights,
-                        std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                        cudaStream_t stream) {
+template <bool masked, class T, class Finish>
+void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights, std::int64_t batch,
+                        std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, in_features);
   const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
   with_outputs(out_features, [&](auto outputs) {
     if (layout.tiles_down == 1)
-      launch(narrow_linear_gradient_kernel<T, Finish, outputs()>, config, stream, masked, dz, finish, h, dout, weights,
+      launch(narrow_linear_gradient_kernel<T, Finish, outputs(), masked>, config, stream, dz, finish, h, dout, weights,
              batch, in_features, out_features, layout);
     else
-      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs()>, config, stream, masked, dz,
+      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs(), masked>, config, stream, dz,
              Store<double>{slots}, h, dout, weights, batch, in_features, out_features, layout);
   });
   if (layout.tiles_down > 1) launch_sum_slots(finish, slots, in_features * out_features, layout.tiles_down, stream);
@@ -172,15 +171,19 @@ void launch_gradient_to(bool masked, const Finish& finish, T* dz, const T* h, co
 template <class T>
 void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
-  launch_gradient_to(true, Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
+  launch_gradient_to<true>(Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
 }
 
 template <class T>
 void launch_narrow_linear_update(bool masked, T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
                                  std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
                                  cudaStream_t stream) {
-  launch_gradient_to(masked, Descend<T>{weights, learning_rate}, dz, h, dout, static_cast<const T*>(weights), batch,
-                     in_features, out_features, slots, stream);
+  const Descend<T> descend{weights, learning_rate};
+  const T* const before = weights;
+  if (masked)
+    launch_gradient_to<true>(descend, dz, h, dout, before, batch, in_features, out_features, slots, stream);
+  else
+    launch_gradient_to<false>(descend, dz, h, dout, before, batch, in_features, out_features, slots, stream);
 }
 
 template void launch_narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, int,
