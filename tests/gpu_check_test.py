@@ -726,6 +726,7 @@ class Sanitizer(unittest.TestCase):
         fewer = passed.replace("PASSED  ] 9", "PASSED  ] 8")
         accepted = race("Write 5710", "Read 4530") + summary(1)
         refused = race("Write 5800", "Read 4530") + summary(1)
+        skipped = fewer.replace("[  PASSED", "x.cu:1: Skipped\n{}\n[  PASSED") + "[  SKIPPED ] 1 test, listed below:\n"
         clean, errors = ("========= ERROR SUMMARY: 0 errors", "========= ERROR SUMMARY: 2 errors")
         for tool, status, text, reason in (
             ("memcheck", 0, passed + clean, ""),
@@ -737,6 +738,8 @@ class Sanitizer(unittest.TestCase):
             ("racecheck", 99, passed + refused, "1 reports"),
             ("racecheck", 99, passed + race("Write 5710", "Read 4530"), "not whole"),
             ("memcheck", 0, passed.replace("9", "0") + clean, "0 of 0 tests passed"),
+            ("memcheck", 0, skipped.format("this machine has one GPU") + clean, ""),
+            ("memcheck", 0, skipped.format("no reason") + clean, "8 of 9 tests passed"),
             ("memcheck", 1, passed + clean, "exit status 1"),
             ("memcheck", 99, passed + errors, "2 reports"),
             ("memcheck", None, passed, "out of time"),
