@@ -463,6 +463,7 @@ TEST(Trainer, LeavesTheApplicationsBlasThreadsAsTheyWere) {
 // Large enough for OpenBLAS to share its products among threads, which shows in the last digits of the losses.
 Problem shared_products(Formulation formulation = Formulation::primal) {
   Problem problem = Problem::random({600, 700, 10}, true, 512, Precision::fp32, Init::he, 1e-5);
+  problem.training.device.kind = DeviceKind::cpu;
   problem.training.formulation = formulation;
   return problem;
 }
