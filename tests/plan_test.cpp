@@ -305,7 +305,7 @@ TEST(MakePlan, EachExecutorRefusesWhatItDoesNotImplement) {
   for (const ExecutorRow& row : executor_rows())
     for (const Unknown& unknown : all) {
       Answer answer;
-      row.ask({unknown.network, unknown.training, caps}, answer);
+      row.ask({unknown.network, unknown.training, caps, make_step(unknown.network, unknown.training)}, answer);
       EXPECT_FALSE(answer.candidate.accepted) << name(row.kind) << ": " << unknown.what;
       EXPECT_EQ(answer.candidate.reason, "it has no " + unknown.what) << name(row.kind);
       EXPECT_FALSE(answer.layout.has_value());

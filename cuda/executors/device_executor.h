@@ -109,9 +109,8 @@ class DeviceExecutor : public Executor {
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::byte>(offset), 0, static_cast<std::size_t>(bytes), stream()));
   }
 
-  /// In the destructor of a derived class: waits, as work that still runs must not lose what it uses; and the device is
-  /// current until all is given back, as each call for that would create a context on the one that is. What fails now
-  /// has failed before.
+  /// In the destructor of a derived class: waits for the work that still runs, and keeps the device current while
+  /// resources are freed. An error now was reported before.
   void leave() noexcept {
     try {
       last_.emplace(device_);

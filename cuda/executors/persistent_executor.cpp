@@ -140,7 +140,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (training.form == PersistentForm::automatic && planned.form == PersistentForm::two_layer) {
       TrainingSpec on_grid = training;
       on_grid.form = PersistentForm::grid;
-      PersistentLayout layout = make_persistent_layout(network, on_grid, planned.gpu);
+      PersistentLayout layout = make_persistent_layout(network, on_grid, planned.gpu, planned.step);
       layout.note = "not 'two-layer': " + reason;
       if (layout.refusal.empty() && why_not_resident(layout).empty()) return layout;
     }
@@ -148,7 +148,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each
-  /// other in vain.
+  /// other until the deadline.
   static std::string why_not_resident(const PersistentLayout& layout) {
     std::int64_t needed = layout.form == PersistentForm::grid ? layout.blocks : 1, resident = 0;
     if (layout.form != PersistentForm::two_layer) {
@@ -176,7 +176,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   T* tensor(TensorId id) const { return layout_.at(id) == kNone ? nullptr : at<T>(layout_.at(id)); }
   bool has_steps() const { return training_.samples > 0; }
 
-  /// Takes what the plan has promised to take, `bytes`, where another form than the plan's needs less.
+  /// Reserves what the plan promised, `bytes`, even if another form than the plan's needs less.
   void make(std::uint64_t bytes) {
     this->take_arena(std::max(layout_.bytes, bytes), layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
     if (has_steps()) {
@@ -214,7 +214,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
 
-  /// Whether a GPU takes a cooperative launch of clusters, only such a launch tells: it has no steps and keeps nothing.
+  /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
   void try_cooperative() {
     if (gram_ || layout_.two_layer.cluster_blocks() == 1) return;
     try {
@@ -244,7 +244,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
                                           cudaMemcpyDeviceToHost, stream()));
   }
 
-  /// Tags are not 0, and none comes twice.
+  /// Tags are nonzero and unique.
   void clear_tags() {
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned char>(layout_.tagged), 0,
                                           static_cast<std::size_t>(layout_.tagged_slots) * 2 * sizeof(T), stream()));

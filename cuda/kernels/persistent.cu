@@ -1,6 +1,6 @@
 // One launch for many steps of training a network of any depth: the phases of a step are those of
-// host/planning/persistent_layout.h, and between them the blocks meet. Parameters, activations and data stay in the L2
-// cache, or with a single block in its shared memory.
+// host/planning/persistent_layout.h, with a barrier of all blocks between them. Parameters, activations and data stay
+// in the L2 cache, or with a single block in its shared memory.
 #include "persistent.h"
 
 #include <cstddef>
@@ -25,7 +25,7 @@ struct PersistentShared {
     double thread_sums[kThreads];
   };
   double warp_sums[kThreads / kWarpThreads];
-  int met;
+  int is_synchronized;
 };
 static_assert(sizeof(PersistentShared<float>) <= kPersistentTileBytes &&
               sizeof(PersistentShared<double>) <= kPersistentTileBytes);
@@ -192,8 +192,8 @@ __device__ void take_product(PersistentShared<T>& memory, const PersistentOperat
 /// What all threads of all blocks have written before, they see after. False, in every thread of the block, where the
 /// launch must end.
 template <class T>
-__device__ bool meet(PersistentShared<T>& memory, const PersistentArguments<T>& arguments, const Deadline& deadline,
-                     unsigned target, std::uint64_t code) {
+__device__ bool synchronize(PersistentShared<T>& memory, const PersistentArguments<T>& arguments,
+                            const Deadline& deadline, unsigned target, std::uint64_t code) {
   if (arguments.form == PersistentForm::cluster) {
     cluster_barrier();
     return true;
@@ -202,10 +202,10 @@ __device__ bool meet(PersistentShared<T>& memory, const PersistentArguments<T>& 
   if (arguments.form == PersistentForm::block) return true;
   if (thread_index() == 0) {
     arrive(arguments.arrivals);
-    memory.met = wait_until(arguments.arrivals, target, deadline, code);
+    memory.is_synchronized = wait_until(arguments.arrivals, target, deadline, code);
   }
   block_barrier();
-  return memory.met != 0;
+  return memory.is_synchronized != 0;
 }
 
 __device__ inline void copy_words(void* to, const void* from, std::uint64_t bytes) {
@@ -233,12 +233,12 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
 
   const Deadline deadline{arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed};
   const T rate = arguments.learning_rate;
-  const int turns = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
+  const int phases_of_step = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
   unsigned target = arguments.arrived;
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
-    for (int turn = 0; turn < turns; ++turn) {
-      const bool is_loss_alone = arguments.forward_only && turn == arguments.forward_phases;
-      const int phase = is_loss_alone ? arguments.phase_count : turn;
+    for (int index = 0; index < phases_of_step; ++index) {
+      const bool is_loss_alone = arguments.forward_only && index == arguments.forward_phases;
+      const int phase = is_loss_alone ? arguments.phase_count : index;
       const std::int64_t tasks = phases[phase].tasks;
       for (std::int64_t number = block_index(); number < tasks; number += grid_blocks()) {
         const PersistentOperation* op = operations + phases[phase].first_operation;
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
       }
       target += grid_blocks();
       const std::uint64_t code = late_wait_code(phase + 1, step);
-      if (!meet(memory, arguments, deadline, target, code)) return;
+      if (!synchronize(memory, arguments, deadline, target, code)) return;
     }
   }
   if (arguments.form == PersistentForm::block) copy_words(arguments.region, base, arguments.state_bytes);
@@ -297,8 +297,8 @@ void launch_persistent(const PersistentArguments<T>& arguments, const Persistent
 
 std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bool forward_only) {
   if (layout.form != PersistentForm::grid) return 0;
-  const auto turns = forward_only ? layout.forward_phases + 1 : static_cast<std::int64_t>(layout.phases.size()) - 1;
-  return static_cast<std::uint64_t>(layout.blocks * turns * steps);
+  const auto phases = forward_only ? layout.forward_phases + 1 : static_cast<std::int64_t>(layout.phases.size()) - 1;
+  return static_cast<std::uint64_t>(layout.blocks * phases * steps);
 }
 
 template <class T>

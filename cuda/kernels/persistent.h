@@ -24,7 +24,7 @@ struct PersistentArguments {
   T learning_rate;
   std::int64_t steps;
   double* losses;      ///< [steps]
-  unsigned* arrivals;  ///< of blocks where they meet, so far `arrived`
+  unsigned* arrivals;  ///< of blocks at barriers, so far `arrived`
   unsigned arrived;
   std::uint64_t timeout_ns;  ///< the longest that the launch may wait; 0: for ever
   std::uint64_t* failed;     ///< late_wait_code(phase + 1, step) of a wait that took longer; 0 while there is none

@@ -23,7 +23,7 @@ void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* 
     bias = nullptr;
   }
   elementwise::with_activation(activation, [=](auto formula) mutable {
-    // ivdep: h may be z, which the compiler would otherwise meet with scalar code.
+    // ivdep: h may be z, for which the compiler would otherwise emit scalar code.
     if (bias == nullptr) {
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = formula.value(z[i]);

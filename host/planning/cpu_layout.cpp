@@ -1,6 +1,7 @@
 #include "cpu_layout.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "arena_space.h"
 
@@ -23,7 +24,7 @@ constexpr std::int64_t kOneKBlock = 1024;
 // Work below which a task is not worth handing to another thread.
 constexpr double kTaskFlops = 4e6;
 
-// Steps shorter than this run on one thread: meeting another one twice a step costs microseconds when both run, and far
+// Steps shorter than this run on one thread: a barrier twice a step costs microseconds when all threads run, and far
 // more on a machine that is shared.
 constexpr double kOneThreadUs = 1000;
 // What a step costs beside arithmetic, for each layer.
@@ -80,10 +81,14 @@ void add_updates(CpuLayout& layout) {
 }  // namespace
 
 CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads) {
+  return make_cpu_layout(network, training, threads, make_step(network, training));
+}
+
+CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads, Step made_step) {
   const std::uint64_t element = size_of(element_type(training.precision));
   const std::int64_t samples = training.samples;
   CpuLayout layout;
-  layout.step = make_step(network, training);
+  layout.step = std::move(made_step);
   const Step& step = layout.step;
   layout.tensors.assign(step.tensors.size(), 0);
   ArenaSpace arena(network, training, kCacheLine), scratch(network, training, kCacheLine);
@@ -161,14 +166,14 @@ void ask_cpu(const Request& request, Answer& answer) {
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
-  const double flops = 2 * multiply_adds(make_step(request.network, training).operations);
+  const double flops = 2 * multiply_adds(request.step.operations);
   const double one_thread_us = flops / (gflops_of(caps, training.precision) * 1e3);
   const double layers_us = kLayerUs * request.network.layers();
   answer.threads = training.threads;
   if (answer.threads == 0) answer.threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);
   candidate.predicted_us_per_step =
       training.samples > 0 ? one_thread_us / std::min(answer.threads, caps.cores) + layers_us : 0;
-  CpuLayout layout = make_cpu_layout(request.network, training, answer.threads);
+  CpuLayout layout = make_cpu_layout(request.network, training, answer.threads, request.step);
   candidate.bytes = layout.bytes;
   answer.layout = std::move(layout);
   if (caps.memory_bytes != 0 && candidate.bytes > caps.memory_bytes) {

@@ -67,7 +67,11 @@ struct CpuLayout {
 
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
+/// @{
 CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads);
+/// The same, of a step that is made already.
+CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads, Step step);
+/// @}
 
 /// The CPU's answer, with a CpuLayout.
 void ask_cpu(const Request& request, Answer& answer);

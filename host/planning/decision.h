@@ -12,6 +12,7 @@
 #include <deviceloop/spec.h>
 
 #include "../executor.h"
+#include "../step/step.h"
 
 namespace deviceloop {
 
@@ -20,6 +21,7 @@ struct Request {
   const NetworkSpec& network;
   const TrainingSpec& training;
   const DeviceCaps& caps;
+  const Step& step;  ///< of these specifications
 };
 
 /// A candidate's answer.

@@ -418,9 +418,13 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision, 
 }  // namespace
 
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training) {
+  return make_graph_layout(network, training, make_step(network, training));
+}
+
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step) {
   const std::uint64_t element = size_of(element_type(training.precision));
   GraphLayout layout;
-  layout.step = make_step(network, training);
+  layout.step = std::move(step);
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training.precision, network.activation);
 
@@ -459,7 +463,7 @@ void ask_graph(const Request& request, Answer& answer) {
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
-  GraphLayout layout = make_graph_layout(request.network, training);
+  GraphLayout layout = make_graph_layout(request.network, training, request.step);
   candidate.bytes = layout.bytes;
   answer.needs_cublaslt = layout.has_gemm;
   if (training.samples > 0) {

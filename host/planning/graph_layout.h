@@ -118,7 +118,11 @@ struct GraphLayout {
 
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
+/// @{
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);
+/// The same, of a step that is made already.
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step);
+/// @}
 
 /// The graph executor's answer, with a GraphLayout.
 void ask_graph(const Request& request, Answer& answer);

@@ -53,7 +53,7 @@ constexpr std::int64_t group_blocks(std::int64_t count, int width) {
 }
 
 /// A matrix cut into tiles, one a block. A tile's columns lie across `threads_across` threads; the
-/// kThreads / threads_across rows of threads take its rows in turns.
+/// kThreads / threads_across rows of threads take its rows one after the other.
 struct PanelLayout {
   int threads_across = 1;  ///< a power of two
   std::int64_t rows_per_tile = 1;

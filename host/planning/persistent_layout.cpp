@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "../text.h"
 #include "arena_space.h"
@@ -34,10 +35,10 @@ template <class Shape>
 double tile_us(std::int64_t inner, std::uint64_t element_bytes, Operands operands) {
   using namespace gpu_costs;
   const std::int64_t depth = element_bytes == 4 ? Shape::template depth<float> : Shape::template depth<double>;
-  const auto turns = static_cast<double>(cuda::divide_up(inner, depth * Shape::groups));
+  const auto panels = static_cast<double>(cuda::divide_up(inner, depth * Shape::groups));
   const double products = static_cast<double>(Shape::rows * Shape::columns * Shape::groups * depth);
-  const double turn_us = std::max(products / (kTileEfficiency * fma_per_us(element_bytes)), latency_us(operands));
-  return turns * turn_us + (operands == Operands::in_shared ? kSharedTileUs : kTileUs);
+  const double panel_us = std::max(products / (kTileEfficiency * fma_per_us(element_bytes)), latency_us(operands));
+  return panels * panel_us + (operands == Operands::in_shared ? kSharedTileUs : kTileUs);
 }
 
 /// How one operation is cut for a launch of `blocks`; returns what it takes them.
@@ -94,8 +95,8 @@ class Builder {
         samples_(training.samples),
         arena_(network, training, kAlignment) {}
 
-  PersistentLayout build(const GpuCaps& gpu) {
-    layout_.step = make_step(network_, training_);
+  PersistentLayout build(const GpuCaps& gpu, Step step) {
+    layout_.step = std::move(step);
     layout_.gpu = gpu;
     take_region();
     if (samples_ > 0) make_program();
@@ -119,7 +120,7 @@ class Builder {
     take(layer.bias);
   }
 
-  /// In the Gram formulation the first layer's parameters are none of a step's business.
+  /// In the Gram formulation a step does not touch the first layer's parameters.
   void take_region() {
     layout_.tensors.assign(step().tensors.size(), kNone);
     const std::optional<Step::Gram>& gram = step().gram;
@@ -429,7 +430,12 @@ std::string PersistentLayout::phase_name(std::int64_t phase) const {
 }
 
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu) {
-  return Builder(network, training).build(gpu);
+  return make_persistent_layout(network, training, gpu, make_step(network, training));
+}
+
+PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu,
+                                        Step step) {
+  return Builder(network, training).build(gpu, std::move(step));
 }
 
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {
@@ -511,7 +517,7 @@ void ask_persistent(const Request& request, Answer& answer) {
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
-  PersistentLayout layout = make_persistent_layout(request.network, request.training, gpu);
+  PersistentLayout layout = make_persistent_layout(request.network, request.training, gpu, request.step);
   candidate.bytes = layout.bytes;
   candidate.predicted_us_per_step = layout.predicted_us_per_step;
   candidate.floor_us_per_step = layout.floor_us_per_step;

@@ -2,7 +2,7 @@
 // so that plans for any GPU are made and tested without one, and count the bytes that the executor takes.
 //
 // A step is a list of phases; a phase is a list of operations, each cut into tasks that no other task of the phase
-// depends on; between phases the blocks of the launch meet. With L layers there are 2 L phases:
+// depends on; between phases is a barrier of all blocks of the launch. With L layers there are 2 L phases:
 //
 //   forward of layer 0, ..., of layer L-1 (which takes the errors, too)
 //   gradient of the input of layer L-1, and the loss; of layer L-2 and the update of layer L-1; ...
@@ -43,8 +43,8 @@ enum class Tile : std::int16_t { small, medium, large };
 /// An operand that is not there.
 constexpr std::uint64_t kNone = ~std::uint64_t{0};
 
-/// One operation of a phase; products are v = start + a b + bias + addend, [rows, inner] times [inner, columns]; what
-/// is not there counts as 0. Offsets are in bytes.
+/// One operation of a phase; products are v = start + a b + bias + addend, [rows, inner] times [inner, columns];
+/// absent terms are zero. Offsets are in bytes.
 struct PersistentOperation {
   enum class Kind : std::int16_t {
     linear,          ///< out = v
@@ -106,7 +106,7 @@ struct PersistentLayout {
   std::uint64_t region_bytes = 0;
   std::uint64_t state_bytes = 0;
   std::uint64_t program = 0;   ///< operations, then phases
-  std::uint64_t arrivals = 0;  ///< unsigned: of blocks where they meet
+  std::uint64_t arrivals = 0;  ///< unsigned: of blocks at barriers
   std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
   std::uint64_t tagged = 0;    ///< with the form `two_layer`: Tagged<T> [tagged_slots]
   std::int64_t tagged_slots = 0;
@@ -132,7 +132,12 @@ constexpr std::size_t kPersistentTileBytes = 42 << 10;
 
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
+/// @{
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
+/// The same, of a step that is made already.
+PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu,
+                                        Step step);
+/// @}
 
 /// The persistent executor's answer, with a PersistentLayout.
 void ask_persistent(const Request& request, Answer& answer);

@@ -110,11 +110,11 @@ double first_layer_flops(const Step& step) {
 }
 
 // What is said of gram where primal is the faster formulation.
-std::string slower_note(const NetworkSpec& network, const TrainingSpec& training) {
+std::string slower_note(const NetworkSpec& network, const TrainingSpec& training, const Step& step) {
   if (training.formulation != Formulation::gram) return "";
   TrainingSpec primal = training;
   primal.formulation = Formulation::primal;
-  const double times = first_layer_flops(make_step(network, training)) / first_layer_flops(make_step(network, primal));
+  const double times = first_layer_flops(step) / first_layer_flops(make_step(network, primal));
   if (!(times > 1)) return "";
   return "; gram is slower than primal here, its first layer takes " + text(times) + " times the arithmetic for " +
          std::to_string(training.samples) + " samples of " + std::to_string(network.in_features(0)) + " features";
@@ -162,8 +162,8 @@ void prefer_the_fastest(std::vector<Answer>& answers) {
     if (!answer.candidate.accepted) continue;
     answer.candidate.accepted = false;
     answer.candidate.reason = std::string("the plan '") + name(fastest->candidate.executor) +
-                              "' is predicted to be faster; ask for '" + name(answer.candidate.executor) +
-                              "' to have it all the same";
+                              "' is predicted to be faster; force this one by the plan '" +
+                              name(answer.candidate.executor) + "'";
   }
 }
 
@@ -218,7 +218,8 @@ Decision decide(const NetworkSpec& network, const TrainingSpec& training, const 
   validate(network, training, forced);
   refuse_contradictions(training, forced);
 
-  const Request request{network, training, caps};
+  const Step step = make_step(network, training);
+  const Request request{network, training, caps, step};
   std::vector<Answer> answers;
   for (const ExecutorRow& row : executor_rows()) answers.push_back(ask(row, request));
   if (!forced) prefer_the_fastest(answers);
@@ -244,7 +245,7 @@ Decision decide(const NetworkSpec& network, const TrainingSpec& training, const 
   plan.device = training.device.index;
   plan.formulation = training.formulation;
   plan.executor = candidate.executor;
-  plan.reason = candidate.reason + slower_note(network, training);
+  plan.reason = candidate.reason + slower_note(network, training, step);
   plan.bytes = candidate.bytes;
   plan.predicted_us_per_step = candidate.predicted_us_per_step;
   plan.floor_us_per_step = candidate.floor_us_per_step;
