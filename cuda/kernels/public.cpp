@@ -21,7 +21,7 @@ namespace {
 }
 
 /// A range of memory that the caller passes.
-struct Range {
+struct MemoryRange {
   const char* name;
   const void* begin;
   std::int64_t bytes;
@@ -43,8 +43,9 @@ std::int64_t bytes_of(const char* function, std::int64_t rows, std::int64_t colu
 }
 
 template <class T>
-Range range_of(const char* function, const char* name, const T* begin, std::int64_t rows, std::int64_t columns = 1) {
-  const Range range{name, begin, bytes_of(function, rows, columns, sizeof(T))};
+MemoryRange range_of(const char* function, const char* name, const T* begin, std::int64_t rows,
+                     std::int64_t columns = 1) {
+  const MemoryRange range{name, begin, bytes_of(function, rows, columns, sizeof(T))};
   if (begin == nullptr && range.bytes > 0)
     refuse(function, std::string(name) + " is null, but has " + std::to_string(range.bytes / sizeof(T)) +
                          " elements; pass device memory of that size");
@@ -55,8 +56,9 @@ Range range_of(const char* function, const char* name, const T* begin, std::int6
 }
 
 /// Refuses an output that overlaps one of `others`; the same begin is accepted if `may_be_same`.
-void check_apart(const char* function, const Range& out, std::initializer_list<Range> others, bool may_be_same) {
-  for (const Range& other : others) {
+void check_apart(const char* function, const MemoryRange& out, std::initializer_list<MemoryRange> others,
+                 bool may_be_same) {
+  for (const MemoryRange& other : others) {
     if (out.bytes == 0 || other.bytes == 0 || (may_be_same && out.begin == other.begin)) continue;
     if (std::less<>()(static_cast<const char*>(out.begin), other.end()) &&
         std::less<>()(static_cast<const char*>(other.begin), out.end()))
@@ -66,7 +68,7 @@ void check_apart(const char* function, const Range& out, std::initializer_list<R
 }
 
 /// The slots of a sum in the caller's workspace.
-Range workspace_range(const char* function, void* workspace, std::size_t bytes, std::size_t needed) {
+MemoryRange workspace_range(const char* function, void* workspace, std::size_t bytes, std::size_t needed) {
   if (bytes < needed)
     refuse(function, "the workspace has " + std::to_string(bytes) + " bytes, but " + std::to_string(needed) +
                          " are needed; call " + function + "_workspace for the size");
@@ -102,7 +104,7 @@ void checked_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, S
 template <class T>
 void checked_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std::int64_t features, Stream stream) {
   constexpr const char* function = "bias_relu";
-  const Range out = range_of(function, "h", h, batch, features);
+  const MemoryRange out = range_of(function, "h", h, batch, features);
   check_apart(function, out, {range_of(function, "z", z, batch, features)}, true);
   if (bias != nullptr) check_apart(function, out, {range_of(function, "bias", bias, features)}, false);
   if (out.bytes > 0) launch_bias_activation<T>(Activation::relu, h, nullptr, z, bias, batch, features, stream);
@@ -112,14 +114,14 @@ template <class T>
 void checked_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
                            void* workspace, std::size_t workspace_bytes, Stream stream) {
   constexpr const char* function = "squared_error";
-  const Range sum = range_of(function, "loss", loss, 1);
-  const Range predictions = range_of(function, "prediction", prediction, count);
-  const Range targets = range_of(function, "target", target, count);
-  const Range slots = workspace_range(function, workspace, workspace_bytes, squared_error_workspace(count));
+  const MemoryRange sum = range_of(function, "loss", loss, 1);
+  const MemoryRange predictions = range_of(function, "prediction", prediction, count);
+  const MemoryRange targets = range_of(function, "target", target, count);
+  const MemoryRange slots = workspace_range(function, workspace, workspace_bytes, squared_error_workspace(count));
   check_apart(function, sum, {predictions, targets, slots}, false);
   check_apart(function, slots, {predictions, targets}, false);
   if (gradient != nullptr) {
-    const Range gradients = range_of(function, "gradient", gradient, count);
+    const MemoryRange gradients = range_of(function, "gradient", gradient, count);
     check_apart(function, gradients, {predictions, targets}, true);
     check_apart(function, gradients, {sum, slots}, false);
   }
@@ -133,9 +135,10 @@ template <class T>
 void checked_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, void* workspace,
                          std::size_t workspace_bytes, Stream stream) {
   constexpr const char* function = "column_sums";
-  const Range out = range_of(function, "sums", sums, features);
-  const Range in = range_of(function, "matrix", matrix, batch, features);
-  const Range slots = workspace_range(function, workspace, workspace_bytes, column_sums_workspace(batch, features));
+  const MemoryRange out = range_of(function, "sums", sums, features);
+  const MemoryRange in = range_of(function, "matrix", matrix, batch, features);
+  const MemoryRange slots =
+      workspace_range(function, workspace, workspace_bytes, column_sums_workspace(batch, features));
   check_apart(function, out, {in, slots}, false);
   check_apart(function, slots, {in}, false);
   if (out.bytes == 0) return;
@@ -156,11 +159,11 @@ void checked_narrow_linear(T* out, const T* in, const T* weights, const T* bias,
                            std::int64_t in_features, std::int64_t out_features, Stream stream) {
   constexpr const char* function = "narrow_linear";
   check_outputs(function, out_features);
-  const Range outputs = range_of(function, "out", out, batch, out_features);
+  const MemoryRange outputs = range_of(function, "out", out, batch, out_features);
   check_apart(function, outputs,
               {range_of(function, "in", in, batch, in_features),
                range_of(function, "weights", weights, in_features, out_features),
-               bias != nullptr ? range_of(function, "bias", bias, out_features) : Range{"bias", nullptr, 0}},
+               bias != nullptr ? range_of(function, "bias", bias, out_features) : MemoryRange{"bias", nullptr, 0}},
               false);
   if (batch > 0)
     launch_narrow_linear(out, in, weights, bias, batch, in_features, static_cast<int>(out_features), stream);
@@ -172,16 +175,16 @@ void checked_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dou
                                     std::size_t workspace_bytes, Stream stream) {
   constexpr const char* function = "narrow_linear_gradient";
   check_outputs(function, out_features);
-  const Range out = range_of(function, "dweights", dweights, in_features, out_features);
-  const Range inputs = range_of(function, "h", h, batch, in_features);
-  const Range gradients = range_of(function, "dout", dout, batch, out_features);
-  const Range layer = range_of(function, "weights", weights, in_features, out_features);
-  const Range slots = workspace_range(function, workspace, workspace_bytes,
-                                      narrow_linear_gradient_workspace(batch, in_features, out_features));
+  const MemoryRange out = range_of(function, "dweights", dweights, in_features, out_features);
+  const MemoryRange inputs = range_of(function, "h", h, batch, in_features);
+  const MemoryRange gradients = range_of(function, "dout", dout, batch, out_features);
+  const MemoryRange layer = range_of(function, "weights", weights, in_features, out_features);
+  const MemoryRange slots = workspace_range(function, workspace, workspace_bytes,
+                                            narrow_linear_gradient_workspace(batch, in_features, out_features));
   check_apart(function, out, {inputs, gradients, layer, slots}, false);
   check_apart(function, slots, {inputs, gradients, layer}, false);
   if (dz != nullptr) {
-    const Range masked = range_of(function, "dz", dz, batch, in_features);
+    const MemoryRange masked = range_of(function, "dz", dz, batch, in_features);
     check_apart(function, masked, {inputs}, true);
     check_apart(function, masked, {out, gradients, layer, slots}, false);
   }

@@ -176,7 +176,7 @@ class CpuExecutor final : public Executor, private GramDriver {
             transpose_b == Transpose::no ? op.columns : op.inner, T(0), out, op.columns);
   }
 
-  // out [rows, columns] = activation(in b + bias), and what stands in the brackets to `kept`, which may be null.
+  // out [rows, columns] = activation(in b + bias), and the pre-activation to `kept`, which may be null.
   void forward(const StepOperation& op, const T* in, T* out, T* kept, std::int64_t rows) const {
     multiply(op, Transpose::no, in, out, rows);
     if (op.activation)

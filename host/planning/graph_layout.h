@@ -23,9 +23,9 @@ struct GraphOperation {
   enum class Kind {
     gemm,           ///< out = alpha op(a) op(b) + beta out
     narrow_linear,  ///< out = a b (+ bias)
-    narrow_update,  ///< out -= factor a^T b, and with `below` b out^T, of out before the update, masked by ReLU's marks
-                    ///< in a where `activation` says so
-    bias_activation,     ///< out = activation(a (+ bias)), and what stands in the brackets to `kept`, if there is one
+    narrow_update,  ///< out -= factor a^T b; before that, with `below`, below = b out^T, through `activation` if it has
+                    ///< one, whose output a is
+    bias_activation,     ///< out = activation(a (+ bias)), and the pre-activation to `kept`, if there is one
     add_bias,            ///< out += bias
     squared_error,       ///< out = the gradient of the loss of predictions a and targets b, and the loss
     through_activation,  ///< out = b times the activation's derivative, which follows from a
@@ -40,7 +40,7 @@ struct GraphOperation {
   Kind kind = Kind::copy;
   int layer = 0;
   const char* purpose = "";  ///< of a gemm, for reports
-  std::int64_t rows = 0;     ///< of out; of narrow_update those of the batch
+  std::int64_t rows = 0;     ///< of out
   std::int64_t columns = 0;
   std::int64_t inner = 0;
   std::uint64_t a = kNoOperand;
