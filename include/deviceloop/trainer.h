@@ -128,13 +128,13 @@ class DEVICELOOP_EXPORT Trainer {
   /// On the CPU, OpenBLAS built with pthreads (and versions 0.3.22 and 0.3.23 built with OpenMP) has one number of
   /// threads for the whole process. A run sets it to 1 while steps run, and back to the application's number while
   /// `callback` runs and when the call returns. If the application, or a library that it uses, sets it while steps run,
-  /// last digits may change: the run then ends with an Error after the step that detects it, and so do the runs of other
-  /// trainers at that time. steps_done() counts the steps done, and the parameters are those after them; the losses
-  /// since the last call of `callback` are lost, the number stays as it was set last, and the trainer can go on. loss(),
-  /// predict(), and reading parameters with Formulation::gram end in the same way, and change nothing. Two cases are not
-  /// detected: a number that is set and set back within one matrix product, and a number that is set to 1. Other OpenMP
-  /// builds have a number for each thread, which other threads cannot change; do not call train from a parallel region
-  /// of OpenMP after openblas_set_num_threads_local with more than 1.
+  /// last digits may change: the run then ends with an Error after the step that detects it, and so do the runs of
+  /// other trainers at that time. steps_done() counts the steps done, and the parameters are those after them; the
+  /// losses since the last call of `callback` are lost, the number stays as it was set last, and the trainer can go on.
+  /// loss(), predict(), and reading parameters with Formulation::gram end in the same way, and change nothing. Two
+  /// cases are not detected: a number that is set and set back within one matrix product, and a number that is set
+  /// to 1. Other OpenMP builds have a number for each thread, which other threads cannot change; do not call train from
+  /// a parallel region of OpenMP after openblas_set_num_threads_local with more than 1.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
   /// The loss of the current parameters, which the next step would report. Needs set_data.
