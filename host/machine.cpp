@@ -226,7 +226,8 @@ Decision decide_here(const NetworkSpec& network, const TrainingSpec& training, D
   Decision decision = decide(network, training, caps, forced);
   if (!decision.needs_cublaslt) return decision;
   caps.no_cublaslt_reason = why_no_cublaslt();
-  return caps.no_cublaslt_reason.empty() ? decision : decide(network, training, caps, forced);
+  if (caps.no_cublaslt_reason.empty()) return decision;
+  return decide(network, training, caps, forced);
 }
 
 }  // namespace deviceloop

@@ -293,7 +293,7 @@ TEST(MakePlan, RefusesValuesThatNoEnumHas) {
   }
   EXPECT_CONTAINS(message_of<InvalidArgument>(network_of({20, 10, 1}), training_of(64), machine_with_gpu(),
                                               unknown_value<ExecutorKind>()),
-                  "there is no plan number 77");
+                  "there is no plan number 77; use one that <deviceloop/plan.h> names");
 }
 
 // Behind the planner's own check: a value that the library knows and an executor does not must not train as another
@@ -347,6 +347,24 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
+}
+
+// The launch of a narrow layer knows ReLU's marks alone: through any other activation the gradient goes by another one.
+TEST(GraphLayout, ANarrowLayerTakesTheGradientThroughReluAlone) {
+  for (const Activation activation : {Activation::relu, unknown_value<Activation>()}) {
+    NetworkSpec network = network_of({20, 10, 1});
+    network.activation = activation;
+    const bool is_relu = activation == Activation::relu;
+    int updates = 0, through = 0;
+    for (const GraphOperation& op : make_graph_layout(network, training_of(64)).operations) {
+      through += op.kind == GraphOperation::Kind::through_activation;
+      if (op.kind != GraphOperation::Kind::narrow_update || op.layer == 0) continue;
+      ++updates;
+      EXPECT_EQ(op.activation.has_value(), is_relu);
+    }
+    EXPECT_EQ(updates, 1);
+    EXPECT_EQ(through, is_relu ? 0 : 1);
+  }
 }
 
 TEST(GraphLayout, TakesFewerStepsALaunchOfDeepNetworks) {

@@ -7,7 +7,6 @@
 
 #include <deviceloop/cuda.h>
 
-#include "../elementwise.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
 #include "kernel_layout.h"
@@ -27,6 +26,10 @@ using Kind = GraphOperation::Kind;
 using Factor = GraphOperation::Factor;
 
 bool is_narrow(std::int64_t out_features) { return out_features <= cuda::kMaxNarrowOutputs; }
+
+/// Whether the launch of a narrow layer also takes the gradient through the activation below: it knows the marks of
+/// ReLU's output alone. Through all others a launch of its own does.
+bool narrow_launch_masks(Activation activation) { return activation == Activation::relu; }
 
 double elements(std::int64_t rows, std::int64_t columns) {
   return static_cast<double>(rows) * static_cast<double>(columns);
@@ -149,11 +152,10 @@ class Lowering {
   }
 
   /// Of a narrow layer together with the update of its weight, which comes next. What then takes the gradient through
-  /// the activation waits for that update, as it overwrites what the update reads; where the activation's output tells
-  /// enough, the launch of a narrow layer does that, too.
+  /// the activation waits for that update, as it overwrites what the update reads.
   void add_input_gradient(const StepOperation& op) {
     const bool narrow = is_narrow(op.inner);
-    const bool fused = narrow && !elementwise::keeps_pre_activation(*op.activation);
+    const bool fused = narrow && narrow_launch_masks(*op.activation);
     below_ = fused ? layout_.at(op.out) : layout_.gradient;
     if (fused) fused_ = op.activation;
     if (!narrow)
@@ -388,7 +390,7 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision, 
     const bool narrow = is_narrow(layer.out_features);
     if (!narrow) layout.has_gemm = true;
     const bool has_gradient = &layer != &step.layers.front();
-    if (has_gradient && (!narrow || elementwise::keeps_pre_activation(activation)))
+    if (has_gradient && (!narrow || !narrow_launch_masks(activation)))
       widest_gradient = std::max(widest_gradient, layer.in_features);
   }
   layout.factors = arena.take(GraphOperation::kFactors, 1, element);

@@ -38,10 +38,10 @@ std::string why_not_gram(const TrainingSpec& training) {
 }
 
 template <class Enum>
-void check_known(const char* what, Enum value) {
+void check_known(const char* what, Enum value, const char* header = "spec.h") {
   if (name_or_null(value) == nullptr)
-    throw InvalidArgument("there is no " + std::string(what) + " " + shown(value) +
-                          "; use one that <deviceloop/spec.h> names");
+    throw InvalidArgument("there is no " + std::string(what) + " " + shown(value) + "; use one that <deviceloop/" +
+                          header + "> names");
 }
 
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
@@ -52,7 +52,7 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
   check_known("formulation", training.formulation);
   check_known("device", training.device.kind);
   check_known("form of the plan 'persistent'", training.form);
-  if (forced) check_known("plan", *forced);
+  if (forced) check_known("plan", *forced, "plan.h");
   if (network.widths.size() < 2)
     throw InvalidArgument("a network of " + std::to_string(network.widths.size()) +
                           " widths has no layer; give at least inputs and outputs, such as 1000,1");
