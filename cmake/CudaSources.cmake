@@ -11,6 +11,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/public.cpp
   cuda/kernels/squared_error.cu
   cuda/kernels/two_layer.cu
+  cuda/kernels/update.cu
   cuda/runtime/check.cpp
   cuda/runtime/cublaslt.cpp
   cuda/runtime/cublaslt_error.cpp

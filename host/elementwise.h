@@ -7,9 +7,11 @@
 #define DEVICELOOP_HOST_DEVICE
 #endif
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 #include <deviceloop/spec.h>
 
@@ -118,6 +120,61 @@ DEVICELOOP_HOST_DEVICE inline T squared_error_gradient(T difference) {
 template <class T>
 DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate) {
   return std::fma(-learning_rate, gradient, weight);
+}
+
+/// What the updates of one step read beside gradients and what they change, in the working precision. On a GPU it lies
+/// in device memory, so that a captured graph reads its current values; the first two are what a product needs besides.
+template <class T>
+struct StepScalars {
+  T one = T(1);
+  T zero = T(0);
+  T learning_rate = T(0);
+  T negative_rate = T(0);  ///< -learning_rate
+};
+
+/// The most numbers that an optimizer keeps for each parameter.
+inline constexpr int kMostStates = 2;
+
+/// Gradient descent as an optimizer: how a gradient changes a parameter and `state`, what the optimizer keeps for it.
+struct GradientDescent {
+  static constexpr std::array<const char*, 0> kStates{};  ///< the names of the numbers kept for each parameter
+  static constexpr bool adds_gradient = true;  ///< adds a multiple of the gradient, which a product can do by itself
+  template <class T>
+  DEVICELOOP_HOST_DEVICE static void update(T& parameter, T*, T gradient, const StepScalars<T>& scalars) {
+    parameter = sgd_update(parameter, gradient, scalars.learning_rate);
+  }
+};
+
+/// An optimizer is a struct like GradientDescent, and a line in each of these two functions.
+/// @{
+
+/// use(an object of its struct): for the host.
+template <class Use>
+inline auto with_optimizer(OptimizerKind optimizer, Use use) {
+  switch (optimizer) {
+    case OptimizerKind::gradient_descent:
+      break;
+  }
+  return use(GradientDescent());
+}
+
+template <class T>
+DEVICELOOP_HOST_DEVICE inline void update(OptimizerKind optimizer, T& parameter, T* state, T gradient,
+                                          const StepScalars<T>& scalars) {
+  switch (optimizer) {
+    case OptimizerKind::gradient_descent:
+      break;
+  }
+  GradientDescent::update(parameter, state, gradient, scalars);
+}
+/// @}
+
+inline std::span<const char* const> states_of(OptimizerKind optimizer) {
+  return with_optimizer(optimizer, [](auto of) { return std::span<const char* const>(of.kStates); });
+}
+
+inline bool adds_gradient(OptimizerKind optimizer) {
+  return with_optimizer(optimizer, [](auto of) { return of.adds_gradient; });
 }
 
 }  // namespace deviceloop::elementwise

@@ -29,7 +29,7 @@ class RunEnded final : public Error {
 };
 
 /// Made for one network, one number of samples and one plan. The constructor does all work that is done only once, so
-/// that the first step takes as long as any other. Parameters are 0 until they are written. The trainer has checked
+/// that the first step takes as long as any other. All of its state is 0 until it is written. The trainer has checked
 /// every argument. Not for use by two threads at once.
 class Executor {
  public:
@@ -51,7 +51,7 @@ class Executor {
   /// The loss of the current parameters. Call it after finish().
   virtual double loss() = 0;
 
-  /// Copies the parameter parameter_layout()[index] out or in, converted if the types differ. Call it after finish().
+  /// Copies the entry state_layout()[index] out or in, converted if the types differ. Call it after finish().
   virtual void read_state(int index, Matrix out) = 0;
   virtual void write_state(int index, ConstMatrix in) = 0;
 

@@ -1,5 +1,7 @@
 #include "parameters.h"
 
+#include "elementwise.h"
+
 namespace deviceloop {
 
 std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network) {
@@ -10,6 +12,21 @@ std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network) {
     const std::int64_t in_features = network.in_features(layer), out_features = network.out_features(layer);
     layout.push_back({module + ".weight", layer, false, in_features, out_features});
     if (network.bias) layout.push_back({module + ".bias", layer, true, 1, out_features});
+  }
+  return layout;
+}
+
+std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const TrainingSpec& training) {
+  const std::vector<ParameterInfo> parameters = parameter_layout(network);
+  std::vector<ParameterInfo> layout = parameters;
+  int state = 0;
+  for (const char* const name : elementwise::states_of(training.optimizer.kind)) {
+    for (ParameterInfo info : parameters) {
+      info.name += std::string(".") + name;
+      info.state = state;
+      layout.push_back(std::move(info));
+    }
+    ++state;
   }
   return layout;
 }

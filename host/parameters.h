@@ -10,17 +10,22 @@
 
 namespace deviceloop {
 
-/// One named tensor of an executor's state: a weight [in_features, out_features] or a bias [1, out_features].
+/// One named tensor of an executor's state: a weight [in_features, out_features], a bias [1, out_features], or what the
+/// optimizer keeps for one of them.
 struct ParameterInfo {
   std::string name;  ///< as in PyTorch's nn.Sequential of Linear and ReLU: "0.weight", "0.bias", "2.weight", ...
   int layer = 0;
   bool is_bias = false;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
+  int state = -1;  ///< which of the optimizer's numbers; -1: the parameter itself
 };
 
 /// In order of layers, each weight before its bias.
 std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network);
+
+/// All that outlives a step: the parameters, as in parameter_layout(), then what the optimizer keeps for each.
+std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const TrainingSpec& training);
 
 /// A contiguous matrix in host memory that owns its elements.
 struct HostMatrix {
@@ -37,7 +42,8 @@ struct HostMatrix {
   Matrix view();
 };
 
-/// All parameters of a network, one entry for each of parameter_layout().
+/// All parameters of a network, one entry for each of parameter_layout(), or with the optimizer's state of
+/// state_layout().
 using Parameters = std::vector<HostMatrix>;
 
 }  // namespace deviceloop

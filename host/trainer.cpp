@@ -61,13 +61,13 @@ struct Trainer::Impl {
   std::optional<ExecutorKind> forced;
   DeviceCaps caps;
   Decision decision;
-  std::vector<ParameterInfo> layout;
+  std::vector<ParameterInfo> layout;  ///< of the state: the parameters, then what the optimizer keeps for them
   pid_t process = getpid();
   std::int64_t steps_done = 0;
   bool has_data = false;
-  // Where the parameters are: in the executor once there is one, else in `parameters` once they were drawn or read.
+  // Where the state is: in the executor once there is one, else in `state` once parameters were drawn or read.
   std::unique_ptr<Executor> executor;
-  Parameters parameters;
+  Parameters state;
   Preparation preparation;  ///< since the last call of train
 
   ~Impl() {
@@ -82,7 +82,7 @@ struct Trainer::Impl {
     training = spec;
     forced = wanted;
     caps = std::move(machine);
-    layout = parameter_layout(network);
+    layout = state_layout(network, training);
     preparation.lap("plan");
   }
 
@@ -92,30 +92,43 @@ struct Trainer::Impl {
                   "; make a new one in the child");
   }
 
+  std::size_t parameter_count() const { return static_cast<std::size_t>(network.layers()) * (network.bias ? 2 : 1); }
+
+  HostMatrix zeros_of(const ParameterInfo& info) const {
+    return HostMatrix(element_type(training.precision), info.rows, info.columns);
+  }
+
   Parameters drawn(std::uint64_t seed, Init init) const {
     Parameters drawn;
     for (const ParameterInfo& info : layout) {
-      drawn.emplace_back(element_type(training.precision), info.rows, info.columns);
-      if (!info.is_bias) fill_normal(drawn.back().view(), seed, tensor_of_weight(info.layer), deviation_of(init, info));
+      drawn.push_back(zeros_of(info));
+      if (info.state < 0 && !info.is_bias)
+        fill_normal(drawn.back().view(), seed, tensor_of_weight(info.layer), deviation_of(init, info));
     }
     return drawn;
   }
 
-  void set_parameters(Parameters values) {
+  // Where `values` are the parameters alone, the optimizer begins anew.
+  void set_state(Parameters values) {
+    for (std::size_t index = values.size(); index < layout.size(); ++index) values.push_back(zeros_of(layout[index]));
     if (!executor) {
-      parameters = std::move(values);
+      state = std::move(values);
       return;
     }
     for (std::size_t index = 0; index < values.size(); ++index)
       executor->write_state(static_cast<int>(index), values[index].view());
   }
 
-  // The parameters on the host: copied from the executor if there is one.
-  Parameters copied_parameters() const {
-    if (!executor) return parameters.empty() ? drawn(training.seed, Init::normal) : parameters;
+  // The first `count` entries of the state on the host: copied from the executor if there is one.
+  Parameters copied_state(std::size_t count) const {
     Parameters values;
-    for (std::size_t index = 0; index < layout.size(); ++index) {
-      values.emplace_back(element_type(training.precision), layout[index].rows, layout[index].columns);
+    if (!executor) {
+      values = state.empty() ? drawn(training.seed, Init::normal) : state;
+      values.resize(count);
+      return values;
+    }
+    for (std::size_t index = 0; index < count; ++index) {
+      values.push_back(zeros_of(layout[index]));
       executor->read_state(static_cast<int>(index), values.back().view());
     }
     return values;
@@ -123,16 +136,16 @@ struct Trainer::Impl {
 
   void need_executor() {
     if (executor) return;
-    if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
+    if (state.empty()) state = drawn(training.seed, Init::normal);
     preparation.lap("data");
     std::unique_ptr<Executor> made = make_executor(network, training, decision);
     for (const PreparationStage& stage : made->preparation().stages()) preparation.add(stage);
     preparation.restart();
-    for (std::size_t index = 0; index < parameters.size(); ++index)
-      made->write_state(static_cast<int>(index), parameters[index].view());
+    for (std::size_t index = 0; index < state.size(); ++index)
+      made->write_state(static_cast<int>(index), state[index].view());
     preparation.lap("data");
     executor = std::move(made);
-    parameters.clear();
+    state.clear();
   }
 
   int index_of(int layer, bool is_bias) const {
@@ -158,7 +171,7 @@ struct Trainer::Impl {
     check_process();
     check_parameter(index, out);
     if (executor) return executor->read_state(index, out);
-    convert(out, copied_parameters()[static_cast<std::size_t>(index)].view());
+    convert(out, copied_state(parameter_count())[static_cast<std::size_t>(index)].view());
   }
 
   void write(int index, ConstMatrix in) {
@@ -167,8 +180,8 @@ struct Trainer::Impl {
     check_parameter(index, in);
     check_finite(in, training.precision, ("parameter " + layout[static_cast<std::size_t>(index)].name).c_str());
     if (executor) return executor->write_state(index, in);
-    if (parameters.empty()) parameters = drawn(training.seed, Init::normal);
-    convert(parameters[static_cast<std::size_t>(index)].view(), in);
+    if (state.empty()) state = drawn(training.seed, Init::normal);
+    convert(state[static_cast<std::size_t>(index)].view(), in);
   }
 
   void need_data(const char* call) const {
@@ -226,8 +239,8 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
   self.preparation.lap("data");
 
   if (needs_executor) {
-    // From here on the parameters are on the host, so that they are kept if making the new executor fails.
-    self.parameters = self.copied_parameters();
+    // From here on the state is on the host, so that it is kept if making the new executor fails.
+    self.state = self.copied_state(self.layout.size());
     self.executor.reset();
     self.has_data = false;
     self.training = training;
@@ -251,7 +264,7 @@ void Trainer::initialize(std::uint64_t seed, Init init) {
   impl_->check_process();
   if (name_or_null(init) == nullptr)
     throw InvalidArgument("unknown initialization " + shown(init) + "; use one that <deviceloop/spec.h> names");
-  impl_->set_parameters(impl_->drawn(seed, init));
+  impl_->set_state(impl_->drawn(seed, init));
 }
 
 void Trainer::read_weight(int layer, Matrix out) const { impl_->read(impl_->index_of(layer, false), out); }
@@ -264,14 +277,14 @@ void Trainer::load_weights(const std::string& path) {
   impl_->check_process();
   const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
   const SafeTensorsFile file(path, memory != 0 ? memory : UINT64_MAX);
-  impl_->set_parameters(read_weights(file, impl_->network, element_type(impl_->training.precision)));
+  impl_->set_state(read_weights(file, impl_->network, element_type(impl_->training.precision)));
 }
 
 void Trainer::save_weights(const std::string& path) const {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   OutputFile file(path);
-  write_weights(file, impl_->network, impl_->copied_parameters());
+  write_weights(file, impl_->network, impl_->copied_state(impl_->parameter_count()));
   file.commit();
 }
 

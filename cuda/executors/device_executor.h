@@ -30,7 +30,7 @@ class DeviceExecutor : public Executor {
   DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
       : network_(network),
         training_(training),
-        parameters_(parameter_layout(network)),
+        state_(state_layout(network, training)),
         plan_name_(name(plan.executor)),
         device_(plan.device) {
     const CurrentDevice current(device_);
@@ -58,18 +58,18 @@ class DeviceExecutor : public Executor {
   void read_state(int index, Matrix out) override {
     alive([&] {
       end_run();  // where an exception ended the run before
-      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
-      download_matrix(out, parameter(info), info.rows, info.columns);
+      const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
+      download_matrix(out, state_at(info), info.rows, info.columns);
     });
   }
 
   void write_state(int index, ConstMatrix in) override {
-    alive([&] { upload_matrix(parameter(parameters_[static_cast<std::size_t>(index)]), in); });
+    alive([&] { upload_matrix(state_at(state_[static_cast<std::size_t>(index)]), in); });
   }
 
  protected:
-  /// Where a parameter lies.
-  virtual T* parameter(const ParameterInfo& info) = 0;
+  /// Where a tensor of the state lies.
+  virtual T* state_at(const ParameterInfo& info) = 0;
   /// Enqueues what a run owes after its last step, unless that was done.
   virtual void end_run() {}
   /// Throws where the run that the stream has ended went wrong.
@@ -166,7 +166,7 @@ class DeviceExecutor : public Executor {
 
   const NetworkSpec network_;
   const TrainingSpec training_;
-  const std::vector<ParameterInfo> parameters_;
+  const std::vector<ParameterInfo> state_;
   const std::string plan_name_;
   const int device_;
 

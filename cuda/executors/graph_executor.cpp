@@ -17,6 +17,7 @@
 #include "../../host/cuda_entry.h"
 #include "../../host/planning/graph_layout.h"
 #include "../../host/step/gram_run.h"
+#include "../../host/step/scalars.h"
 #include "../kernels/kernels.h"
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
@@ -36,8 +37,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Base::clear;
   using Base::losses_;
   using Base::network_;
-  using Base::parameters_;
   using Base::preparation_;
+  using Base::state_;
   using Base::stream;
   using Base::training_;
 
@@ -75,8 +76,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
-      const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->upload_matrix(parameter(info), in); };
+      const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
+      const auto write = [&] { this->upload_matrix(state_at(info), in); };
       if (gram_)
         gram_->write(info, write);
       else
@@ -111,10 +112,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
  protected:
-  T* parameter(const ParameterInfo& info) override {
-    const Step::Layer& layer = layout_.step.layers[static_cast<std::size_t>(info.layer)];
-    return tensor(info.is_bias ? layer.bias : layer.weight);
-  }
+  T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
 
   void end_run() override {
     if (gram_) gram_->before_reading();
@@ -122,8 +120,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
  private:
   using Kind = GraphOperation::Kind;
-  using Factor = GraphOperation::Factor;
   using List = std::vector<GraphOperation>;
+  using Scalars = elementwise::StepScalars<T>;
 
   template <class Element>
   Element* at(std::uint64_t offset) const {
@@ -132,7 +130,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// Null where there is none.
   T* operand(std::uint64_t offset) const { return offset == kNoOperand ? nullptr : at<T>(offset); }
   T* tensor(TensorId id) const { return operand(layout_.at(id)); }
-  const T* factor(Factor which) const { return at<T>(layout_.factors) + static_cast<std::size_t>(which); }
+  const Scalars* step_scalars_at() const { return at<Scalars>(layout_.scalars); }
+  const Scalars* rebuild_scalars_at() const { return step_scalars_at() + 1; }
   double* slots() const { return at<double>(layout_.slots); }
   bool has_steps() const { return training_.samples > 0; }
 
@@ -156,15 +155,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   void upload_constants() {
-    const T rate = static_cast<T>(training_.optimizer.learning_rate);
-    std::array<T, GraphOperation::kFactors> factors{};
-    const auto set = [&](Factor which, T value) { factors[static_cast<std::size_t>(which)] = value; };
-    set(Factor::one, T(1));
-    set(Factor::zero, T(0));
-    set(Factor::minus_one, T(-1));
-    set(Factor::negative_rate, -rate);
-    set(Factor::rate, rate);
-    this->upload(at<T>(layout_.factors), factors.data(), sizeof factors);
+    const std::array<Scalars, 2> scalars = {step_scalars<T>(training_.optimizer), adding_scalars<T>()};
+    this->upload(at<Scalars>(layout_.scalars), scalars.data(), sizeof scalars);
     if (layout_.ones == 0) return;
     const std::vector<T> ones(static_cast<std::size_t>(layout_.step.batch), T(1));
     this->upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
@@ -185,19 +177,55 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   // ---- launches
 
-  void enqueue_launch(const GraphOperation& op) const {
+  /// out = alpha (the product) + beta out
+  /// @{
+  static const T* alpha(const GraphOperation& op, const Scalars* scalars) {
+    return op.descends ? &scalars->negative_rate : &scalars->one;
+  }
+  static const T* beta(const GraphOperation& op, const Scalars* scalars) {
+    return op.descends ? &scalars->one : &scalars->zero;
+  }
+  /// @}
+
+  void narrow_gradient(const GraphOperation& op, const Scalars* scalars) const {
+    const bool masked = op.activation.has_value();
+    T* const out = operand(op.out);
+    const T* const a = operand(op.a);
+    const T* const b = operand(op.b);
+    const auto columns = static_cast<int>(op.columns);
+    if (op.descends)
+      launch_narrow_linear_descend(masked, operand(op.below), out, scalars, a, b, op.inner, op.rows, columns, slots(),
+                                   stream());
+    else
+      launch_narrow_linear_gradient(masked, operand(op.below), out, a, b, operand(op.weight), op.inner, op.rows,
+                                    columns, slots(), stream());
+  }
+
+  void column_sums(const GraphOperation& op, const Scalars* scalars) const {
+    if (op.descends)
+      launch_column_sums_descend(operand(op.out), operand(op.a), scalars, op.rows, op.columns, slots(), stream());
+    else
+      launch_column_sums(operand(op.out), operand(op.a), op.rows, op.columns, slots(), stream());
+  }
+
+  void update(const GraphOperation& op, const Scalars* scalars) const {
+    OptimizerState<T> state{};
+    for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
+    launch_update(op.optimizer, operand(op.out), state, operand(op.a), scalars, op.rows * op.columns, stream());
+  }
+
+  void enqueue_launch(const GraphOperation& op, const Scalars* scalars) const {
     T* const out = operand(op.out);
     const T* const a = operand(op.a);
     const T* const b = operand(op.b);
     const T* const bias = operand(op.bias);
     switch (op.kind) {
       case Kind::gemm:
-        return gemm(op).run(factor(op.factor), a, b, factor(op.beta), out, stream());
+        return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
       case Kind::narrow_linear:
         return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
-      case Kind::narrow_update:
-        return launch_narrow_linear_update(op.activation.has_value(), operand(op.below), out, factor(op.factor), a, b,
-                                           op.inner, op.rows, static_cast<int>(op.columns), slots(), stream());
+      case Kind::narrow_gradient:
+        return narrow_gradient(op, scalars);
       case Kind::bias_activation:
         return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
       case Kind::add_bias:
@@ -208,22 +236,24 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       }
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
-      case Kind::bias_update:
-        return launch_bias_update(out, a, factor(op.factor), op.rows, op.columns, slots(), stream());
-      case Kind::vector_update:
-        return launch_sgd_update(out, a, factor(op.factor), op.rows * op.columns, stream());
+      case Kind::column_sums:
+        return column_sums(op, scalars);
+      case Kind::update:
+        return update(op, scalars);
       case Kind::copy:
         return copy(out, a, op.rows * op.columns);
     }
   }
 
-  void enqueue_all(const List& list) const {
-    for (const GraphOperation& op : list) enqueue_launch(op);
+  void enqueue_all(const List& list, const Scalars* scalars) const {
+    for (const GraphOperation& op : list) enqueue_launch(op, scalars);
   }
+  void enqueue_all(const List& list) const { enqueue_all(list, step_scalars_at()); }
 
   /// The loss of the parameters as they are, to layout_.loss; no gradient.
   void enqueue_loss() const {
-    for (std::size_t index = 0; index < layout_.forward_operations; ++index) enqueue_launch(layout_.operations[index]);
+    for (std::size_t index = 0; index < layout_.forward_operations; ++index)
+      enqueue_launch(layout_.operations[index], step_scalars_at());
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
     launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), operand(op.a), operand(op.b),
                          op.rows * op.columns, slots(), stream());
@@ -246,11 +276,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     clear(layout_.at(layout_.step.gram->sum), static_cast<std::uint64_t>(sum.rows * sum.columns) * sizeof(T));
   }
 
-  void rebuild_parameters() override { enqueue_all(layout_.rebuild); }
+  void rebuild_parameters() override { enqueue_all(layout_.rebuild, rebuild_scalars_at()); }
 
   void keep_as_start(const ParameterInfo& info) override {
     const Step::Gram& gram = *layout_.step.gram;
-    copy(tensor(info.is_bias ? gram.start_bias : gram.start_weight), parameter(info), info.rows * info.columns);
+    copy(tensor(info.is_bias ? gram.start_bias : gram.start_weight), state_at(info), info.rows * info.columns);
   }
 
   // ---- a run
@@ -304,9 +334,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (gram_) gram_->before_step();
     for (const GraphOperation& op : layout_.operations) {
       if (op.kind == Kind::gemm)
-        gemms_[static_cast<std::size_t>(op.product)]->tune(factor(op.factor), operand(op.a), operand(op.b),
-                                                           factor(op.beta), operand(op.out), stream());
-      enqueue_launch(op);
+        gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, step_scalars_at()), operand(op.a), operand(op.b),
+                                                           beta(op, step_scalars_at()), operand(op.out), stream());
+      enqueue_launch(op, step_scalars_at());
     }
     if (gram_) gram_->forget();
     clear(0, layout_.bytes);

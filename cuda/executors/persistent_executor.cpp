@@ -11,6 +11,7 @@
 #include "../../host/cuda_entry.h"
 #include "../../host/planning/persistent_layout.h"
 #include "../../host/step/gram_run.h"
+#include "../../host/step/scalars.h"
 #include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
@@ -27,6 +28,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Base::preparation_;
   using Base::stream;
   using Base::training_;
+  using Scalars = elementwise::StepScalars<T>;
 
  public:
   PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
@@ -81,8 +83,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
-      const ParameterInfo& info = this->parameters_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->upload_matrix(parameter(info), in); };
+      const ParameterInfo& info = this->state_[static_cast<std::size_t>(index)];
+      const auto write = [&] { this->upload_matrix(state_at(info), in); };
       if (gram_)
         gram_->write(info, write);
       else
@@ -108,10 +110,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
  protected:
-  T* parameter(const ParameterInfo& info) override {
-    const Step::Layer& layer = layout_.step.layers[static_cast<std::size_t>(info.layer)];
-    return tensor(info.is_bias ? layer.bias : layer.weight);
-  }
+  T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
 
   void end_run() override {
     if (gram_) gram_->before_reading();
@@ -232,6 +231,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     const std::size_t operations = layout_.operations.size() * sizeof(PersistentOperation);
     this->upload(program, layout_.operations.data(), operations);
     this->upload(program + operations, layout_.phases.data(), layout_.phases.size() * sizeof(PersistentPhase));
+    const Scalars scalars = step_scalars<T>(training_.optimizer);
+    this->upload(at<Scalars>(layout_.scalars), &scalars, sizeof scalars);
   }
 
   /// `steps` are enqueued, or with `forward_only` the loss of the parameters as they are.
@@ -297,7 +298,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.forward_phases = static_cast<std::int32_t>(layout_.forward_phases);
     arguments.form = layout_.form;
     arguments.forward_only = forward_only;
-    arguments.learning_rate = static_cast<T>(training_.optimizer.learning_rate);
+    arguments.scalars = at<Scalars>(layout_.scalars);
     arguments.steps = steps;
     arguments.losses = losses;
     arguments.arrivals = at<unsigned>(layout_.arrivals);
@@ -310,9 +311,10 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   // ---- products by launches of their own
 
-  void enqueue_operation(const PersistentOperation& operation, T rate = T(0)) const {
-    launch_operation(at<unsigned char>(0), cut_alone(operation, layout_.gpu.multiprocessors, sizeof(T)), rate,
-                     stream());
+  /// An update adds its gradient.
+  void enqueue_operation(const PersistentOperation& operation) const {
+    launch_operation(at<unsigned char>(0), cut_alone(operation, layout_.gpu.multiprocessors, sizeof(T)),
+                     adding_scalars<T>(), stream());
   }
 
   void copy(TensorId to, TensorId from) const {
@@ -338,9 +340,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void rebuild_parameters() override {
     for (const StepOperation& operation : layout_.step.gram->rebuild) {
-      const bool is_bias = operation.kind == StepOperation::Kind::rebuild_bias;
-      if (is_bias) copy(operation.out, operation.start);
-      enqueue_operation(persistent_operation(layout_, operation), is_bias ? T(-1) : T(0));
+      if (operation.kind == StepOperation::Kind::rebuild_bias) copy(operation.out, operation.start);
+      enqueue_operation(persistent_operation(layout_, operation));
     }
   }
 

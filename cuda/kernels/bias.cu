@@ -125,9 +125,9 @@ void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64
 }
 
 template <class T>
-void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64_t batch, std::int64_t features,
-                        double* slots, cudaStream_t stream) {
-  launch_column_sums_to(Descend<T>{bias, learning_rate}, dz, batch, features, slots, stream);
+void launch_column_sums_descend(T* sums, const T* matrix, const elementwise::StepScalars<T>* scalars,
+                                std::int64_t batch, std::int64_t features, double* slots, cudaStream_t stream) {
+  launch_column_sums_to(Descend<T>{sums, scalars}, matrix, batch, features, slots, stream);
 }
 
 template void launch_bias_activation(Activation, float*, float*, const float*, const float*, std::int64_t, std::int64_t,
@@ -137,9 +137,10 @@ template void launch_bias_activation(Activation, double*, double*, const double*
 template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
 template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
 
-template void launch_bias_update(float*, const float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
-template void launch_bias_update(double*, const double*, const double*, std::int64_t, std::int64_t, double*,
-                                 cudaStream_t);
+template void launch_column_sums_descend(float*, const float*, const elementwise::StepScalars<float>*, std::int64_t,
+                                         std::int64_t, double*, cudaStream_t);
+template void launch_column_sums_descend(double*, const double*, const elementwise::StepScalars<double>*, std::int64_t,
+                                         std::int64_t, double*, cudaStream_t);
 template void launch_add_bias(float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
 template void launch_add_bias(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 

@@ -62,17 +62,13 @@ __global__ void __launch_bounds__(kThreads)
       kept, dh);
 }
 
-/// weights -= learning_rate dweights; Rate is T, or a pointer to it.
-template <class T, int width, class Rate>
+/// weights -= learning_rate dweights
+template <class T, int width>
 __global__ void __launch_bounds__(kThreads)
-    sgd_update_kernel(T* weights, const T* dweights, Rate learning_rate, std::int64_t count) {
-  T rate;
-  if constexpr (std::is_pointer_v<Rate>)
-    rate = *learning_rate;
-  else
-    rate = learning_rate;
+    sgd_update_kernel(T* weights, const T* dweights, T learning_rate, std::int64_t count) {
   map_groups<width>(
-      weights, count, [rate](T weight, T gradient) { return elementwise::sgd_update(weight, gradient, rate); },
+      weights, count,
+      [learning_rate](T weight, T gradient) { return elementwise::sgd_update(weight, gradient, learning_rate); },
       static_cast<const T*>(weights), dweights);
 }
 
@@ -107,27 +103,13 @@ void launch_activation_gradient(Activation activation, T* dz, const T* kept, con
     launch(activation_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, kept, dh, count, activation);
 }
 
-namespace {
-
-template <class T, class Rate>
-void launch_sgd_update_at(T* weights, const T* dweights, Rate learning_rate, std::int64_t count, cudaStream_t stream) {
-  if (aligned_to_16(weights, dweights))
-    launch(sgd_update_kernel<T, kVector<T>, Rate>, config_for(count, kVector<T>), stream, weights, dweights,
-           learning_rate, count);
-  else
-    launch(sgd_update_kernel<T, 1, Rate>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
-}
-
-}  // namespace
-
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream) {
-  launch_sgd_update_at(weights, dweights, learning_rate, count, stream);
-}
-
-template <class T>
-void launch_sgd_update(T* weights, const T* dweights, const T* learning_rate, std::int64_t count, cudaStream_t stream) {
-  launch_sgd_update_at(weights, dweights, learning_rate, count, stream);
+  if (aligned_to_16(weights, dweights))
+    launch(sgd_update_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, weights, dweights, learning_rate,
+           count);
+  else
+    launch(sgd_update_kernel<T, 1>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
 }
 
 template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
@@ -138,7 +120,5 @@ template void launch_activation_gradient(Activation, float*, const float*, const
 template void launch_activation_gradient(Activation, double*, const double*, const double*, std::int64_t, cudaStream_t);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
-template void launch_sgd_update(float*, const float*, const float*, std::int64_t, cudaStream_t);
-template void launch_sgd_update(double*, const double*, const double*, std::int64_t, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -9,6 +9,7 @@
 
 #include <deviceloop/spec.h>
 
+#include "../../host/elementwise.h"
 #include "../../host/planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
@@ -27,9 +28,17 @@ void launch_activation_gradient(Activation activation, T* dz, const T* kept, con
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
 
-/// As it, with the learning rate in device memory.
+/// What the optimizer keeps for each parameter, as many arrays of them as it keeps numbers.
 template <class T>
-void launch_sgd_update(T* weights, const T* dweights, const T* learning_rate, std::int64_t count, cudaStream_t stream);
+struct OptimizerState {
+  T* values[elementwise::kMostStates];
+};
+
+/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. `scalars`, here
+/// and below, are in device memory.
+template <class T>
+void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
+                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream);
 
 /// h = activation(z + bias), and z + bias to `kept`, which may be null.
 template <class T>
@@ -60,24 +69,25 @@ void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction
 template <class T>
 void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
                         cudaStream_t stream);
-/// bias -= *learning_rate times the column sums of dz; `learning_rate` lies in device memory.
+/// sums -= scalars->learning_rate times the column sums.
 template <class T>
-void launch_bias_update(T* bias, const T* dz, const T* learning_rate, std::int64_t batch, std::int64_t features,
-                        double* slots, cudaStream_t stream);
+void launch_column_sums_descend(T* sums, const T* matrix, const elementwise::StepScalars<T>* scalars,
+                                std::int64_t batch, std::int64_t features, double* slots, cudaStream_t stream);
 
 template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
                           std::int64_t in_features, int out_features, cudaStream_t stream);
 
-/// `slots` holds narrow_linear_gradient_slots(...) doubles, and is not used where that is 0.
+/// dz, which may be null, is masked by the marks of h only if `masked`. `slots` holds narrow_linear_gradient_slots(...)
+/// doubles, and is not used where that is 0.
 template <class T>
-void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream);
-/// As it, with weights -= *learning_rate dweights instead of the result; dz is that of the weights before, masked by
-/// the marks of h only if `masked`.
+void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
+                                   std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                                   cudaStream_t stream);
+/// As it, with weights -= scalars->learning_rate dweights instead of the result; dz is that of the weights before.
 template <class T>
-void launch_narrow_linear_update(bool masked, T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
-                                 std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                 cudaStream_t stream);
+void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
+                                  const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
+                                  int out_features, double* slots, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

@@ -151,8 +151,9 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 namespace {
 
 template <bool masked, class T, class Finish>
-void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                        std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
+void launch_masked_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights,
+                               std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                               cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, in_features);
   const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
   with_outputs(out_features, [&](auto outputs) {
@@ -166,38 +167,45 @@ void launch_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, 
   if (layout.tiles_down > 1) launch_sum_slots(finish, slots, in_features * out_features, layout.tiles_down, stream);
 }
 
+template <class... Arguments>
+void launch_gradient_to(bool masked, const Arguments&... arguments) {
+  if (masked)
+    launch_masked_gradient_to<true>(arguments...);
+  else
+    launch_masked_gradient_to<false>(arguments...);
+}
+
 }  // namespace
 
 template <class T>
-void launch_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream) {
-  launch_gradient_to<true>(Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
+void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
+                                   std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                                   cudaStream_t stream) {
+  launch_gradient_to(masked, Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
 }
 
 template <class T>
-void launch_narrow_linear_update(bool masked, T* dz, T* weights, const T* learning_rate, const T* h, const T* dout,
-                                 std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                 cudaStream_t stream) {
-  const Descend<T> descend{weights, learning_rate};
+void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
+                                  const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
+                                  int out_features, double* slots, cudaStream_t stream) {
   const T* const before = weights;
-  if (masked)
-    launch_gradient_to<true>(descend, dz, h, dout, before, batch, in_features, out_features, slots, stream);
-  else
-    launch_gradient_to<false>(descend, dz, h, dout, before, batch, in_features, out_features, slots, stream);
+  launch_gradient_to(masked, Descend<T>{weights, scalars}, dz, h, dout, before, batch, in_features, out_features, slots,
+                     stream);
 }
 
 template void launch_narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, int,
                                    cudaStream_t);
 template void launch_narrow_linear(double*, const double*, const double*, const double*, std::int64_t, std::int64_t,
                                    int, cudaStream_t);
-template void launch_narrow_linear_gradient(float*, float*, const float*, const float*, const float*, std::int64_t,
-                                            std::int64_t, int, double*, cudaStream_t);
-template void launch_narrow_linear_gradient(double*, double*, const double*, const double*, const double*, std::int64_t,
-                                            std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_gradient(bool, float*, float*, const float*, const float*, const float*,
+                                            std::int64_t, std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_gradient(bool, double*, double*, const double*, const double*, const double*,
+                                            std::int64_t, std::int64_t, int, double*, cudaStream_t);
 
-template void launch_narrow_linear_update(bool, float*, float*, const float*, const float*, const float*, std::int64_t,
-                                          std::int64_t, int, double*, cudaStream_t);
-template void launch_narrow_linear_update(bool, double*, double*, const double*, const double*, const double*,
-                                          std::int64_t, std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_descend(bool, float*, float*, const elementwise::StepScalars<float>*, const float*,
+                                           const float*, std::int64_t, std::int64_t, int, double*, cudaStream_t);
+template void launch_narrow_linear_descend(bool, double*, double*, const elementwise::StepScalars<double>*,
+                                           const double*, const double*, std::int64_t, std::int64_t, int, double*,
+                                           cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -12,6 +12,9 @@
 #include "tile.cuh"
 
 namespace deviceloop::cuda {
+
+using elementwise::StepScalars;
+
 namespace {
 
 using Kind = PersistentOperation::Kind;
@@ -62,10 +65,24 @@ __device__ inline bool has_addends(Kind kind) {
   return false;
 }
 
+/// Updates element `index` of `out`, and what the optimizer keeps for it.
+template <class T>
+__device__ void update_element(const PersistentOperation& op, unsigned char* base, const StepScalars<T>& scalars,
+                               std::int64_t index, T gradient) {
+  T state[elementwise::kMostStates] = {};
+#pragma unroll
+  for (int s = 0; s < elementwise::kMostStates; ++s)
+    if (op.state[s] != kNone) state[s] = at<T>(base, op.state[s])[index];
+  elementwise::update(op.optimizer, at<T>(base, op.out)[index], state, gradient, scalars);
+#pragma unroll
+  for (int s = 0; s < elementwise::kMostStates; ++s)
+    if (op.state[s] != kNone) at<T>(base, op.state[s])[index] = state[s];
+}
+
 /// What becomes of element `index` of the product, whose value is v; returns the square of its error, if it has one.
 template <class T>
-__device__ T finish_element(const PersistentOperation& op, unsigned char* base, T rate, std::int64_t index,
-                            std::int64_t column, T v) {
+__device__ T finish_element(const PersistentOperation& op, unsigned char* base, const StepScalars<T>& scalars,
+                            std::int64_t index, std::int64_t column, T v) {
   T* const out = at<T>(base, op.out);
   if (has_addends(op.kind)) {
     if (op.start != kNone) v += at<T>(base, op.start)[index];
@@ -89,12 +106,12 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
       out[index] = elementwise::activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
       break;
     case Kind::weight_update:
-      out[index] = elementwise::sgd_update(out[index], v, rate);
+      update_element(op, base, scalars, index, v);
       break;
     case Kind::gram_update: {
       T& sum = at<T>(base, op.sum)[index];
-      out[index] = elementwise::sgd_update(out[index], v, rate);
-      sum = elementwise::sgd_update(sum, at<T>(base, op.b)[index], rate);
+      out[index] = elementwise::sgd_update(out[index], v, scalars.learning_rate);
+      sum = elementwise::sgd_update(sum, at<T>(base, op.b)[index], scalars.learning_rate);
       break;
     }
     case Kind::bias_update:
@@ -105,8 +122,8 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
 }
 
 template <class Shape, class T>
-__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base, T rate,
-                          std::int64_t task) {
+__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
+                          const StepScalars<T>& scalars, std::int64_t task) {
   auto& tile = tile_memory<T, Shape>(memory);
   const std::int64_t first_row = task / op.tiles_across * Shape::rows;
   const std::int64_t first_column = task % op.tiles_across * Shape::columns;
@@ -125,7 +142,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
     T sum = tile.sums[0][row][column];
 #pragma unroll
     for (int group = 1; group < Shape::groups; ++group) sum += tile.sums[group][row][column];
-    squares += finish_element(op, base, rate, (first_row + row) * op.columns + first_column + column,
+    squares += finish_element(op, base, scalars, (first_row + row) * op.columns + first_column + column,
                               first_column + column, sum);
   }
   if (op.kind == Kind::errors) {
@@ -138,7 +155,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
 /// A thread adds at most kTerms rows in T, from there in double; the threads of a column are then added in order.
 template <class T>
 __device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
-                                 T rate, std::int64_t task) {
+                                 const StepScalars<T>& scalars, std::int64_t task) {
   constexpr int kAcross = kBiasColumns, kDown = kThreads / kAcross;
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t column = task * kAcross + thread % kAcross;
@@ -159,8 +176,7 @@ __device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOp
   block_barrier();
   if (thread < kAcross && column < op.columns) {
     for (int down = 1; down < kDown; ++down) total += memory.thread_sums[down * kAcross + thread];
-    T& bias = at<T>(base, op.out)[column];
-    bias = elementwise::sgd_update(bias, static_cast<T>(total), rate);
+    update_element(op, base, scalars, column, static_cast<T>(total));
   }
   block_barrier();
 }
@@ -177,15 +193,15 @@ __device__ void take_loss(PersistentShared<T>& memory, const PersistentOperation
 }
 
 template <class T>
-__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base, T rate,
-                             std::int64_t task) {
+__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
+                             const StepScalars<T>& scalars, std::int64_t task) {
   switch (op.tile) {
     case Tile::small:
-      return take_tile<SmallTile>(memory, op, base, rate, task);
+      return take_tile<SmallTile>(memory, op, base, scalars, task);
     case Tile::medium:
-      return take_tile<MediumTile>(memory, op, base, rate, task);
+      return take_tile<MediumTile>(memory, op, base, scalars, task);
     case Tile::large:
-      return take_tile<LargeTile>(memory, op, base, rate, task);
+      return take_tile<LargeTile>(memory, op, base, scalars, task);
   }
 }
 
@@ -232,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
   block_barrier();
 
   const Deadline deadline{arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed};
-  const T rate = arguments.learning_rate;
+  const StepScalars<T> scalars = *arguments.scalars;
   const int phases_of_step = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
   unsigned target = arguments.arrived;
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
@@ -247,9 +263,9 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
         if (op->kind == Kind::loss)
           take_loss(memory, *op, base, arguments.losses + step);
         else if (op->kind == Kind::bias_update)
-          take_bias_update(memory, *op, base, rate, task);
+          take_bias_update(memory, *op, base, scalars, task);
         else
-          take_product(memory, *op, base, rate, task);
+          take_product(memory, *op, base, scalars, task);
       }
       target += grid_blocks();
       const std::uint64_t code = late_wait_code(phase + 1, step);
@@ -262,12 +278,12 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
 /// One task of one operation a block.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    operation_kernel(unsigned char* memory, PersistentOperation operation, T rate) {
+    operation_kernel(unsigned char* memory, PersistentOperation operation, StepScalars<T> scalars) {
   auto& block_memory = shared<PersistentShared<T>>();
   if (operation.kind == Kind::bias_update)
-    take_bias_update(block_memory, operation, memory, rate, block_index());
+    take_bias_update(block_memory, operation, memory, scalars, block_index());
   else
-    take_product(block_memory, operation, memory, rate, block_index());
+    take_product(block_memory, operation, memory, scalars, block_index());
 }
 
 template <class T>
@@ -302,9 +318,10 @@ std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bo
 }
 
 template <class T>
-void launch_operation(unsigned char* memory, const PersistentOperation& operation, T rate, cudaStream_t stream) {
+void launch_operation(unsigned char* memory, const PersistentOperation& operation, const StepScalars<T>& scalars,
+                      cudaStream_t stream) {
   launch(operation_kernel<T>, {operation.tasks, kThreads, static_cast<int>(sizeof(PersistentShared<T>))}, stream,
-         memory, operation, rate);
+         memory, operation, scalars);
 }
 
 template void prepare_persistent<float>(const PersistentLayout&);
@@ -313,7 +330,7 @@ template std::int64_t resident_persistent<float>(const PersistentLayout&);
 template std::int64_t resident_persistent<double>(const PersistentLayout&);
 template void launch_persistent(const PersistentArguments<float>&, const PersistentLayout&, cudaStream_t);
 template void launch_persistent(const PersistentArguments<double>&, const PersistentLayout&, cudaStream_t);
-template void launch_operation(unsigned char*, const PersistentOperation&, float, cudaStream_t);
-template void launch_operation(unsigned char*, const PersistentOperation&, double, cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<float>&, cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<double>&, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -21,7 +21,7 @@ struct PersistentArguments {
   std::int32_t forward_phases;  ///< of these
   PersistentForm form;
   bool forward_only;  ///< takes the losses of the parameters as they are, and changes nothing
-  T learning_rate;
+  const elementwise::StepScalars<T>* scalars;
   std::int64_t steps;
   double* losses;      ///< [steps]
   unsigned* arrivals;  ///< of blocks at barriers, so far `arrived`
@@ -46,6 +46,7 @@ std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bo
 
 /// A product or bias_update of cut_alone by a launch of its own, with operands at offsets from `memory`.
 template <class T>
-void launch_operation(unsigned char* memory, const PersistentOperation& operation, T rate, cudaStream_t stream);
+void launch_operation(unsigned char* memory, const PersistentOperation& operation,
+                      const elementwise::StepScalars<T>& scalars, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

@@ -192,8 +192,8 @@ void checked_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dou
   if (batch == 0)
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(dweights, 0, static_cast<std::size_t>(out.bytes), stream));
   else
-    launch_narrow_linear_gradient(dz, dweights, h, dout, weights, batch, in_features, static_cast<int>(out_features),
-                                  static_cast<double*>(workspace), stream);
+    launch_narrow_linear_gradient(true, dz, dweights, h, dout, weights, batch, in_features,
+                                  static_cast<int>(out_features), static_cast<double*>(workspace), stream);
 }
 
 template <class T>

@@ -18,14 +18,13 @@ struct Store {
   __device__ void operator()(std::int64_t index, double sum) const { out[index] = static_cast<T>(sum); }
 };
 
-/// One step of gradient descent with the sum as the gradient, rounded to T first. The rate is in device memory, so that
-/// a captured graph reads its current value.
+/// One step of gradient descent with the sum as the gradient, rounded to T first.
 template <class T>
 struct Descend {
   T* parameters;
-  const T* learning_rate;
+  const elementwise::StepScalars<T>* scalars;
   __device__ void operator()(std::int64_t index, double sum) const {
-    parameters[index] = elementwise::sgd_update(parameters[index], static_cast<T>(sum), *learning_rate);
+    parameters[index] = elementwise::sgd_update(parameters[index], static_cast<T>(sum), scalars->learning_rate);
   }
 };
 

@@ -15,6 +15,7 @@
 #include "../parameters.h"
 #include "../planning/cpu_layout.h"
 #include "../step/gram_run.h"
+#include "../step/scalars.h"
 #include "cpu_kernels.h"
 #include "gemm.h"
 #include "thread_pool.h"
@@ -45,11 +46,12 @@ class CpuExecutor final : public Executor, private GramDriver {
   CpuExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
       : network_(network),
         training_(training),
-        parameters_(parameter_layout(network)),
+        state_(state_layout(network, training)),
         layout_(std::any_cast<const CpuLayout&>(decision.layout)),
-        negative_rate_(static_cast<T>(-training.optimizer.learning_rate)),
+        scalars_(step_scalars<T>(training.optimizer)),
         arena_(layout_.bytes),
         pool_(decision.plan.threads) {
+    for (const ParameterInfo& info : state_) std::fill_n(tensor(info), info.rows * info.columns, T(0));
     if (layout_.step.gram) {
       clear_sum();
       gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
@@ -103,12 +105,13 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   void read_state(int index, Matrix out) override {
     finish();  // which a run that a callback ended by an exception has not done
-    convert(out, parameter(parameters_[static_cast<std::size_t>(index)]));
+    const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
+    convert(out, ConstMatrix(tensor(info), info.rows, info.columns));
   }
 
   void write_state(int index, ConstMatrix in) override {
-    const ParameterInfo& info = parameters_[static_cast<std::size_t>(index)];
-    const auto write = [&] { convert(parameter(info), in); };
+    const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
+    const auto write = [&] { convert(Matrix(tensor(info), info.rows, info.columns), in); };
     if (gram_)
       gram_->write(info, write);
     else
@@ -137,9 +140,11 @@ class CpuExecutor final : public Executor, private GramDriver {
 
  private:
   using Update = CpuLayout::Update;
+  using Scalars = elementwise::StepScalars<T>;
 
   /// Of a tensor that is there for the whole run.
   T* tensor(TensorId id) const { return id == kNoTensor ? nullptr : arena_.at<T>(layout_.at(id)); }
+  T* tensor(const ParameterInfo& info) const { return tensor(layout_.step.tensor_of(info)); }
 
   /// Rows of a tensor from `row` on, which a panel begins with.
   T* at_row(TensorId id, std::int64_t row, int worker) const {
@@ -151,15 +156,11 @@ class CpuExecutor final : public Executor, private GramDriver {
         break;
       case StepTensor::Lifetime::data:
       case StepTensor::Lifetime::parameter:
+      case StepTensor::Lifetime::state:
       case StepTensor::Lifetime::derived:
         break;
     }
     return tensor(id) + row * shape.columns;
-  }
-
-  Matrix parameter(const ParameterInfo& info) const {
-    const Step::Layer& layer = layout_.step.layers[static_cast<std::size_t>(info.layer)];
-    return Matrix(tensor(info.is_bias ? layer.bias : layer.weight), info.rows, info.columns);
   }
 
   template <class Element>
@@ -216,7 +217,7 @@ class CpuExecutor final : public Executor, private GramDriver {
           through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
           break;
         case StepOperation::Kind::sum_update:
-          add_scaled(out, negative_rate_, a, count * op.columns);
+          add_scaled(out, scalars_.negative_rate, a, count * op.columns);
           break;
         case StepOperation::Kind::weight_update:
         case StepOperation::Kind::bias_update:
@@ -256,60 +257,78 @@ class CpuExecutor final : public Executor, private GramDriver {
     if (layout_.chunked)
       update_from_slots();
     else
-      run_folded(layout_.updates, negative_rate_);
+      run_folded(layout_.updates, scalars_);
     return loss;
   }
 
   // ---- folded
 
-  // out += factor times the gradients over the whole batch, for each update.
-  void run_folded(const std::vector<Update>& updates, T factor) {
+  void run_folded(const std::vector<Update>& updates, const Scalars& scalars) {
     std::int64_t tasks = 0;
     for (const Update& update : updates) tasks += update.tasks;
     pool_.run(tasks, [&, this](std::int64_t task, int worker) {
       for (const Update& update : updates) {
-        if (task < update.tasks) return run_update(update, factor, task * update.task_rows, worker);
+        if (task < update.tasks) return run_update(update, scalars, task * update.task_rows, worker);
         task -= update.tasks;
       }
     });
   }
 
   // The rows of `out` from `first` on that are one task.
-  void run_update(const Update& update, T factor, std::int64_t first, int worker) const {
+  void run_update(const Update& update, const Scalars& scalars, std::int64_t first, int worker) const {
     const StepOperation& op = update.operation;
-    T* const out = tensor(op.out) + first * op.columns;
     const std::int64_t count = std::min(update.task_rows, layout_.step.tensor(op.out).rows - first);
-    if (op.start != kNoTensor) std::copy_n(tensor(op.start) + first * op.columns, count * op.columns, out);
+    if (op.start != kNoTensor)
+      std::copy_n(tensor(op.start) + first * op.columns, count * op.columns, tensor(op.out) + first * op.columns);
     if (op.inner == 0)
-      add_to_bias(out, factor, op, worker);
+      update_bias(op, scalars, worker);
     else
-      add_product(out, factor, tensor(op.a) + first, op.rows, tensor(op.b), count, op.columns, worker);
+      update_weight(op, scalars, first, count, worker);
   }
 
-  // w [rows, columns] += factor a^T b over all samples: the first `rows` columns of a, whose rows are `stride` apart,
-  // and b [samples, columns].
-  void add_product(T* w, T factor, const T* a, std::int64_t stride, const T* b, std::int64_t rows, std::int64_t columns,
-                   int worker) const {
-    if (layout_.one_k_block) {
-      gemm<T>(Transpose::yes, Transpose::no, rows, columns, training_.samples, factor, a, stride, b, columns, T(1), w,
-              columns);
+  // The rows [first, first + rows) of `out`, by a^T b over all samples.
+  void update_weight(const StepOperation& op, const Scalars& scalars, std::int64_t first, std::int64_t rows,
+                     int worker) const {
+    const T* const a = tensor(op.a) + first;
+    const T* const b = tensor(op.b);
+    if (layout_.adds_products) {
+      gemm<T>(Transpose::yes, Transpose::no, rows, op.columns, op.inner, scalars.negative_rate, a, op.rows, b,
+              op.columns, T(1), tensor(op.out) + first * op.columns, op.columns);
       return;
     }
-    // The whole sum first: added to w block by block it would be rounded to w's size each time.
+    // The whole sum first: added to `out` block by block it would be rounded to the size of `out` each time.
     T* const product = scratch<T>(layout_.update, worker);
     constexpr std::int64_t kMaxK = std::int64_t{1} << 30;
-    for (std::int64_t k = 0; k < training_.samples; k += kMaxK)
-      gemm<T>(Transpose::yes, Transpose::no, rows, columns, std::min(kMaxK, training_.samples - k), T(1),
-              a + k * stride, stride, b + k * columns, columns, T(k == 0 ? 0 : 1), product, columns);
-    add_scaled(w, factor, product, rows * columns);
+    for (std::int64_t k = 0; k < op.inner; k += kMaxK)
+      gemm<T>(Transpose::yes, Transpose::no, rows, op.columns, std::min(kMaxK, op.inner - k), T(1), a + k * op.rows,
+              op.rows, b + k * op.columns, op.columns, T(k == 0 ? 0 : 1), product, op.columns);
+    update_range(op, scalars, first * op.columns, product, rows * op.columns);
   }
 
-  // b += factor times the column sums of a.
-  void add_to_bias(T* b, T factor, const StepOperation& op, int worker) const {
+  void update_bias(const StepOperation& op, const Scalars& scalars, int worker) const {
     double* const sums = scratch<double>(layout_.column_sums, worker);
     std::fill_n(sums, op.columns, 0.0);
     add_column_sums(sums, tensor(op.a), op.rows, op.columns);
-    for (std::int64_t i = 0; i < op.columns; ++i) b[i] += factor * static_cast<T>(sums[i]);
+    update_by_sums(op, scalars, 0, sums, op.columns);
+  }
+
+  // The elements of `out` from `first` on.
+  void update_range(const StepOperation& op, const Scalars& scalars, std::int64_t first, const T* gradients,
+                    std::int64_t count) const {
+    std::array<T*, elementwise::kMostStates> state{};
+    for (std::size_t s = 0; s < state.size(); ++s)
+      if (op.state[s] != kNoTensor) state[s] = tensor(op.state[s]) + first;
+    update(op.optimizer, tensor(op.out) + first, state, gradients, count, scalars);
+  }
+
+  void update_by_sums(const StepOperation& op, const Scalars& scalars, std::int64_t first, const double* sums,
+                      std::int64_t count) const {
+    T gradients[kSums];
+    for (std::int64_t begin = 0; begin < count; begin += kSums) {
+      const std::int64_t width = std::min(kSums, count - begin);
+      for (std::int64_t i = 0; i < width; ++i) gradients[i] = static_cast<T>(sums[begin + i]);
+      update_range(op, scalars, first + begin, gradients, width);
+    }
   }
 
   // ---- Gram
@@ -341,14 +360,13 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   void rebuild_parameters() override {
     const SingleThreadedBlas single_threaded;
-    run_folded(layout_.rebuild, T(1));
+    run_folded(layout_.rebuild, adding_scalars<T>());
     single_threaded.check();
   }
 
   void keep_as_start(const ParameterInfo& info) override {
     const Step::Gram& gram = *layout_.step.gram;
-    convert(Matrix(tensor(info.is_bias ? gram.start_bias : gram.start_weight), info.rows, info.columns),
-            parameter(info));
+    std::copy_n(tensor(info), info.rows * info.columns, tensor(info.is_bias ? gram.start_bias : gram.start_weight));
   }
 
   // ---- chunked
@@ -378,34 +396,34 @@ class CpuExecutor final : public Executor, private GramDriver {
     for (const Update& update : layout_.updates) tasks += ranges(update.elements);
     pool_.run(tasks, [this, ranges](std::int64_t task, int) {
       for (const Update& update : layout_.updates) {
-        if (task < ranges(update.elements))
-          return add_slots(tensor(update.operation.out), update.slot, update.elements, task);
+        if (task < ranges(update.elements)) return add_slots(update, task);
         task -= ranges(update.elements);
       }
     });
   }
 
-  // values[i] -= lr * the sum of element i over all slots, in order, for one range of i.
-  void add_slots(T* values, std::int64_t slot_offset, std::int64_t count, std::int64_t range) const {
-    constexpr std::int64_t kWidth = 64;
-    const T* const slots = arena_.at<T>(layout_.slots) + slot_offset;
-    const std::int64_t end = std::min(count, (range + 1) * CpuLayout::kSlotRange);
-    for (std::int64_t first = range * CpuLayout::kSlotRange; first < end; first += kWidth) {
-      const std::int64_t width = std::min(kWidth, end - first);
-      double sums[kWidth] = {};
+  // By the sums of each element over all slots, in order, for one range of elements.
+  void add_slots(const Update& update, std::int64_t range) const {
+    const T* const slots = arena_.at<T>(layout_.slots) + update.slot;
+    const std::int64_t end = std::min(update.elements, (range + 1) * CpuLayout::kSlotRange);
+    for (std::int64_t first = range * CpuLayout::kSlotRange; first < end; first += kSums) {
+      const std::int64_t width = std::min(kSums, end - first);
+      double sums[kSums] = {};
       for (std::int64_t block = 0; block < layout_.blocks; ++block) {
         const T* const slot = slots + block * layout_.slot_elements + first;
         for (std::int64_t i = 0; i < width; ++i) sums[i] += static_cast<double>(slot[i]);
       }
-      for (std::int64_t i = 0; i < width; ++i) values[first + i] += negative_rate_ * static_cast<T>(sums[i]);
+      update_by_sums(update.operation, scalars_, first, sums, width);
     }
   }
 
+  static constexpr std::int64_t kSums = 64;  ///< rounded to gradients at a time
+
   const NetworkSpec network_;
   const TrainingSpec training_;
-  const std::vector<ParameterInfo> parameters_;
+  const std::vector<ParameterInfo> state_;
   const CpuLayout layout_;
-  const T negative_rate_;
+  Scalars scalars_;
   const Arena arena_;
   ThreadPool pool_;
 

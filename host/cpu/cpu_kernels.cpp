@@ -56,6 +56,23 @@ void add_scaled(T* sum, T factor, const T* values, std::int64_t count) {
 }
 
 template <class T>
+void update(OptimizerKind optimizer, T* parameters, const std::array<T*, elementwise::kMostStates>& state,
+            const T* gradients, std::int64_t count, const elementwise::StepScalars<T>& scalars) {
+  elementwise::with_optimizer(optimizer, [&](auto of) {
+    if constexpr (of.adds_gradient) {
+      add_scaled(parameters, scalars.negative_rate, gradients, count);
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) {
+        T kept[elementwise::kMostStates];
+        for (std::size_t s = 0; s < of.kStates.size(); ++s) kept[s] = state[s][i];
+        of.update(parameters[i], kept, gradients[i], scalars);
+        for (std::size_t s = 0; s < of.kStates.size(); ++s) state[s][i] = kept[s];
+      }
+    }
+  });
+}
+
+template <class T>
 double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count) {
   // Eight lanes of at most 32 squares each in T, so that the loop vectorises and its order is fixed for every machine.
   constexpr std::int64_t kLanes = 8;
@@ -103,6 +120,10 @@ template void through_activation(Activation, float*, const float*, std::int64_t)
 template void through_activation(Activation, double*, const double*, std::int64_t);
 template void add_scaled(float*, float, const float*, std::int64_t);
 template void add_scaled(double*, double, const double*, std::int64_t);
+template void update(OptimizerKind, float*, const std::array<float*, elementwise::kMostStates>&, const float*,
+                     std::int64_t, const elementwise::StepScalars<float>&);
+template void update(OptimizerKind, double*, const std::array<double*, elementwise::kMostStates>&, const double*,
+                     std::int64_t, const elementwise::StepScalars<double>&);
 template double squared_error(float*, const float*, const float*, std::int64_t);
 template double squared_error(double*, const double*, const double*, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);

@@ -1,9 +1,12 @@
 // Element-wise passes of the CPU executor over contiguous [rows, columns] panels, each one pass over memory.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include <deviceloop/spec.h>
+
+#include "../elementwise.h"
 
 namespace deviceloop {
 
@@ -23,6 +26,12 @@ void through_activation(Activation activation, T* dh, const T* kept, std::int64_
 /// sum[i] += factor * values[i], rounded twice.
 template <class T>
 void add_scaled(T* sum, T factor, const T* values, std::int64_t count);
+
+/// Changes `count` parameters, and the arrays of what the optimizer keeps for them, by their gradients. What only adds
+/// gradients is rounded twice, as add_scaled: fused multiply-adds without hardware for them are slow.
+template <class T>
+void update(OptimizerKind optimizer, T* parameters, const std::array<T*, elementwise::kMostStates>& state,
+            const T* gradients, std::int64_t count, const elementwise::StepScalars<T>& scalars);
 
 /// As the public squared_error: returns the loss; gradient may be null or the prediction itself.
 template <class T>

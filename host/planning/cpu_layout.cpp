@@ -19,7 +19,7 @@ constexpr std::int64_t kBlockRows = 8 * kChunkedPanelRows;
 constexpr std::int64_t kChunkedMinSamples = 8 * kChunkedPanelRows;
 // Parameters (in bytes) that a thread can keep in its cache besides a panel, with their gradients.
 constexpr std::uint64_t kChunkedMaxParameterBytes = 1 << 20;
-// Samples up to which the sum over the batch goes straight into the weight.
+// Samples up to which a sum over the batch may be added straight to the weight.
 constexpr std::int64_t kOneKBlock = 1024;
 // Work below which a task is not worth handing to another thread.
 constexpr double kTaskFlops = 4e6;
@@ -107,13 +107,16 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_whole(layer.bias);
   }
   layout.parameter_bytes = arena.used();
+  for (const Step::Layer& layer : step.layers)
+    for (const StateTensors& states : {layer.weight_state, layer.bias_state})
+      for (const TensorId state : states) take_whole(state);
   if (step.gram)
     for (const TensorId id :
          {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
       take_whole(id);
 
   layout.chunked = !step.gram && samples >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
-  layout.one_k_block = samples <= kOneKBlock;
+  layout.adds_products = samples <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind);
   if (layout.chunked) {
     layout.panel_rows = kChunkedPanelRows;
     // Five to eight blocks at least, so that several threads have work; no more slots than kMaxBlocks.
@@ -142,7 +145,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
         take_activation(layer.kept);
     }
     layout.tensors[static_cast<std::size_t>(step.layers.back().output)] = layout.at(step.layers.back().gradient);
-    if (!layout.chunked && !layout.one_k_block) {
+    if (!layout.chunked && !layout.adds_products) {
       std::int64_t most = 0;  // smaller than its parameter, which was counted
       for (const auto* list : {&layout.updates, &layout.rebuild})
         for (const CpuLayout::Update& update : *list)

@@ -45,8 +45,7 @@ struct CpuLayout {
   std::int64_t panel_rows = 0;  ///< rows of a panel; the last one may have fewer
   std::int64_t block_rows = 0;  ///< rows of one task of the first phase: a panel when folded, a block when chunked
   std::int64_t blocks = 0;
-  bool one_k_block =
-      false;  ///< folded: the batch is one block of the sum over samples, so the update goes into W directly
+  bool adds_products = false;  ///< folded: products add to what they update, as the batch is one block of their sums
 
   std::uint64_t losses = 0;          ///< double [blocks]
   std::uint64_t slots = 0;           ///< chunked: [blocks, slot_elements]

@@ -7,6 +7,7 @@
 
 #include <deviceloop/cuda.h>
 
+#include "../step/scalars.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
 #include "kernel_layout.h"
@@ -23,7 +24,6 @@ constexpr std::int64_t kNodesPerLaunch = 8192;
 constexpr std::int64_t kPredictRows = 1024;
 
 using Kind = GraphOperation::Kind;
-using Factor = GraphOperation::Factor;
 
 bool is_narrow(std::int64_t out_features) { return out_features <= cuda::kMaxNarrowOutputs; }
 
@@ -41,16 +41,16 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
     case Kind::squared_error:
       return precision == Precision::fp32 ? cuda::squared_error_slots<float>(op.rows * op.columns)
                                           : cuda::squared_error_slots<double>(op.rows * op.columns);
-    case Kind::narrow_update:
+    case Kind::narrow_gradient:
       return cuda::narrow_linear_gradient_slots(op.inner, op.rows, op.columns);
-    case Kind::bias_update:
+    case Kind::column_sums:
       return cuda::column_sums_slots(op.rows, op.columns);
     case Kind::gemm:
     case Kind::narrow_linear:
     case Kind::bias_activation:
     case Kind::add_bias:
     case Kind::through_activation:
-    case Kind::vector_update:
+    case Kind::update:
     case Kind::copy:
       return 0;
   }
@@ -64,6 +64,7 @@ class Lowering {
 
   std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) add(op);
+    if (update_) launches_.push_back(*std::exchange(update_, {}));
     return take();
   }
 
@@ -173,32 +174,49 @@ class Lowering {
     through_->out = layout_.at(op.out);
   }
 
-  void add_weight_update(const StepOperation& op, Factor narrow_factor, Factor alpha, const char* purpose) {
-    const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b), out = layout_.at(op.out);
+  /// Where the gradient of an update goes: by plain gradient descent into what it changes, else to a place of its own,
+  /// and one launch after all gradients updates all parameters.
+  std::uint64_t gradient_of(const StepOperation& op) {
+    if (elementwise::adds_gradient(op.optimizer)) return layout_.at(op.out);
+    if (!update_) {
+      update_.emplace();
+      update_->kind = Kind::update;
+      update_->optimizer = op.optimizer;
+      update_->rows = 1;
+      update_->columns =
+          static_cast<std::int64_t>(layout_.parameter_bytes / size_of(element_type(layout_.step.precision)));
+      const Step::Layer& first = layout_.step.layers.front();
+      update_->out = layout_.at(first.weight);
+      update_->a = layout_.parameter_gradients;
+      for (std::size_t i = 0; i < first.weight_state.size(); ++i) update_->state[i] = layout_.at(first.weight_state[i]);
+    }
+    return layout_.parameter_gradients + layout_.at(op.out);
+  }
+
+  void add_weight_update(const StepOperation& op, std::uint64_t out, const char* purpose) {
+    const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b);
     if (is_narrow(op.columns)) {
-      GraphOperation& launch = push(Kind::narrow_update, op, out, op.rows, op.columns);
+      GraphOperation& launch = push(Kind::narrow_gradient, op, out, op.rows, op.columns);
       launch.inner = op.inner;
       launch.a = a;
       launch.b = b;
       launch.below = below_;
+      launch.weight = layout_.at(op.out);
       launch.activation = fused_;
-      launch.factor = narrow_factor;
     } else {
-      GraphOperation& launch = push_gemm(op, purpose, a, b, out, op.rows);
-      launch.transpose_a = true;
-      launch.factor = alpha;
-      launch.beta = Factor::one;
+      push_gemm(op, purpose, a, b, out, op.rows).transpose_a = true;
     }
+    launches_.back().descends = out == layout_.at(op.out);
     if (through_) launches_.push_back(*through_);
     through_.reset();
     fused_.reset();
     below_ = kNoOperand;
   }
 
-  void add_reduction(Kind kind, const StepOperation& op, Factor factor) {
-    GraphOperation& launch = push(kind, op, layout_.at(op.out), op.rows, op.columns);
+  void add_column_sums(const StepOperation& op, std::uint64_t out) {
+    GraphOperation& launch = push(Kind::column_sums, op, out, op.rows, op.columns);
     launch.a = layout_.at(op.a);
-    launch.factor = factor;
+    launch.descends = out == layout_.at(op.out);
   }
 
   void add_copy(const StepOperation& op) {
@@ -217,22 +235,25 @@ class Lowering {
       case StepOperation::Kind::input_gradient:
         return add_input_gradient(op);
       case StepOperation::Kind::weight_update:
-        return add_weight_update(op, Factor::rate, Factor::negative_rate,
-                                 layout_.step.gram && op.layer == 0 ? "update of Z" : "update of its weights");
+        return add_weight_update(op, gradient_of(op),
+                                 layout_.step.gram && op.layer == 0         ? "update of Z"
+                                 : elementwise::adds_gradient(op.optimizer) ? "update of its weights"
+                                                                            : "gradient of its weights");
       case StepOperation::Kind::bias_update:
-        return add_reduction(Kind::bias_update, op, Factor::rate);
+        return add_column_sums(op, gradient_of(op));
       case StepOperation::Kind::sum_update:
-        return add_reduction(Kind::vector_update, op, Factor::rate);
+        push(Kind::update, op, layout_.at(op.out), op.rows, op.columns).a = layout_.at(op.a);
+        return;
       case StepOperation::Kind::kernel_matrix:
         push_gemm(op, "K", layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows).transpose_b = true;
         if (op.bias_in_kernel) add_bias(op, layout_.ones, layout_.at(op.out), op.rows);
         return;
       case StepOperation::Kind::rebuild_weight:
         add_copy(op);
-        return add_weight_update(op, Factor::minus_one, Factor::one, "its weights from S");
+        return add_weight_update(op, layout_.at(op.out), "its weights from S");
       case StepOperation::Kind::rebuild_bias:
         add_copy(op);
-        return add_reduction(Kind::bias_update, op, Factor::minus_one);
+        return add_column_sums(op, layout_.at(op.out));
     }
   }
 
@@ -255,6 +276,7 @@ class Lowering {
   std::uint64_t below_ = kNoOperand;
   std::optional<Activation> fused_;
   std::optional<GraphOperation> through_;
+  std::optional<GraphOperation> update_;  ///< of all parameters, after all gradients
 };
 
 /// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
@@ -297,8 +319,11 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
     case Kind::squared_error:
     case Kind::through_activation:
-    case Kind::vector_update:
       moved = 3 * elements(op.rows, op.columns);
+      break;
+    case Kind::update:
+      moved =
+          (3 + 2 * static_cast<double>(elementwise::states_of(op.optimizer).size())) * elements(op.rows, op.columns);
       break;
     case Kind::gemm:
       node.kind = GraphNode::Kind::product;
@@ -308,14 +333,14 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
       moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns);
       break;
-    case Kind::narrow_update: {
+    case Kind::narrow_gradient: {
       const int passes = op.below == kNoOperand ? 1 : 2;
       sum_rows(op.inner, op.rows, op.columns);
       node.multiply_adds = passes * elements(op.inner, op.rows) * static_cast<double>(op.columns);
       moved = passes * elements(op.inner, op.rows) + elements(op.inner, op.columns) + 2 * elements(op.rows, op.columns);
       break;
     }
-    case Kind::bias_update:
+    case Kind::column_sums:
       sum_rows(op.rows, op.columns, 1);
       moved = elements(op.rows, op.columns);
       break;
@@ -379,10 +404,10 @@ class Places {
   const std::uint64_t element_;
 };
 
-void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision, Activation activation) {
-  const std::uint64_t element = size_of(element_type(precision));
+void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& training, Activation activation) {
+  const std::uint64_t element = size_of(element_type(training.precision));
   const Step& step = layout.step;
-  Places places(layout, arena, precision);
+  Places places(layout, arena, training.precision);
   std::int64_t widest_gradient = 0;
   for (const Step::Layer& layer : step.layers) {
     places.take(layer.weight);
@@ -393,7 +418,16 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, Precision precision, 
     if (has_gradient && (!narrow || !narrow_launch_masks(activation)))
       widest_gradient = std::max(widest_gradient, layer.in_features);
   }
-  layout.factors = arena.take(GraphOperation::kFactors, 1, element);
+  layout.parameter_bytes = arena.used();
+  const OptimizerKind optimizer = training.optimizer.kind;
+  for (std::size_t state = 0; state < elementwise::states_of(optimizer).size(); ++state)
+    for (const Step::Layer& layer : step.layers) {
+      places.take(layer.weight_state[state]);
+      places.take(layer.bias_state[state]);
+    }
+  if (!elementwise::adds_gradient(optimizer))
+    layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
+  layout.scalars = arena.take(2, 1, scalars_bytes(training.precision));
   if (step.gram) {
     layout.has_gemm = true;  // for K
     for (const TensorId id :
@@ -428,7 +462,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   GraphLayout layout;
   layout.step = std::move(step);
   ArenaSpace arena(network, training, kAlignment);
-  place_tensors(layout, arena, training.precision, network.activation);
+  place_tensors(layout, arena, training, network.activation);
 
   Lowering lowering(layout);
   if (layout.step.gram) {

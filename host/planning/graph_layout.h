@@ -2,6 +2,7 @@
 // planner counts the bytes that the executor takes and predicts its time, without a device.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -21,21 +22,18 @@ constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
 struct GraphOperation {
   enum class Kind {
-    gemm,           ///< out = alpha op(a) op(b) + beta out
-    narrow_linear,  ///< out = a b (+ bias)
-    narrow_update,  ///< out -= factor a^T b; before that, with `below`, below = b out^T, through `activation` if it has
-                    ///< one, whose output a is
+    gemm,                ///< op(a) op(b)
+    narrow_linear,       ///< out = a b (+ bias)
+    narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,
+                         ///< whose output a is
     bias_activation,     ///< out = activation(a (+ bias)), and the pre-activation to `kept`, if there is one
     add_bias,            ///< out += bias
     squared_error,       ///< out = the gradient of the loss of predictions a and targets b, and the loss
     through_activation,  ///< out = b times the activation's derivative, which follows from a
-    bias_update,         ///< out -= factor (column sums of a)
-    vector_update,       ///< out -= factor a
+    column_sums,         ///< the column sums of a
+    update,              ///< by the optimizer: out and `state` by the gradient a
     copy,                ///< out = a
   };
-  /// Factors lie in device memory, so that a captured graph follows them.
-  enum class Factor : std::uint32_t { one, zero, minus_one, negative_rate, rate };
-  static constexpr int kFactors = 5;
 
   Kind kind = Kind::copy;
   int layer = 0;
@@ -50,11 +48,13 @@ struct GraphOperation {
   std::uint64_t kept = kNoOperand;
   std::optional<Activation> activation{};
   std::uint64_t out = kNoOperand;
-  bool transpose_a = false;     ///< of a gemm: a is [inner, rows]
-  bool transpose_b = false;     ///< of a gemm: b is [columns, inner]
-  Factor factor = Factor::one;  ///< of a gemm, alpha
-  Factor beta = Factor::zero;
-  int product = -1;  ///< of a gemm: its number among all of the layout
+  std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
+  std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
+  OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
+  bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
+  bool transpose_a = false;  ///< of a gemm: a is [inner, rows]
+  bool transpose_b = false;  ///< of a gemm: b is [columns, inner]
+  int product = -1;          ///< of a gemm: its number among all of the layout
 };
 
 /// What predicts the time of a launch.
@@ -92,9 +92,13 @@ struct GraphLayout {
   int products = 0;          ///< gemms of all lists; those of `predict` come last,
   int predict_products = 0;  ///< and are so many
 
+  /// The parameters come first in the arena, up to here. Where the optimizer does not just add gradients, each number
+  /// that it keeps and the gradients take as much, in the same order, so that one launch updates all.
+  std::uint64_t parameter_bytes = 0;
+  std::uint64_t parameter_gradients = 0;
   std::uint64_t ones = 0;      ///< with gram and bias: T [batch], each 1
   std::uint64_t gradient = 0;  ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
-  std::uint64_t factors = 0;   ///< T: one for each GraphOperation::Factor
+  std::uint64_t scalars = 0;   ///< StepScalars<T> [2]: of a step, and of `rebuild`
   std::uint64_t steps = 0;     ///< int64: the steps since losses were last numbered from 0
   std::uint64_t losses = 0;    ///< double [at least 2 * steps_per_launch]
   std::uint64_t loss = 0;      ///< double: of loss() alone

@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "../step/scalars.h"
 #include "../text.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
@@ -118,6 +119,8 @@ class Builder {
   void take_parameters(const Step::Layer& layer) {
     take(layer.weight);
     take(layer.bias);
+    for (const StateTensors& states : {layer.weight_state, layer.bias_state})
+      for (const TensorId state : states) take(state);
   }
 
   /// In the Gram formulation a step does not touch the first layer's parameters.
@@ -228,6 +231,7 @@ class Builder {
   void place_the_rest() {
     if (samples_ > 0) {
       layout_.program = arena_.take(static_cast<std::int64_t>(layout_.program_bytes()), 1, 1);
+      layout_.scalars = arena_.take(1, 1, scalars_bytes(training_.precision));
       layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
       layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
       layout_.loss = arena_.take(1, 1, sizeof(double));
@@ -462,6 +466,9 @@ PersistentOperation persistent_operation(const PersistentLayout& layout, const S
   made.a_stride = operation.inner;
   made.b_stride = operation.columns;
   if (operation.activation) made.activation = *operation.activation;
+  made.optimizer = operation.optimizer;
+  std::transform(operation.state.begin(), operation.state.end(), std::begin(made.state),
+                 [&](TensorId state) { return layout.at(state); });
   switch (operation.kind) {
     case StepOperation::Kind::forward:
       made.kind = operation.activation ? Kind::hidden : Kind::linear;

@@ -51,20 +51,22 @@ struct PersistentOperation {
     hidden,          ///< out = activation(v), and v to `extra`
     errors,          ///< out = 2 (v - extra), and the squares' sums to `slots`
     input_gradient,  ///< out = v times the activation's derivative, which follows from `extra`
-    weight_update,   ///< out -= rate v
-    gram_update,     ///< out -= rate v, sum -= rate b
-    bias_update,     ///< out [columns] -= rate (column sums of a [inner, columns])
+    weight_update,   ///< updates out by the gradient v
+    gram_update,     ///< the same, and sum by the gradient b
+    bias_update,     ///< updates out [columns] by the gradient column sums of a [inner, columns]
     loss,            ///< the loss of the step: the sum of slots [inner]
   };
   Kind kind = Kind::linear;
   Tile tile = Tile::small;
-  Activation activation{};  ///< of hidden and input_gradient
+  Activation activation{};    ///< of hidden and input_gradient
+  OptimizerKind optimizer{};  ///< of updates
   std::int64_t rows = 0, columns = 0, inner = 0;
   std::uint64_t a = kNone, b = kNone;           ///< operands
   std::int64_t a_stride = 0, b_stride = 0;      ///< elements
   std::int32_t a_by_inner = 1, b_by_inner = 0;  ///< neighbours in memory are neighbours along the inner dimension
   std::uint64_t start = kNone, bias = kNone;    ///< [rows, columns], [columns]
   std::uint64_t out = kNone, extra = kNone, sum = kNone, slots = kNone;
+  std::uint64_t state[elementwise::kMostStates] = {kNone, kNone};  ///< what the optimizer keeps for out
   double addend = 0;
   std::int64_t tiles_across = 1, tasks = 1;
 };
@@ -106,6 +108,7 @@ struct PersistentLayout {
   std::uint64_t region_bytes = 0;
   std::uint64_t state_bytes = 0;
   std::uint64_t program = 0;   ///< operations, then phases
+  std::uint64_t scalars = 0;   ///< StepScalars<T>: of a step
   std::uint64_t arrivals = 0;  ///< unsigned: of blocks at barriers
   std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
   std::uint64_t tagged = 0;    ///< with the form `two_layer`: Tagged<T> [tagged_slots]

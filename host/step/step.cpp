@@ -42,6 +42,15 @@ class StepBuilder {
     return static_cast<TensorId>(step_.tensors.size()) - 1;
   }
 
+  StateTensors add_states(TensorId id) {
+    StateTensors states = kNoStates;
+    const StepTensor parameter = step_.tensor(id);
+    std::size_t count = 0;
+    for (const char* const name : elementwise::states_of(training_.optimizer.kind))
+      states[count++] = add(parameter.name + "." + name, Lifetime::state, parameter.rows, parameter.columns);
+    return states;
+  }
+
   void add_tensors() {
     for (int index = 0; index < network_.layers(); ++index) {
       const std::string number = std::to_string(index);
@@ -51,6 +60,10 @@ class StepBuilder {
       made.weight = add("W" + number, Lifetime::parameter, made.in_features, made.out_features);
       if (network_.bias) made.bias = add("b" + number, Lifetime::parameter, 1, made.out_features);
       step_.layers.push_back(made);
+    }
+    for (Step::Layer& of : step_.layers) {
+      of.weight_state = add_states(of.weight);
+      if (network_.bias) of.bias_state = add_states(of.bias);
     }
     step_.x = add("X", Lifetime::data, batch(), network_.widths.front());
     step_.y = add("Y", Lifetime::data, batch(), network_.widths.back());
@@ -156,7 +169,12 @@ class StepBuilder {
     }
     operations.push_back(
         product_of_inputs(Kind::weight_update, index, input(index), of.in_features, of.gradient, of.weight));
-    if (network_.bias) operations.push_back(column_sums(Kind::bias_update, index, of.gradient, of.bias));
+    operations.back().optimizer = training_.optimizer.kind;
+    operations.back().state = of.weight_state;
+    if (!network_.bias) return;
+    operations.push_back(column_sums(Kind::bias_update, index, of.gradient, of.bias));
+    operations.back().optimizer = training_.optimizer.kind;
+    operations.back().state = of.bias_state;
   }
 
   void make_gram_operations() {
@@ -188,6 +206,15 @@ std::string text_of(const Step& step, TensorId id) {
   return tensor.name + " [" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) + "]";
 }
 
+/// An update by `gradient`.
+std::string update_text(const Step& step, const StepOperation& op, const std::string& gradient) {
+  switch (op.optimizer) {
+    case OptimizerKind::gradient_descent:
+      return text_of(step, op.out) + " -= rate " + gradient;
+  }
+  return "";
+}
+
 std::string text_of(const Step& step, const StepOperation& op) {
   const auto text = [&](TensorId id) { return text_of(step, id); };
   const auto plus = [&](TensorId id) { return id == kNoTensor ? std::string() : " + " + text(id); };
@@ -206,11 +233,11 @@ std::string text_of(const Step& step, const StepOperation& op) {
       return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +
              std::string(name_or_null(*op.activation)) + " to " + text(op.kept);
     case Kind::weight_update:
-      return text(op.out) + " -= rate " + text(op.a) + "^T " + text(op.b);
+      return update_text(step, op, text(op.a) + "^T " + text(op.b));
     case Kind::bias_update:
-      return text(op.out) + " -= rate column sums of " + text(op.a);
+      return update_text(step, op, "column sums of " + text(op.a));
     case Kind::sum_update:
-      return text(op.out) + " -= rate " + text(op.a);
+      return update_text(step, op, text(op.a));
     case Kind::kernel_matrix:
       return text(op.out) + " = " + text(op.a) + " " + text(op.a) + "^T" + (op.bias_in_kernel ? " + 1" : "");
     case Kind::rebuild_weight:
@@ -239,6 +266,12 @@ bool StepOperation::is_by_row() const {
       return false;
   }
   return false;
+}
+
+TensorId Step::tensor_of(const ParameterInfo& info) const {
+  const Layer& layer = layers[static_cast<std::size_t>(info.layer)];
+  if (info.state < 0) return info.is_bias ? layer.bias : layer.weight;
+  return (info.is_bias ? layer.bias_state : layer.weight_state)[static_cast<std::size_t>(info.state)];
 }
 
 Step make_step(const NetworkSpec& network, const TrainingSpec& training) {

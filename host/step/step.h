@@ -4,6 +4,7 @@
 // persistent executor cut into tasks of blocks.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -11,17 +12,26 @@
 
 #include <deviceloop/spec.h>
 
+#include "../elementwise.h"
+#include "../parameters.h"
+
 namespace deviceloop {
 
 /// A row of Step::tensors.
 using TensorId = std::int32_t;
 inline constexpr TensorId kNoTensor = -1;
 
+/// For each number that an optimizer keeps for a parameter its tensor, as the parameter; none from the first kNoTensor
+/// on.
+using StateTensors = std::array<TensorId, elementwise::kMostStates>;
+inline constexpr StateTensors kNoStates = {kNoTensor, kNoTensor};
+
 /// A matrix [rows, columns] in the working precision.
 struct StepTensor {
   enum class Lifetime {
     data,        ///< set by the caller, read by every step
     parameter,   ///< what is trained and saved
+    state,       ///< what the optimizer keeps for a parameter, 0 at the beginning
     derived,     ///< computed from data or parameters, and kept from step to step
     activation,  ///< written and read within a step, forward
     gradient,    ///< the same, backward
@@ -32,16 +42,17 @@ struct StepTensor {
   std::int64_t columns = 0;
 };
 
-/// With product kinds [rows, inner] times [inner, columns] is multiplied.
+/// With product kinds [rows, inner] times [inner, columns] is multiplied. An update computes the gradient of `out` and
+/// then changes `out` and `state` by it, as `optimizer` says.
 struct StepOperation {
   enum class Kind {
     forward,         ///< out = activation(a b + bias), without an activation where it has none; a b + bias to `kept`
     activate,        ///< out = activation(a)
     loss,            ///< the loss of predictions a and targets b, and its gradient to out
     input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from `kept`
-    weight_update,   ///< out -= learning_rate a^T b
-    bias_update,     ///< out -= learning_rate (column sums of a)
-    sum_update,      ///< out -= learning_rate a
+    weight_update,   ///< the gradient is a^T b
+    bias_update,     ///< the gradient is the column sums of a
+    sum_update,      ///< the gradient is a
     kernel_matrix,   ///< out = a a^T (+ 1 in every element with `bias_in_kernel`)
     rebuild_weight,  ///< out = start + a^T b
     rebuild_bias,    ///< out = start + column sums of a
@@ -57,6 +68,8 @@ struct StepOperation {
   TensorId kept = kNoTensor;   ///< as out
   TensorId start = kNoTensor;  ///< as out
   TensorId out = kNoTensor;
+  StateTensors state = kNoStates;
+  OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of an update
   std::optional<Activation> activation{};
   Loss loss = Loss::squared_error;
   bool bias_in_kernel = false;
@@ -71,8 +84,10 @@ struct Step {
   struct Layer {
     std::int64_t in_features = 0;
     std::int64_t out_features = 0;
-    TensorId weight = kNoTensor;    ///< [in_features, out_features]
-    TensorId bias = kNoTensor;      ///< [1, out_features]
+    TensorId weight = kNoTensor;  ///< [in_features, out_features]
+    TensorId bias = kNoTensor;    ///< [1, out_features]
+    StateTensors weight_state = kNoStates;
+    StateTensors bias_state = kNoStates;
     TensorId output = kNoTensor;    ///< H [batch, out_features]; of the last layer the prediction
     TensorId kept = kNoTensor;      ///< what the activation's gradient needs: Z of its own, in gram Z, or the output
     TensorId gradient = kNoTensor;  ///< dZ [batch, out_features]
@@ -103,6 +118,8 @@ struct Step {
   std::vector<StepOperation> inference{};
 
   const StepTensor& tensor(TensorId id) const { return tensors[static_cast<std::size_t>(id)]; }
+  /// The tensor of an entry of state_layout().
+  TensorId tensor_of(const ParameterInfo& info) const;
 };
 
 /// The specifications have been validated.
