@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "../names.h"
 #include "../step/scalars.h"
 #include "../text.h"
 #include "arena_space.h"
@@ -276,7 +277,7 @@ class Builder {
       way.refusal = "the form 'two-layer' is for one hidden layer, not " + std::to_string(network_.layers() - 1);
       return way;
     }
-    // The kernels for two layers have these three written into them.
+    // The kernels for two layers have these written into them.
     switch (network_.activation) {
       case Activation::relu:
         break;
@@ -285,9 +286,9 @@ class Builder {
       case Loss::squared_error:
         break;
     }
-    switch (training_.optimizer.kind) {
-      case OptimizerKind::gradient_descent:
-        break;
+    if (!elementwise::adds_gradient(training_.optimizer.kind)) {
+      way.refusal = "the form 'two-layer' has no optimizer " + shown(training_.optimizer.kind);
+      return way;
     }
     const cuda::TwoLayerShape shape{samples_, network_.widths[0], network_.widths[1], network_.widths[2],
                                     static_cast<int>(element_)};

@@ -9,6 +9,7 @@
 
 #include <deviceloop/error.h>
 
+#include "../elementwise.h"
 #include "../matrix_ops.h"
 #include "../names.h"
 #include "../step/step.h"
@@ -30,10 +31,9 @@ std::string text(double value) {
 std::string why_not_gram(const TrainingSpec& training) {
   if (training.batch_size != 0 && training.batch_size != training.samples)
     return "for steps that take all samples, not " + std::to_string(training.batch_size) + "; set the batch size to 0";
-  switch (training.optimizer.kind) {
-    case OptimizerKind::gradient_descent:
-      break;
-  }
+  if (!elementwise::adds_gradient(training.optimizer.kind))
+    return "for updates that add a multiple of the gradient, not for the optimizer " + shown(training.optimizer.kind) +
+           "; choose 'gradient_descent'";
   return "";
 }
 

@@ -208,11 +208,8 @@ std::string text_of(const Step& step, TensorId id) {
 
 /// An update by `gradient`.
 std::string update_text(const Step& step, const StepOperation& op, const std::string& gradient) {
-  switch (op.optimizer) {
-    case OptimizerKind::gradient_descent:
-      return text_of(step, op.out) + " -= rate " + gradient;
-  }
-  return "";
+  if (elementwise::adds_gradient(op.optimizer)) return text_of(step, op.out) + " -= rate " + gradient;
+  return text_of(step, op.out) + " by " + name_or_null(op.optimizer) + " along " + gradient;
 }
 
 std::string text_of(const Step& step, const StepOperation& op) {
