@@ -130,6 +130,9 @@ struct StepScalars {
   T zero = T(0);
   T learning_rate = T(0);
   T negative_rate = T(0);  ///< -learning_rate
+  T momentum = T(0);
+  T weight_decay = T(0);
+  bool nesterov = false;
 };
 
 /// The most numbers that an optimizer keeps for each parameter.
@@ -145,6 +148,18 @@ struct GradientDescent {
   }
 };
 
+/// Stochastic gradient descent with momentum, with PyTorch's formulas.
+struct Sgd {
+  static constexpr std::array<const char*, 1> kStates{"momentum"};
+  static constexpr bool adds_gradient = false;
+  template <class T>
+  DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
+    gradient += scalars.weight_decay * parameter;
+    state[0] = scalars.momentum * state[0] + gradient;
+    parameter -= scalars.learning_rate * (scalars.nesterov ? gradient + scalars.momentum * state[0] : state[0]);
+  }
+};
+
 /// An optimizer is a struct like GradientDescent, and a line in each of these two functions.
 /// @{
 
@@ -154,6 +169,8 @@ inline auto with_optimizer(OptimizerKind optimizer, Use use) {
   switch (optimizer) {
     case OptimizerKind::gradient_descent:
       break;
+    case OptimizerKind::sgd:
+      return use(Sgd());
   }
   return use(GradientDescent());
 }
@@ -164,6 +181,8 @@ DEVICELOOP_HOST_DEVICE inline void update(OptimizerKind optimizer, T& parameter,
   switch (optimizer) {
     case OptimizerKind::gradient_descent:
       break;
+    case OptimizerKind::sgd:
+      return Sgd::update(parameter, state, gradient, scalars);
   }
   GradientDescent::update(parameter, state, gradient, scalars);
 }

@@ -24,6 +24,8 @@ const char* name_or_null(OptimizerKind kind) {
   switch (kind) {
     case OptimizerKind::gradient_descent:
       return "gradient_descent";
+    case OptimizerKind::sgd:
+      return "sgd";
   }
   return nullptr;
 }

@@ -44,6 +44,18 @@ void check_known(const char* what, Enum value, const char* header = "spec.h") {
                           header + "> names");
 }
 
+void check_optimizer(const Optimizer& optimizer) {
+  if (!is_finite(optimizer.momentum) || optimizer.momentum < 0 || optimizer.momentum >= 1)
+    throw InvalidArgument("the momentum is " + text(optimizer.momentum) + "; it is at least 0 and less than 1");
+  if (!is_finite(optimizer.weight_decay) || optimizer.weight_decay < 0)
+    throw InvalidArgument("the weight decay is " + text(optimizer.weight_decay) +
+                          "; it must be finite and not negative");
+  if (optimizer.kind == OptimizerKind::gradient_descent && (optimizer.momentum > 0 || optimizer.weight_decay > 0))
+    throw InvalidArgument("the optimizer 'gradient_descent' has no momentum and no weight decay; choose 'sgd'");
+  if (optimizer.nesterov && !(optimizer.momentum > 0))
+    throw InvalidArgument("Nesterov's momentum needs a momentum above 0; set one");
+}
+
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
   check_known("activation", network.activation);
   check_known("loss", training.loss);
@@ -76,6 +88,7 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
     throw InvalidArgument("the learning rate is " + text(rate) + ", less than the smallest normal number of " +
                           name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
                           "a larger one, or 0 for none");
+  check_optimizer(training.optimizer);
   if (training.samples < 0)
     throw InvalidArgument("the number of samples is " + std::to_string(training.samples) + "; it must not be negative");
   if (training.threads < 0 || training.threads > kMaxThreads)

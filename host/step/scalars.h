@@ -17,6 +17,9 @@ elementwise::StepScalars<T> step_scalars(const Optimizer& optimizer) {
   elementwise::StepScalars<T> scalars;
   scalars.learning_rate = static_cast<T>(optimizer.learning_rate);
   scalars.negative_rate = -scalars.learning_rate;
+  scalars.momentum = static_cast<T>(optimizer.momentum);
+  scalars.weight_decay = static_cast<T>(optimizer.weight_decay);
+  scalars.nesterov = optimizer.nesterov;
   return scalars;
 }
 

@@ -36,14 +36,21 @@ struct NetworkSpec {
 /// 2 (prediction - target).
 enum class Loss { squared_error };
 
-/// gradient_descent: W -= learning_rate dW, b -= learning_rate db, with all gradients of a step computed before any
-/// parameter changes.
-enum class OptimizerKind { gradient_descent };
+/// How a gradient g changes a parameter p. All gradients of a step are computed before any parameter changes.
+enum class OptimizerKind {
+  gradient_descent,  ///< p -= learning_rate g
+  /// With momentum, as PyTorch's SGD: g += weight_decay p; v = momentum v + g, at first v = g; p -= learning_rate v, or
+  /// with `nesterov` p -= learning_rate (g + momentum v).
+  sgd,
+};
 
 /// How gradients change the parameters.
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::gradient_descent;
   double learning_rate = 1e-6;  ///< in the working precision 0 or a finite normal number
+  double momentum = 0;          ///< of sgd, in [0, 1)
+  bool nesterov = false;        ///< of sgd
+  double weight_decay = 0;      ///< of sgd, not negative
 };
 
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.
