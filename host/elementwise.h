@@ -122,8 +122,9 @@ DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate
   return std::fma(-learning_rate, gradient, weight);
 }
 
-/// What the updates of one step read beside gradients and what they change, in the working precision. On a GPU it lies
-/// in device memory, so that a captured graph reads its current values; the first two are what a product needs besides.
+/// What the updates of one step read beside gradients and what they change, in the working precision: what follows from
+/// Optimizer and the number of the step. On a GPU it lies in device memory, so that a captured graph reads its current
+/// values; the first two are what a product needs besides.
 template <class T>
 struct StepScalars {
   T one = T(1);
@@ -132,6 +133,14 @@ struct StepScalars {
   T negative_rate = T(0);  ///< -learning_rate
   T momentum = T(0);
   T weight_decay = T(0);
+  T kept_weight = T(1);  ///< 1 - learning_rate weight_decay
+  T one_minus_beta1 = T(0);
+  T beta2 = T(0);
+  T one_minus_beta2 = T(0);
+  T epsilon = T(0);
+  T adam_rate = T(0);        ///< learning_rate / (1 - beta1^t)
+  T root_correction = T(1);  ///< sqrt(1 - beta2^t)
+  T clip_value = T(0);       ///< infinite for none
   bool nesterov = false;
 };
 
@@ -148,7 +157,8 @@ struct GradientDescent {
   }
 };
 
-/// Stochastic gradient descent with momentum, with PyTorch's formulas.
+/// Stochastic gradient descent with momentum. Here and below the formulas are those of OptimizerKind, in PyTorch's
+/// order and with no fused multiply-add, so that the CPU's loops over them are vectorised.
 struct Sgd {
   static constexpr std::array<const char*, 1> kStates{"momentum"};
   static constexpr bool adds_gradient = false;
@@ -159,6 +169,54 @@ struct Sgd {
     parameter -= scalars.learning_rate * (scalars.nesterov ? gradient + scalars.momentum * state[0] : state[0]);
   }
 };
+
+/// AdamW, where Adam's decay is none.
+struct AdamW {
+  static constexpr std::array<const char*, 2> kStates{"first_moment", "second_moment"};
+  static constexpr bool adds_gradient = false;
+  template <class T>
+  DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
+    state[0] += scalars.one_minus_beta1 * (gradient - state[0]);
+    state[1] = scalars.beta2 * state[1] + scalars.one_minus_beta2 * gradient * gradient;
+    const T scale = std::sqrt(state[1]) / scalars.root_correction + scalars.epsilon;
+    parameter = scalars.kept_weight * parameter - scalars.adam_rate * (state[0] / scale);
+  }
+};
+
+struct Adam : AdamW {
+  template <class T>
+  DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
+    AdamW::update(parameter, state, gradient + scalars.weight_decay * parameter, scalars);
+  }
+};
+
+struct RmsProp {
+  static constexpr std::array<const char*, 2> kStates{"second_moment", "momentum"};
+  static constexpr bool adds_gradient = false;
+  template <class T>
+  DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
+    gradient += scalars.weight_decay * parameter;
+    state[0] = scalars.beta2 * state[0] + scalars.one_minus_beta2 * gradient * gradient;
+    state[1] = scalars.momentum * state[1] + gradient / (std::sqrt(state[0]) + scalars.epsilon);
+    parameter -= scalars.learning_rate * state[1];
+  }
+};
+
+/// The gradient in [-clip_value, clip_value]; NaN passes.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T clipped(T gradient, const StepScalars<T>& scalars) {
+  return gradient > scalars.clip_value    ? scalars.clip_value
+         : gradient < -scalars.clip_value ? -scalars.clip_value
+                                          : gradient;
+}
+
+/// What gradients whose squares sum up to `squares` are multiplied by, so that their norm is at most clip_norm: as
+/// PyTorch's clip_grad_norm_. NaN passes.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T clip_factor(double squares, double clip_norm) {
+  const double factor = clip_norm / (std::sqrt(squares) + 1e-6);
+  return static_cast<T>(factor > 1 ? 1 : factor);
+}
 
 /// An optimizer is a struct like GradientDescent, and a line in each of these two functions.
 /// @{
@@ -171,6 +229,12 @@ inline auto with_optimizer(OptimizerKind optimizer, Use use) {
       break;
     case OptimizerKind::sgd:
       return use(Sgd());
+    case OptimizerKind::adam:
+      return use(Adam());
+    case OptimizerKind::adamw:
+      return use(AdamW());
+    case OptimizerKind::rmsprop:
+      return use(RmsProp());
   }
   return use(GradientDescent());
 }
@@ -182,7 +246,13 @@ DEVICELOOP_HOST_DEVICE inline void update(OptimizerKind optimizer, T& parameter,
     case OptimizerKind::gradient_descent:
       break;
     case OptimizerKind::sgd:
-      return Sgd::update(parameter, state, gradient, scalars);
+      return Sgd::update(parameter, state, clipped(gradient, scalars), scalars);
+    case OptimizerKind::adam:
+      return Adam::update(parameter, state, clipped(gradient, scalars), scalars);
+    case OptimizerKind::adamw:
+      return AdamW::update(parameter, state, clipped(gradient, scalars), scalars);
+    case OptimizerKind::rmsprop:
+      return RmsProp::update(parameter, state, clipped(gradient, scalars), scalars);
   }
   GradientDescent::update(parameter, state, gradient, scalars);
 }

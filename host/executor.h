@@ -41,8 +41,9 @@ class Executor {
   /// Takes a copy of x [samples, in_features] and y [samples, outputs], converted to the working precision.
   virtual void set_data(ConstMatrix x, ConstMatrix y) = 0;
 
-  /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched.
-  virtual void enqueue(std::int64_t steps) = 0;
+  /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched. The
+  /// optimizer has taken `first_step` steps before.
+  virtual void enqueue(std::int64_t first_step, std::int64_t steps) = 0;
   /// Fetches the next out.size() losses in order of steps; waits for those steps. out.size() is at most the number of
   /// steps enqueued and not fetched yet.
   virtual void losses(std::span<double> out) = 0;

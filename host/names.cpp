@@ -26,6 +26,26 @@ const char* name_or_null(OptimizerKind kind) {
       return "gradient_descent";
     case OptimizerKind::sgd:
       return "sgd";
+    case OptimizerKind::adam:
+      return "adam";
+    case OptimizerKind::adamw:
+      return "adamw";
+    case OptimizerKind::rmsprop:
+      return "rmsprop";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(ScheduleKind kind) {
+  switch (kind) {
+    case ScheduleKind::constant:
+      return "constant";
+    case ScheduleKind::step:
+      return "step";
+    case ScheduleKind::exponential:
+      return "exponential";
+    case ScheduleKind::cosine:
+      return "cosine";
   }
   return nullptr;
 }

@@ -13,6 +13,7 @@ namespace deviceloop {
 const char* name_or_null(Activation activation);
 const char* name_or_null(Loss loss);
 const char* name_or_null(OptimizerKind kind);
+const char* name_or_null(ScheduleKind kind);
 const char* name_or_null(Precision precision);
 const char* name_or_null(Formulation formulation);
 const char* name_or_null(Init init);

@@ -64,6 +64,7 @@ struct Trainer::Impl {
   std::vector<ParameterInfo> layout;  ///< of the state: the parameters, then what the optimizer keeps for them
   pid_t process = getpid();
   std::int64_t steps_done = 0;
+  std::int64_t optimizer_steps = 0;  ///< since it began anew
   bool has_data = false;
   // Where the state is: in the executor once there is one, else in `state` once parameters were drawn or read.
   std::unique_ptr<Executor> executor;
@@ -108,8 +109,9 @@ struct Trainer::Impl {
     return drawn;
   }
 
-  // Where `values` are the parameters alone, the optimizer begins anew.
+  // Parameters, with which the optimizer begins anew: what it keeps is 0 where `values` have nothing of it.
   void set_state(Parameters values) {
+    optimizer_steps = 0;
     for (std::size_t index = values.size(); index < layout.size(); ++index) values.push_back(zeros_of(layout[index]));
     if (!executor) {
       state = std::move(values);
@@ -321,9 +323,10 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
     const std::int64_t done = report.steps(), count = std::min(chunk, steps - done);
     const auto chunk_begin = std::chrono::steady_clock::now();
     try {
-      self.executor->enqueue(count);
+      self.executor->enqueue(self.optimizer_steps, count);
     } catch (const RunEnded& end) {
       self.steps_done += end.steps();
+      self.optimizer_steps += end.steps();
       throw Error("train ended after " + std::to_string(done + end.steps()) + " of " + std::to_string(steps) +
                   " steps: " + end.what());
     }
@@ -331,6 +334,7 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
     const std::span<double> losses = std::span(report.losses).subspan(static_cast<std::size_t>(done));
     self.executor->losses(losses);
     self.steps_done += count;
+    self.optimizer_steps += count;
     if (!report.first_non_finite_step) {
       const auto bad = std::find_if(losses.begin(), losses.end(), [](double loss) { return !std::isfinite(loss); });
       if (bad != losses.end()) report.first_non_finite_step = report.first_step + done + (bad - losses.begin());

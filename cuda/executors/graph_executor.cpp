@@ -22,6 +22,7 @@
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
 #include "device_executor.h"
+#include "scalar_queue.h"
 
 namespace deviceloop {
 namespace cuda {
@@ -59,9 +60,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     });
   }
 
-  void enqueue(std::int64_t steps) override {
+  void enqueue(std::int64_t first_step, std::int64_t steps) override {
     if (steps == 0) return;
-    alive([&] { enqueue_steps(steps); });
+    alive([&] { enqueue_steps(first_step, steps); });
   }
 
   double loss() override {
@@ -130,8 +131,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// Null where there is none.
   T* operand(std::uint64_t offset) const { return offset == kNoOperand ? nullptr : at<T>(offset); }
   T* tensor(TensorId id) const { return operand(layout_.at(id)); }
-  const Scalars* step_scalars_at() const { return at<Scalars>(layout_.scalars); }
-  const Scalars* rebuild_scalars_at() const { return step_scalars_at() + 1; }
+  /// Of a step of a launch.
+  const Scalars* scalars_at(std::int64_t step) const {
+    return at<Scalars>(layout_.scalars) + std::min(step, layout_.scalar_sets - 1);
+  }
   double* slots() const { return at<double>(layout_.slots); }
   bool has_steps() const { return training_.samples > 0; }
 
@@ -143,6 +146,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       make_gemms(*list);
     if (!has_steps()) make_gemms(layout_.predict);
     preparation_.lap("library");
+    scalars_.emplace(training_.optimizer, at<Scalars>(layout_.scalars), layout_.scalar_sets);
     upload_constants();
     if (has_steps() && !training_.deterministic) tune_gemms();
     rehearse();
@@ -155,8 +159,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   void upload_constants() {
-    const std::array<Scalars, 2> scalars = {step_scalars<T>(training_.optimizer), adding_scalars<T>()};
-    this->upload(at<Scalars>(layout_.scalars), scalars.data(), sizeof scalars);
+    scalars_->send(scalars_->prepare(0, 1), 1, stream());
+    const Scalars adding = adding_scalars<T>();
+    this->upload(at<Scalars>(layout_.scalars) + layout_.scalar_sets, &adding, sizeof adding);
     if (layout_.ones == 0) return;
     const std::vector<T> ones(static_cast<std::size_t>(layout_.step.batch), T(1));
     this->upload(at<T>(layout_.ones), ones.data(), ones.size() * sizeof(T));
@@ -211,7 +216,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void update(const GraphOperation& op, const Scalars* scalars) const {
     OptimizerState<T> state{};
     for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
-    launch_update(op.optimizer, operand(op.out), state, operand(op.a), scalars, op.rows * op.columns, stream());
+    launch_update(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), scalars, op.rows * op.columns,
+                  stream());
   }
 
   void enqueue_launch(const GraphOperation& op, const Scalars* scalars) const {
@@ -238,6 +244,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
       case Kind::column_sums:
         return column_sums(op, scalars);
+      case Kind::clip_factor:
+        return launch_clip_factor(out, a, op.clip_norm, op.columns, slots(), stream());
       case Kind::update:
         return update(op, scalars);
       case Kind::copy:
@@ -248,12 +256,12 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void enqueue_all(const List& list, const Scalars* scalars) const {
     for (const GraphOperation& op : list) enqueue_launch(op, scalars);
   }
-  void enqueue_all(const List& list) const { enqueue_all(list, step_scalars_at()); }
+  void enqueue_all(const List& list) const { enqueue_all(list, scalars_at(0)); }
 
   /// The loss of the parameters as they are, to layout_.loss; no gradient.
   void enqueue_loss() const {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
-      enqueue_launch(layout_.operations[index], step_scalars_at());
+      enqueue_launch(layout_.operations[index], scalars_at(0));
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
     launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), operand(op.a), operand(op.b),
                          op.rows * op.columns, slots(), stream());
@@ -276,7 +284,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     clear(layout_.at(layout_.step.gram->sum), static_cast<std::uint64_t>(sum.rows * sum.columns) * sizeof(T));
   }
 
-  void rebuild_parameters() override { enqueue_all(layout_.rebuild, rebuild_scalars_at()); }
+  void rebuild_parameters() override {
+    enqueue_all(layout_.rebuild, at<Scalars>(layout_.scalars) + layout_.scalar_sets);
+  }
 
   void keep_as_start(const ParameterInfo& info) override {
     const Step::Gram& gram = *layout_.step.gram;
@@ -334,29 +344,30 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (gram_) gram_->before_step();
     for (const GraphOperation& op : layout_.operations) {
       if (op.kind == Kind::gemm)
-        gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, step_scalars_at()), operand(op.a), operand(op.b),
-                                                           beta(op, step_scalars_at()), operand(op.out), stream());
-      enqueue_launch(op, step_scalars_at());
+        gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, scalars_at(0)), operand(op.a), operand(op.b),
+                                                           beta(op, scalars_at(0)), operand(op.out), stream());
+      enqueue_launch(op, scalars_at(0));
     }
     if (gram_) gram_->forget();
     clear(0, layout_.bytes);
     upload_constants();
   }
 
-  void enqueue_steps(std::int64_t steps) {
+  void enqueue_steps(std::int64_t first_step, std::int64_t steps) {
     losses_->make_room(steps);
     while (gram_ && steps > 0) {
       const std::int64_t count = gram_->steps_in_one_go(steps);
       gram_->before_step();
-      launch_steps(count);
+      launch_steps(first_step, count);
       gram_->after_steps(count);
+      first_step += count;
       steps -= count;
     }
-    if (steps > 0) launch_steps(steps);
+    if (steps > 0) launch_steps(first_step, steps);
   }
 
   /// The host has room for their losses.
-  void launch_steps(std::int64_t steps) {
+  void launch_steps(std::int64_t first_step, std::int64_t steps) {
     const std::int64_t per_launch = layout_.steps_per_launch;
     losses_->restart(stream());
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<std::int64_t>(layout_.steps), 0, sizeof(std::int64_t), stream()));
@@ -364,10 +375,16 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     for (std::int64_t done = 0; done < steps;) {
       const std::int64_t count = std::min(per_launch, steps - done);
       losses_->next_half(stream());
-      if (count == per_launch)
+      const Scalars* const scalars = scalars_->varies() ? scalars_->prepare(first_step + done, count) : nullptr;
+      if (count == per_launch) {
+        if (scalars != nullptr) scalars_->send(scalars, count, stream());
         chunk_.launch(stream());
-      else
-        for (std::int64_t step = 0; step < count; ++step) single_.launch(stream());
+      } else {
+        for (std::int64_t step = 0; step < count; ++step) {
+          if (scalars != nullptr) scalars_->send(scalars + step, 1, stream());
+          single_.launch(stream());
+        }
+      }
       losses_->send(count, stream());
       done += count;
     }
@@ -376,7 +393,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   Graph captured(std::int64_t steps) const {
     const Range range("deviceloop: capture");
     return Graph::capture(stream(), [&](cudaStream_t) {
-      for (std::int64_t step = 0; step < steps; ++step) enqueue_all(layout_.operations);
+      for (std::int64_t step = 0; step < steps; ++step) enqueue_all(layout_.operations, scalars_at(step));
     });
   }
 
@@ -384,7 +401,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   std::optional<GramRun> gram_;
   std::optional<GemmLibrary> library_;
   std::vector<std::optional<Gemm>> gemms_;  ///< by GraphOperation::product
-  Graph chunk_, single_;                    ///< steps_per_launch steps and, where these are several, one
+  std::optional<ScalarQueue<T>> scalars_;
+  Graph chunk_, single_;  ///< steps_per_launch steps and, where these are several, one
 };
 
 }  // namespace

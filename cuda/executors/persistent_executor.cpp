@@ -15,6 +15,7 @@
 #include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
+#include "scalar_queue.h"
 
 namespace deviceloop {
 namespace cuda {
@@ -50,7 +51,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     });
   }
 
-  void enqueue(std::int64_t steps) override {
+  void enqueue(std::int64_t first_step, std::int64_t steps) override {
     if (steps == 0) return;
     alive([&] {
       const Range range("deviceloop: launch");
@@ -61,6 +62,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
           gram_->before_step();
           count = gram_->steps_in_one_go(count);
         }
+        if (scalars_->varies()) scalars_->send(scalars_->prepare(first_step + done, count), count, stream());
         const std::int64_t half = losses_->next_half(stream());
         launch_steps(count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
         losses_->send(count, stream());
@@ -231,8 +233,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     const std::size_t operations = layout_.operations.size() * sizeof(PersistentOperation);
     this->upload(program, layout_.operations.data(), operations);
     this->upload(program + operations, layout_.phases.data(), layout_.phases.size() * sizeof(PersistentPhase));
-    const Scalars scalars = step_scalars<T>(training_.optimizer);
-    this->upload(at<Scalars>(layout_.scalars), &scalars, sizeof scalars);
+    scalars_.emplace(training_.optimizer, at<Scalars>(layout_.scalars), layout_.scalar_sets);
+    scalars_->send(scalars_->prepare(0, 1), 1, stream());
   }
 
   /// `steps` are enqueued, or with `forward_only` the loss of the parameters as they are.
@@ -299,6 +301,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.form = layout_.form;
     arguments.forward_only = forward_only;
     arguments.scalars = at<Scalars>(layout_.scalars);
+    arguments.scalar_stride = scalars_->varies() ? 1 : 0;
     arguments.steps = steps;
     arguments.losses = losses;
     arguments.arrivals = at<unsigned>(layout_.arrivals);
@@ -369,6 +372,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   const PersistentLayout layout_;
+  std::optional<ScalarQueue<T>> scalars_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
   unsigned arrived_ = 0;   ///< of blocks, in all launches so far
   unsigned next_tag_ = 1;  ///< of the form for two layers

@@ -34,11 +34,18 @@ struct OptimizerState {
   T* values[elementwise::kMostStates];
 };
 
-/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. `scalars`, here
-/// and below, are in device memory.
+/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
+/// multiplied by *factor first, unless that is null. `scalars`, here and below, are in device memory.
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream);
+                   const T* factor, const elementwise::StepScalars<T>* scalars, std::int64_t count,
+                   cudaStream_t stream);
+
+/// *factor = clip_factor(the sum of the squares of the gradients, clip_norm). `slots` holds square_sum_slots(count)
+/// doubles, and is not used where that is 0.
+template <class T>
+void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::int64_t count, double* slots,
+                        cudaStream_t stream);
 
 /// h = activation(z + bias), and z + bias to `kept`, which may be null.
 template <class T>

@@ -248,10 +248,10 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
   block_barrier();
 
   const Deadline deadline{arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed};
-  const StepScalars<T> scalars = *arguments.scalars;
   const int phases_of_step = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
   unsigned target = arguments.arrived;
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
+    const StepScalars<T> scalars = arguments.scalars[step * arguments.scalar_stride];
     for (int index = 0; index < phases_of_step; ++index) {
       const bool is_loss_alone = arguments.forward_only && index == arguments.forward_phases;
       const int phase = is_loss_alone ? arguments.phase_count : index;

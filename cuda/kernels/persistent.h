@@ -22,6 +22,7 @@ struct PersistentArguments {
   PersistentForm form;
   bool forward_only;  ///< takes the losses of the parameters as they are, and changes nothing
   const elementwise::StepScalars<T>* scalars;
+  std::int32_t scalar_stride;  ///< from step to step; 0 where all have the same
   std::int64_t steps;
   double* losses;      ///< [steps]
   unsigned* arrivals;  ///< of blocks at barriers, so far `arrived`

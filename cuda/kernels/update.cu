@@ -7,6 +7,7 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "slots.cuh"
 
 namespace deviceloop::cuda {
 namespace {
@@ -14,7 +15,7 @@ namespace {
 /// A thread takes one group of parameters. All pointers are aligned to 16 bytes.
 template <class T, int width, class Optimizer>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients,
+    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor,
                   const elementwise::StepScalars<T>* scalars, std::int64_t count) {
   constexpr int kStates = std::tuple_size_v<std::remove_const_t<decltype(Optimizer::kStates)>>;
   const std::int64_t begin = (std::int64_t{block_index()} * kThreads + thread_index()) * width;
@@ -30,7 +31,10 @@ __global__ void __launch_bounds__(kThreads)
     T kept[elementwise::kMostStates];
 #pragma unroll
     for (int s = 0; s < kStates; ++s) kept[s] = states[s].values[i];
-    Optimizer::update(parameter.values[i], kept, gradient.values[i], of_step);
+    T used = gradient.values[i];
+    if (factor != nullptr) used *= *factor;
+    if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
+    Optimizer::update(parameter.values[i], kept, used, of_step);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) states[s].values[i] = kept[s];
   }
@@ -39,22 +43,68 @@ __global__ void __launch_bounds__(kThreads)
   for (int s = 0; s < kStates; ++s) store_group<true>(state.values[s], states[s], begin, count);
 }
 
+struct WarpSums {
+  double values[kThreads / kWarpThreads];
+};
+
+template <class T>
+struct StoreClipFactor {
+  T* out;
+  double clip_norm;
+  __device__ void operator()(std::int64_t, double squares) const {
+    *out = elementwise::clip_factor<T>(squares, clip_norm);
+  }
+};
+
+/// finish(block, the sum of the squares of its kThreads kTerms values). A thread adds kTerms of them in T.
+template <class T, class Finish>
+__global__ void __launch_bounds__(kThreads) square_sum_kernel(Finish finish, const T* values, std::int64_t count) {
+  const std::int64_t first = std::int64_t{block_index()} * kThreads * kTerms + thread_index();
+  T sum = 0;
+#pragma unroll 8
+  for (int term = 0; term < kTerms; ++term) {
+    const std::int64_t index = first + std::int64_t{term} * kThreads;
+    const T value = index < count ? values[index] : T(0);
+    sum += value * value;
+  }
+  const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
+  if (thread_index() == 0) finish(block_index(), total);
+}
+
 }  // namespace
 
 template <class T>
+void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::int64_t count, double* slots,
+                        cudaStream_t stream) {
+  const StoreClipFactor<T> finish{factor, clip_norm};
+  const std::int64_t blocks = divide_up(count, std::int64_t{kThreads} * kTerms);
+  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
+  if (blocks == 1) {
+    launch(square_sum_kernel<T, StoreClipFactor<T>>, config, stream, finish, gradients, count);
+    return;
+  }
+  launch(square_sum_kernel<T, Store<double>>, config, stream, Store<double>{slots}, gradients, count);
+  launch_sum_slots(finish, slots, 1, blocks, stream);
+}
+
+template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream) {
+                   const T* factor, const elementwise::StepScalars<T>* scalars, std::int64_t count,
+                   cudaStream_t stream) {
   elementwise::with_optimizer(optimizer, [&](auto of) {
     constexpr int width = kVector<T>;
     const std::int64_t blocks = divide_up(count, std::int64_t{kThreads} * width);
-    launch(update_kernel<T, width, decltype(of)>, {blocks, kThreads, 0}, stream, parameters, state, gradients, scalars,
-           count);
+    launch(update_kernel<T, width, decltype(of)>, {blocks, kThreads, 0}, stream, parameters, state, gradients, factor,
+           scalars, count);
   });
 }
 
-template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*,
+template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*, const float*,
                             const elementwise::StepScalars<float>*, std::int64_t, cudaStream_t);
-template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*,
+template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*, const double*,
                             const elementwise::StepScalars<double>*, std::int64_t, cudaStream_t);
+
+template void launch_clip_factor(float*, const float*, double, std::int64_t, double*, cudaStream_t);
+template void launch_clip_factor(double*, const double*, double, std::int64_t, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -48,10 +48,11 @@ class CpuExecutor final : public Executor, private GramDriver {
         training_(training),
         state_(state_layout(network, training)),
         layout_(std::any_cast<const CpuLayout&>(decision.layout)),
-        scalars_(step_scalars<T>(training.optimizer)),
+        clips_norm_(training.optimizer.clip_norm > 0),
         arena_(layout_.bytes),
         pool_(decision.plan.threads) {
     for (const ParameterInfo& info : state_) std::fill_n(tensor(info), info.rows * info.columns, T(0));
+    if (clips_norm_) std::fill_n(arena_.at<std::byte>(layout_.gradients), layout_.parameter_bytes, std::byte{});
     if (layout_.step.gram) {
       clear_sum();
       gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
@@ -65,7 +66,7 @@ class CpuExecutor final : public Executor, private GramDriver {
     convert(Matrix(tensor(layout_.step.y), y.rows, y.columns), y);
   }
 
-  void enqueue(std::int64_t steps) override {
+  void enqueue(std::int64_t first_step, std::int64_t steps) override {
     // Losses are appended here, before the loop, so that the loop allocates nothing.
     losses_.erase(losses_.begin(), losses_.begin() + static_cast<std::ptrdiff_t>(fetched_));
     fetched_ = 0;
@@ -75,6 +76,7 @@ class CpuExecutor final : public Executor, private GramDriver {
     std::int64_t done = 0;
     try {
       while (done < steps) {
+        scalars_ = step_scalars<T>(training_.optimizer, first_step + done);
         losses_[first + static_cast<std::size_t>(done)] = take_step();
         ++done;
         if (gram_) gram_->after_steps(1);
@@ -258,6 +260,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       update_from_slots();
     else
       run_folded(layout_.updates, scalars_);
+    if (clips_norm_) update_clipped();
     return loss;
   }
 
@@ -312,13 +315,41 @@ class CpuExecutor final : public Executor, private GramDriver {
     update_by_sums(op, scalars, 0, sums, op.columns);
   }
 
-  // The elements of `out` from `first` on.
+  // The elements of `out` from `first` on; where gradients are clipped by their norm, they are only kept.
   void update_range(const StepOperation& op, const Scalars& scalars, std::int64_t first, const T* gradients,
                     std::int64_t count) const {
+    if (clips_norm_) {
+      std::copy_n(gradients, count, arena_.at<T>(layout_.gradients + layout_.at(op.out)) + first);
+      return;
+    }
     std::array<T*, elementwise::kMostStates> state{};
     for (std::size_t s = 0; s < state.size(); ++s)
       if (op.state[s] != kNoTensor) state[s] = tensor(op.state[s]) + first;
     update(op.optimizer, tensor(op.out) + first, state, gradients, count, scalars);
+  }
+
+  // All parameters at once, which lie behind each other, as do their gradients and what the optimizer keeps.
+  void update_clipped() {
+    constexpr std::int64_t kRange = CpuLayout::kSlotRange;
+    T* const gradients = arena_.at<T>(layout_.gradients);
+    double* const square_sums = arena_.at<double>(layout_.square_sums);
+    const auto count = static_cast<std::int64_t>(layout_.parameter_bytes / sizeof(T));
+    const std::int64_t tasks = (count + kRange - 1) / kRange;
+    pool_.run(tasks, [&](std::int64_t task, int) {
+      square_sums[task] = square_sum(gradients + task * kRange, std::min(kRange, count - task * kRange));
+    });
+    double squares = 0;
+    for (std::int64_t task = 0; task < tasks; ++task) squares += square_sums[task];
+    const T factor = elementwise::clip_factor<T>(squares, training_.optimizer.clip_norm);
+    const Step::Layer& layer = layout_.step.layers.front();
+    pool_.run(tasks, [&](std::int64_t task, int) {
+      const std::int64_t first = task * kRange, width = std::min(kRange, count - first);
+      std::array<T*, elementwise::kMostStates> state{};
+      for (std::size_t s = 0; s < state.size(); ++s)
+        if (layer.weight_state[s] != kNoTensor) state[s] = tensor(layer.weight_state[s]) + first;
+      for (std::int64_t i = first; i < first + width; ++i) gradients[i] *= factor;
+      update(training_.optimizer.kind, arena_.at<T>(0) + first, state, gradients + first, width, scalars_);
+    });
   }
 
   void update_by_sums(const StepOperation& op, const Scalars& scalars, std::int64_t first, const double* sums,
@@ -423,7 +454,8 @@ class CpuExecutor final : public Executor, private GramDriver {
   const TrainingSpec training_;
   const std::vector<ParameterInfo> state_;
   const CpuLayout layout_;
-  Scalars scalars_;
+  const bool clips_norm_;
+  Scalars scalars_;  ///< of the step that is taken
   const Arena arena_;
   ThreadPool pool_;
 

@@ -65,11 +65,27 @@ void update(OptimizerKind optimizer, T* parameters, const std::array<T*, element
       for (std::int64_t i = 0; i < count; ++i) {
         T kept[elementwise::kMostStates];
         for (std::size_t s = 0; s < of.kStates.size(); ++s) kept[s] = state[s][i];
-        of.update(parameters[i], kept, gradients[i], scalars);
+        of.update(parameters[i], kept, elementwise::clipped(gradients[i], scalars), scalars);
         for (std::size_t s = 0; s < of.kStates.size(); ++s) state[s][i] = kept[s];
       }
     }
   });
+}
+
+template <class T>
+double square_sum(const T* values, std::int64_t count) {
+  constexpr std::int64_t kLanes = 8, kBlock = 32 * kLanes;
+  double sum = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, count);
+    T lanes[kLanes] = {};
+    std::int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes)
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane] * values[i + lane];
+    for (std::int64_t lane = 0; i < end; ++i, ++lane) lanes[lane] += values[i] * values[i];
+    for (const T lane : lanes) sum += static_cast<double>(lane);
+  }
+  return sum;
 }
 
 template <class T>
@@ -124,6 +140,8 @@ template void update(OptimizerKind, float*, const std::array<float*, elementwise
                      std::int64_t, const elementwise::StepScalars<float>&);
 template void update(OptimizerKind, double*, const std::array<double*, elementwise::kMostStates>&, const double*,
                      std::int64_t, const elementwise::StepScalars<double>&);
+template double square_sum(const float*, std::int64_t);
+template double square_sum(const double*, std::int64_t);
 template double squared_error(float*, const float*, const float*, std::int64_t);
 template double squared_error(double*, const double*, const double*, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);

@@ -33,6 +33,10 @@ template <class T>
 void update(OptimizerKind optimizer, T* parameters, const std::array<T*, elementwise::kMostStates>& state,
             const T* gradients, std::int64_t count, const elementwise::StepScalars<T>& scalars);
 
+/// At most 32 squares in T, from there in double.
+template <class T>
+double square_sum(const T* values, std::int64_t count);
+
 /// As the public squared_error: returns the loss; gradient may be null or the prediction itself.
 template <class T>
 double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count);

@@ -107,9 +107,17 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_whole(layer.bias);
   }
   layout.parameter_bytes = arena.used();
-  for (const Step::Layer& layer : step.layers)
-    for (const StateTensors& states : {layer.weight_state, layer.bias_state})
-      for (const TensorId state : states) take_whole(state);
+  for (std::size_t state = 0; state < StateTensors().size(); ++state)
+    for (const Step::Layer& layer : step.layers) {
+      take_whole(layer.weight_state[state]);
+      take_whole(layer.bias_state[state]);
+    }
+  if (training.optimizer.clip_norm > 0) {
+    const auto bytes = static_cast<std::int64_t>(layout.parameter_bytes);
+    layout.gradients = arena.take(bytes, 1, 1);
+    layout.square_sums =
+        arena.take(divide_up(bytes / static_cast<std::int64_t>(element), CpuLayout::kSlotRange), 1, sizeof(double));
+  }
   if (step.gram)
     for (const TensorId id :
          {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})

@@ -57,11 +57,15 @@ struct CpuLayout {
   std::uint64_t predict_input = 0;  ///< in a thread's scratch: [kPredictRows, in_features]
   std::uint64_t predict_even = 0;   ///< in a thread's scratch: [kPredictRows, widest layer], twice
   std::uint64_t predict_odd = 0;
-  std::uint64_t parameter_bytes = 0;  ///< parameters come first in the arena
+  /// The parameters come first in the arena, up to here. Each number that the optimizer keeps and, where gradients are
+  /// clipped by their norm, the gradients take as much, in the same order.
+  std::uint64_t parameter_bytes = 0;
+  std::uint64_t gradients = 0;    ///< with clip_norm
+  std::uint64_t square_sums = 0;  ///< with clip_norm: double, one for each kSlotRange gradients
   std::uint64_t bytes = 0;
 
   static constexpr std::int64_t kPredictRows = 64;
-  static constexpr std::int64_t kSlotRange = 4096;  ///< chunked: elements of one task that adds slots
+  static constexpr std::int64_t kSlotRange = 4096;  ///< elements of one task that adds slots, or clips and updates
 };
 
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The

@@ -45,6 +45,8 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
       return cuda::narrow_linear_gradient_slots(op.inner, op.rows, op.columns);
     case Kind::column_sums:
       return cuda::column_sums_slots(op.rows, op.columns);
+    case Kind::clip_factor:
+      return cuda::square_sum_slots(op.columns);
     case Kind::gemm:
     case Kind::narrow_linear:
     case Kind::bias_activation:
@@ -60,11 +62,11 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
 /// Translates operations of a step into launches.
 class Lowering {
  public:
-  explicit Lowering(GraphLayout& layout) : layout_(layout) {}
+  Lowering(GraphLayout& layout, double clip_norm) : layout_(layout), clip_norm_(clip_norm) {}
 
   std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) add(op);
-    if (update_) launches_.push_back(*std::exchange(update_, {}));
+    if (update_) add_update(*std::exchange(update_, {}));
     return take();
   }
 
@@ -193,6 +195,17 @@ class Lowering {
     return layout_.parameter_gradients + layout_.at(op.out);
   }
 
+  void add_update(GraphOperation update) {
+    if (clip_norm_ > 0) {
+      GraphOperation factor = update;
+      factor.kind = Kind::clip_factor;
+      factor.clip_norm = clip_norm_;
+      factor.out = update.b = layout_.clip_factor;
+      launches_.push_back(factor);
+    }
+    launches_.push_back(update);
+  }
+
   void add_weight_update(const StepOperation& op, std::uint64_t out, const char* purpose) {
     const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b);
     if (is_narrow(op.columns)) {
@@ -270,6 +283,7 @@ class Lowering {
   }
 
   GraphLayout& layout_;
+  const double clip_norm_;
   std::vector<GraphOperation> launches_;
   // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
   // through by the same launch, and else the launch that does so.
@@ -320,6 +334,9 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::squared_error:
     case Kind::through_activation:
       moved = 3 * elements(op.rows, op.columns);
+      break;
+    case Kind::clip_factor:
+      moved = elements(op.rows, op.columns);
       break;
     case Kind::update:
       moved =
@@ -427,7 +444,7 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     }
   if (!elementwise::adds_gradient(optimizer))
     layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
-  layout.scalars = arena.take(2, 1, scalars_bytes(training.precision));
+  if (training.optimizer.clip_norm > 0) layout.clip_factor = arena.take(1, 1, element);
   if (step.gram) {
     layout.has_gemm = true;  // for K
     for (const TensorId id :
@@ -464,7 +481,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training, network.activation);
 
-  Lowering lowering(layout);
+  Lowering lowering(layout, training.optimizer.clip_norm);
   if (layout.step.gram) {
     layout.make_kernel = lowering.lower_kernel(layout.step.gram->make_kernel);
     layout.make_pre_activation = lowering.lower_pre_activation(layout.step.gram->make_pre_activation);
@@ -478,7 +495,9 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     layout.slots = arena.take(slots, 1, sizeof(double));
     layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
+    if (scalars_vary(training.optimizer)) layout.scalar_sets = layout.steps_per_launch;
   }
+  layout.scalars = arena.take(layout.scalar_sets + 1, 1, scalars_bytes(training.precision));
 
   std::int64_t widest = 0;
   for (const Step::Layer& layer : layout.step.layers) widest = std::max(widest, layer.out_features);

@@ -31,7 +31,8 @@ struct GraphOperation {
     squared_error,       ///< out = the gradient of the loss of predictions a and targets b, and the loss
     through_activation,  ///< out = b times the activation's derivative, which follows from a
     column_sums,         ///< the column sums of a
-    update,              ///< by the optimizer: out and `state` by the gradient a
+    clip_factor,         ///< out = what all gradients a are multiplied by, so that their norm is at most clip_norm
+    update,              ///< by the optimizer: out and `state` by the gradient a, times b if there is one
     copy,                ///< out = a
   };
 
@@ -51,6 +52,7 @@ struct GraphOperation {
   std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
   std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
+  double clip_norm = 0;                                       ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
   bool transpose_a = false;  ///< of a gemm: a is [inner, rows]
   bool transpose_b = false;  ///< of a gemm: b is [columns, inner]
@@ -96,13 +98,15 @@ struct GraphLayout {
   /// that it keeps and the gradients take as much, in the same order, so that one launch updates all.
   std::uint64_t parameter_bytes = 0;
   std::uint64_t parameter_gradients = 0;
-  std::uint64_t ones = 0;      ///< with gram and bias: T [batch], each 1
-  std::uint64_t gradient = 0;  ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
-  std::uint64_t scalars = 0;   ///< StepScalars<T> [2]: of a step, and of `rebuild`
-  std::uint64_t steps = 0;     ///< int64: the steps since losses were last numbered from 0
-  std::uint64_t losses = 0;    ///< double [at least 2 * steps_per_launch]
-  std::uint64_t loss = 0;      ///< double: of loss() alone
-  std::uint64_t slots = 0;     ///< double: partial sums of one reduction at a time
+  std::uint64_t clip_factor = 0;  ///< T, with clip_norm
+  std::uint64_t ones = 0;         ///< with gram and bias: T [batch], each 1
+  std::uint64_t gradient = 0;     ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
+  std::uint64_t scalars = 0;      ///< StepScalars<T> [scalar_sets + 1]: of the steps of a launch, and of `rebuild`
+  std::int64_t scalar_sets = 1;   ///< 1 where all steps have the same, else steps_per_launch
+  std::uint64_t steps = 0;        ///< int64: the steps since losses were last numbered from 0
+  std::uint64_t losses = 0;       ///< double [at least 2 * steps_per_launch]
+  std::uint64_t loss = 0;         ///< double: of loss() alone
+  std::uint64_t slots = 0;        ///< double: partial sums of one reduction at a time
 
   bool has_gemm = false;
   std::uint64_t gemm_workspace = 0;  ///< where has_gemm

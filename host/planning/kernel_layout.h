@@ -116,6 +116,9 @@ template <class T>
 constexpr std::int64_t squared_error_slots(std::int64_t count) {
   return slots_of(group_blocks(count, kVector<T>));
 }
+constexpr std::int64_t square_sum_slots(std::int64_t count) {
+  return slots_of(divide_up(count, std::int64_t{kThreads} * kTerms));
+}
 constexpr std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
   return slots_of(row_sum_layout(batch, features).tiles_down) * features;
 }

@@ -232,7 +232,6 @@ class Builder {
   void place_the_rest() {
     if (samples_ > 0) {
       layout_.program = arena_.take(static_cast<std::int64_t>(layout_.program_bytes()), 1, 1);
-      layout_.scalars = arena_.take(1, 1, scalars_bytes(training_.precision));
       layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
       layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
       layout_.loss = arena_.take(1, 1, sizeof(double));
@@ -290,6 +289,10 @@ class Builder {
       way.refusal = "the form 'two-layer' has no optimizer " + shown(training_.optimizer.kind);
       return way;
     }
+    if (scalars_vary(training_.optimizer)) {
+      way.refusal = "the form 'two-layer' has one learning rate for all steps";
+      return way;
+    }
     const cuda::TwoLayerShape shape{samples_, network_.widths[0], network_.widths[1], network_.widths[2],
                                     static_cast<int>(element_)};
     const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
@@ -330,6 +333,8 @@ class Builder {
       if (way.form == PersistentForm::two_layer) continue;
       if (layout_.program_bytes() > kMostProgramBytes)
         way.refusal = "a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch";
+      else if (training_.optimizer.clip_norm > 0)
+        way.refusal = "the plan 'persistent' does not clip gradients by their norm";
       else if (tiles > gpu.shared_bytes)
         way.refusal = "a block needs " + bytes_text(tiles) + " of shared memory, " + gpu.name + " gives it " +
                       bytes_text(gpu.shared_bytes);
@@ -395,6 +400,8 @@ class Builder {
       layout_.steps_per_launch =
           std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);
       layout_.losses = arena_.take(2 * layout_.steps_per_launch, 1, sizeof(double));
+      if (scalars_vary(training_.optimizer)) layout_.scalar_sets = layout_.steps_per_launch;
+      layout_.scalars = arena_.take(layout_.scalar_sets, 1, scalars_bytes(training_.precision));
     }
     layout_.bytes = arena_.used();
   }

@@ -107,11 +107,12 @@ struct PersistentLayout {
   // first state_bytes back.
   std::uint64_t region_bytes = 0;
   std::uint64_t state_bytes = 0;
-  std::uint64_t program = 0;   ///< operations, then phases
-  std::uint64_t scalars = 0;   ///< StepScalars<T>: of a step
-  std::uint64_t arrivals = 0;  ///< unsigned: of blocks at barriers
-  std::uint64_t failed = 0;    ///< 64 bits: why a launch gave up
-  std::uint64_t tagged = 0;    ///< with the form `two_layer`: Tagged<T> [tagged_slots]
+  std::uint64_t program = 0;     ///< operations, then phases
+  std::uint64_t scalars = 0;     ///< StepScalars<T> [scalar_sets]: of the steps of a launch
+  std::int64_t scalar_sets = 1;  ///< 1 where all steps have the same, else steps_per_launch
+  std::uint64_t arrivals = 0;    ///< unsigned: of blocks at barriers
+  std::uint64_t failed = 0;      ///< 64 bits: why a launch gave up
+  std::uint64_t tagged = 0;      ///< with the form `two_layer`: Tagged<T> [tagged_slots]
   std::int64_t tagged_slots = 0;
   std::uint64_t losses = 0;  ///< double [2, steps_per_launch]
   std::uint64_t loss = 0;    ///< double: of a launch that asks for the loss alone

@@ -44,16 +44,53 @@ void check_known(const char* what, Enum value, const char* header = "spec.h") {
                           header + "> names");
 }
 
+/// NaN is in no range; it is not compared, which would raise a floating-point exception.
+void check_range(const char* what, double value, bool in_range, const char* range) {
+  if (!is_finite(value) || !in_range)
+    throw InvalidArgument(std::string("the ") + what + " is " + text(value) + "; it must be " + range);
+}
+
+void check_schedule(const Schedule& schedule) {
+  check_known("schedule", schedule.kind);
+  const bool has_period = schedule.kind == ScheduleKind::step || schedule.kind == ScheduleKind::cosine;
+  if (has_period && schedule.period < 1)
+    throw InvalidArgument("the schedule " + shown(schedule.kind) + " has a period of " +
+                          std::to_string(schedule.period) + " steps; it must be at least 1");
+  if (schedule.warmup_steps < 0)
+    throw InvalidArgument("the warm-up takes " + std::to_string(schedule.warmup_steps) +
+                          " steps; they must not be negative, and 0 is none");
+  check_range("factor of the schedule", schedule.factor, is_finite(schedule.factor) && schedule.factor > 0,
+              "finite and above 0");
+  check_range("last learning rate of the schedule", schedule.end_rate,
+              is_finite(schedule.end_rate) && schedule.end_rate >= 0, "finite and at least 0");
+}
+
 void check_optimizer(const Optimizer& optimizer) {
-  if (!is_finite(optimizer.momentum) || optimizer.momentum < 0 || optimizer.momentum >= 1)
-    throw InvalidArgument("the momentum is " + text(optimizer.momentum) + "; it is at least 0 and less than 1");
-  if (!is_finite(optimizer.weight_decay) || optimizer.weight_decay < 0)
-    throw InvalidArgument("the weight decay is " + text(optimizer.weight_decay) +
-                          "; it must be finite and not negative");
-  if (optimizer.kind == OptimizerKind::gradient_descent && (optimizer.momentum > 0 || optimizer.weight_decay > 0))
-    throw InvalidArgument("the optimizer 'gradient_descent' has no momentum and no weight decay; choose 'sgd'");
-  if (optimizer.nesterov && !(optimizer.momentum > 0))
-    throw InvalidArgument("Nesterov's momentum needs a momentum above 0; set one");
+  const auto is_fraction = [](double value) { return is_finite(value) && value >= 0 && value < 1; };
+  const auto is_not_negative = [](double value) { return is_finite(value) && value >= 0; };
+  const double beta2 = optimizer.beta2.value_or(0), decay = optimizer.weight_decay.value_or(0);
+  constexpr const char* kFraction = "at least 0 and less than 1";
+  check_range("momentum", optimizer.momentum, is_fraction(optimizer.momentum), kFraction);
+  check_range("beta1", optimizer.beta1, is_fraction(optimizer.beta1), kFraction);
+  check_range("beta2", beta2, is_fraction(beta2), kFraction);
+  check_range("weight decay", decay, is_not_negative(decay), "finite and at least 0");
+  check_range("epsilon", optimizer.epsilon, is_not_negative(optimizer.epsilon) && optimizer.epsilon > 0,
+              "finite and above 0");
+  check_range("norm to clip gradients to", optimizer.clip_norm, is_not_negative(optimizer.clip_norm),
+              "finite and above 0, or 0 for no clipping");
+  check_range("value to clip gradients to", optimizer.clip_value, is_not_negative(optimizer.clip_value),
+              "finite and above 0, or 0 for no clipping");
+  if (optimizer.clip_norm > 0 && optimizer.clip_value > 0)
+    throw InvalidArgument("gradients are clipped by their norm or by their value, not by both; set one of them to 0");
+  check_schedule(optimizer.schedule);
+  const bool has_momentum = optimizer.kind == OptimizerKind::sgd || optimizer.kind == OptimizerKind::rmsprop;
+  if (!has_momentum && optimizer.momentum > 0)
+    throw InvalidArgument("the optimizer " + shown(optimizer.kind) + " has no momentum; choose 'sgd' or 'rmsprop'");
+  if (optimizer.nesterov && !(optimizer.kind == OptimizerKind::sgd && optimizer.momentum > 0))
+    throw InvalidArgument("Nesterov's momentum belongs to the optimizer 'sgd' with a momentum above 0; choose that");
+  if (optimizer.kind == OptimizerKind::gradient_descent &&
+      (decay > 0 || optimizer.clip_norm > 0 || optimizer.clip_value > 0))
+    throw InvalidArgument("the optimizer 'gradient_descent' has no weight decay and does not clip; choose 'sgd'");
 }
 
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {

@@ -11,24 +11,22 @@
 
 namespace deviceloop {
 
-/// Of a step, in T, computed in double and rounded once.
+/// The learning rate of a step; `step` steps were taken before it.
+double rate_of_step(const Optimizer& optimizer, std::int64_t step);
+
+/// Whether steps differ in their scalars.
+bool scalars_vary(const Optimizer& optimizer);
+
+/// Of a step, before which `step` steps were taken: in T, computed in double and rounded once.
 template <class T>
-elementwise::StepScalars<T> step_scalars(const Optimizer& optimizer) {
-  elementwise::StepScalars<T> scalars;
-  scalars.learning_rate = static_cast<T>(optimizer.learning_rate);
-  scalars.negative_rate = -scalars.learning_rate;
-  scalars.momentum = static_cast<T>(optimizer.momentum);
-  scalars.weight_decay = static_cast<T>(optimizer.weight_decay);
-  scalars.nesterov = optimizer.nesterov;
-  return scalars;
-}
+elementwise::StepScalars<T> step_scalars(const Optimizer& optimizer, std::int64_t step);
 
 /// Of an update that adds its gradient: what parameters are rebuilt by.
 template <class T>
 elementwise::StepScalars<T> adding_scalars() {
   Optimizer optimizer;
   optimizer.learning_rate = -1;
-  return step_scalars<T>(optimizer);
+  return step_scalars<T>(optimizer, 0);
 }
 
 /// Bytes of StepScalars of that precision.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <deviceloop/export.h>
@@ -36,21 +37,57 @@ struct NetworkSpec {
 /// 2 (prediction - target).
 enum class Loss { squared_error };
 
-/// How a gradient g changes a parameter p. All gradients of a step are computed before any parameter changes.
+/// How a gradient g changes a parameter p, with PyTorch's formulas and defaults. All gradients of a step are computed
+/// before any parameter changes; t is the number of steps so far, this one included.
 enum class OptimizerKind {
-  gradient_descent,  ///< p -= learning_rate g
-  /// With momentum, as PyTorch's SGD: g += weight_decay p; v = momentum v + g, at first v = g; p -= learning_rate v, or
-  /// with `nesterov` p -= learning_rate (g + momentum v).
+  gradient_descent,  ///< p -= learning_rate g, and nothing else: no momentum, no decay, no clipping
+  /// g += weight_decay p; v = momentum v + g; p -= learning_rate v, or with `nesterov` p -= learning_rate (g + momentum
+  /// v). v begins with 0.
   sgd,
+  /// g += weight_decay p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p -= learning_rate m' / (sqrt(v')
+  /// + epsilon) with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t). Kingma and Ba 2015.
+  adam,
+  adamw,  ///< as adam, but p -= learning_rate weight_decay p first instead of g += ... Loshchilov and Hutter 2019.
+  /// g += weight_decay p; v = beta2 v + (1 - beta2) g^2; w = momentum w + g / (sqrt(v) + epsilon); p -= learning_rate
+  /// w.
+  rmsprop,
+};
+
+/// How the learning rate changes from step to step; s counts the steps before this one.
+enum class ScheduleKind {
+  constant,
+  step,         ///< learning_rate factor^(s / period), the quotient rounded down
+  exponential,  ///< learning_rate factor^s
+  cosine,       ///< end_rate + (learning_rate - end_rate) (1 + cos(pi s / period)) / 2; from s = period on end_rate
+};
+
+/// Steps are counted over all calls of train, from 0 again after Trainer::initialize and Trainer::load_weights. A
+/// schedule may come with every optimizer.
+struct Schedule {
+  ScheduleKind kind = ScheduleKind::constant;
+  std::int64_t period = 0;        ///< steps; of step and cosine at least 1
+  double factor = 0.1;            ///< of step and exponential, above 0
+  double end_rate = 0;            ///< of cosine, not negative
+  std::int64_t warmup_steps = 0;  ///< the rate is multiplied by min(1, (s + 1) / warmup_steps); 0: none
 };
 
 /// How gradients change the parameters.
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::gradient_descent;
-  double learning_rate = 1e-6;  ///< in the working precision 0 or a finite normal number
-  double momentum = 0;          ///< of sgd, in [0, 1)
-  bool nesterov = false;        ///< of sgd
-  double weight_decay = 0;      ///< of sgd, not negative
+  double learning_rate = 1e-6;           ///< in the working precision 0 or a finite normal number
+  double momentum = 0;                   ///< of sgd and rmsprop, in [0, 1)
+  bool nesterov = false;                 ///< of sgd
+  std::optional<double> weight_decay{};  ///< not negative; by default 0, with adamw 0.01
+  double beta1 = 0.9;                    ///< of adam and adamw, in [0, 1)
+  std::optional<double> beta2{};         ///< in [0, 1); by default 0.999, with rmsprop 0.99
+  double epsilon = 1e-8;                 ///< of adam, adamw and rmsprop, above 0
+  /// Gradients are clipped before they are used, by at most one of: all of them times min(1, clip_norm / (their norm +
+  /// 1e-6)), with the Euclidean norm of all gradients together; each to [-clip_value, clip_value]. 0: no clipping.
+  /// @{
+  double clip_norm = 0;
+  double clip_value = 0;
+  /// @}
+  Schedule schedule{};
 };
 
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.

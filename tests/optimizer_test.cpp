@@ -1,0 +1,280 @@
+// Optimizers, schedules and clipping on every executor, against a reference in double, over whole runs.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/gpu.h"
+#include "support/problem.h"
+#include "support/reference_optimizer.h"
+#include "support/refusal.h"
+#include "support/sanitized.h"
+
+namespace deviceloop {
+namespace {
+
+struct Where {
+  ExecutorKind kind;
+  PersistentForm form = PersistentForm::automatic;
+  int threads = 1;
+};
+
+std::ostream& operator<<(std::ostream& out, const Where& where) {
+  out << name(where.kind);
+  if (where.kind == ExecutorKind::cpu) return out << "_threads_" << where.threads;
+  return where.kind == ExecutorKind::persistent ? out << "_" << name(where.form) : out;
+}
+
+struct Case {
+  const char* name;
+  Optimizer optimizer;
+};
+
+Optimizer with(Optimizer optimizer, const Schedule& schedule) {
+  optimizer.schedule = schedule;
+  return optimizer;
+}
+
+const std::vector<Case>& cases() {
+  using Kind = OptimizerKind;
+  static const Optimizer adam{.kind = Kind::adam, .learning_rate = 0.02};
+  static const Optimizer descent{.learning_rate = 1e-3};
+  static const std::vector<Case> all = {
+      {"sgd without momentum", {.kind = Kind::sgd, .learning_rate = 1e-3}},
+      {"momentum", {.kind = Kind::sgd, .learning_rate = 1e-3, .momentum = 0.9}},
+      {"nesterov and decay",
+       {.kind = Kind::sgd, .learning_rate = 1e-3, .momentum = 0.8, .nesterov = true, .weight_decay = 0.1}},
+      {"adam", adam},
+      {"adam with decay",
+       {.kind = Kind::adam, .learning_rate = 0.02, .weight_decay = 0.3, .beta1 = 0.7, .beta2 = 0.9, .epsilon = 1e-3}},
+      {"adamw", {.kind = Kind::adamw, .learning_rate = 0.02}},
+      {"adamw with decay", {.kind = Kind::adamw, .learning_rate = 0.02, .weight_decay = 0.5}},
+      {"rmsprop", {.kind = Kind::rmsprop, .learning_rate = 0.003}},
+      {"rmsprop with momentum and decay",
+       {.kind = Kind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2, .beta2 = 0.9}},
+      {"clipped by norm", {.kind = Kind::sgd, .learning_rate = 0.01, .momentum = 0.5, .clip_norm = 3}},
+      {"a norm that is never reached", {.kind = Kind::adam, .learning_rate = 0.02, .clip_norm = 1e9}},
+      {"clipped by value", {.kind = Kind::sgd, .learning_rate = 0.01, .momentum = 0.5, .clip_value = 0.7}},
+      {"step schedule", with(descent, {.kind = ScheduleKind::step, .period = 7, .factor = 0.5})},
+      {"exponential schedule", with(descent, {.kind = ScheduleKind::exponential, .factor = 0.93})},
+      {"cosine schedule, ended before the run", with(adam, {.kind = ScheduleKind::cosine, .period = 33})},
+      {"cosine schedule to an end, warmed up",
+       with(adam, {.kind = ScheduleKind::cosine, .period = 100, .end_rate = 0.01, .warmup_steps = 20})},
+      {"warm-up alone", with(descent, {.warmup_steps = 9})},
+  };
+  return all;
+}
+
+class Optimizers : public ::testing::TestWithParam<Where> {
+ protected:
+  void SetUp() override {
+    if (GetParam().kind != ExecutorKind::cpu) testing::require_gpu(query_device_caps().no_gpu_reason);
+  }
+
+  static bool is_persistent() { return GetParam().kind == ExecutorKind::persistent; }
+  /// Those that the plan takes, what it refuses is tested below; on the host, where blocks that synchronize are slow,
+  /// some of them for several blocks.
+  static std::vector<Case> cases_here() {
+    const bool is_slow = kHostFixture && is_persistent() && GetParam().form != PersistentForm::block;
+    std::vector<Case> here;
+    for (std::size_t i = 0; i < cases().size(); i += is_slow ? 4 : 1)
+      if (!(is_persistent() && cases()[i].optimizer.clip_norm > 0)) here.push_back(cases()[i]);
+    return here;
+  }
+
+  static Problem problem_of(const Optimizer& optimizer, std::vector<std::int64_t> widths, std::int64_t samples,
+                            Precision precision = Precision::fp64) {
+    Problem problem = Problem::random(std::move(widths), true, samples, precision, Init::he, 1e-3);
+    problem.training.optimizer = optimizer;
+    problem.training.form = GetParam().form;
+    return problem;
+  }
+  static Trainer trainer_of(const Problem& problem) { return problem.trainer(GetParam().threads, GetParam().kind); }
+
+  static void expect_near(const std::vector<double>& values, const std::vector<double>& expected, double bound) {
+    ASSERT_EQ(values.size(), expected.size());
+    for (std::size_t i = 0; i < values.size(); ++i)
+      ASSERT_LE(reference::loss_error(values[i], expected[i], expected[0]), bound) << "step " << i;
+  }
+
+  static void check(const Problem& problem, std::int64_t steps, double bound) {
+    reference::Network network = problem.start;
+    reference::OptimizerState state(problem.training.optimizer);
+    const std::vector<double> losses = reference::train(network, state, problem.x, problem.y, steps);
+    Trainer trainer = trainer_of(problem);
+    expect_near(trainer.train(steps).losses, losses, bound);
+    EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), bound);
+  }
+};
+
+// A wide and a narrow layer; more steps than the graph executor takes in a launch.
+TEST_P(Optimizers, FollowTheReferenceOverARun) {
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    check(problem_of(each.optimizer, {7, 20, 3}, 9), kSlowMachine ? 36 : 70, 1e-10);
+  }
+}
+
+TEST_P(Optimizers, FollowTheReferenceInSinglePrecision) {
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    check(problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32), 20, 2e-4);
+  }
+}
+
+// The CPU adds gradients up in slots there, and beyond 1024 samples of larger networks in a buffer.
+TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
+  const std::int64_t samples = kHostFixture ? 300 : 1100;
+  if (GetParam().form == PersistentForm::block) GTEST_SKIP() << "one block has no room for them";
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    Optimizer small = each.optimizer;  // the loss is a sum over the samples
+    if (small.kind == OptimizerKind::gradient_descent || small.kind == OptimizerKind::sgd) small.learning_rate *= 1e-2;
+    check(problem_of(small, {5, 18, 2}, samples), 8, 1e-10);
+  }
+}
+
+// A step's rate, and Adam's corrections, follow from how many were taken before, in whatever calls.
+TEST_P(Optimizers, OneCallEqualsManyCalls) {
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
+    Trainer whole = trainer_of(problem), parts = trainer_of(problem);
+    const std::vector<double> losses = whole.train(38).losses;
+    std::vector<double> joined;
+    for (const std::int64_t steps : {1, 0, 33, 4})
+      for (const double loss : parts.train(steps).losses) joined.push_back(loss);
+    EXPECT_EQ(joined, losses);
+    EXPECT_EQ(flat(problem.parameters_of(parts)), flat(problem.parameters_of(whole)));
+  }
+}
+
+// New data of another size need a new executor; what the optimizer keeps goes along.
+TEST_P(Optimizers, StateOutlivesNewData) {
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9),
+                  more = problem_of(each.optimizer, {7, 20, 3}, 12);
+    reference::Network network = problem.start;
+    reference::OptimizerState state(each.optimizer);
+    std::vector<double> losses = reference::train(network, state, problem.x, problem.y, 6);
+    for (const double loss : reference::train(network, state, more.x, more.y, 6)) losses.push_back(loss);
+    Trainer trainer = trainer_of(problem);
+    std::vector<double> trained = trainer.train(6).losses;
+    trainer.set_data(Problem::view(more.x), Problem::view(more.y));
+    for (const double loss : trainer.train(6).losses) trained.push_back(loss);
+    expect_near(trained, losses, 1e-10);
+  }
+}
+
+TEST_P(Optimizers, BeginAnewWithNewWeights) {
+  for (const Case& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
+    Trainer trainer = trainer_of(problem);
+    trainer.initialize(5, Init::he);
+    const std::vector<double> first = trainer.train(5).losses;
+    EXPECT_NE(trainer.train(5).losses, first);
+    trainer.initialize(5, Init::he);
+    EXPECT_EQ(trainer.train(5).losses, first);
+  }
+}
+
+#ifdef DEVICELOOP_OPTIMIZERS_ON_CUDA
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, Optimizers,
+                         ::testing::Values(Where{ExecutorKind::graph},
+                                           Where{ExecutorKind::persistent, PersistentForm::block},
+                                           Where{ExecutorKind::persistent, PersistentForm::cluster},
+                                           Where{ExecutorKind::persistent, PersistentForm::grid}),
+                         ::testing::PrintToStringParamName());
+#else
+INSTANTIATE_TEST_SUITE_P(Executors, Optimizers,
+                         ::testing::Values(Where{ExecutorKind::cpu}, Where{ExecutorKind::cpu, {}, 3}),
+                         ::testing::PrintToStringParamName());
+
+class OptimizerRefusals : public ::testing::Test {
+ protected:
+  static std::string refusal_of(const Optimizer& optimizer, Formulation formulation = Formulation::primal) {
+    NetworkSpec network;
+    network.widths = {3, 2};
+    TrainingSpec training;
+    training.optimizer = optimizer;
+    training.formulation = formulation;
+    training.samples = 4;
+    return testing::refusal<InvalidArgument>("", [&] { make_plan(network, training, DeviceCaps()); });
+  }
+};
+
+TEST_F(OptimizerRefusals, NameTheValueAndTheRemedy) {
+  using Kind = OptimizerKind;
+  const double nan = std::nan("");
+  const std::vector<std::pair<Optimizer, const char*> > refused = {
+      {{.kind = Kind::sgd, .momentum = 1}, "the momentum is 1; it must be at least 0 and less than 1"},
+      {{.kind = Kind::sgd, .momentum = -0.1}, "the momentum is -0.1;"},
+      {{.kind = Kind::sgd, .momentum = nan}, "the momentum is nan;"},
+      {{.kind = Kind::adam, .momentum = 0.5}, "the optimizer 'adam' has no momentum; choose 'sgd' or 'rmsprop'"},
+      {{.momentum = 0.5}, "the optimizer 'gradient_descent' has no momentum"},
+      {{.weight_decay = 0.5}, "'gradient_descent' has no weight decay"},
+      {{.clip_norm = 1}, "does not clip; choose 'sgd'"},
+      {{.kind = Kind::sgd, .nesterov = true}, "momentum above 0"},
+      {{.kind = Kind::rmsprop, .momentum = 0.5, .nesterov = true}, "belongs to the optimizer 'sgd'"},
+      {{.kind = Kind::sgd, .weight_decay = -1}, "the weight decay is -1;"},
+      {{.kind = Kind::adam, .beta1 = 1}, "the beta1 is 1;"},
+      {{.kind = Kind::adam, .beta2 = 1.5}, "the beta2 is 1.5;"},
+      {{.kind = Kind::adam, .epsilon = 0}, "the epsilon is 0; it must be finite and above 0"},
+      {{.kind = Kind::adam, .clip_norm = -2}, "the norm to clip gradients to is -2;"},
+      {{.kind = Kind::adam, .clip_value = nan}, "the value to clip gradients to is nan;"},
+      {{.kind = Kind::adam, .clip_norm = 1, .clip_value = 1}, "not by both; set one of them to 0"},
+      {with({}, {.kind = ScheduleKind::step}), "the schedule 'step' has a period of 0 steps; it must be at least 1"},
+      {with({}, {.kind = ScheduleKind::cosine, .period = -1}), "the schedule 'cosine' has a period of -1 steps"},
+      {with({}, {.kind = ScheduleKind::exponential, .factor = 0}), "the factor of the schedule is 0;"},
+      {with({}, {.kind = ScheduleKind::cosine, .period = 5, .end_rate = -1}), "the last learning rate"},
+      {with({}, {.warmup_steps = -3}), "the warm-up takes -3 steps"},
+      {with({}, {.kind = static_cast<ScheduleKind>(9)}), "there is no schedule number 9"},
+  };
+  for (const auto& [optimizer, words] : refused) EXPECT_MENTIONS(refusal_of(optimizer), words);
+}
+
+TEST_F(OptimizerRefusals, GramIsForUpdatesThatAddTheGradient) {
+  EXPECT_MENTIONS(refusal_of({.kind = OptimizerKind::adam}, Formulation::gram),
+                  "not for the optimizer 'adam'; choose 'gradient_descent'");
+}
+
+TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
+  DeviceCaps caps;
+  GpuCaps gpu;
+  gpu.name = "a GPU";
+  gpu.compute_capability = 90;
+  gpu.multiprocessors = 132;
+  gpu.l2_bytes = 50 << 20;
+  gpu.shared_bytes = 227 << 10;
+  gpu.cooperative = true;
+  caps.gpus.push_back(gpu);
+  NetworkSpec network;
+  network.widths = {30, 20, 2};
+  TrainingSpec training;
+  training.samples = 50;
+  training.optimizer.kind = OptimizerKind::adam;
+  training.optimizer.clip_norm = 1;
+  const auto refusal = [&] {
+    return testing::refusal<Unsupported>("plan 'persistent': ",
+                                         [&] { make_plan(network, training, caps, ExecutorKind::persistent); });
+  };
+  EXPECT_MENTIONS(refusal(), "does not clip gradients by their norm");
+  training.optimizer.clip_norm = 0;
+  training.form = PersistentForm::two_layer;
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'");
+  training.optimizer = with({}, {.warmup_steps = 5});
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has one learning rate for all steps");
+  training.form = PersistentForm::automatic;
+  EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
+}
+#endif
+
+}  // namespace
+}  // namespace deviceloop
