@@ -20,9 +20,9 @@ TEST(CudaLayout, GroupsOfAKernelCoverEveryElementOnce) {
       std::vector<int> taken(static_cast<std::size_t>(count));
       for (std::int64_t block = 0; block < group_blocks(count, width); ++block)
         for (int thread = 0; thread < kThreads; ++thread)
-          for (int turn = 0; turn < kTurns; ++turn)
+          for (int item = 0; item < kGroupsPerThread; ++item)
             for (int i = 0; i < width; ++i) {
-              const std::int64_t element = group_index(block, thread, turn) * width + i;
+              const std::int64_t element = group_index(block, thread, item) * width + i;
               if (element < count) ++taken[static_cast<std::size_t>(element)];
             }
       for (const int times : taken) ASSERT_EQ(times, 1) << count << " elements in groups of " << width;
@@ -37,11 +37,11 @@ TEST(CudaLayout, GroupsReachBeyond32Bits) {
       ASSERT_LE(blocks, kMostBlocks);
       // The last block holds the last element, and a block less would not.
       const std::int64_t last = (count - 1) / width;
-      EXPECT_LE(last, group_index(blocks - 1, kThreads - 1, kTurns - 1));
+      EXPECT_LE(last, group_index(blocks - 1, kThreads - 1, kGroupsPerThread - 1));
       EXPECT_GE(last, group_index(blocks - 1, 0, 0));
       // The end of a block is followed by the begin of the next.
       for (const std::int64_t block : {std::int64_t{0}, blocks / 2, blocks - 2})
-        EXPECT_EQ(group_index(block, kThreads - 1, kTurns - 1) + 1, group_index(block + 1, 0, 0));
+        EXPECT_EQ(group_index(block, kThreads - 1, kGroupsPerThread - 1) + 1, group_index(block + 1, 0, 0));
     }
 }
 
@@ -64,7 +64,7 @@ TEST(CudaLayout, TilesOfAPanelCoverEveryElementOnce) {
     for (const std::int64_t columns : {1, 2, 3, 31, 32, 33, 100, 300}) {
       SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns));
       for (const int times : taken_by(row_sum_layout(rows, columns), rows, columns)) ASSERT_EQ(times, 1);
-      for (const int times : taken_by(panel_layout(rows, columns, kThreads, kTurns), rows, columns))
+      for (const int times : taken_by(panel_layout(rows, columns, kThreads, kGroupsPerThread), rows, columns))
         ASSERT_EQ(times, 1);
     }
 }

@@ -88,7 +88,7 @@ double gemm_gflops(std::int64_t size) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory
 
-/// Of one pass: `reads` (1 or 2) arrays read and `writes` (0 or 1) written, kTurns groups of 16 bytes a thread, all
+/// Of one pass: `reads` (1 or 2) arrays read and `writes` (0 or 1) written, `turns` groups of 16 bytes a thread, all
 /// loaded before the first is stored. A pass without writes stores what it never computes.
 template <int reads, int writes, int turns, bool streaming>
 __global__ void __launch_bounds__(256)

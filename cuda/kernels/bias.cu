@@ -13,7 +13,7 @@ namespace {
 
 /// h = activation(z + bias), and with `keeps` z + bias to `kept`, or without `activated` h = z + bias, for [rows,
 /// groups * width] matrices without gaps. A thread has one group of columns, whose biases it loads once, and takes
-/// kTurns rows, all loaded before the first store: h and kept may be z.
+/// kGroupsPerThread rows, one group of each, all loaded before the first store: h and kept may be z.
 template <class T, int width, bool activated, bool keeps>
 __global__ void __launch_bounds__(kThreads)
     bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
@@ -23,25 +23,25 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t columns = groups * width;
   Group<T, width> biases{};
   if (bias != nullptr) load_group<true>(biases, bias, place.column * width, columns);
-  Group<T, width> sums[kTurns];
+  Group<T, width> sums[kGroupsPerThread];
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const std::int64_t row = place.row + turn * place.row_step;
-    if (row < place.end_row) load_group<true>(sums[turn], z + row * columns, place.column * width, columns);
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t row = place.row + item * place.row_step;
+    if (row < place.end_row) load_group<true>(sums[item], z + row * columns, place.column * width, columns);
   }
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const std::int64_t row = place.row + turn * place.row_step;
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t row = place.row + item * place.row_step;
     if (row >= place.end_row) continue;
     Group<T, width> pre_activation;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const T sum = bias != nullptr ? sums[turn].values[i] + biases.values[i] : sums[turn].values[i];
+      const T sum = bias != nullptr ? sums[item].values[i] + biases.values[i] : sums[item].values[i];
       if constexpr (keeps) pre_activation.values[i] = sum;
-      sums[turn].values[i] = activated ? elementwise::activation_value(activation, sum) : sum;
+      sums[item].values[i] = activated ? elementwise::activation_value(activation, sum) : sum;
     }
     if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
-    store_group<true>(h + row * columns, sums[turn], place.column * width, columns);
+    store_group<true>(h + row * columns, sums[item], place.column * width, columns);
   }
 }
 
@@ -50,7 +50,7 @@ void launch_bias(Activation activation, T* h, T* kept, const T* z, const T* bias
                  std::int64_t columns, cudaStream_t stream) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
-    const PanelLayout layout = panel_layout(rows, groups, kThreads, kTurns);
+    const PanelLayout layout = panel_layout(rows, groups, kThreads, kGroupsPerThread);
     launch(bias_activation_kernel<T, width(), activated, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias,
            rows, groups, layout, activation, kept);
   };

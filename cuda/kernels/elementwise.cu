@@ -1,5 +1,5 @@
-// The element-wise kernels: one functor an element, kTurns groups a thread, all loads before the first store. An output
-// may therefore be exactly one of the inputs: a thread writes only what it alone has read.
+// The element-wise kernels: one functor an element, kGroupsPerThread groups a thread, all loads before the first store.
+// An output may therefore be exactly one of the inputs: a thread writes only what it alone has read.
 #include <cmath>
 #include <type_traits>
 
@@ -17,23 +17,23 @@ template <int width, class T, class Function, class... In>
 __device__ inline void map_groups(T* out, std::int64_t count, Function function, const In*... in) {
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t block = block_index();
-  Group<T, width> loaded[kTurns][sizeof...(in)];
+  Group<T, width> loaded[kGroupsPerThread][sizeof...(in)];
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const std::int64_t begin = group_index(block, thread, turn) * width;
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t begin = group_index(block, thread, item) * width;
     int input = 0;
-    (load_group<true>(loaded[turn][input++], in, begin, count), ...);
+    (load_group<true>(loaded[item][input++], in, begin, count), ...);
   }
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const std::int64_t begin = group_index(block, thread, turn) * width;
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t begin = group_index(block, thread, item) * width;
     Group<T, width> result;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       if constexpr (sizeof...(in) == 1)
-        result.values[i] = function(loaded[turn][0].values[i]);
+        result.values[i] = function(loaded[item][0].values[i]);
       else
-        result.values[i] = function(loaded[turn][0].values[i], loaded[turn][1].values[i]);
+        result.values[i] = function(loaded[item][0].values[i], loaded[item][1].values[i]);
     }
     store_group<true>(out, result, begin, count);
   }

@@ -26,34 +26,34 @@ struct WarpSums {
 };
 
 /// sums[block] = sum over the block's elements of (prediction - target)^2; gradient = 2 (prediction - target), unless
-/// it is null. A thread adds its kTurns groups in T. Groups are counted from element 0 even if the pointers are not
-/// aligned, so that the order of the sum does not depend on the addresses.
+/// it is null. A thread adds its kGroupsPerThread groups in T. Groups are counted from element 0 even if the pointers
+/// are not aligned, so that the order of the sum does not depend on the addresses.
 template <class T, bool aligned, class Finish>
 __global__ void __launch_bounds__(kThreads)
     squared_error_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t count) {
   constexpr int width = kVector<T>;
-  static_assert(kTurns * width <= kTerms);
+  static_assert(kGroupsPerThread * width <= kTerms);
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t block = block_index();
-  Group<T, width> predictions[kTurns], targets[kTurns];
+  Group<T, width> predictions[kGroupsPerThread], targets[kGroupsPerThread];
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
-    const std::int64_t begin = group_index(block, thread, turn) * width;
-    load_group<aligned>(predictions[turn], prediction, begin, count);
-    load_group<aligned>(targets[turn], target, begin, count);
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t begin = group_index(block, thread, item) * width;
+    load_group<aligned>(predictions[item], prediction, begin, count);
+    load_group<aligned>(targets[item], target, begin, count);
   }
   T sum = 0;
 #pragma unroll
-  for (int turn = 0; turn < kTurns; ++turn) {
+  for (int item = 0; item < kGroupsPerThread; ++item) {
     Group<T, width> differences;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const T difference = predictions[turn].values[i] - targets[turn].values[i];
+      const T difference = predictions[item].values[i] - targets[item].values[i];
       sum += difference * difference;
       differences.values[i] = elementwise::squared_error_gradient(difference);
     }
     if (gradient != nullptr)
-      store_group<aligned>(gradient, differences, group_index(block, thread, turn) * width, count);
+      store_group<aligned>(gradient, differences, group_index(block, thread, item) * width, count);
   }
   const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
   if (thread == 0) finish(block, total);

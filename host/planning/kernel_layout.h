@@ -26,7 +26,7 @@ inline constexpr int kVector = 16 / sizeof(T);
 
 /// Groups of elements that a thread of an element-wise kernel takes, all loaded before the first is used: so many loads
 /// hide the latency of memory.
-inline constexpr int kTurns = 4;
+inline constexpr int kGroupsPerThread = 4;
 
 /// At most so many terms of a sum are added in the working precision, from there in double.
 inline constexpr int kTerms = 32;
@@ -42,14 +42,15 @@ constexpr int power_of_two(std::int64_t value, int most) {
   return power;
 }
 
-/// The group that `thread` of `block` takes in `turn`: neighbours take neighbouring groups.
-DEVICELOOP_HOST_DEVICE constexpr std::int64_t group_index(std::int64_t block, int thread, int turn) {
-  return (block * kTurns + turn) * kThreads + thread;
+/// The group that `thread` of `block` takes as its `item`, from 0 to kGroupsPerThread - 1: neighbours take neighbouring
+/// groups.
+DEVICELOOP_HOST_DEVICE constexpr std::int64_t group_index(std::int64_t block, int thread, int item) {
+  return (block * kGroupsPerThread + item) * kThreads + thread;
 }
 
 /// Blocks for `count` elements in groups of `width`.
 constexpr std::int64_t group_blocks(std::int64_t count, int width) {
-  return divide_up(count, std::int64_t{kThreads} * kTurns * width);
+  return divide_up(count, std::int64_t{kThreads} * kGroupsPerThread * width);
 }
 
 /// A matrix cut into tiles, one a block. A tile's columns lie across `threads_across` threads; the
@@ -63,11 +64,11 @@ struct PanelLayout {
   constexpr std::int64_t blocks() const { return tiles_across * tiles_down; }
 };
 
-/// At most `most_across` threads lie along the columns, and each takes `turns` rows.
-constexpr PanelLayout panel_layout(std::int64_t rows, std::int64_t columns, int most_across, int turns) {
+/// At most `most_across` threads lie along the columns, and each takes `rows_per_thread` rows.
+constexpr PanelLayout panel_layout(std::int64_t rows, std::int64_t columns, int most_across, int rows_per_thread) {
   PanelLayout layout;
   layout.threads_across = power_of_two(columns, most_across);
-  layout.rows_per_tile = std::int64_t{kThreads} / layout.threads_across * turns;
+  layout.rows_per_tile = std::int64_t{kThreads} / layout.threads_across * rows_per_thread;
   layout.tiles_across = divide_up(columns, layout.threads_across);
   layout.tiles_down = divide_up(rows, layout.rows_per_tile);
   return layout;
