@@ -71,9 +71,6 @@ __device__ T warp_shuffle_xor(T value, unsigned mask) {
   return __shfl_xor_sync(0xffffffffu, value, static_cast<int>(mask));
 }
 
-/// Whether `value` holds in a lane of the warp; all 32 lanes call it together.
-__device__ inline bool warp_any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
-
 /// The index of this block in its cluster, and the number of blocks of the cluster: 0 and 1 if the launch has no
 /// clusters.
 /// @{

@@ -100,13 +100,13 @@ struct Meeting {
 
 /// What the lanes of a warp call together.
 struct LaneCall {
-  bool any = false;       // warp_any, else warp_shuffle_xor
+  bool barrier = false;   // warp_barrier, else warp_shuffle_xor
   unsigned mask = 0;      // of the shuffle
   std::size_t bytes = 0;  // of the shuffle
   bool operator==(const LaneCall&) const = default;
-  const char* name() const { return any ? "warp_any" : "warp_shuffle_xor"; }
+  const char* name() const { return barrier ? "warp_barrier" : "warp_shuffle_xor"; }
   std::string text() const {
-    if (any) return name();
+    if (barrier) return name();
     return std::string(name()) + " with mask " + std::to_string(mask) + " of " + std::to_string(bytes) + " bytes";
   }
 };
@@ -368,13 +368,8 @@ std::uint64_t Grid::exchange(const LaneCall& call, std::uint64_t bits) {
   self.bits = bits;
   if (warp.meeting.waiting + 1 == kWarpThreads) {
     Thread* const lanes = warp.meeting.first;
-    std::uint64_t any = 0;
-    for (unsigned lane = 0; lane < kWarpThreads; ++lane) any |= lanes[lane].bits;
     for (unsigned lane = 0; lane < kWarpThreads; ++lane)
-      if (call.any)
-        lanes[lane].bits = any;
-      else if (lane < (lane ^ call.mask))
-        std::swap(lanes[lane].bits, lanes[lane ^ call.mask].bits);
+      if (lane < (lane ^ call.mask)) std::swap(lanes[lane].bits, lanes[lane ^ call.mask].bits);
   }
   // While a warp runs on by itself its stacks stay in the cache; now and then others come between.
   meet(warp.meeting, call.name(), ++exchanges_ % 32 != 0 ? preferred_ : runnable_);
@@ -411,12 +406,12 @@ std::string Grid::describe_stuck() const {
       returned = block.returned;
       polling = polls;
     }
-  const bool in_warp = fewest.count("warp_shuffle_xor") + fewest.count("warp_any") > 0;
+  const bool in_shuffle = fewest.count("warp_shuffle_xor") > 0;
   std::string text = launch_.kernel + ", block " + std::to_string(block_index) + " of " +
                      std::to_string(launch_.blocks) + ": " +
-                     (polling > 0 ? "endless wait"
-                      : in_warp   ? "divergent shuffle"
-                                  : "divergent barrier") +
+                     (polling > 0  ? "endless wait"
+                      : in_shuffle ? "divergent shuffle"
+                                   : "divergent barrier") +
                      ": of its " + std::to_string(launch_.threads) + " threads ";
   for (const auto& [where, threads] : fewest) text += std::to_string(threads) + " wait at " + where + ", ";
   text += std::to_string(returned) + " have returned";
@@ -467,6 +462,6 @@ std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned m
   return grid->exchange({false, mask, bytes}, bits);
 }
 
-bool warp_any(bool value) { return grid->exchange({true}, value ? 1 : 0) != 0; }
+void warp_barrier() { grid->exchange({true}, 0); }
 
 }  // namespace simt

@@ -48,8 +48,8 @@ struct Poll {
 /// Returns when `poll` has ended.
 void poll(Poll& poll);
 
-/// Whether any lane of the warp has given true, all lanes having called it.
-bool warp_any(bool value);
+/// Returns once all lanes of the warp have called it.
+void warp_barrier();
 
 /// The `bits` of the lane whose index differs by `mask`, all lanes having called it with the same `mask` and `bytes`.
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask);
@@ -83,8 +83,7 @@ T* peer_shared(T* mine, unsigned rank) {
 inline void block_barrier() { simt::block_barrier(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
 
-inline void warp_barrier() { simt::warp_any(true); }
-inline bool warp_any(bool value) { return simt::warp_any(value); }
+inline void warp_barrier() { simt::warp_barrier(); }
 
 template <class T>
 T warp_shuffle_xor(T value, unsigned mask) {
