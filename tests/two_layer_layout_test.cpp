@@ -75,12 +75,12 @@ void expect_apart(std::vector<Piece> pieces, std::int64_t bytes) {
 }
 
 std::vector<Piece> pieces_of(const OutputLayerLayout& output, int group, std::int64_t bytes) {
-  const std::int64_t units = output.units, samples = output.samples, outputs = output.outputs;
+  const std::int64_t units = output.units, batch = output.batch, outputs = output.outputs;
   EXPECT_EQ(units, output.groups * group);
-  return {{output.hidden_at, units * samples * bytes},
+  return {{output.hidden_at, units * batch * bytes},
           {output.dz_at, units * output.dz_rows * bytes},
-          {output.gradient_at, 2 * samples * outputs * bytes},
-          {output.target_at, samples * outputs * bytes},
+          {output.gradient_at, 2 * batch * outputs * bytes},
+          {output.target_at, batch * outputs * bytes},
           {output.weight_at, units * outputs * bytes},
           {output.hidden_bias_at, units * bytes},
           {output.bias_at, outputs * bytes},
@@ -99,18 +99,18 @@ void expect_publishers(const OutputLayerLayout& output, std::int64_t publishers,
 
 std::string text(const TwoLayerShape& shape) {
   return std::to_string(shape.inputs) + "-" + std::to_string(shape.hidden) + "-" + std::to_string(shape.outputs) +
-         ", " + std::to_string(shape.samples) + " samples, " + std::to_string(shape.element_bytes) + " bytes";
+         ", " + std::to_string(shape.batch) + " samples, " + std::to_string(shape.element_bytes) + " bytes";
 }
 
 TEST(TwoLayerLayout, HoldsAllThereIsWithinTheDevice) {
   int fitting = 0;
   for (const TwoLayerDevice& device : {kHopper, kTuring})
-    for (const std::int64_t samples : {1, 5, 31, 32, 33, 64, 65, 127, 128})
+    for (const std::int64_t batch : {1, 5, 31, 32, 33, 64, 65, 127, 128})
       for (const std::int64_t inputs : {1, 3, 64, 250, 1000, 4096, 16384})
         for (const std::int64_t hidden : {1, 3, 4, 100, 257, 1500})
           for (const std::int64_t outputs : {1, 3, 16})
             for (const int bytes : {4, 8}) {
-              const TwoLayerShape shape{samples, inputs, hidden, outputs, bytes};
+              const TwoLayerShape shape{batch, inputs, hidden, outputs, bytes};
               SCOPED_TRACE(text(shape));
               const auto decision = decide_two_layer(shape, device);
               if (!decision.fits()) continue;
@@ -119,12 +119,12 @@ TEST(TwoLayerLayout, HoldsAllThereIsWithinTheDevice) {
               const int group = units_in_group(bytes);
               const std::int64_t columns_of_warp = 32 / layout.row_lanes * tile_columns(bytes);
               const std::int64_t rows = layout.row_lanes * kTileRows, blocks = layout.cluster_blocks();
-              EXPECT_GE(rows, samples);
+              EXPECT_GE(rows, batch);
               EXPECT_EQ(layout.output.dz_rows, rows);
               EXPECT_EQ(layout.inputs, inputs);
               EXPECT_GE(blocks * layout.columns, inputs);
               EXPECT_GE(layout.column_warps * columns_of_warp, layout.columns);
-              EXPECT_GE(blocks * layout.published_rows, samples);
+              EXPECT_GE(blocks * layout.published_rows, batch);
               EXPECT_LE(layout.clusters, device.resident_clusters[static_cast<std::size_t>(layout.cluster_log2)]);
               expect_publishers(layout.output, layout.clusters, hidden);
               EXPECT_LE(layout.threads, kTwoLayerThreads);
@@ -137,7 +137,7 @@ TEST(TwoLayerLayout, HoldsAllThereIsWithinTheDevice) {
                                   layout.output.units * layout.column_warps * columns_of_warp * bytes);
               pieces.emplace_back(layout.partial_at,
                                   std::min(layout.output.groups, 2) * layout.column_warps * rows * group * bytes);
-              pieces.emplace_back(layout.received_at, 2 * blocks * samples * group * 2 * bytes);
+              pieces.emplace_back(layout.received_at, 2 * blocks * batch * group * 2 * bytes);
               expect_apart(std::move(pieces), layout.shared_bytes);
             }
   EXPECT_GT(fitting, 500);
@@ -146,28 +146,28 @@ TEST(TwoLayerLayout, HoldsAllThereIsWithinTheDevice) {
 TEST(TwoLayerLayout, InGramHoldsAllThereIsWithinTheDevice) {
   int fitting = 0;
   for (const TwoLayerDevice& device : {kHopper, kTuring})
-    for (const std::int64_t samples : {1, 5, 31, 32, 33, 64, 65, 127, 128})
+    for (const std::int64_t batch : {1, 5, 31, 32, 33, 64, 65, 127, 128})
       for (const std::int64_t hidden : {1, 3, 4, 100, 257, 1500})
         for (const std::int64_t outputs : {1, 3, 16})
           for (const int bytes : {4, 8}) {
-            const TwoLayerShape shape{samples, 1, hidden, outputs, bytes};
+            const TwoLayerShape shape{batch, 1, hidden, outputs, bytes};
             SCOPED_TRACE(text(shape));
             const auto decision = decide_gram_two_layer(shape, device);
             if (!decision.fits()) continue;
             ++fitting;
             const GramTwoLayerLayout& layout = decision.layout;
             EXPECT_TRUE(layout.tile_columns == 2 || layout.tile_columns == 4 || layout.tile_columns == 8);
-            EXPECT_GE(layout.tile_columns * kGramColumnLanes, samples);
+            EXPECT_GE(layout.tile_columns * kGramColumnLanes, batch);
             EXPECT_EQ(layout.output.dz_rows, layout.tile_columns * kGramColumnLanes);
-            EXPECT_GE(layout.row_warps * 8, samples);
+            EXPECT_GE(layout.row_warps * 8, batch);
             EXPECT_GE(layout.threads, 32 * layout.row_warps);
             EXPECT_LE(layout.threads, kTwoLayerThreads);
             EXPECT_LE(layout.blocks, device.resident_clusters[0]);
             expect_publishers(layout.output, layout.blocks, hidden);
             EXPECT_LE(layout.shared_bytes, device.shared_bytes);
             std::vector<Piece> pieces = pieces_of(layout.output, kGramUnitsInGroup, bytes);
-            pieces.emplace_back(layout.z_at, layout.output.units * samples * bytes);
-            pieces.emplace_back(layout.sum_at, layout.output.units * samples * bytes);
+            pieces.emplace_back(layout.z_at, layout.output.units * batch * bytes);
+            pieces.emplace_back(layout.sum_at, layout.output.units * batch * bytes);
             expect_apart(std::move(pieces), layout.shared_bytes);
           }
   EXPECT_GT(fitting, 200);

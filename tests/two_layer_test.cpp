@@ -314,20 +314,20 @@ TYPED_TEST(TwoLayer, InGramIsNearTheEquationsInDouble) {
 }
 
 TYPED_TEST(TwoLayer, TheCasesAreOfEveryKind) {
-  int with_groups = 0, with_clusters = 0, with_turns = 0, row_lanes = 0, tile_columns_of_gram = 0;
+  int with_groups = 0, with_clusters = 0, with_rounds = 0, row_lanes = 0, tile_columns_of_gram = 0;
   for (const Case& c : kCases) {
     const auto problem = random_problem<TypeParam>(c.samples, c.inputs, c.hidden, c.outputs, c.bias);
     const TwoLayerLayout layout = this->layout_of(problem, c.cluster_blocks, c.most_clusters);
     const OutputLayerLayout& output = layout.output;
     with_groups += output.groups > 1;
     with_clusters += layout.clusters > 1 && layout.cluster_blocks() > 1;
-    with_turns += (output.samples * output.outputs << output.lanes_log2) > layout.threads;
+    with_rounds += (output.batch * output.outputs << output.lanes_log2) > layout.threads;
     row_lanes |= layout.row_lanes;
     tile_columns_of_gram |= this->layout_of(problem, c.most_clusters).tile_columns;
   }
   EXPECT_GE(with_groups, 2);
   EXPECT_GE(with_clusters, 2);
-  EXPECT_GE(with_turns, 1);
+  EXPECT_GE(with_rounds, 1);
   EXPECT_EQ(row_lanes, 4 | 8 | 16);
   EXPECT_EQ(tile_columns_of_gram, 2 | 4 | 8);
 }

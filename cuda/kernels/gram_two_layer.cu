@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   unsigned char* const memory = shared<SharedBytes>().bytes;
   const OutputLayer<T, kGroup> output{layout.output, memory, static_cast<int>(thread_index())};
   const int pair = output.thread, pairs = output.pairs(), groups = layout.output.groups;
-  const int samples = layout.output.samples;
+  const int batch = layout.output.batch;
   const int first_unit = static_cast<int>(block_index()) * layout.output.units;
   const int column_lane = output.lane() % kColumnLanes;
   const bool has_pair = pair < pairs, has_rows = output.warp() < layout.row_warps;
@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
     for (int c = 0; c < columns; ++c) {
       const int row_of_warp = output.lane() / kColumnLanes * kGramTileRows + (r ^ column_lane / kGroup);
       const int row = output.warp() * kRowsOfWarp + row_of_warp, column = column_lane + kColumnLanes * c;
-      k[r][c] = row < samples && column < samples ? arguments.k[row * samples + column] : T(0);
+      k[r][c] = row < batch && column < batch ? arguments.k[row * batch + column] : T(0);
     }
-  // Calls use(global, shared) for this thread's elements of a matrix [samples, hidden].
+  // Calls use(global, shared) for this thread's elements of a matrix [batch, hidden].
   const auto each_unit = [&](T* global, T* mine, auto use) {
     if (!has_pair) return;
     for (int g = 0; g < groups; ++g) {
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
     const unsigned tag = arguments.first_tag + static_cast<unsigned>(step);
     Tagged<T>* const slots = output.slots_of(arguments.slots, tag);
-    Tagged<T>* const slot = slots + std::int64_t{block_index()} * samples * layout.output.outputs;
+    Tagged<T>* const slot = slots + std::int64_t{block_index()} * batch * layout.output.outputs;
 
     if (has_pair)
 #pragma unroll 1

@@ -10,7 +10,7 @@ namespace deviceloop::cuda {
 namespace {
 
 /// Parts of Z that a thread waits for at once.
-inline constexpr int kRankBatch = 4;
+inline constexpr int kPartsAtOnce = 4;
 
 /// The place of a thread's tile: its register [r][c] holds row row_of(r) and column column_of(c) of the block's.
 template <class T, int row_lanes>
@@ -33,8 +33,9 @@ struct TilePlace {
   }
 };
 
-/// A cluster owns a few hidden units; each of its blocks holds a slice of the inputs of all samples in registers for
-/// the whole launch, and the units' weights of that slice in shared memory. A step, where | is a barrier of the block:
+/// A cluster owns a few hidden units; each of its blocks holds a slice of the inputs of the whole batch in registers
+/// for the whole launch, and the units' weights of that slice in shared memory. A step, where | is a barrier of the
+/// block:
 ///
 ///   for each group of units: compute each warp's part of Z | add the parts of the block's warps and push the sum into
 ///   each block of the cluster; wait for the sums of all its blocks, h = relu(Z + b1). Then publish the cluster's part
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const int row = loaded.row_of(r), column = loaded.column_of(c);
-      const bool inside = row < layout.output.samples && column < inputs;
+      const bool inside = row < layout.output.batch && column < inputs;
       x[r][c] = inside ? arguments.x[row * layout.inputs + first_input + column] : T(0);
     }
   // Calls use(global, shared) for each weight of the block's inputs and units.
@@ -157,14 +158,14 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
         if (g > 0 && pair < pairs) {
           T z = 0;
 #pragma unroll 1
-          for (int first = 0; first < cluster_blocks; first += kRankBatch) {
-            T parts[kRankBatch];
+          for (int first = 0; first < cluster_blocks; first += kPartsAtOnce) {
+            T parts[kPartsAtOnce];
             const int left = cluster_blocks - first;
             arrived &=
-                wait_tagged(parts, received_by(pushed, first) + pair, pairs, left < kRankBatch ? left : kRankBatch,
+                wait_tagged(parts, received_by(pushed, first) + pair, pairs, left < kPartsAtOnce ? left : kPartsAtOnce,
                             pushed, output.deadline(), two_layer_code(TwoLayerPhase::kClusterExchange, step));
 #pragma unroll
-            for (int i = 0; i < kRankBatch; ++i) z += parts[i];
+            for (int i = 0; i < kPartsAtOnce; ++i) z += parts[i];
           }
           h = elementwise::relu_marked(z + output.hidden_bias()[(g - 1) * kGroup + pair % kGroup]);
           output.hidden()[(g - 1) * pairs + pair] = h;
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
         if (g == groups) {
           const int published = pair - rank * layout.published_rows * kGroup;
           const bool publishes = pair < pairs && published >= 0 && published < layout.published_rows * kGroup;
-          output.publish_part(slots + std::int64_t{cluster} * layout.output.samples * layout.output.outputs, pair,
+          output.publish_part(slots + std::int64_t{cluster} * layout.output.batch * layout.output.outputs, pair,
                               pair < pairs, publishes, h, tag);
         } else if (pair < pairs) {
           T sum = 0;

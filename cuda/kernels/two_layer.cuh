@@ -55,7 +55,7 @@ __device__ inline void scatter_sums(T (&values)[count], int lane) {
   }
 }
 
-/// A block's part of the output layer. Its hidden units are divided into groups; a group has `samples * group` pairs of
+/// A block's part of the output layer. Its hidden units are divided into groups; a group has `batch * group` pairs of
 /// a sample and a unit, with the units of a sample next to each other, and thread t owns the pairs t, t + threads(),
 /// ... Blocks that hold the same weights, biases or predictions hold the same bits of them.
 template <class T, int group>
@@ -78,17 +78,17 @@ struct OutputLayer {
   __device__ int& failed() const { return *reinterpret_cast<int*>(memory + layout.failed_at); }
   __device__ Deadline& deadline() const { return *reinterpret_cast<Deadline*>(memory + layout.deadline_at); }
   __device__ T* gradient(unsigned tag) const {
-    return at(layout.gradient_at) + static_cast<int>(tag % 2) * layout.samples * layout.outputs;
+    return at(layout.gradient_at) + static_cast<int>(tag % 2) * layout.batch * layout.outputs;
   }
-  __device__ int pairs() const { return layout.samples * group; }
+  __device__ int pairs() const { return layout.batch * group; }
   __device__ Tagged<T>* slots_of(Tagged<T>* slots, unsigned tag) const {
-    return slots + std::int64_t{tag % 2} * layout.publishers * layout.samples * layout.outputs;
+    return slots + std::int64_t{tag % 2} * layout.publishers * layout.batch * layout.outputs;
   }
 
   /// Loads from global memory; `first` is the block's first hidden unit. Missing entries are zero.
   __device__ void load(const T* y, const T* w2, const T* b1, const T* b2, int first, const Deadline& until) const {
 #pragma unroll 1
-    for (int i = thread; i < layout.samples * layout.outputs; i += threads()) at(layout.target_at)[i] = y[i];
+    for (int i = thread; i < layout.batch * layout.outputs; i += threads()) at(layout.target_at)[i] = y[i];
 #pragma unroll 1
     for (int i = thread; i < layout.outputs; i += threads()) bias()[i] = b2 != nullptr ? b2[i] : T(0);
 #pragma unroll 1
@@ -143,9 +143,9 @@ struct OutputLayer {
   /// Waits for the parts of the predictions from all publishers, adds them in an order that is the same in every block,
   /// and leaves 2 (p - y) in gradient(tag). False if a wait failed.
   __device__ bool receive_gradient(Tagged<T>* slots, unsigned tag, std::uint64_t code) const {
-    constexpr int kBatch = slot_batch(sizeof(T));
+    constexpr int kSlotsAtOnce = slots_at_once(sizeof(T));
     const int lanes = 1 << layout.lanes_log2, words_of_warp = static_cast<int>(kWarpThreads) >> layout.lanes_log2;
-    const int count = layout.samples * layout.outputs, share = lane() & (lanes - 1);
+    const int count = layout.batch * layout.outputs, share = lane() & (lanes - 1);
     bool arrived = true;
 #pragma unroll 1
     for (int begin = warp() * words_of_warp; begin < count; begin += warps() * words_of_warp) {
@@ -153,13 +153,13 @@ struct OutputLayer {
       T sum = 0;
       if (word < count)
 #pragma unroll 1
-        for (int first = share; first < layout.publishers; first += kBatch * lanes) {
+        for (int first = share; first < layout.publishers; first += kSlotsAtOnce * lanes) {
           const int left = (layout.publishers - first + lanes - 1) >> layout.lanes_log2;
-          T values[kBatch];
+          T values[kSlotsAtOnce];
           arrived &= wait_tagged(values, slots + (std::int64_t{first} * count + word), std::int64_t{lanes} * count,
-                                 left < kBatch ? left : kBatch, tag, deadline(), code);
+                                 left < kSlotsAtOnce ? left : kSlotsAtOnce, tag, deadline(), code);
 #pragma unroll
-          for (int i = 0; i < kBatch; ++i) sum += values[i];
+          for (int i = 0; i < kSlotsAtOnce; ++i) sum += values[i];
         }
 #pragma unroll 1
       for (int mask = 1; mask < lanes; mask *= 2) sum += warp_shuffle_xor(sum, static_cast<unsigned>(mask));
@@ -173,7 +173,7 @@ struct OutputLayer {
   /// Writes the loss of that step; one warp calls it. Each lane adds at most kTerms squares in T, and these sums in
   /// double.
   __device__ void write_loss(double* loss, unsigned tag) const {
-    const int count = layout.samples * layout.outputs;
+    const int count = layout.batch * layout.outputs;
     double total = 0;
 #pragma unroll 1
     for (int begin = lane(); begin < count; begin += static_cast<int>(kWarpThreads) * kTerms) {
@@ -213,7 +213,7 @@ struct OutputLayer {
   /// One step of gradient descent for the weights and, if there are any, the biases. The block's warps share the sums
   /// over samples; a lane adds at most kTerms terms of a sum in T, and the sums of the lanes are added in double.
   __device__ void descend(unsigned tag, T learning_rate, int first, bool has_hidden_bias, bool has_bias) const {
-    static_assert(kTwoLayerSamples / (kWarpThreads / group) <= kTerms);
+    static_assert(kTwoLayerBatch / (kWarpThreads / group) <= kTerms);
     const int unit = lane() % group, rows = static_cast<int>(kWarpThreads) / group;
     const T* const dp = gradient(tag);
     int sums_until_mine = warp();
@@ -238,14 +238,14 @@ struct OutputLayer {
         if (!is_mine()) continue;
         T sum = 0;
 #pragma unroll 4
-        for (int row = lane() / group; row < layout.samples; row += rows)
+        for (int row = lane() / group; row < layout.batch; row += rows)
           sum = std::fma(h[row * group + unit], dp[row * layout.outputs + output], sum);
         update(weights()[(g * group + unit) * layout.outputs + output], sum, group, writes);
       }
       if (!has_hidden_bias || !is_mine()) continue;
       T sum = 0;
 #pragma unroll 4
-      for (int row = lane() / group; row < layout.samples; row += rows) sum += dz_group[row * group + unit];
+      for (int row = lane() / group; row < layout.batch; row += rows) sum += dz_group[row * group + unit];
       update(hidden_bias()[g * group + unit], sum, group, writes);
     }
     if (!has_bias) return;
@@ -254,7 +254,7 @@ struct OutputLayer {
       if (!is_mine()) continue;
       T sum = 0;
 #pragma unroll 4
-      for (int row = lane(); row < layout.samples; row += static_cast<int>(kWarpThreads))
+      for (int row = lane(); row < layout.batch; row += static_cast<int>(kWarpThreads))
         sum += dp[row * layout.outputs + output];
       update(bias()[output], sum, 1, lane() == 0);
     }

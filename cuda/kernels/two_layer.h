@@ -23,8 +23,8 @@ struct Tagged;
 
 template <class T>
 struct TwoLayerArguments {
-  const T* x;      ///< [samples, inputs]
-  const T* y;      ///< [samples, outputs]
+  const T* x;      ///< [batch, inputs]
+  const T* y;      ///< [batch, outputs]
   T* w1;           ///< [inputs, hidden], in and out, as are all parameters
   T* b1;           ///< [hidden], or null for none
   T* w2;           ///< [hidden, outputs]
@@ -42,10 +42,10 @@ struct TwoLayerArguments {
 /// For the Gram form: Z <- Z - learning_rate K dZ in place of w1 and b1.
 template <class T>
 struct GramTwoLayerArguments {
-  const T* k;  ///< [samples, samples]: X X^T, plus 1 if the hidden layer has a bias
-  const T* y;  ///< [samples, outputs]
-  T* z;        ///< [samples, hidden], in and out
-  T* sum;      ///< [samples, hidden], in and out: each step adds -learning_rate dZ, so that W1 has grown by X^T sum
+  const T* k;  ///< [batch, batch]: X X^T, plus 1 if the hidden layer has a bias
+  const T* y;  ///< [batch, outputs]
+  T* z;        ///< [batch, hidden], in and out
+  T* sum;      ///< [batch, hidden], in and out: each step adds -learning_rate dZ, so that W1 has grown by X^T sum
   T* w2;       ///< [hidden, outputs]
   T* b2;       ///< [outputs], or null for none
   double* losses;

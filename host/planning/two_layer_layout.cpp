@@ -28,9 +28,9 @@ class Places {
 };
 
 std::string refuse_sizes(const TwoLayerShape& shape) {
-  if (shape.samples > kTwoLayerSamples)
-    return "the two-layer form takes at most " + std::to_string(kTwoLayerSamples) + " samples, and these are " +
-           std::to_string(shape.samples);
+  if (shape.batch > kTwoLayerBatch)
+    return "the two-layer form takes at most " + std::to_string(kTwoLayerBatch) + " samples, and these are " +
+           std::to_string(shape.batch);
   if (shape.outputs > kTwoLayerOutputs)
     return "the two-layer form takes at most " + std::to_string(kTwoLayerOutputs) + " outputs, and these are " +
            std::to_string(shape.outputs);
@@ -40,17 +40,17 @@ std::string refuse_sizes(const TwoLayerShape& shape) {
 /// All but how the predictions are waited for.
 OutputLayerLayout output_layer(const TwoLayerShape& shape, std::int64_t units, int group, int dz_rows, Places& places) {
   OutputLayerLayout layout;
-  layout.samples = static_cast<int>(shape.samples);
+  layout.batch = static_cast<int>(shape.batch);
   layout.outputs = static_cast<int>(shape.outputs);
   layout.hidden = static_cast<int>(shape.hidden);
   layout.units = static_cast<int>(units);
   layout.groups = static_cast<int>(units / group);
   layout.dz_rows = dz_rows;
   const int bytes = shape.element_bytes;
-  layout.hidden_at = places.take(units * shape.samples, bytes);
+  layout.hidden_at = places.take(units * shape.batch, bytes);
   layout.dz_at = places.take(units * dz_rows, bytes);
-  layout.gradient_at = places.take(2 * shape.samples * shape.outputs, bytes);
-  layout.target_at = places.take(shape.samples * shape.outputs, bytes);
+  layout.gradient_at = places.take(2 * shape.batch * shape.outputs, bytes);
+  layout.target_at = places.take(shape.batch * shape.outputs, bytes);
   layout.weight_at = places.take(units * shape.outputs, bytes);
   layout.hidden_bias_at = places.take(units, bytes);
   layout.bias_at = places.take(shape.outputs, bytes);
@@ -64,13 +64,13 @@ OutputLayerLayout output_layer(const TwoLayerShape& shape, std::int64_t units, i
 double share_slots(OutputLayerLayout& layout, const TwoLayerShape& shape, std::int64_t publishers, int work_warps,
                    std::int64_t blocks, int& threads) {
   using namespace gpu_costs;
-  const std::int64_t words = shape.samples * shape.outputs, batch = slot_batch(shape.element_bytes);
+  const std::int64_t words = shape.batch * shape.outputs, at_once = slots_at_once(shape.element_bytes);
   layout.publishers = static_cast<int>(publishers);
-  const int lanes = power_of_two(divide_up(publishers, batch), kWarp);
+  const int lanes = power_of_two(divide_up(publishers, at_once), kWarp);
   for (layout.lanes_log2 = 0; 1 << layout.lanes_log2 < lanes;) ++layout.lanes_log2;
   const std::int64_t warps = std::clamp<std::int64_t>(divide_up(words * lanes, kWarp), work_warps, kMostWarps);
   threads = static_cast<int>(warps) * kWarp;
-  const std::int64_t rounds = divide_up(words * lanes, threads) * divide_up(publishers, lanes * batch);
+  const std::int64_t rounds = divide_up(words * lanes, threads) * divide_up(publishers, lanes * at_once);
   const double bytes = static_cast<double>(words * tagged_bytes(shape.element_bytes)) * static_cast<double>(blocks) *
                        static_cast<double>(publishers);
   // For each unit of the block: its part of the predictions, its h's gradient, its weight's.
@@ -87,7 +87,7 @@ double fma_us(std::int64_t warps, std::int64_t count, const TwoLayerShape& shape
 }
 
 int row_lanes_of(const TwoLayerShape& shape) {
-  return std::max(4, power_of_two(divide_up(shape.samples, kTileRows), 16));
+  return std::max(4, power_of_two(divide_up(shape.batch, kTileRows), 16));
 }
 
 int columns_of_warp(const TwoLayerShape& shape, int row_lanes) {
@@ -107,22 +107,22 @@ TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std:
   const int columns = columns_of_warp(shape, layout.row_lanes), rows = layout.row_lanes * kTileRows;
   layout.column_warps = static_cast<int>(divide_up(layout.columns, columns));
   layout.clusters = static_cast<int>(divide_up(shape.hidden, units));
-  layout.published_rows = static_cast<int>(divide_up(shape.samples, cluster_blocks));
+  layout.published_rows = static_cast<int>(divide_up(shape.batch, cluster_blocks));
 
   Places places;
   layout.output = output_layer(shape, units, group, rows, places);
   layout.weight_at = places.take(units * layout.column_warps * columns, bytes);
   const std::int64_t buffers = std::min(layout.output.groups, 2);
   layout.partial_at = places.take(buffers * layout.column_warps * rows * group, bytes);
-  layout.received_at = places.take(2 * cluster_blocks * shape.samples * group, tagged_bytes(bytes));
+  layout.received_at = places.take(2 * cluster_blocks * shape.batch * group, tagged_bytes(bytes));
   layout.shared_bytes = static_cast<int>(places.used());
 
   using namespace gpu_costs;
-  const int pair_warps = static_cast<int>(divide_up(shape.samples * group, kWarp));
+  const int pair_warps = static_cast<int>(divide_up(shape.batch * group, kWarp));
   double us = share_slots(layout.output, shape, layout.clusters, std::max(layout.column_warps, pair_warps),
                           layout.blocks(), layout.threads);
   us += 2 * fma_us(layout.column_warps, std::int64_t{kTileRows} * tile_columns(bytes) * units, shape);
-  const double pushed = static_cast<double>((cluster_blocks - 1) * shape.samples * units * tagged_bytes(bytes));
+  const double pushed = static_cast<double>((cluster_blocks - 1) * shape.batch * units * tagged_bytes(bytes));
   us += pushed / (kPeerBytesPerClock * kClockGhz * 1e3);
   // The partial sums of each group of units go around on their own.
   us += layout.output.groups *
@@ -133,13 +133,13 @@ TwoLayerLayout make_two_layer(const TwoLayerShape& shape, int cluster_log2, std:
 
 GramTwoLayerLayout make_gram_two_layer(const TwoLayerShape& shape, std::int64_t units) {
   GramTwoLayerLayout layout;
-  layout.tile_columns = std::max(2, power_of_two(divide_up(shape.samples, kGramColumnLanes), 8));
-  layout.row_warps = static_cast<int>(divide_up(shape.samples, kWarp / kGramColumnLanes * kGramTileRows));
+  layout.tile_columns = std::max(2, power_of_two(divide_up(shape.batch, kGramColumnLanes), 8));
+  layout.row_warps = static_cast<int>(divide_up(shape.batch, kWarp / kGramColumnLanes * kGramTileRows));
   layout.blocks = static_cast<int>(divide_up(shape.hidden, units));
   Places places;
   layout.output = output_layer(shape, units, kGramUnitsInGroup, kGramColumnLanes * layout.tile_columns, places);
-  layout.z_at = places.take(units * shape.samples, shape.element_bytes);
-  layout.sum_at = places.take(units * shape.samples, shape.element_bytes);
+  layout.z_at = places.take(units * shape.batch, shape.element_bytes);
+  layout.sum_at = places.take(units * shape.batch, shape.element_bytes);
   layout.shared_bytes = static_cast<int>(places.used());
   layout.estimated_us =
       share_slots(layout.output, shape, layout.blocks, layout.row_warps, layout.blocks, layout.threads) +
@@ -184,7 +184,7 @@ std::string bytes_of(int bytes) { return bytes_text(static_cast<std::uint64_t>(b
 std::string refuse_hidden(const TwoLayerShape& shape, const TwoLayerDevice& device, const std::string& needed,
                           std::int64_t fewest, std::int64_t resident, int least_bytes) {
   const std::string hidden =
-      std::to_string(shape.hidden) + " hidden units of " + std::to_string(shape.samples) + " samples need ";
+      std::to_string(shape.hidden) + " hidden units of " + std::to_string(shape.batch) + " samples need ";
   if (fewest > 0)
     return hidden + "at least " + std::to_string(fewest) + " " + needed + ", the device runs " +
            std::to_string(resident) + " at once";
@@ -215,7 +215,7 @@ TwoLayerDecision<TwoLayerLayout> decide_two_layer(const TwoLayerShape& shape, co
   }
   if (search.found) return {search.best, {}};
   if (decision.refusal.empty())
-    decision.refusal = std::to_string(shape.inputs) + " inputs of " + std::to_string(shape.samples) +
+    decision.refusal = std::to_string(shape.inputs) + " inputs of " + std::to_string(shape.batch) +
                        " samples fill the registers of " + std::to_string(divide_up(shape.inputs, block_columns)) +
                        " blocks, a cluster of the device has at most " + std::to_string(largest);
   return decision;

@@ -12,7 +12,7 @@
 namespace deviceloop::cuda {
 
 struct TwoLayerShape {
-  std::int64_t samples = 0;
+  std::int64_t batch = 0;  ///< rows of a step: samples
   std::int64_t inputs = 0;
   std::int64_t hidden = 0;
   std::int64_t outputs = 0;
@@ -28,10 +28,10 @@ struct TwoLayerDevice {
 
 /// Most threads of a block of these kernels; each may then use 128 registers.
 inline constexpr int kTwoLayerThreads = 512;
-/// Most samples, and most outputs.
-inline constexpr std::int64_t kTwoLayerSamples = 128, kTwoLayerOutputs = 16;
+/// The largest batch, and most outputs.
+inline constexpr std::int64_t kTwoLayerBatch = 128, kTwoLayerOutputs = 16;
 /// Slots that a thread asks for at once: registers bound them.
-DEVICELOOP_HOST_DEVICE constexpr int slot_batch(int element_bytes) { return 32 / element_bytes; }
+DEVICELOOP_HOST_DEVICE constexpr int slots_at_once(int element_bytes) { return 32 / element_bytes; }
 /// Registers of 32 bits in which a thread of the primal kernel keeps its tile of X, kTileRows of its rows by
 /// tile_columns.
 inline constexpr int kTileRegisters = 64, kTileRows = 8;
@@ -50,18 +50,18 @@ inline constexpr int kGramUnitsInGroup = 4;
 /// Of both kernels: what a block does from the pre-activations of its own hidden units to their gradients. Shared
 /// memory is told in bytes from its begin, each place a multiple of 16.
 struct OutputLayerLayout {
-  int samples = 0;
+  int batch = 0;
   int outputs = 0;
   int hidden = 0;
   int units = 0;       ///< hidden units that a block works on, whole groups of them
   int groups = 0;      ///< of units_in_group or kGramUnitsInGroup
   int publishers = 0;  ///< those who add to the predictions: clusters, or blocks
   int lanes_log2 = 0;  ///< 2^that threads share the publishers of one prediction
-  int hidden_at = 0;   ///< h, marked: T [groups, samples, units of a group]
-  int dz_at = 0;       ///< T [groups, rows, units of a group]; rows beyond the samples are 0
+  int hidden_at = 0;   ///< h, marked: T [groups, batch, units of a group]
+  int dz_at = 0;       ///< T [groups, rows, units of a group]; rows beyond the batch are 0
   int dz_rows = 0;
-  int gradient_at = 0;     ///< 2 (p - y) by the parity of the step: T [2, samples, outputs]
-  int target_at = 0;       ///< T [samples, outputs]
+  int gradient_at = 0;     ///< 2 (p - y) by the parity of the step: T [2, batch, outputs]
+  int target_at = 0;       ///< T [batch, outputs]
   int weight_at = 0;       ///< w2 of the units: T [units, outputs]
   int hidden_bias_at = 0;  ///< b1 of the units: T [units]
   int bias_at = 0;         ///< b2: T [outputs]
@@ -70,7 +70,7 @@ struct OutputLayerLayout {
 };
 
 /// The primal form. A cluster owns `output.units` hidden units; each of its blocks holds a slice of `columns` inputs,
-/// of all samples, in registers. A warp has row_lanes x (32 / row_lanes) lanes: lane r + row_lanes c holds every
+/// of the whole batch, in registers. A warp has row_lanes x (32 / row_lanes) lanes: lane r + row_lanes c holds every
 /// row_lanes-th row from r on, of the c-th tile_columns of the warp's columns.
 struct TwoLayerLayout {
   OutputLayerLayout output;
@@ -86,13 +86,13 @@ struct TwoLayerLayout {
   int weight_at =
       0;  ///< w1 of the block's columns and units: T [groups, column_warps x columns of a warp, units of a group]
   int partial_at = 0;       ///< of Z, by warp: T [min(groups, 2), column_warps, rows, units of a group]
-  int received_at = 0;      ///< of Z, by block: Tagged<T> [2, cluster_blocks, samples, units of a group]
+  int received_at = 0;      ///< of Z, by block: Tagged<T> [2, cluster_blocks, batch, units of a group]
   double estimated_us = 0;  ///< of a step
 
   int cluster_blocks() const { return 1 << cluster_log2; }
   std::int64_t blocks() const { return std::int64_t{clusters} << cluster_log2; }
   /// Tagged<T> in global memory, of 2 sizeof(T) bytes.
-  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.samples * output.outputs; }
+  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.batch * output.outputs; }
 };
 
 /// The Gram form. A block owns `output.units` hidden units and holds K = X X^T in registers. A warp has eight rows:
@@ -104,11 +104,11 @@ struct GramTwoLayerLayout {
   int shared_bytes = 0;
   int tile_columns = 0;  ///< 2, 4 or 8
   int row_warps = 0;     ///< warps that hold rows; those above only help with slots
-  int z_at = 0;          ///< T [groups, samples, units of a group]
+  int z_at = 0;          ///< T [groups, batch, units of a group]
   int sum_at = 0;        ///< of -learning_rate dz: as z
   double estimated_us = 0;
 
-  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.samples * output.outputs; }
+  std::int64_t slots() const { return std::int64_t{2} * output.publishers * output.batch * output.outputs; }
 };
 
 /// A layout, or why there is none: one sentence with what it needs and what the device has.
