@@ -192,6 +192,22 @@ struct OutputLayer {
     if (lane() == 0) *loss = total;
   }
 
+  /// As receive_gradient, in step `step`; meanwhile a warp of the grid writes the loss of the step before.
+  __device__ bool await_gradient(Tagged<T>* slots, std::int64_t step, unsigned tag, double* losses) const {
+    // The loss of the previous step is computed while the predictions are in transit.
+    if (step > 0 && block_index() == 0 && warp() == warps() - 1) write_loss(losses + step - 1, tag - 1);
+    return receive_gradient(slots, tag, two_layer_code(TwoLayerPhase::kPredictions, step));
+  }
+
+  /// Whether no thread of the block has had a wait that failed; `arrived`: this one has not, in this step. A barrier of
+  /// the block: all of its threads see the same value and leave together. Blocks that still wait for this one see the
+  /// failure.
+  __device__ bool all_arrived(bool arrived) const {
+    if (!arrived) failed() = 1;
+    block_barrier();
+    return failed() == 0;
+  }
+
   /// Computes dz of this thread's pairs from the weights before their update, and calls use(group, pair, dz).
   template <class Use>
   __device__ void hidden_gradient(unsigned tag, Use use) const {
