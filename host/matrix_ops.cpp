@@ -129,4 +129,9 @@ std::string describe(const NonFinite& where, ElementType type) {
   return text + " (counted from 0)";
 }
 
+void check_finite(ConstMatrix in, ElementType type, const std::string& what) {
+  if (const auto bad = find_non_finite(in, type))
+    throw InvalidArgument(what + ": " + describe(*bad, type) + "; replace or drop such samples");
+}
+
 }  // namespace deviceloop

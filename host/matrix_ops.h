@@ -65,4 +65,7 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
 /// "row 3, column 17 is nan (counted from 0)", "row 3, column 17 is 1e+300, which fp32 cannot hold (counted from 0)".
 std::string describe(const NonFinite& where, ElementType type);
 
+/// Throws InvalidArgument where find_non_finite finds something; `what` names the matrix.
+void check_finite(ConstMatrix in, ElementType type, const std::string& what);
+
 }  // namespace deviceloop

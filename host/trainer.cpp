@@ -18,6 +18,7 @@
 #include "names.h"
 #include "parameters.h"
 #include "preparation.h"
+#include "trainer_access.h"
 
 namespace deviceloop {
 namespace {
@@ -40,12 +41,6 @@ double deviation_of(Init init, const ParameterInfo& weight) {
       return std::sqrt(2.0 / static_cast<double>(weight.rows + weight.columns));
   }
   return 1;
-}
-
-void check_finite(const ConstMatrix& matrix, Precision precision, const char* what) {
-  if (const auto bad = find_non_finite(matrix, element_type(precision)))
-    throw InvalidArgument(std::string(what) + ": " + describe(*bad, element_type(precision)) +
-                          "; replace or drop such samples");
 }
 
 }  // namespace
@@ -180,7 +175,7 @@ struct Trainer::Impl {
     const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, in);
-    check_finite(in, training.precision, ("parameter " + layout[static_cast<std::size_t>(index)].name).c_str());
+    check_finite(in, element_type(training.precision), "parameter " + layout[static_cast<std::size_t>(index)].name);
     if (executor) return executor->write_state(index, in);
     if (state.empty()) state = drawn(training.seed, Init::normal);
     convert(state[static_cast<std::size_t>(index)].view(), in);
@@ -209,9 +204,12 @@ Trainer::~Trainer() = default;
 Trainer::Trainer(Trainer&&) noexcept = default;
 Trainer& Trainer::operator=(Trainer&&) noexcept = default;
 
-void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
+void Trainer::set_data(ConstMatrix x, ConstMatrix y) { TrainerAccess::set_data(*this, x, y, "x", "y"); }
+
+void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
+                             const std::string& y_name) {
   const DefaultFloatingPoint floating_point;
-  Impl& self = *impl_;
+  Trainer::Impl& self = *trainer.impl_;
   self.check_process();
   check_host_view(x, "x");
   check_host_view(y, "y");
@@ -236,8 +234,8 @@ void Trainer::set_data(ConstMatrix x, ConstMatrix y) {
     decision = decide_here(self.network, training, self.caps, self.forced);
     self.preparation.lap("plan");
   }
-  check_finite(x, self.training.precision, "x");
-  check_finite(y, self.training.precision, "y");
+  check_finite(x, element_type(training.precision), x_name);
+  check_finite(y, element_type(training.precision), y_name);
   self.preparation.lap("data");
 
   if (needs_executor) {
@@ -278,8 +276,13 @@ void Trainer::load_weights(const std::string& path) {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
-  const SafeTensorsFile file(path, memory != 0 ? memory : UINT64_MAX);
-  impl_->set_state(read_weights(file, impl_->network, element_type(impl_->training.precision)));
+  TrainerAccess::load_weights(*this, SafeTensorsFile(path, memory != 0 ? memory : UINT64_MAX));
+}
+
+void TrainerAccess::load_weights(Trainer& trainer, const SafeTensorsFile& file) {
+  const DefaultFloatingPoint floating_point;
+  Trainer::Impl& self = *trainer.impl_;
+  self.set_state(read_weights(file, self.network, element_type(self.training.precision)));
 }
 
 void Trainer::save_weights(const std::string& path) const {
@@ -366,9 +369,11 @@ double Trainer::loss() {
   return impl_->executor->loss();
 }
 
-void Trainer::predict(ConstMatrix x, Matrix out) {
+void Trainer::predict(ConstMatrix x, Matrix out) { TrainerAccess::predict(*this, x, out, "x"); }
+
+void TrainerAccess::predict(Trainer& trainer, ConstMatrix x, Matrix out, const std::string& x_name) {
   const DefaultFloatingPoint floating_point;
-  Impl& self = *impl_;
+  Trainer::Impl& self = *trainer.impl_;
   self.check_process();
   check_host_view(x, "x");
   check_host_view(out, "out");
@@ -378,9 +383,9 @@ void Trainer::predict(ConstMatrix x, Matrix out) {
   if (out.rows != x.rows || out.columns != outputs)
     throw InvalidArgument("out is " + shape(out) + "; it must be [" + std::to_string(x.rows) + ", " +
                           std::to_string(outputs) + "], a row for each row of x");
-  check_finite(x, self.training.precision, "x");
+  check_finite(x, element_type(self.training.precision), x_name);
   if (x.rows == 0) return;
-  prepare();
+  trainer.prepare();
   self.executor->predict(x, out);
 }
 

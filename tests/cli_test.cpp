@@ -442,6 +442,8 @@ TEST(Command, NamesTheRowAndColumnOfWhatIsNotFinite) {
   expect_refused(Arguments{"train", "--x", good, "--y", with_infinity} + layers,
                  {with_infinity, "row 1", "column 0", "inf"});
   expect_refused(Arguments{"train", "--x", large, "--y", good} + layers, {large, "row 0", "column 1", "1e+100"});
+  expect_refused(Arguments{"plan", "--x", with_nan, "--y", good} + layers, {with_nan, "row 1", "column 1", "nan"});
+  expect_refused(Arguments{"plan", "--x", good, "--y", with_infinity} + layers, {with_infinity, "row 1", "column 0"});
   expect_done(run(Arguments{"train", "--x", large, "--y", good, "--precision", "fp64", "--steps", "0"} + layers +
                   Arguments{"--init", "he", "--quiet"}));
 }
@@ -1382,7 +1384,8 @@ TEST(Command, ReadsInputsAndTargetsFromOneFile) {
   expect_refused(Arguments{"train"} + shape + Arguments{"--data", data}, {data, "--targets"});
   expect_refused(Arguments{"train"} + shape + Arguments{"--data", data, "--targets", "2"}, {data, "--layers 1,3,2"});
   const std::string bad = folder.write("f.csv", "1,2,3\n3,nan,7\n");
-  expect_refused(Arguments{"train"} + shape + Arguments{"--data", bad, "--targets", "1"}, {bad, "row 1, column 1"});
+  expect_refused(Arguments{"train"} + shape + Arguments{"--data", bad, "--targets", "1"},
+                 {bad + ": x: row 1, column 1"});
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "matrix_ops.h"
 #include "memory.h"
 #include "text.h"
+#include "trainer_access.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -29,17 +30,6 @@ ReadOptions read_options(Precision precision, TableHeader header, const CpuCaps&
   return options;
 }
 
-void check_finite(const std::string& start, const HostMatrix& matrix, Precision precision) {
-  if (const auto bad = find_non_finite(matrix.view(), element_type(precision)))
-    throw InvalidArgument(start + describe(*bad, element_type(precision)) + "; replace or drop such samples");
-}
-
-DataMatrix read_finite(const std::string& path, Precision precision, const ReadOptions& options) {
-  DataMatrix matrix = read_matrix(path, options);
-  check_finite(printable(path) + ": ", matrix, precision);
-  return matrix;
-}
-
 /// ", converted to fp32" behind the type of a file.
 std::string converted_text(Precision precision) { return std::string(", converted to ") + name(precision); }
 
@@ -55,13 +45,12 @@ std::string in_parentheses(const std::string& note) { return note.empty() ? "" :
 
 }  // namespace
 
-DataMatrix read_finite_matrix(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps) {
-  return read_finite(path, precision, read_options(precision, header, caps));
+DataMatrix read_inputs(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps) {
+  return read_matrix(path, read_options(precision, header, caps));
 }
 
-std::string rows_line(const std::string& path, const DataMatrix& data, Precision precision) {
-  return "read " + count(data.rows, "sample") + " from " + printable(path) + in_parentheses(note(data, precision)) +
-         "\n";
+std::string rows_line(const DataMatrix& data, Precision precision) {
+  return "read " + count(data.rows, "sample") + " from " + data.name + in_parentheses(note(data, precision)) + "\n";
 }
 
 std::string samples_line(const TrainOptions& run, const Samples& data) {
@@ -69,7 +58,7 @@ std::string samples_line(const TrainOptions& run, const Samples& data) {
   const std::string x = note(data.x, run.training.precision), y = note(data.y, run.training.precision);
   const std::string start = "read " + count(data.x.rows, "sample") + " from ";
   if (run.data.empty())
-    return start + printable(run.x) + in_parentheses(x) + " and " + printable(run.y) + in_parentheses(y) + "\n";
+    return start + data.x.name + in_parentheses(x) + " and " + data.y.name + in_parentheses(y) + "\n";
   std::string notes = data.x.header_line != 0 || (x.empty() && y.empty()) ? x
                       : x.empty()                                         ? "y is " + y
                       : y.empty()                                         ? "x is " + x
@@ -78,20 +67,9 @@ std::string samples_line(const TrainOptions& run, const Samples& data) {
 }
 
 WeightsInput::WeightsInput(const std::string& path, const CpuCaps& caps)
-    : path_(path), file_(path, most_bytes(caps)), tensors_(file_), network_(read_network(tensors_)) {}
+    : file_(path, most_bytes(caps)), tensors_(file_), network_(read_network(tensors_)) {}
 
-void WeightsInput::load(Trainer& trainer) const {
-  if (!file_.is_pipe()) return trainer.load_weights(path_);
-  const Parameters parameters = read_weights(tensors_, trainer.network(), element_type(trainer.training().precision));
-  std::size_t index = 0;
-  for (const ParameterInfo& info : parameter_layout(trainer.network())) {
-    const ConstMatrix parameter = parameters[index++].view();
-    if (info.is_bias)
-      trainer.write_bias(info.layer, parameter);
-    else
-      trainer.write_weight(info.layer, parameter);
-  }
-}
+void WeightsInput::load(Trainer& trainer) const { TrainerAccess::load_weights(trainer, tensors_); }
 
 std::string WeightsInput::line(Precision precision) const {
   std::string dtypes;
@@ -103,7 +81,7 @@ std::string WeightsInput::line(Precision precision) const {
       continue;
     dtypes += (dtypes.empty() ? "" : " and ") + std::string(dtype);
   }
-  return dtypes.empty() ? "" : printable(path_) + " has weights in " + dtypes + converted_text(precision) + "\n";
+  return dtypes.empty() ? "" : file_.name() + " has weights in " + dtypes + converted_text(precision) + "\n";
 }
 
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps) {
@@ -121,35 +99,30 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
   Samples data;
   ReadOptions options = read_options(run.training.precision, run.header, caps);
-  std::string x = printable(run.x), y = printable(run.y);
   if (run.data.empty()) {
     check_file_sizes({run.x, run.y}, caps);
-    data.x = read_finite(run.x, run.training.precision, options);
+    data.x = read_matrix(run.x, options);
     options.most_bytes -= std::min<std::uint64_t>(options.most_bytes, data.x.bytes.size());
-    data.y = read_finite(run.y, run.training.precision, options);
+    data.y = read_matrix(run.y, options);
   } else {
-    x = printable(run.data) + ": x";
-    y = printable(run.data) + ": y";
     options.targets = run.targets;
     data = deviceloop::read_samples(run.data, options);
-    check_finite(x + ": ", data.x, run.training.precision);
-    check_finite(y + ": ", data.y, run.training.precision);
   }
   if (data.x.rows != data.y.rows)
-    throw InvalidArgument(x + " has " + count(data.x.rows, "row") + ", " + y + " has " + count(data.y.rows, "row") +
-                          "; both need one row a sample");
+    throw InvalidArgument(data.x.name + " has " + count(data.x.rows, "row") + ", " + data.y.name + " has " +
+                          count(data.y.rows, "row") + "; both need one row a sample");
 
   std::vector<std::int64_t> fitting = run.network.widths;
   fitting.front() = data.x.columns;
   fitting.back() = data.y.columns;
-  const auto check_columns = [&](const std::string& name, std::int64_t columns, std::int64_t width, const char* what) {
-    if (columns != width)
-      throw InvalidArgument(name + " has " + count(columns, "column") + ", but --layers " +
+  const auto check_columns = [&](const DataMatrix& matrix, std::int64_t width, const char* what) {
+    if (matrix.columns != width)
+      throw InvalidArgument(matrix.name + " has " + count(matrix.columns, "column") + ", but --layers " +
                             widths_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
                             widths_text(fitting));
   };
-  check_columns(x, data.x.columns, run.network.widths.front(), "input");
-  check_columns(y, data.y.columns, run.network.widths.back(), "output");
+  check_columns(data.x, run.network.widths.front(), "input");
+  check_columns(data.y, run.network.widths.back(), "output");
   return data;
 }
 

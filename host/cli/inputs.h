@@ -1,4 +1,5 @@
-// The data of a run, read or generated, and checked where a message can still name the file and the option.
+// The data of a run, read or generated. Sizes are checked here; elements by the trainer, which is given the files'
+// names.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@
 
 namespace deviceloop::cli {
 
-/// A file of finite values, in any format that read_matrix knows. Throws InvalidArgument, naming the file.
-DataMatrix read_finite_matrix(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps);
+/// The inputs of predict, in any format that read_matrix knows. Throws as that does.
+DataMatrix read_inputs(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps);
 
 /// Throws InvalidArgument where the files together are larger than the memory.
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps);
@@ -30,7 +31,7 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps);
 /// generated.
 std::string samples_line(const TrainOptions& run, const Samples& data);
 /// The same of --x alone.
-std::string rows_line(const std::string& path, const DataMatrix& data, Precision precision);
+std::string rows_line(const DataMatrix& data, Precision precision);
 
 /// A weights file that is open, so that a pipe is read once.
 class WeightsInput {
@@ -44,7 +45,6 @@ class WeightsInput {
   std::string line(Precision precision) const;
 
  private:
-  std::string path_;
   InputFile file_;
   SafeTensorsFile tensors_;
   NetworkSpec network_;

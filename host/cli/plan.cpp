@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "inputs.h"
 #include "machine.h"
+#include "matrix_ops.h"
 #include "memory.h"
 #include "report.h"
 #include "run_options.h"
@@ -59,7 +60,12 @@ int run_plan(const OptionSet& options) {
   DeviceCaps caps =
       run.training.device.kind == DeviceKind::cpu ? query_caps_for(run.training.device) : query_device_caps();
   std::int64_t samples = run.training.samples;
-  if (run.has_files()) samples = read_data(run, caps.cpu).x.rows;
+  if (run.has_files()) {
+    const Samples data = read_data(run, caps.cpu);
+    check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
+    check_finite(data.y.view(), element_type(run.training.precision), data.y.name);
+    samples = data.x.rows;
+  }
   const Plan plan = plan_run(run, samples, caps);
 
   // Files are not written, so that standard output is free even where one of them is '-'.

@@ -15,6 +15,7 @@
 #include "run_options.h"
 #include "text.h"
 #include "text_output.h"
+#include "trainer_access.h"
 
 namespace deviceloop::cli {
 
@@ -48,7 +49,7 @@ int run_predict(const OptionSet& options) {
   check_file_sizes({weights, x}, caps.cpu);
   const WeightsInput weights_input(weights, caps.cpu);
   const NetworkSpec& network = weights_input.network();
-  const DataMatrix input = read_finite_matrix(x, training.precision, header, caps.cpu);
+  const DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
                           printable(weights) + " has " + std::to_string(network.widths.front()) +
@@ -64,10 +65,10 @@ int run_predict(const OptionSet& options) {
                bytes.add(trainer.plan().executor == ExecutorKind::cpu ? trainer.plan().bytes : 0), caps.cpu);
   weights_input.load(trainer);
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
-  trainer.predict(input.view(), prediction.view());
+  TrainerAccess::predict(trainer, input.view(), prediction.view(), input.name);
   write_npy(file, std::as_const(prediction).view());
   file.commit();
-  text.write(rows_line(x, input, training.precision) + weights_input.line(training.precision) +
+  text.write(rows_line(input, training.precision) + weights_input.line(training.precision) +
              plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
              std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
              (network.bias ? " with biases\n" : "\n"));

@@ -28,6 +28,7 @@
 #include "run_options.h"
 #include "text.h"
 #include "text_output.h"
+#include "trainer_access.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -233,7 +234,7 @@ int run_train(const OptionSet& options) {
     weights.load(trainer);
     inputs += weights.line(training.precision);
   }
-  trainer.set_data(std::as_const(data.x).view(), std::as_const(data.y).view());
+  TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name);
   const ShownRows rows(data, training.precision);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy

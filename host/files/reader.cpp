@@ -81,7 +81,9 @@ ReadOptions beside(const InputFile& file, ReadOptions options) {
 
 DataMatrix read_matrix(const std::string& path, const ReadOptions& options) {
   const InputFile file(path, options.most_bytes);
-  return find_format(file).read_matrix(file, beside(file, options));
+  DataMatrix matrix = find_format(file).read_matrix(file, beside(file, options));
+  matrix.name = file.name();
+  return matrix;
 }
 
 Samples read_samples(const std::string& path, const ReadOptions& options) {
@@ -90,7 +92,10 @@ Samples read_samples(const std::string& path, const ReadOptions& options) {
   if (format.read_samples == nullptr)
     file.refuse(std::string("is ") + format.name +
                 ", which holds one matrix, not inputs and targets; give them as two files");
-  return format.read_samples(file, beside(file, options));
+  Samples samples = format.read_samples(file, beside(file, options));
+  samples.x.name = file.name() + ": x";
+  samples.y.name = file.name() + ": y";
+  return samples;
 }
 
 void check_matrix_size(const ByteSource& source, std::uint64_t count, ElementType type, std::uint64_t most_bytes) {

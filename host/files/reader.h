@@ -27,6 +27,7 @@ struct DataMatrix : HostMatrix {
   DataMatrix() = default;
   DataMatrix(HostMatrix matrix) : HostMatrix(std::move(matrix)) {}
 
+  std::string name;              ///< for messages: "x.npy", "data.npz: x"; empty where it was not read
   std::string stored_type;       ///< of the file's elements, "int64"; empty for numbers that are text
   std::int64_t header_line = 0;  ///< the line of a table, from 1, with the names of its columns; 0: there is none
 };

@@ -154,6 +154,7 @@ class DEVICELOOP_EXPORT Trainer {
   std::int64_t steps_done() const;
 
  private:
+  friend struct TrainerAccess;  // the library's own
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
