@@ -1,6 +1,7 @@
 // Conversions and checks on matrix views; used wherever data enters or leaves the library.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -33,15 +34,36 @@ bool is_address_range(const void* data, std::uint64_t bytes);
 /// stride of at least `columns`, an address range that exists in some address space. `what` names it in the message.
 void check_host_view(const ConstMatrix& view, const std::string& what);
 
-/// The rows [first, first + rows) of a Matrix or ConstMatrix.
+/// The block of a Matrix or ConstMatrix that begins at (row, column).
 template <class View>
-View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
+View block_of(View matrix, std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
   using Byte = std::conditional_t<std::is_same_v<View, Matrix>, std::byte, const std::byte>;
-  matrix.data =
-      static_cast<Byte*>(matrix.data) + static_cast<std::size_t>(first * matrix.row_stride) * size_of(matrix.type);
+  matrix.data = static_cast<Byte*>(matrix.data) +
+                static_cast<std::size_t>(row * matrix.row_stride + column) * size_of(matrix.type);
   matrix.rows = rows;
+  matrix.columns = columns;
   return matrix;
 }
+
+/// The rows [first, first + rows).
+template <class View>
+View rows_of(View matrix, std::int64_t first, std::int64_t rows) {
+  return block_of(matrix, first, rows, 0, matrix.columns);
+}
+
+/// Calls work(piece, first) for the elements of a matrix in row order, in pieces of at most `most` elements: whole
+/// rows, or a part of one where a row has more. `first` is the number of a piece's first element.
+template <class View, class Work>
+void for_each_piece(const View& matrix, std::int64_t most, const Work& work) {
+  const std::int64_t columns = std::clamp(matrix.columns, std::int64_t{1}, most), rows = most / columns;
+  for (std::int64_t row = 0; row < matrix.rows; row += rows)
+    for (std::int64_t column = 0; column < matrix.columns; column += columns)
+      work(block_of(matrix, row, std::min(rows, matrix.rows - row), column, std::min(columns, matrix.columns - column)),
+           row * matrix.columns + column);
+}
+
+/// The most that a matrix takes of the host on its way to or from a device's memory, where it has to be converted.
+constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
 
 /// out = in, converted element by element. The caller has checked both views, and that their shapes are equal.
 void convert(Matrix out, ConstMatrix in);

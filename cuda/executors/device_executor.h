@@ -2,6 +2,7 @@
 // way to the host, and what becomes of a failure.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -153,15 +154,23 @@ class DeviceExecutor : public Executor {
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
   }
+  // Directly where the elements lie on the host as on the device, else piece by piece.
   void upload_matrix(T* to, ConstMatrix from) {
-    std::vector<T> values(static_cast<std::size_t>(from.rows * from.columns));
-    convert(Matrix(values.data(), from.rows, from.columns), from);
-    upload(to, values.data(), values.size() * sizeof(T));
+    const std::int64_t elements = from.rows * from.columns;
+    if (lies_as_on_device(from)) return upload(to, from.data, bytes_of(elements));
+    std::vector<T> values(static_cast<std::size_t>(std::min(elements, kPiece)));
+    for_each_piece(from, kPiece, [&](const ConstMatrix& piece, std::int64_t first) {
+      convert(Matrix(values.data(), piece.rows, piece.columns), piece);
+      upload(to + first, values.data(), bytes_of(piece.rows * piece.columns));
+    });
   }
   void download_matrix(Matrix to, const T* from, std::int64_t rows, std::int64_t columns) {
-    std::vector<T> values(static_cast<std::size_t>(rows * columns));
-    download(values.data(), from, values.size() * sizeof(T));
-    convert(to, ConstMatrix(values.data(), rows, columns));
+    if (lies_as_on_device(to)) return download(to.data, from, bytes_of(rows * columns));
+    std::vector<T> values(static_cast<std::size_t>(std::min(rows * columns, kPiece)));
+    for_each_piece(to, kPiece, [&](const Matrix& piece, std::int64_t first) {
+      download(values.data(), from + first, bytes_of(piece.rows * piece.columns));
+      convert(piece, ConstMatrix(values.data(), piece.rows, piece.columns));
+    });
   }
 
   const NetworkSpec network_;
@@ -171,6 +180,13 @@ class DeviceExecutor : public Executor {
   const int device_;
 
  private:
+  static constexpr std::int64_t kPiece = kPieceBytes / static_cast<std::int64_t>(sizeof(T));
+
+  static bool lies_as_on_device(const ConstMatrix& matrix) {
+    return matrix.type == element_type_of<T>() && matrix.row_stride == matrix.columns;
+  }
+  static std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(T); }
+
   struct Resources {
     explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
     /// Work that still runs must not lose its memory; what fails now has failed before.

@@ -6,8 +6,9 @@
 
 #include <deviceloop/error.h>
 
-#include "inputs.h"
 #include "machine.h"
+#include "matrix_ops.h"
+#include "planning/decision.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -46,26 +47,31 @@ void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps
                           " of memory, but only " + bytes_text(most) + " are free; ask for less, or free some memory");
 }
 
-Plan plan_run(const TrainOptions& run, std::int64_t samples, DeviceCaps& caps) {
+std::uint64_t host_bytes(const Plan& plan) {
+  return row_of(plan.executor).is_on_gpu ? std::uint64_t{kPieceBytes} : plan.bytes;
+}
+
+Plan plan_run(const TrainOptions& run, DeviceCaps& caps, const Samples& read) {
+  TrainingSpec training = run.training;
+  if (run.has_files()) training.samples = read.x.rows;
   const std::string what = "--layers " + widths_text(run.network.widths) +
-                           (samples > 0 ? ", " + std::to_string(samples) + " samples" : "") + " and --steps " +
-                           std::to_string(run.steps);
-  const auto widths = static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back());
-  const std::uint64_t element = size_of(element_type(run.training.precision));
-  ByteCount bytes;
-  bytes.add(element, static_cast<std::uint64_t>(samples), widths);
+                           (training.samples > 0 ? ", " + std::to_string(training.samples) + " samples" : "") +
+                           " and --steps " + std::to_string(run.steps);
+  ByteCount data;  // as the executor has them, and as they are generated
+  data.add(size_of(element_type(training.precision)), static_cast<std::uint64_t>(training.samples),
+           static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back()));
+  ByteCount bytes = data;
+  if (run.has_files()) bytes = ByteCount().add(read.x.bytes.size()).add(read.y.bytes.size());
   bytes.add(2 * sizeof(double), static_cast<std::uint64_t>(run.steps));
   // The weights as drawn or read, and as they are handed on.
-  for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(run.network, run.training.precision);
-  // Any executor has at least one copy of its own: here the message can name what was asked for.
+  for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(run.network, training.precision);
+  // Where there is no GPU, the executor has at least one copy here: now the message can name what was asked for.
   ByteCount least = bytes;
-  least.add(element, static_cast<std::uint64_t>(samples), widths).add_parameters(run.network, run.training.precision);
+  if (caps.gpus.empty()) least.add(data.total()).add_parameters(run.network, training.precision);
   check_memory(what, least, caps.cpu);
 
-  TrainingSpec training = run.training;
-  training.samples = samples;
   Plan plan = decide_here(run.network, training, caps, run.forced).plan;
-  check_memory(what, bytes.add(plan.executor == ExecutorKind::cpu ? plan.bytes : 0), caps.cpu);
+  check_memory(what, bytes.add(host_bytes(plan)), caps.cpu);
   return plan;
 }
 

@@ -7,6 +7,7 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "files/reader.h"
 #include "run_options.h"
 
 namespace deviceloop::cli {
@@ -27,8 +28,11 @@ class ByteCount {
 /// Throws InvalidArgument, beginning with `what`, where that takes more than the machine can give.
 void check_memory(const std::string& what, const ByteCount& bytes, const CpuCaps& caps);
 
-/// The plan of decide_here for `samples` rows, which also counts the copies that the command holds beside the
-/// executor's, and the losses.
-Plan plan_run(const TrainOptions& run, std::int64_t samples, DeviceCaps& caps);
+/// What the executor of a plan takes of the host's memory.
+std::uint64_t host_bytes(const Plan& plan);
+
+/// The plan of decide_here for the data that were read or, before that and where none are, for those to generate. Also
+/// counts what the command holds beside the executor: data, parameters and losses.
+Plan plan_run(const TrainOptions& run, DeviceCaps& caps, const Samples& read = {});
 
 }  // namespace deviceloop::cli

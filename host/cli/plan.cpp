@@ -59,14 +59,14 @@ int run_plan(const OptionSet& options) {
   // The table shows for each executor whether it would run.
   DeviceCaps caps =
       run.training.device.kind == DeviceKind::cpu ? query_caps_for(run.training.device) : query_device_caps();
-  std::int64_t samples = run.training.samples;
+  Samples data;
   if (run.has_files()) {
-    const Samples data = read_data(run, caps.cpu);
+    data = read_data(run, caps.cpu);
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);
-    samples = data.x.rows;
   }
-  const Plan plan = plan_run(run, samples, caps);
+  const std::int64_t samples = run.has_files() ? data.x.rows : run.training.samples;
+  const Plan plan = plan_run(run, caps, data);
 
   // Files are not written, so that standard output is free even where one of them is '-'.
   TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);

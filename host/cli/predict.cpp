@@ -62,7 +62,7 @@ int run_predict(const OptionSet& options) {
             static_cast<std::uint64_t>(network.widths.back()));
   for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(network, training.precision);
   check_memory("predictions for " + std::to_string(input.rows) + " rows of " + printable(x),
-               bytes.add(trainer.plan().executor == ExecutorKind::cpu ? trainer.plan().bytes : 0), caps.cpu);
+               bytes.add(host_bytes(trainer.plan())), caps.cpu);
   weights_input.load(trainer);
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
   TrainerAccess::predict(trainer, input.view(), prediction.view(), input.name);

@@ -216,13 +216,13 @@ int run_train(const OptionSet& options) {
   Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
   preparation.lap("devices");
-  plan_run(run, run.training.samples, caps);
+  plan_run(run, caps);
   preparation.lap("plan");
   Outputs outputs(run);
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps);
-  if (run.has_files()) plan_run(run, data.x.rows, caps);
+  if (run.has_files()) plan_run(run, caps, data);
   TrainingSpec training = run.training;
   training.samples = data.x.rows;
   Trainer trainer(run.network, training, run.forced, caps);
