@@ -46,7 +46,15 @@ const Axis* find_axis(const std::vector<Axis>& axes, const std::string& name) {
 
 }  // namespace
 
-const char* name(Device device) { return device == Device::cpu ? "cpu" : "cuda"; }
+const char* name(Device device) {
+  switch (device) {
+    case Device::cpu:
+      return "cpu";
+    case Device::cuda:
+      break;
+  }
+  return "cuda";
+}
 
 Axis parse_axis(const std::string& text) {
   const std::size_t equals = text.find('=');

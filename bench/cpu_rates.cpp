@@ -17,6 +17,7 @@
 
 #include "../host/cpu/gemm.h"
 #include "../host/cpu/thread_pool.h"
+#include "../host/matrix_ops.h"
 #include "random_data.h"
 
 namespace deviceloop::bench {
@@ -225,11 +226,11 @@ long cache_bytes(int level) {
 }  // namespace
 
 double measure_fma_gflops(Precision precision, int threads) {
-  return precision == Precision::fp32 ? fma_gflops<float>(threads) : fma_gflops<double>(threads);
+  return with_type(element_type(precision), [&]<class T>(T*) { return fma_gflops<T>(threads); });
 }
 
 double measure_gemm_gflops(Precision precision, std::int64_t size, int threads) {
-  return precision == Precision::fp32 ? gemm_gflops<float>(size, threads) : gemm_gflops<double>(size, threads);
+  return with_type(element_type(precision), [&]<class T>(T*) { return gemm_gflops<T>(size, threads); });
 }
 
 double measure_pass_gb_per_s(int reads, int writes, double footprint, int threads) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../host/cpu/gemm.h"
+#include "../host/matrix_ops.h"
 #include "cases.h"
 
 namespace deviceloop::bench {
@@ -117,8 +118,9 @@ std::vector<Block> gemm_blocks(const CaseOptions& options) {
                         Case made;
                         made.name = shape->name;
                         made.prepare = [seed, shape = *shape]() -> std::unique_ptr<Work> {
-                          if (shape.precision == Precision::fp32) return std::make_unique<GemmWork<float>>(shape, seed);
-                          return std::make_unique<GemmWork<double>>(shape, seed);
+                          return with_type(element_type(shape.precision), [&]<class T>(T*) -> std::unique_ptr<Work> {
+                            return std::make_unique<GemmWork<T>>(shape, seed);
+                          });
                         };
                         return made;
                       }});

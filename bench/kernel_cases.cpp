@@ -6,7 +6,9 @@
 
 #include <chrono>
 #include <new>
+#include <tuple>
 
+#include "../host/matrix_ops.h"
 #include "cases.h"
 #include "random_data.h"
 
@@ -149,8 +151,10 @@ std::vector<Block> kernel_blocks(const CaseOptions& options, const Kernels<float
     const std::uint64_t free = options.caps.cpu.memory_bytes;
     if (free != 0 && bytes > 0.9 * static_cast<double>(free)) made.refused = "its arrays take more memory than is free";
     made.prepare = [=, seed = options.seed]() -> std::unique_ptr<Work> {
-      if (precision == Precision::fp32) return std::make_unique<KernelWork<float>>(kernel, count, seed, fp32);
-      return std::make_unique<KernelWork<double>>(kernel, count, seed, fp64);
+      const std::tuple kernels(fp32, fp64);
+      return with_type(element_type(precision), [&]<class T>(T*) -> std::unique_ptr<Work> {
+        return std::make_unique<KernelWork<T>>(kernel, count, seed, std::get<Kernels<T>>(kernels));
+      });
     };
     return made;
   };

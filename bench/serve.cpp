@@ -19,6 +19,7 @@
 #include "../host/files/reader.h"
 #include "../host/files/weights.h"
 #include "../host/machine.h"
+#include "../host/planning/decision.h"
 #include "case.h"
 
 namespace deviceloop::bench {
@@ -68,7 +69,7 @@ class Row {
               {"loss_every_step", true},
               {"update", true},
               {"data_resident", true},
-              {"device", plan.executor == ExecutorKind::cpu ? "cpu" : "cuda"},
+              {"device", row_of(plan.executor).is_on_gpu ? "cuda" : "cpu"},
               {"threads", plan.threads},
               {"formulation", deviceloop::name(plan.formulation)},
               {"note", note}}}};
@@ -121,7 +122,7 @@ void serve(const ServeOptions& options, std::istream& in, std::ostream& out) {
   training.optimizer.learning_rate = options.rate;
   training.precision = options.precision;
   training.device.kind = options.device;
-  training.threads = options.device == DeviceKind::cpu ? options.threads : 0;
+  if (options.device == DeviceKind::cpu) training.threads = options.threads;
 
   json missing = json::object();
   std::vector<Request> requests = {{"deviceloop"}};

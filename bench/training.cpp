@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 
+#include "../host/matrix_ops.h"
 #include "../host/step/step.h"
 
 namespace deviceloop::bench {
@@ -72,21 +73,45 @@ std::int64_t clamped(double value, std::int64_t least, std::int64_t most) {
 }
 
 /// Rows of random numbers, `distinct` of them over and over.
-template <class T>
-std::vector<T> repeated(const Training& training, std::int64_t columns, std::uint32_t tensor) {
-  std::vector<T> values(static_cast<std::size_t>(training.spec.samples * columns));
-  fill_normal(Matrix(values.data(), training.distinct, columns), training.spec.seed, tensor);
-  const auto block = static_cast<std::size_t>(training.distinct * columns);
-  for (std::size_t at = block; at < values.size(); at += block)
-    std::memcpy(values.data() + at, values.data(), block * sizeof(T));
-  return values;
+HostMatrix repeated(const Training& training, std::int64_t columns, std::uint32_t tensor) {
+  HostMatrix matrix(element_type(training.spec.precision), training.spec.samples, columns);
+  fill_normal(rows_of(matrix.view(), 0, training.distinct), training.spec.seed, tensor);
+  const std::size_t block = static_cast<std::size_t>(training.distinct * columns) * size_of(matrix.type);
+  for (std::size_t at = block; at < matrix.bytes.size(); at += block)
+    std::memcpy(matrix.bytes.data() + at, matrix.bytes.data(), block);
+  return matrix;
 }
 
-template <class T>
-Table first_rows(const std::vector<T>& values, std::int64_t rows, std::int64_t columns) {
-  Table table(rows, columns);
-  std::copy_n(values.begin(), table.values.size(), table.values.begin());
+Table first_rows(const HostMatrix& matrix, std::int64_t rows) {
+  Table table(rows, matrix.columns);
+  convert(Matrix(table.values.data(), rows, matrix.columns), rows_of(matrix.view(), 0, rows));
   return table;
+}
+
+/// Columns of the matrix that the first layer multiplies in each step.
+std::int64_t first_inputs(const Training& training) {
+  switch (training.spec.formulation) {
+    case Formulation::primal:
+      break;
+    case Formulation::gram:
+      return training.spec.samples;
+  }
+  return training.network.widths.front();
+}
+
+/// How far a run may be from the reference: relative errors, and the rounding of one step.
+struct Bounds {
+  double losses, first_loss, parameters, rounding;
+};
+
+Bounds bounds_of(const Training& training) {
+  switch (training.spec.precision) {
+    case Precision::fp32:
+      return {1e-4, training.init == Init::normal ? 1e-6 : 1e-5, 1e-2, 0x1p-23};
+    case Precision::fp64:
+      break;
+  }
+  return {1e-10, 1e-10, 1e-8, 0x1p-52};
 }
 
 }  // namespace
@@ -115,7 +140,7 @@ std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std
 std::optional<Training> training_of(const Values& values, const CaseOptions& options) {
   Training training;
   training.plan = read_plan(values, training.spec.form);
-  const bool on_cpu = training.plan == ExecutorKind::cpu;
+  const bool on_cpu = training.device() == Device::cpu;
   if (!on_cpu && options.caps.gpus.empty()) return std::nullopt;
   NetworkSpec& network = training.network;
   TrainingSpec& spec = training.spec;
@@ -180,22 +205,15 @@ double step_bytes(const Training& training) {
   for (int layer = 0; layer < training.network.layers(); ++layer)
     parameters += static_cast<double>(training.network.out_features(layer)) *
                   static_cast<double>(training.network.in_features(layer) + (training.network.bias ? 1 : 0));
-  const double inputs = training.spec.formulation == Formulation::primal
-                            ? static_cast<double>(training.network.widths.front())
-                            : static_cast<double>(training.spec.samples);
-  const double data =
-      static_cast<double>(training.spec.samples) * (inputs + static_cast<double>(training.network.widths.back()));
+  const double data = static_cast<double>(training.spec.samples) *
+                      static_cast<double>(first_inputs(training) + training.network.widths.back());
   return (data + 2 * parameters) * static_cast<double>(size_of(element_type(training.spec.precision)));
 }
 
-TrainingRun::TrainingRun(const Training& training) : training_(training) {
-  if (training.spec.precision == Precision::fp32) {
-    x32_ = repeated<float>(training, training.network.widths.front(), kTensorX);
-    y32_ = repeated<float>(training, training.network.widths.back(), kTensorY);
-  } else {
-    x64_ = repeated<double>(training, training.network.widths.front(), kTensorX);
-    y64_ = repeated<double>(training, training.network.widths.back(), kTensorY);
-  }
+TrainingRun::TrainingRun(const Training& training)
+    : training_(training),
+      x_(repeated(training, training.network.widths.front(), kTensorX)),
+      y_(repeated(training, training.network.widths.back(), kTensorY)) {
   trainer_ = std::make_unique<Trainer>(training.network, training.spec, training.plan);
   trainer_->initialize(training.spec.seed, training.init);
   try {
@@ -206,19 +224,7 @@ TrainingRun::TrainingRun(const Training& training) : training_(training) {
   }
 }
 
-void TrainingRun::set_data(Trainer& trainer) const {
-  const std::int64_t rows = training_.spec.samples, in = training_.network.widths.front(),
-                     out = training_.network.widths.back();
-  if (training_.spec.precision == Precision::fp32)
-    trainer.set_data(ConstMatrix(x32_.data(), rows, in), ConstMatrix(y32_.data(), rows, out));
-  else
-    trainer.set_data(ConstMatrix(x64_.data(), rows, in), ConstMatrix(y64_.data(), rows, out));
-}
-
-std::int64_t TrainingRun::data_bytes() const {
-  return static_cast<std::int64_t>((x32_.size() + y32_.size()) * sizeof(float) +
-                                   (x64_.size() + y64_.size()) * sizeof(double));
-}
+void TrainingRun::set_data(Trainer& trainer) const { trainer.set_data(x_.view(), y_.view()); }
 
 void TrainingRun::set_parameters(Trainer& trainer) const {
   for (int layer = 0; layer < training_.network.layers(); ++layer) {
@@ -244,14 +250,12 @@ Parameters TrainingRun::read(const Trainer& trainer) const {
 }
 
 std::shared_ptr<TrainingRun::Reference> TrainingRun::compute_reference(const std::string& key) const {
-  const bool is_fp32 = training_.spec.precision == Precision::fp32;
-  const std::int64_t in = training_.network.widths.front(), out = training_.network.widths.back();
-  const Table x = is_fp32 ? first_rows(x32_, training_.distinct, in) : first_rows(x64_, training_.distinct, in);
-  const Table y = is_fp32 ? first_rows(y32_, training_.distinct, out) : first_rows(y64_, training_.distinct, out);
+  const Table x = first_rows(x_, training_.distinct), y = first_rows(y_, training_.distinct);
   // With copies of a block of rows, losses and gradients are so many times those of the block.
   const auto copies = static_cast<double>(training_.spec.samples / training_.distinct);
-  double rate = training_.spec.optimizer.learning_rate;
-  if (is_fp32) rate = static_cast<double>(static_cast<float>(rate));
+  const double rate = with_type(element_type(training_.spec.precision), [&]<class T>(T*) {
+    return static_cast<double>(static_cast<T>(training_.spec.optimizer.learning_rate));
+  });
   auto reference = std::make_shared<Reference>();
   reference->key = key;
   reference->expected = initial_;
@@ -307,14 +311,12 @@ void check_falling(const std::vector<double>& losses, std::int64_t steps) {
 }
 
 double check_losses(const Training& training, const std::vector<double>& losses, const std::vector<double>& expected) {
-  const bool is_fp32 = training.spec.precision == Precision::fp32;
-  const double bound = is_fp32 ? 1e-4 : 1e-10;
-  const double first_bound = !is_fp32 ? bound : training.init == Init::normal ? 1e-6 : 1e-5;
+  const Bounds bounds = bounds_of(training);
   if (losses.size() < expected.size()) throw WrongResult("losses are missing");
   double largest = 0;
   for (std::size_t step = 0; step < expected.size(); ++step) {
     const double error = std::abs(losses[step] - expected[step]) / std::max(expected[step], 1e-3 * expected.front());
-    if (!(error <= (step == 0 ? first_bound : bound)))
+    if (!(error <= (step == 0 ? bounds.first_loss : bounds.losses)))
       throw WrongResult("the loss of step " + std::to_string(step) + " is " + shown(losses[step]) + ", not " +
                         shown(expected[step]));
     largest = std::max(largest, error);
@@ -326,13 +328,13 @@ double check_parameters(const Training& training, const Parameters& initial, con
                         const Parameters& expected) {
   // A unit whose pre-activation is 0 but for rounding passes its gradient in one and not in the other: the way may
   // differ by a little more than rounding, and by far less than any mistake.
-  const bool is_fp32 = training.spec.precision == Precision::fp32;
-  const double bound = is_fp32 ? 1e-2 : 1e-8, rounding = is_fp32 ? 0x1p-23 : 0x1p-52;
+  const Bounds bounds = bounds_of(training);
   double largest = 0;
   const auto check = [&](const std::string& what, const Table& before, const Table& is, const Table& should) {
     const double way = distance(should, before), error = distance(is, should);
     // Each step rounds each parameter once.
-    const double allowed = bound * way + rounding * static_cast<double>(training.checked_steps) * norm(should);
+    const double allowed =
+        bounds.parameters * way + bounds.rounding * static_cast<double>(training.checked_steps) * norm(should);
     if (!(error <= allowed))
       throw WrongResult(what + " after " + std::to_string(training.checked_steps) + " steps is off by " +
                         shown(error / way) + " of how far it moved");

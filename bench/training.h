@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "../host/parameters.h"
+#include "../host/planning/decision.h"
 #include "cases.h"
 #include "reference.h"
 
@@ -26,7 +28,7 @@ struct Training {
   std::int64_t distinct = 0;       ///< the data are a block of so many rows over and over: divides spec.samples
   std::string refused;             ///< why make_plan refuses it
 
-  Device device() const { return plan == ExecutorKind::cpu ? Device::cpu : Device::cuda; }
+  Device device() const { return row_of(plan).is_on_gpu ? Device::cuda : Device::cpu; }
 };
 
 /// The axes plan, layers, n, precision, bias, formulation, tuned and steps (auto, or a number), where not given with
@@ -61,7 +63,7 @@ class TrainingRun {
   /// Gives a trainer the initial parameters.
   void set_parameters(Trainer& trainer) const;
   const Training& training() const { return training_; }
-  std::int64_t data_bytes() const;
+  std::size_t data_bytes() const { return x_.bytes.size() + y_.bytes.size(); }
 
   /// The losses and the parameters after training.checked_steps steps by the reference; computed once, also for runs of
   /// the same arithmetic by other plans and formulations.
@@ -81,8 +83,7 @@ class TrainingRun {
   std::shared_ptr<Reference> compute_reference(const std::string& key) const;
 
   Training training_;
-  std::vector<float> x32_, y32_;
-  std::vector<double> x64_, y64_;
+  HostMatrix x_, y_;
   std::unique_ptr<Trainer> trainer_;
   Parameters initial_;
   std::shared_ptr<const Reference> reference_;

@@ -208,10 +208,15 @@ CpuCaps query_cpu() {
 DeviceCaps query_caps_for(const DeviceChoice& device) {
   DeviceCaps caps;
   caps.cpu = query_cpu();
-  if (device.kind == DeviceKind::cpu)
-    caps.no_gpu_reason = "the CPU was asked for";
-  else
-    query_gpus(caps);
+  switch (device.kind) {
+    case DeviceKind::cpu:
+      caps.no_gpu_reason = "the CPU was asked for";
+      break;
+    case DeviceKind::automatic:
+    case DeviceKind::cuda:
+      query_gpus(caps);
+      break;
+  }
   return caps;
 }
 

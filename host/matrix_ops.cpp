@@ -78,10 +78,8 @@ void check_host_view(const ConstMatrix& view, const std::string& what) {
 }
 
 void convert(Matrix out, ConstMatrix in) {
-  with_type(out.type, [&](auto* out_tag) {
-    with_type(in.type, [&](auto* in_tag) {
-      using Out = std::remove_pointer_t<decltype(out_tag)>;
-      using In = std::remove_pointer_t<decltype(in_tag)>;
+  with_type(out.type, [&]<class Out>(Out*) {
+    with_type(in.type, [&]<class In>(In*) {
       for (std::int64_t row = 0; row < in.rows; ++row) {
         Out* out_row = static_cast<Out*>(out.data) + row * out.row_stride;
         const In* in_row = static_cast<const In*>(in.data) + row * in.row_stride;
@@ -97,10 +95,8 @@ void convert(Matrix out, ConstMatrix in) {
 }
 
 std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
-  return with_type(in.type, [&](auto* in_tag) {
-    return with_type(type, [&](auto* tag) -> std::optional<NonFinite> {
-      using In = std::remove_pointer_t<decltype(in_tag)>;
-      using As = std::remove_pointer_t<decltype(tag)>;
+  return with_type(in.type, [&]<class In>(In*) {
+    return with_type(type, [&]<class As>(As*) -> std::optional<NonFinite> {
       using Bits = BitsOf<In>;
       constexpr Bits kSign = ~(~Bits(0) >> 1), kLeast = kLeastRefused<As, In>;
       for (std::int64_t row = 0; row < in.rows; ++row) {

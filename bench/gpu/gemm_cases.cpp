@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "../../cuda/runtime/gemm.h"
+#include "../../host/matrix_ops.h"
 #include "cases.h"
 #include "device.h"
 
@@ -72,9 +73,9 @@ std::vector<Block> gpu_gemm_blocks(const GpuCaps& gpu, std::uint64_t seed) {
                         if (demand_of(*shape).bytes > 0.9 * static_cast<double>(gpu.memory_bytes))
                           made.refused = "its matrices take more memory than the GPU has";
                         made.prepare = [=]() -> std::unique_ptr<Work> {
-                          if (shape->precision == Precision::fp32)
-                            return std::make_unique<GpuGemmWork<float>>(*shape, seed);
-                          return std::make_unique<GpuGemmWork<double>>(*shape, seed);
+                          return with_type(element_type(shape->precision), [&]<class T>(T*) -> std::unique_ptr<Work> {
+                            return std::make_unique<GpuGemmWork<T>>(*shape, seed);
+                          });
                         };
                         return made;
                       }});

@@ -9,6 +9,7 @@
 #include <functional>
 #include <mutex>
 
+#include "../../host/matrix_ops.h"
 #include "../parallel.h"
 #include "../random_data.h"
 #include "cases.h"
@@ -391,8 +392,8 @@ Case case_of(Kernel kernel, std::int64_t rows, std::int64_t features, const GpuC
 
 Case case_of(Precision precision, Kernel kernel, std::int64_t rows, std::int64_t features, const GpuCaps& gpu,
              std::uint64_t seed, const Spoil& spoil) {
-  return precision == Precision::fp32 ? case_of<float>(kernel, rows, features, gpu, seed, spoil)
-                                      : case_of<double>(kernel, rows, features, gpu, seed, spoil);
+  return with_type(element_type(precision),
+                   [&]<class T>(T*) { return case_of<T>(kernel, rows, features, gpu, seed, spoil); });
 }
 
 }  // namespace

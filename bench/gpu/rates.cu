@@ -2,6 +2,7 @@
 #include "../../cuda/runtime/device.cuh"
 #include "../../cuda/runtime/gemm.h"
 #include "../../cuda/runtime/launch.h"
+#include "../../host/matrix_ops.h"
 #include "../gpu.h"
 #include "../random_data.h"
 #include "cases.h"
@@ -174,11 +175,11 @@ std::vector<Block> gpu_blocks(const GpuCaps& gpu, std::uint64_t seed) {
 }
 
 double measure_gpu_fma_gflops(Precision precision) {
-  return precision == Precision::fp32 ? fma_gflops<float>() : fma_gflops<double>();
+  return with_type(element_type(precision), []<class T>(T*) { return fma_gflops<T>(); });
 }
 
 double measure_gpu_gemm_gflops(Precision precision, std::int64_t size) {
-  return precision == Precision::fp32 ? gemm_gflops<float>(size) : gemm_gflops<double>(size);
+  return with_type(element_type(precision), [=]<class T>(T*) { return gemm_gflops<T>(size); });
 }
 
 double measure_gpu_memcpy_gb_per_s() {

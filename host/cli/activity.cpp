@@ -57,8 +57,7 @@ HostMatrix activity_rows(const HostMatrix& x, const NetworkSpec& network, Precis
 }
 
 std::vector<int> inactive_layers(const NetworkSpec& network, const Parameters& parameters, const HostMatrix& x) {
-  return x.type == ElementType::float32 ? inactive_layers_of<float>(network, parameters, x)
-                                        : inactive_layers_of<double>(network, parameters, x);
+  return with_type(x.type, [&]<class T>(T*) { return inactive_layers_of<T>(network, parameters, x); });
 }
 
 }  // namespace deviceloop::cli

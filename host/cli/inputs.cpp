@@ -30,15 +30,17 @@ ReadOptions read_options(Precision precision, TableHeader header, const CpuCaps&
   return options;
 }
 
+/// Of a number in that precision: "32".
+std::string bits_text(Precision precision) { return std::to_string(8 * size_of(element_type(precision))); }
+
 /// ", converted to fp32" behind the type of a file.
 std::string converted_text(Precision precision) { return std::string(", converted to ") + name(precision); }
 
 /// What a user should know of how a file was read: "int64, converted to fp32", "line 1 is its header"; empty: nothing.
 std::string note(const DataMatrix& matrix, Precision precision) {
   if (matrix.header_line != 0) return "line " + std::to_string(matrix.header_line) + " is its header";
-  const std::string working = precision == Precision::fp32 ? "float32" : "float64";
-  return matrix.stored_type.empty() || matrix.stored_type == working ? ""
-                                                                     : matrix.stored_type + converted_text(precision);
+  const bool is_working = matrix.stored_type.empty() || matrix.stored_type == "float" + bits_text(precision);
+  return is_working ? "" : matrix.stored_type + converted_text(precision);
 }
 
 std::string in_parentheses(const std::string& note) { return note.empty() ? "" : " (" + note + ")"; }
@@ -76,9 +78,7 @@ std::string WeightsInput::line(Precision precision) const {
   for (const char* dtype : {"F16", "BF16", "F32", "F64"}) {
     const auto has_it = [&](const SafeTensorInfo& tensor) { return tensor.dtype == dtype; };
     const auto& tensors = tensors_.tensors();
-    if (dtype == std::string(precision == Precision::fp32 ? "F32" : "F64") ||
-        std::none_of(tensors.begin(), tensors.end(), has_it))
-      continue;
+    if (dtype == "F" + bits_text(precision) || std::none_of(tensors.begin(), tensors.end(), has_it)) continue;
     dtypes += (dtypes.empty() ? "" : " and ") + std::string(dtype);
   }
   return dtypes.empty() ? "" : file_.name() + " has weights in " + dtypes + converted_text(precision) + "\n";

@@ -6,6 +6,7 @@
 #include <deviceloop/plan.h>
 
 #include "commands.h"
+#include "cuda_entry.h"
 #include "inputs.h"
 #include "machine.h"
 #include "matrix_ops.h"
@@ -57,8 +58,8 @@ void declare_plan(OptionSet& options) { declare_train_options(options, "Output o
 int run_plan(const OptionSet& options) {
   const TrainOptions run = read_train_options(options);
   // The table shows for each executor whether it would run.
-  DeviceCaps caps =
-      run.training.device.kind == DeviceKind::cpu ? query_caps_for(run.training.device) : query_device_caps();
+  DeviceCaps caps = query_caps_for(run.training.device);
+  if (!caps.gpus.empty()) caps.no_cublaslt_reason = why_no_cublaslt();
   Samples data;
   if (run.has_files()) {
     data = read_data(run, caps.cpu);
@@ -74,7 +75,7 @@ int run_plan(const OptionSet& options) {
              std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
   text.write(table(plan.candidates, plan.formulation));
   text.write(plan_line(plan, run.training));
-  if (plan.executor != ExecutorKind::cpu)
+  if (row_of(plan.executor).is_on_gpu)
     text.write(std::string("CUDA's context") +
                (plan.executor == ExecutorKind::graph ? " and cuBLASLt's code take" : " takes") +
                " memory of the GPU beside what is counted here\n");

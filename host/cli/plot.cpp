@@ -10,6 +10,7 @@
 #include <deviceloop/error.h>
 
 #include "child_process.h"
+#include "planning/decision.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -46,7 +47,7 @@ std::string layers_text(const std::vector<std::int64_t>& widths) {
 
 std::string caption(const RunResult& result) {
   std::string text = std::string("plan ") + name(result.plan.executor);
-  if (result.plan.executor == ExecutorKind::cpu) text += ", " + count(result.plan.threads, "thread");
+  if (!row_of(result.plan.executor).is_on_gpu) text += ", " + count(result.plan.threads, "thread");
   text += std::string(", ") + name(result.precision);
   text += formulation_text(result.plan.formulation);
   text += ", " + count(result.steps, "step");
@@ -124,14 +125,26 @@ std::string x_axis(std::int64_t steps) {
 }
 
 bool is_whole(PictureFormat format, std::string_view picture) {
-  if (format == PictureFormat::png) {
-    constexpr std::string_view kSignature = "\x89PNG\r\n\x1a\n";
-    return picture.starts_with(kSignature) && picture.size() > 12 &&
-           picture.substr(picture.size() - 8, 4) == "IEND";  // the last chunk's name stands before its checksum
+  switch (format) {
+    case PictureFormat::png:
+      return picture.starts_with("\x89PNG\r\n\x1a\n") && picture.size() > 12 &&
+             picture.substr(picture.size() - 8, 4) == "IEND";  // the last chunk's name stands before its checksum
+    case PictureFormat::svg:
+      break;
   }
   const std::size_t end = picture.find_last_not_of(" \r\n");
   return picture.find("<svg") != std::string_view::npos && end != std::string_view::npos &&
          picture.substr(0, end + 1).ends_with("</svg>");
+}
+
+std::string terminal(PictureFormat format) {
+  switch (format) {
+    case PictureFormat::svg:
+      break;
+    case PictureFormat::png:
+      return "pngcairo size 960,600 enhanced rounded font 'sans-serif,12";
+  }
+  return "svg size 960,600 enhanced rounded font 'sans-serif,14";
 }
 
 /// The lines of gnuplot's message as one.
@@ -206,20 +219,17 @@ std::string plot_script(PictureFormat format, const NetworkSpec& network, std::i
   std::vector<PlotPoint> points = plot_points(result.losses, kMostPoints);
   for (PlotPoint& point : points) point.loss = std::clamp(point.loss, point.loss > 0 ? kSmallest : 0, kLargest);
   const std::string left_out = left_out_text(result.losses);
-  std::string script =
-      format == PictureFormat::svg
-          ? "set terminal svg size 960,600 enhanced rounded font 'sans-serif,14' background rgb 'white'\n"
-          : "set terminal pngcairo size 960,600 enhanced rounded font 'sans-serif,12' background rgb 'white'\n";
-  script +=
-      "set encoding utf8\n"
-      "unset key\n"
-      "set border 3 lc rgb '#555555' lw 1.2\n"
-      "set tics nomirror out textcolor rgb '#222222'\n"
-      "set grid xtics ytics lt 1 lc rgb '#dddddd' lw 1\n"
-      "set rmargin 5\n"
-      "set tmargin 3.5\n"
-      "set bmargin " +
-      std::string(left_out.empty() ? "6" : "7.5") + "\n";
+  std::string script = "set terminal " + terminal(format) +
+                       "' background rgb 'white'\n"
+                       "set encoding utf8\n"
+                       "unset key\n"
+                       "set border 3 lc rgb '#555555' lw 1.2\n"
+                       "set tics nomirror out textcolor rgb '#222222'\n"
+                       "set grid xtics ytics lt 1 lc rgb '#dddddd' lw 1\n"
+                       "set rmargin 5\n"
+                       "set tmargin 3.5\n"
+                       "set bmargin " +
+                       std::string(left_out.empty() ? "6" : "7.5") + "\n";
   script += "set title 'Training loss of " + layers_text(network.widths) + (network.bias ? " with biases" : "") +
             " on " + count(samples, "sample") + "' noenhanced font ',17'\n";
   script += "set xlabel 'step'\nset ylabel 'loss (sum of squared errors)'\n";

@@ -7,6 +7,9 @@
 
 #include <deviceloop/version.h>
 
+#include "matrix_ops.h"
+#include "planning/decision.h"
+
 namespace deviceloop::cli {
 namespace {
 
@@ -49,9 +52,9 @@ std::string formulation_text(Formulation formulation) {
 }
 
 std::string plan_line(const Plan& plan, const TrainingSpec& training) {
-  std::string where = plan.executor == ExecutorKind::cpu
-                          ? std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads")
-                          : "CUDA device " + std::to_string(plan.device);
+  std::string where = row_of(plan.executor).is_on_gpu
+                          ? "CUDA device " + std::to_string(plan.device)
+                          : std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads");
   std::string line = std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " +
                      name(training.precision) + formulation_text(plan.formulation);
   if (training.reprojection_steps > 0)
@@ -71,8 +74,7 @@ std::string loss_text(double loss) {
 std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target) {
   const std::string rows = target.rows == 1 ? "row" : std::to_string(target.rows) + " rows";
   return "prediction minus target, first " + rows + ", " + when + ":\n" +
-         (target.type == ElementType::float32 ? rows_text<float>(prediction, target)
-                                              : rows_text<double>(prediction, target));
+         with_type(target.type, [&]<class T>(T*) { return rows_text<T>(prediction, target); });
 }
 
 std::string duration_text(double milliseconds) {

@@ -12,6 +12,7 @@
 #include <deviceloop/error.h>
 
 #include "files/same_file.h"
+#include "planning/decision.h"
 #include "plot.h"
 #include "text.h"
 
@@ -66,6 +67,17 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
 }
 
+/// The smallest normal number, and how a message shows it, rounded up.
+std::pair<double, const char*> least_normal(Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+      return {std::numeric_limits<float>::min(), "1.2e-38, fp32's smallest normal number (or add --precision fp64)"};
+    case Precision::fp64:
+      break;
+  }
+  return {std::numeric_limits<double>::min(), "2.3e-308, fp64's smallest normal number"};
+}
+
 }  // namespace
 
 void declare_network(OptionSet& options) {
@@ -112,7 +124,7 @@ std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpe
   training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
   const std::optional<ExecutorKind> forced = read_plan(options, training.form);
   if (forced && training.device.kind != DeviceKind::automatic &&
-      (*forced == ExecutorKind::cpu) != (training.device.kind == DeviceKind::cpu))
+      row_of(*forced).is_on_gpu != (training.device.kind == DeviceKind::cuda))
     throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +
                           "; drop one of the two");
   return forced;
@@ -214,12 +226,9 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (run.training.precision == Precision::fp32 &&
       !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))
     options.refuse("--lr", "be in the range of fp32, up to 3.4e38 (or add --precision fp64)");
-  const double least = run.training.precision == Precision::fp32 ? std::numeric_limits<float>::min()
-                                                                 : std::numeric_limits<double>::min();
+  const auto [least, least_text] = least_normal(run.training.precision);
   if (run.training.optimizer.learning_rate > 0 && run.training.optimizer.learning_rate < least)
-    options.refuse("--lr", run.training.precision == Precision::fp32
-                               ? "be 0 or at least 1.2e-38, fp32's smallest normal number (or add --precision fp64)"
-                               : "be 0 or at least 2.3e-308, fp64's smallest normal number");
+    options.refuse("--lr", std::string("be 0 or at least ") + least_text);
   run.forced = read_execution(options, run.training);
   const std::int64_t samples = read_samples(options);
 

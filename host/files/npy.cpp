@@ -334,7 +334,7 @@ void write_npy(OutputFile& file, ConstMatrix matrix) {
 }
 
 void write_npy(const std::function<void(const void*, std::size_t)>& write, ConstMatrix matrix) {
-  std::string header = std::string("{'descr': '") + (matrix.type == ElementType::float32 ? "<f4" : "<f8") +
+  std::string header = "{'descr': '<f" + std::to_string(size_of(matrix.type)) +
                        "', 'fortran_order': False, 'shape': (" + std::to_string(matrix.rows) + ", " +
                        std::to_string(matrix.columns) + "), }";
   // NumPy's own header: the elements begin at a multiple of 64 bytes, and the last character before them ends the line.

@@ -147,10 +147,10 @@ Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network,
       convert(matrix.view(), std::as_const(in).view());
       continue;
     }
-    with_type(type, [&](auto* out_tag) {
-      with_type(in.type, [&](auto* in_tag) {
-        transpose(static_cast<decltype(out_tag)>(matrix.view().data), matrix.columns,
-                  static_cast<decltype(in_tag)>(in.view().data), in.columns, in.rows, in.columns);
+    with_type(type, [&]<class Out>(Out*) {
+      with_type(in.type, [&]<class In>(In*) {
+        transpose(static_cast<Out*>(matrix.view().data), matrix.columns, static_cast<const In*>(in.view().data),
+                  in.columns, in.rows, in.columns);
       });
     });
   }
@@ -174,15 +174,14 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                             "; give the parameters of this network");
     SafeTensor& tensor = tensors.emplace_back();
     tensor.name = layout[i].name;
-    tensor.dtype = matrix.type == ElementType::float32 ? "F32" : "F64";
+    tensor.dtype = "F" + std::to_string(8 * size_of(matrix.type));
     tensor.shape = file_shape(layout[i]);
     if (layout[i].is_bias) {
       tensor.bytes = matrix.bytes;
       continue;
     }
     tensor.bytes.resize(matrix.bytes.size());
-    with_type(matrix.type, [&](auto* tag) {
-      using T = std::remove_pointer_t<decltype(tag)>;
+    with_type(matrix.type, [&]<class T>(T*) {
       transpose(reinterpret_cast<T*>(tensor.bytes.data()), matrix.rows, reinterpret_cast<const T*>(matrix.bytes.data()),
                 matrix.columns, matrix.rows, matrix.columns);
     });
