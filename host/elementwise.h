@@ -1,12 +1,6 @@
 // The formulas of single elements, shared by the CPU's loops and the CUDA kernels: one definition, two drivers.
 #pragma once
 
-#if defined(__CUDACC__)
-#define DEVICELOOP_HOST_DEVICE __host__ __device__
-#else
-#define DEVICELOOP_HOST_DEVICE
-#endif
-
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +10,7 @@
 #include <deviceloop/spec.h>
 
 #include "floating_point.h"
+#include "host_device.h"
 
 namespace deviceloop::elementwise {
 
