@@ -6,10 +6,10 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
   cuda/kernels/gram_two_layer.cu
+  cuda/kernels/loss.cu
   cuda/kernels/narrow_linear.cu
   cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
-  cuda/kernels/squared_error.cu
   cuda/kernels/two_layer.cu
   cuda/kernels/update.cu
   cuda/runtime/check.cpp

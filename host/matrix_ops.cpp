@@ -1,6 +1,7 @@
 #include "matrix_ops.h"
 
 #include <bit>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -113,6 +114,16 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
       }
       return std::nullopt;
     });
+  });
+}
+
+std::optional<std::int64_t> find_non_class(ConstMatrix in, std::int64_t classes) {
+  return with_type(in.type, [&]<class In>(In*) -> std::optional<std::int64_t> {
+    for (std::int64_t row = 0; row < in.rows; ++row) {
+      const auto value = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
+      if (!(value >= 0 && value < static_cast<double>(classes)) || value != std::trunc(value)) return row;
+    }
+    return std::nullopt;
   });
 }
 

@@ -16,6 +16,24 @@ const char* name_or_null(Loss loss) {
   switch (loss) {
     case Loss::squared_error:
       return "squared_error";
+    case Loss::absolute_error:
+      return "absolute_error";
+    case Loss::huber:
+      return "huber";
+    case Loss::binary_cross_entropy:
+      return "binary_cross_entropy";
+    case Loss::cross_entropy:
+      return "cross_entropy";
+  }
+  return nullptr;
+}
+
+const char* name_or_null(Reduction reduction) {
+  switch (reduction) {
+    case Reduction::sum:
+      return "sum";
+    case Reduction::mean:
+      return "mean";
   }
   return nullptr;
 }

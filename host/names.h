@@ -12,6 +12,7 @@ namespace deviceloop {
 /// @{
 const char* name_or_null(Activation activation);
 const char* name_or_null(Loss loss);
+const char* name_or_null(Reduction reduction);
 const char* name_or_null(OptimizerKind kind);
 const char* name_or_null(ScheduleKind kind);
 const char* name_or_null(Precision precision);

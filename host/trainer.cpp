@@ -43,6 +43,16 @@ double deviation_of(Init init, const ParameterInfo& weight) {
   return 1;
 }
 
+void check_classes(const ConstMatrix& y, std::int64_t classes, const std::string& what) {
+  if (const auto row = find_non_class(y, classes)) {
+    double value = 0;
+    convert(Matrix(&value, 1, 1), rows_of(y, *row, 1));
+    throw InvalidArgument(what + ": row " + std::to_string(*row) + " is " + std::to_string(value) +
+                          ", and classes are the whole numbers from 0 to " + std::to_string(classes - 1) +
+                          " (rows counted from 0); give the network more outputs or mend the row");
+  }
+}
+
 }  // namespace
 
 std::optional<double> TrainReport::us_per_step() const {
@@ -217,17 +227,22 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   if (x.columns != inputs)
     throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) +
                           " inputs; give it as many as x has columns");
-  if (y.columns != outputs)
-    throw InvalidArgument("y is " + shape(y) + ", but the network has " + std::to_string(outputs) +
-                          " outputs; give it as many as y has columns");
+  const bool may_be_classes = self.training.loss == Loss::cross_entropy;
+  if (y.columns != outputs && !(may_be_classes && y.columns == 1))
+    throw InvalidArgument("y is " + shape(y) + ", but the network has " + std::to_string(outputs) + " outputs; " +
+                          (may_be_classes
+                               ? "y has as many columns, of probabilities, or one with the number of the class"
+                               : "give it as many as y has columns"));
   if (x.rows != y.rows)
     throw InvalidArgument("x has " + std::to_string(x.rows) + " rows, y has " + std::to_string(y.rows) +
                           "; both need one row a sample");
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
   self.preparation.restart();
-  const bool needs_executor = !self.executor || self.training.samples != x.rows;
   TrainingSpec training = self.training;
   training.samples = x.rows;
+  training.class_targets = may_be_classes && y.columns == 1;
+  const bool needs_executor = !self.executor || self.training.samples != training.samples ||
+                              self.training.class_targets != training.class_targets;
   Decision decision;
   // Before the first element is read, because a view with more rows than the machine has memory for is a mistake.
   if (needs_executor) {
@@ -236,6 +251,7 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   }
   check_finite(x, element_type(training.precision), x_name);
   check_finite(y, element_type(training.precision), y_name);
+  if (training.class_targets) check_classes(y, outputs, y_name);
   self.preparation.lap("data");
 
   if (needs_executor) {

@@ -1,4 +1,4 @@
-// Optimizers, schedules and clipping on every executor, against a reference in double, over whole runs.
+// Optimizers, schedules, clipping and losses on every executor, against a reference in double, over whole runs.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "support/gpu.h"
 #include "support/problem.h"
+#include "support/reference_loss.h"
 #include "support/reference_optimizer.h"
 #include "support/refusal.h"
 #include "support/sanitized.h"
@@ -105,7 +106,8 @@ class Optimizers : public ::testing::TestWithParam<Where> {
   static void check(const Problem& problem, std::int64_t steps, double bound) {
     reference::Network network = problem.start;
     reference::OptimizerState state(problem.training.optimizer);
-    const std::vector<double> losses = reference::train(network, state, problem.x, problem.y, steps);
+    const std::vector<double> losses =
+        reference::train(network, state, problem.x, problem.y, steps, reference::loss_function(problem.training));
     Trainer trainer = trainer_of(problem);
     expect_near(trainer.train(steps).losses, losses, bound);
     EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), bound);
@@ -152,6 +154,61 @@ TEST_P(Optimizers, OneCallEqualsManyCalls) {
     EXPECT_EQ(joined, losses);
     EXPECT_EQ(flat(problem.parameters_of(parts)), flat(problem.parameters_of(whole)));
   }
+}
+
+struct LossCase {
+  Loss loss;
+  Reduction reduction;
+  double delta = 1;
+  bool classes = false;
+};
+
+const std::vector<LossCase>& loss_cases() {
+  static const std::vector<LossCase> all = {
+      {Loss::squared_error, Reduction::mean},
+      {Loss::absolute_error, Reduction::sum},
+      {Loss::absolute_error, Reduction::mean},
+      {Loss::huber, Reduction::sum, 0.7},
+      {Loss::huber, Reduction::mean, 2},
+      {Loss::binary_cross_entropy, Reduction::sum},
+      {Loss::binary_cross_entropy, Reduction::mean},
+      {Loss::cross_entropy, Reduction::sum},
+      {Loss::cross_entropy, Reduction::mean},
+      {Loss::cross_entropy, Reduction::sum, 1, true},
+      {Loss::cross_entropy, Reduction::mean, 1, true},
+  };
+  return all;
+}
+
+/// Targets that are probabilities, in rows that need not sum up to 1, or classes.
+reference::Table targets_of(const LossCase& of, const reference::Table& normal) {
+  reference::Table y = normal;
+  if (of.classes) y = reference::Table(normal.rows, 1);
+  for (std::size_t i = 0; i < y.values.size(); ++i)
+    if (of.classes)
+      y.values[i] = static_cast<double>(i * 7 % normal.columns);
+    else if (of.loss == Loss::binary_cross_entropy || of.loss == Loss::cross_entropy)
+      y.values[i] = std::abs(normal.values[i]) / 4 - std::floor(std::abs(normal.values[i]) / 4);
+  return y;
+}
+
+// Outputs of a row in one tile and in several; the last rows are no whole task.
+TEST_P(Optimizers, LossesFollowTheReference) {
+  for (const Precision precision : {Precision::fp64, Precision::fp32})
+    for (const LossCase& each : loss_cases())
+      for (const std::int64_t outputs : {3, 41}) {
+        if (kHostFixture && outputs == 41 && precision == Precision::fp32) continue;
+        SCOPED_TRACE(::testing::Message() << "loss " << static_cast<int>(each.loss) << " of " << outputs << " outputs");
+        Problem problem = problem_of({.kind = OptimizerKind::sgd, .learning_rate = 0.004, .momentum = 0.5},
+                                     {7, 20, outputs}, 37, precision);
+        problem.training.loss = each.loss;
+        problem.training.reduction = each.reduction;
+        problem.training.huber_delta = each.delta;
+        problem.y = targets_of(each, problem.y);
+        if (precision == Precision::fp32)
+          for (double& value : problem.y.values) value = static_cast<float>(value);
+        check(problem, kHostFixture ? 3 : 12, precision == Precision::fp64 ? 1e-10 : 2e-4);
+      }
 }
 
 // New data of another size need a new executor; what the optimizer keeps goes along.
@@ -238,6 +295,42 @@ TEST_F(OptimizerRefusals, NameTheValueAndTheRemedy) {
       {with({}, {.kind = static_cast<ScheduleKind>(9)}), "there is no schedule number 9"},
   };
   for (const auto& [optimizer, words] : refused) EXPECT_MENTIONS(refusal_of(optimizer), words);
+}
+
+TEST_F(OptimizerRefusals, OfLossesNameTheValueAndTheRemedy) {
+  NetworkSpec network;
+  network.widths = {3, 4};
+  TrainingSpec training;
+  training.device.kind = DeviceKind::cpu;
+  training.loss = Loss::huber;
+  training.huber_delta = 0;
+  const auto refusal = [&] { return testing::refusal<InvalidArgument>("", [&] { Trainer(network, training); }); };
+  EXPECT_MENTIONS(refusal(), "the delta of the Huber loss is 0; it must be finite and above 0");
+  training.huber_delta = 1;
+  training.class_targets = true;
+  EXPECT_MENTIONS(refusal(), "for the loss 'cross_entropy', not 'huber'; choose that");
+  training.class_targets = false;
+  training.reduction = static_cast<Reduction>(7);
+  EXPECT_MENTIONS(refusal(), "there is no reduction number 7");
+  training.reduction = Reduction::mean;
+  training.loss = Loss::cross_entropy;
+  network.widths.back() = 1;
+  EXPECT_MENTIONS(refusal(), "for at least 2 outputs, one for each class, and the network has 1;");
+
+  network.widths.back() = 4;
+  const std::vector<float> x(6);
+  const auto refusal_of_classes = [&](std::vector<float> y, std::int64_t columns) {
+    Trainer trainer(network, training);
+    return testing::refusal<InvalidArgument>(
+        "", [&] { trainer.set_data(ConstMatrix(x.data(), 2, 3), ConstMatrix(y.data(), 2, columns)); });
+  };
+  EXPECT_MENTIONS(refusal_of_classes({0, 4}, 1), "y: row 1 is 4");
+  EXPECT_MENTIONS(refusal_of_classes({0, 4}, 1), "the whole numbers from 0 to 3");
+  EXPECT_MENTIONS(refusal_of_classes({-1, 0}, 1), "y: row 0 is -1");
+  EXPECT_MENTIONS(refusal_of_classes({0, 1.5}, 1), "y: row 1 is 1.5");
+  EXPECT_MENTIONS(refusal_of_classes({0, 1, 0, 1}, 2), "or one with the number of the class");
+  training.loss = Loss::huber;
+  EXPECT_MENTIONS(refusal_of_classes({0, 1}, 1), "give it as many as y has columns");
 }
 
 TEST_F(OptimizerRefusals, GramIsForUpdatesThatAddTheGradient) {

@@ -236,9 +236,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
       case Kind::add_bias:
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
-      case Kind::squared_error: {
+      case Kind::loss: {
         const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
-        return launch_squared_error(ring, out, a, b, op.rows * op.columns, slots(), stream());
+        return launch_loss(op.loss, ring, out, a, b, op.rows, op.columns, slots(), stream());
       }
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
@@ -263,8 +263,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
       enqueue_launch(layout_.operations[index], scalars_at(0));
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
-    launch_squared_error(at<double>(layout_.loss), static_cast<T*>(nullptr), operand(op.a), operand(op.b),
-                         op.rows * op.columns, slots(), stream());
+    launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b), op.rows,
+                op.columns, slots(), stream());
   }
 
   void copy(T* to, const T* from, std::int64_t count) const {

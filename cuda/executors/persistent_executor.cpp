@@ -299,6 +299,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.phase_count = static_cast<std::int32_t>(layout_.phases.size()) - 1;
     arguments.forward_phases = static_cast<std::int32_t>(layout_.forward_phases);
     arguments.form = layout_.form;
+    arguments.loss = layout_.loss_of_step;
     arguments.forward_only = forward_only;
     arguments.scalars = at<Scalars>(layout_.scalars);
     arguments.scalar_stride = scalars_->varies() ? 1 : 0;

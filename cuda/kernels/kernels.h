@@ -10,6 +10,7 @@
 #include <deviceloop/spec.h>
 
 #include "../../host/elementwise.h"
+#include "../../host/losses.h"
 #include "../../host/planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
@@ -57,20 +58,18 @@ template <class T>
 void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream);
 
 /// Where the losses of steps go, in device memory: that of step i to losses[i % size], with i the number of steps so
-/// far, which the launch counts. A captured step so finds its own place on every replay.
+/// far, which the launch counts. A captured step so finds its own place on every replay. Without `steps` to losses[0].
 struct LossRing {
   double* losses;
-  std::int64_t* steps;
-  std::int64_t size;
+  std::int64_t* steps = nullptr;
+  std::int64_t size = 1;
 };
 
-/// `slots` holds squared_error_slots<T>(count) doubles, and is not used where that is 0.
+/// The loss of predictions [rows, columns] and, unless that is null, its gradient, which may overwrite them. `slots`
+/// holds element_loss_slots<T>(rows * columns) or row_loss_slots(rows) doubles, and is not used where that is 0.
 template <class T>
-void launch_squared_error(double* loss, T* gradient, const T* prediction, const T* target, std::int64_t count,
-                          double* slots, cudaStream_t stream);
-template <class T>
-void launch_squared_error(const LossRing& ring, T* gradient, const T* prediction, const T* target, std::int64_t count,
-                          double* slots, cudaStream_t stream);
+void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
+                 std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
 
 /// `slots` holds column_sums_slots(batch, features) doubles, and is not used where that is 0.
 template <class T>

@@ -8,6 +8,7 @@
 
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
+#include "loss_rows.cuh"
 #include "slots.cuh"
 #include "tile.cuh"
 
@@ -55,6 +56,7 @@ __device__ inline bool has_addends(Kind kind) {
     case Kind::hidden:
     case Kind::errors:
       return true;
+    case Kind::row_loss:
     case Kind::input_gradient:
     case Kind::weight_update:
     case Kind::gram_update:
@@ -79,10 +81,10 @@ __device__ void update_element(const PersistentOperation& op, unsigned char* bas
     if (op.state[s] != kNone) at<T>(base, op.state[s])[index] = state[s];
 }
 
-/// What becomes of element `index` of the product, whose value is v; returns the square of its error, if it has one.
+/// What becomes of element `index` of the product, whose value is v; returns its loss, if it has one.
 template <class T>
-__device__ T finish_element(const PersistentOperation& op, unsigned char* base, const StepScalars<T>& scalars,
-                            std::int64_t index, std::int64_t column, T v) {
+__device__ T finish_element(const PersistentOperation& op, const LossOfStep& loss, unsigned char* base,
+                            const StepScalars<T>& scalars, std::int64_t index, std::int64_t column, T v) {
   T* const out = at<T>(base, op.out);
   if (has_addends(op.kind)) {
     if (op.start != kNone) v += at<T>(base, op.start)[index];
@@ -98,9 +100,9 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
       out[index] = elementwise::activation_value(op.activation, v);
       break;
     case Kind::errors: {
-      const T difference = v - at<T>(base, op.extra)[index];
-      out[index] = elementwise::squared_error_gradient(difference);
-      return difference * difference;
+      const elementwise::LossTerm<T> term = elementwise::loss_term(loss, v, at<T>(base, op.extra)[index]);
+      out[index] = term.gradient;
+      return term.value;
     }
     case Kind::input_gradient:
       out[index] = elementwise::activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
@@ -114,6 +116,7 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
       sum = elementwise::sgd_update(sum, at<T>(base, op.b)[index], scalars.learning_rate);
       break;
     }
+    case Kind::row_loss:
     case Kind::bias_update:
     case Kind::loss:
       break;
@@ -122,8 +125,8 @@ __device__ T finish_element(const PersistentOperation& op, unsigned char* base, 
 }
 
 template <class Shape, class T>
-__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
-                          const StepScalars<T>& scalars, std::int64_t task) {
+__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
+                          unsigned char* base, const StepScalars<T>& scalars, std::int64_t task) {
   auto& tile = tile_memory<T, Shape>(memory);
   const std::int64_t first_row = task / op.tiles_across * Shape::rows;
   const std::int64_t first_column = task % op.tiles_across * Shape::columns;
@@ -142,7 +145,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
     T sum = tile.sums[0][row][column];
 #pragma unroll
     for (int group = 1; group < Shape::groups; ++group) sum += tile.sums[group][row][column];
-    squares += finish_element(op, base, scalars, (first_row + row) * op.columns + first_column + column,
+    squares += finish_element(op, loss, base, scalars, (first_row + row) * op.columns + first_column + column,
                               first_column + column, sum);
   }
   if (op.kind == Kind::errors) {
@@ -181,27 +184,45 @@ __device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOp
   block_barrier();
 }
 
+/// A warp takes a row.
 template <class T>
-__device__ void take_loss(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
+__device__ void take_row_loss(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
+                              unsigned char* base, std::int64_t task) {
+  static_assert(kRowLossRows * kWarpThreads == kThreads);
+  const std::int64_t row = task * kRowLossRows + thread_index() / kWarpThreads;
+  double of_row = 0;
+  if (row < op.rows) {
+    const T value = cross_entropy_row(at<T>(base, op.out) + row * op.columns, at<T>(base, op.a) + row * op.columns,
+                                      at<T>(base, op.extra) + row * (loss.has_classes ? 1 : op.columns), op.columns,
+                                      loss.has_classes, static_cast<T>(loss.scale));
+    if (thread_index() % kWarpThreads == 0) of_row = static_cast<double>(value);
+  }
+  const double total = block_sum(of_row, memory.warp_sums);
+  if (thread_index() == 0) at<double>(base, op.slots)[task] = total;
+  block_barrier();
+}
+
+template <class T>
+__device__ void take_loss(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base, double scale,
                           double* loss) {
   const auto thread = static_cast<int>(thread_index());
   double sum = 0;
   for (std::int64_t slot = thread; slot < op.inner; slot += kThreads) sum += at<double>(base, op.slots)[slot];
   sum = block_sum(sum, memory.warp_sums);
-  if (thread == 0) *loss = sum;
+  if (thread == 0) *loss = sum * scale;
   block_barrier();
 }
 
 template <class T>
-__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, unsigned char* base,
-                             const StepScalars<T>& scalars, std::int64_t task) {
+__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
+                             unsigned char* base, const StepScalars<T>& scalars, std::int64_t task) {
   switch (op.tile) {
     case Tile::small:
-      return take_tile<SmallTile>(memory, op, base, scalars, task);
+      return take_tile<SmallTile>(memory, op, loss, base, scalars, task);
     case Tile::medium:
-      return take_tile<MediumTile>(memory, op, base, scalars, task);
+      return take_tile<MediumTile>(memory, op, loss, base, scalars, task);
     case Tile::large:
-      return take_tile<LargeTile>(memory, op, base, scalars, task);
+      return take_tile<LargeTile>(memory, op, loss, base, scalars, task);
   }
 }
 
@@ -261,11 +282,13 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
         std::int64_t task = number;
         for (; task >= op->tasks; ++op) task -= op->tasks;
         if (op->kind == Kind::loss)
-          take_loss(memory, *op, base, arguments.losses + step);
+          take_loss(memory, *op, base, arguments.loss.scale, arguments.losses + step);
+        else if (op->kind == Kind::row_loss)
+          take_row_loss(memory, *op, arguments.loss, base, task);
         else if (op->kind == Kind::bias_update)
           take_bias_update(memory, *op, base, scalars, task);
         else
-          take_product(memory, *op, base, scalars, task);
+          take_product(memory, *op, arguments.loss, base, scalars, task);
       }
       target += grid_blocks();
       const std::uint64_t code = late_wait_code(phase + 1, step);
@@ -283,7 +306,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (operation.kind == Kind::bias_update)
     take_bias_update(block_memory, operation, memory, scalars, block_index());
   else
-    take_product(block_memory, operation, memory, scalars, block_index());
+    take_product(block_memory, operation, LossOfStep(), memory, scalars, block_index());
 }
 
 template <class T>

@@ -20,6 +20,7 @@ struct PersistentArguments {
   std::int32_t phase_count;     ///< of a step, without the one of the loss alone
   std::int32_t forward_phases;  ///< of these
   PersistentForm form;
+  LossOfStep loss;
   bool forward_only;  ///< takes the losses of the parameters as they are, and changes nothing
   const elementwise::StepScalars<T>* scalars;
   std::int32_t scalar_stride;  ///< from step to step; 0 where all have the same

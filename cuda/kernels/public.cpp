@@ -128,7 +128,7 @@ void checked_squared_error(double* loss, T* gradient, const T* prediction, const
   if (count == 0)
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(loss, 0, sizeof(double), stream));
   else
-    launch_squared_error(loss, gradient, prediction, target, count, static_cast<double*>(workspace), stream);
+    launch_loss({}, {loss}, gradient, prediction, target, count, 1, static_cast<double*>(workspace), stream);
 }
 
 template <class T>
@@ -241,7 +241,7 @@ void squared_error(double* loss, double* gradient, const double* prediction, con
 }
 std::size_t squared_error_workspace(std::int64_t count) {
   bytes_of("squared_error_workspace", count, 1, sizeof(double));
-  return slot_bytes(squared_error_slots<double>(count));  // double needs at least as many as float
+  return slot_bytes(element_loss_slots<double>(count));  // double needs at least as many as float
 }
 
 void column_sums(float* sums, const float* matrix, std::int64_t batch, std::int64_t features, void* workspace,

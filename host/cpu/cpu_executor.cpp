@@ -188,14 +188,6 @@ class CpuExecutor final : public Executor, private GramDriver {
       add_bias(out, tensor(op.bias), rows, op.columns);
   }
 
-  static double take_loss(Loss loss, T* gradient, const T* prediction, const T* target, std::int64_t count) {
-    switch (loss) {
-      case Loss::squared_error:
-        return squared_error(gradient, prediction, target, count);
-    }
-    return 0;
-  }
-
   // The operations by row, for the rows [first, first + count); without `backward` up to the loss, which is returned.
   double run_panel(std::int64_t first, std::int64_t count, int worker, bool backward) const {
     double loss = 0;
@@ -211,7 +203,7 @@ class CpuExecutor final : public Executor, private GramDriver {
           bias_activation<T>(*op.activation, out, nullptr, a, nullptr, count, op.columns);
           break;
         case StepOperation::Kind::loss:
-          loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count * op.columns);
+          loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count, op.columns);
           if (!backward) return loss;
           break;
         case StepOperation::Kind::input_gradient:

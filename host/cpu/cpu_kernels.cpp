@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include <deviceloop/error.h>
@@ -88,9 +89,11 @@ double square_sum(const T* values, std::int64_t count) {
   return sum;
 }
 
-template <class T>
-double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count) {
-  // Eight lanes of at most 32 squares each in T, so that the loop vectorises and its order is fixed for every machine.
+namespace {
+
+template <class T, class Formula>
+double take_element_loss(Formula formula, T* gradient, const T* prediction, const T* target, std::int64_t count) {
+  // Eight lanes of at most 32 losses each in T, so that the loop vectorises and its order is fixed for every machine.
   constexpr std::int64_t kLanes = 8;
   constexpr std::int64_t kBlock = 32 * kLanes;
   double loss = 0;
@@ -99,9 +102,9 @@ double squared_error(T* gradient, const T* prediction, const T* target, std::int
     T lanes[kLanes] = {};
     std::int64_t i = begin;
     const auto element = [&](std::int64_t index) {
-      const T difference = prediction[index] - target[index];
-      if (gradient != nullptr) gradient[index] = elementwise::squared_error_gradient(difference);
-      return difference * difference;
+      const elementwise::LossTerm<T> term = formula(prediction[index], target[index]);
+      if (gradient != nullptr) gradient[index] = term.gradient;
+      return term.value;
     };
     for (; i + kLanes <= end; i += kLanes)
       for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += element(i + lane);
@@ -109,6 +112,47 @@ double squared_error(T* gradient, const T* prediction, const T* target, std::int
     for (const T lane : lanes) loss += static_cast<double>(lane);
   }
   return loss;
+}
+
+template <class T>
+T cross_entropy_row(T* gradient, const T* logits, const T* target, std::int64_t columns, bool has_classes, T scale) {
+  T largest = -std::numeric_limits<T>::infinity(), total = 0;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    if (largest < logits[j]) largest = logits[j];
+    if (!has_classes) total += target[j];
+  }
+  double exact_sum = 0;
+  for (std::int64_t j = 0; j < columns; ++j) exact_sum += static_cast<double>(elementary::exp(logits[j] - largest));
+  const T sum = static_cast<T>(exact_sum), log_sum = elementary::log1p(static_cast<T>(exact_sum - 1));
+  const std::int64_t label = has_classes ? static_cast<std::int64_t>(target[0]) : -1;
+  T loss = 0;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    const T probability = has_classes ? (j == label ? T(1) : T(0)) : target[j];
+    const elementwise::LossTerm<T> term =
+        elementwise::cross_entropy_term(logits[j], largest, sum, log_sum, probability, has_classes ? T(1) : total);
+    loss += term.value;
+    if (gradient != nullptr) gradient[j] = term.gradient * scale;
+  }
+  return loss;
+}
+
+}  // namespace
+
+template <class T>
+double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, std::int64_t rows,
+                 std::int64_t columns) {
+  double sum = 0;
+  if (is_by_element(loss.kind)) {
+    elementwise::with_loss<T>(
+        loss, [&](auto formula) { sum = take_element_loss(formula, gradient, prediction, target, rows * columns); });
+    return sum * loss.scale;
+  }
+  const std::int64_t target_columns = loss.has_classes ? 1 : columns;
+  for (std::int64_t row = 0; row < rows; ++row)
+    sum += static_cast<double>(cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr,
+                                                 prediction + row * columns, target + row * target_columns, columns,
+                                                 loss.has_classes, static_cast<T>(loss.scale)));
+  return sum * loss.scale;
 }
 
 template <class T>
@@ -142,8 +186,8 @@ template void update(OptimizerKind, double*, const std::array<double*, elementwi
                      std::int64_t, const elementwise::StepScalars<double>&);
 template double square_sum(const float*, std::int64_t);
 template double square_sum(const double*, std::int64_t);
-template double squared_error(float*, const float*, const float*, std::int64_t);
-template double squared_error(double*, const double*, const double*, std::int64_t);
+template double take_loss(const LossOfStep&, float*, const float*, const float*, std::int64_t, std::int64_t);
+template double take_loss(const LossOfStep&, double*, const double*, const double*, std::int64_t, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);
 template void add_column_sums(double*, const double*, std::int64_t, std::int64_t);
 
@@ -198,8 +242,8 @@ double checked_squared_error(std::span<T> gradient, std::span<const T> predictio
     check("squared_error", "gradient", gradient, "prediction", prediction);
     check("squared_error", "gradient", gradient, "target", target);
   }
-  return squared_error(gradient.empty() ? nullptr : gradient.data(), prediction.data(), target.data(),
-                       static_cast<std::int64_t>(prediction.size()));
+  return take_loss(LossOfStep(), gradient.empty() ? nullptr : gradient.data(), prediction.data(), target.data(),
+                   static_cast<std::int64_t>(prediction.size()), 1);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <deviceloop/spec.h>
 
 #include "../elementwise.h"
+#include "../losses.h"
 
 namespace deviceloop {
 
@@ -37,9 +38,11 @@ void update(OptimizerKind optimizer, T* parameters, const std::array<T*, element
 template <class T>
 double square_sum(const T* values, std::int64_t count);
 
-/// As the public squared_error: returns the loss; gradient may be null or the prediction itself.
+/// The sum of the losses of predictions [rows, columns], times the scale; their gradient may be null or the predictions
+/// themselves.
 template <class T>
-double squared_error(T* gradient, const T* prediction, const T* target, std::int64_t count);
+double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, std::int64_t rows,
+                 std::int64_t columns);
 
 /// sums[column] += the column's sum over the rows of a panel: 32 rows at a time in T, from there in double.
 template <class T>

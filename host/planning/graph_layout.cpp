@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include <deviceloop/cuda.h>
@@ -38,9 +39,11 @@ double elements(std::int64_t rows, std::int64_t columns) {
 /// Doubles of partial sums that a launch needs.
 std::int64_t slots_of(const GraphOperation& op, Precision precision) {
   switch (op.kind) {
-    case Kind::squared_error:
-      return precision == Precision::fp32 ? cuda::squared_error_slots<float>(op.rows * op.columns)
-                                          : cuda::squared_error_slots<double>(op.rows * op.columns);
+    case Kind::loss:
+      if (!is_by_element(op.loss.kind)) return cuda::row_loss_slots(op.rows);
+      return with_type(element_type(precision), [&](auto* type) {
+        return cuda::element_loss_slots<std::remove_pointer_t<decltype(type)>>(op.rows * op.columns);
+      });
     case Kind::narrow_gradient:
       return cuda::narrow_linear_gradient_slots(op.inner, op.rows, op.columns);
     case Kind::column_sums:
@@ -272,14 +275,10 @@ class Lowering {
 
   void add_loss(const StepOperation& op) {
     layout_.forward_operations = launches_.size();
-    switch (op.loss) {
-      case Loss::squared_error: {
-        GraphOperation& launch = push(Kind::squared_error, op, layout_.at(op.out), op.rows, op.columns);
-        launch.a = layout_.at(op.a);
-        launch.b = layout_.at(op.b);
-        break;
-      }
-    }
+    GraphOperation& launch = push(Kind::loss, op, layout_.at(op.out), op.rows, op.columns);
+    launch.a = layout_.at(op.a);
+    launch.b = layout_.at(op.b);
+    launch.loss = op.loss;
   }
 
   GraphLayout& layout_;
@@ -331,7 +330,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::copy:
       moved = (op.kept == kNoOperand ? 2 : 3) * elements(op.rows, op.columns);
       break;
-    case Kind::squared_error:
+    case Kind::loss:
     case Kind::through_activation:
       moved = 3 * elements(op.rows, op.columns);
       break;

@@ -28,7 +28,7 @@ struct GraphOperation {
                          ///< whose output a is
     bias_activation,     ///< out = activation(a (+ bias)), and the pre-activation to `kept`, if there is one
     add_bias,            ///< out += bias
-    squared_error,       ///< out = the gradient of the loss of predictions a and targets b, and the loss
+    loss,                ///< out = the gradient of the loss of predictions a and targets b, and the loss
     through_activation,  ///< out = b times the activation's derivative, which follows from a
     column_sums,         ///< the column sums of a
     clip_factor,         ///< out = what all gradients a are multiplied by, so that their norm is at most clip_norm
@@ -52,7 +52,8 @@ struct GraphOperation {
   std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
   std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
-  double clip_norm = 0;                                       ///< of `clip_factor`
+  LossOfStep loss{};
+  double clip_norm = 0;      ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
   bool transpose_a = false;  ///< of a gemm: a is [inner, rows]
   bool transpose_b = false;  ///< of a gemm: b is [columns, inner]
@@ -84,7 +85,7 @@ struct GraphLayout {
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
 
-  /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is squared_error.
+  /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is the loss.
   std::vector<GraphOperation> operations;
   std::size_t forward_operations = 0;
   /// As in Step::Gram, each empty without.

@@ -113,10 +113,14 @@ constexpr SlotLayout slot_layout(std::int64_t outputs, std::int64_t slots) {
 /// Slots of a sum whose blocks each leave one partial sum: none where a single block has the result.
 constexpr std::int64_t slots_of(std::int64_t blocks) { return blocks <= 1 ? 0 : blocks; }
 
+/// Rows of a block of the losses by row: a few after each other by each of its warps.
+inline constexpr int kLossRows = 32;
+
 template <class T>
-constexpr std::int64_t squared_error_slots(std::int64_t count) {
+constexpr std::int64_t element_loss_slots(std::int64_t count) {
   return slots_of(group_blocks(count, kVector<T>));
 }
+constexpr std::int64_t row_loss_slots(std::int64_t rows) { return slots_of(divide_up(rows, kLossRows)); }
 constexpr std::int64_t square_sum_slots(std::int64_t count) {
   return slots_of(divide_up(count, std::int64_t{kThreads} * kTerms));
 }

@@ -71,6 +71,11 @@ double cut_product(PersistentOperation& operation, std::int64_t blocks, std::uin
 double cut_operation(PersistentOperation& operation, std::int64_t blocks, std::uint64_t element_bytes,
                      Operands operands) {
   if (operation.kind == Kind::loss) return latency_us(operands);
+  if (operation.kind == Kind::row_loss) {
+    operation.tasks = cuda::divide_up(operation.rows, kRowLossRows);
+    const std::int64_t passes = 3 * cuda::divide_up(operation.columns, 32);
+    return static_cast<double>(cuda::divide_up(operation.tasks, blocks) * passes) * latency_us(operands);
+  }
   if (operation.kind == Kind::bias_update) {
     operation.tasks = cuda::divide_up(operation.columns, kBiasColumns);
     // Every access of a thread's rows is under way before the first is added.
@@ -137,16 +142,18 @@ class Builder {
     layout_.state_bytes = arena_.used();
     if (samples_ == 0) return;
     for (const Step::Layer& layer : step().layers) {
-      if (&layer != &step().layers.back()) take(layer.output);  // predictions become errors at once
+      // Predictions become errors at once, where those are by element.
+      if (&layer != &step().layers.back() || !is_by_element(training_.loss)) take(layer.output);
       take(layer.gradient);
       if (&layer != &step().layers.back() && layout_.at(layer.kept) == kNone) take(layer.kept);
     }
     take(gram ? gram->kernel : step().x);
     take(step().y);
-    // One for each tile of the last layer, of which the smallest are the most.
-    slots_ = arena_.take(
-        cuda::divide_up(samples_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns), 1,
-        sizeof(double));
+    // One for each tile of the last layer, of which the smallest are the most, or for each task of a loss by row.
+    const std::int64_t tiles =
+        cuda::divide_up(samples_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns);
+    slots_ =
+        arena_.take(is_by_element(training_.loss) ? tiles : cuda::divide_up(samples_, kRowLossRows), 1, sizeof(double));
     layout_.region_bytes = arena_.used();
     if (!gram) return;
     take(step().x);
@@ -159,15 +166,13 @@ class Builder {
 
   /// The predictions are not kept: their product goes on to the errors.
   void add_errors(const StepOperation& loss) {
-    if (loss.a != step().layers.back().output) {  // they are Z
+    const bool by_element = is_by_element(loss.loss.kind);
+    if (loss.a != step().layers.back().output || !by_element) {  // they are Z, or whole rows are needed
       begin_phase();
       layout_.operations.push_back(persistent_operation(layout_, loss));
     }
-    switch (loss.loss) {
-      case Loss::squared_error:
-        layout_.operations.back().kind = Kind::errors;
-        break;
-    }
+    layout_.loss_of_step = loss.loss;
+    layout_.operations.back().kind = by_element ? Kind::errors : Kind::row_loss;
     layout_.operations.back().out = layout_.at(loss.out);
     layout_.operations.back().extra = layout_.at(loss.b);
     layout_.operations.back().slots = slots_;
@@ -281,9 +286,10 @@ class Builder {
       case Activation::relu:
         break;
     }
-    switch (training_.loss) {
-      case Loss::squared_error:
-        break;
+    if (training_.loss != Loss::squared_error || training_.reduction != Reduction::sum) {
+      way.refusal = "the form 'two-layer' has the sum of squared errors alone, not the " +
+                    std::string(name_or_null(training_.reduction)) + " of " + name_or_null(training_.loss);
+      return way;
     }
     if (!elementwise::adds_gradient(training_.optimizer.kind)) {
       way.refusal = "the form 'two-layer' has no optimizer " + shown(training_.optimizer.kind);
@@ -435,7 +441,8 @@ std::string PersistentLayout::phase_name(std::int64_t phase) const {
                ? "exchange within a cluster"
                : "exchange of the predictions";
   const auto depth = static_cast<std::int64_t>(step.layers.size());
-  if (phase < forward_phases) return "forward of layer " + std::to_string(phase);
+  if (phase < forward_phases)
+    return phase < depth ? "forward of layer " + std::to_string(phase) : std::string("loss of each row");
   const std::int64_t back = phase - forward_phases;
   if (back < depth - 1) return "gradient of the input of layer " + std::to_string(depth - 1 - back);
   return back == depth - 1 ? "update of layer 0" : "loss";

@@ -49,12 +49,13 @@ struct PersistentOperation {
   enum class Kind : std::int16_t {
     linear,          ///< out = v
     hidden,          ///< out = activation(v), and v to `extra`
-    errors,          ///< out = 2 (v - extra), and the squares' sums to `slots`
+    errors,          ///< out = the gradient of the loss by element of v and the target `extra`, sums to `slots`
+    row_loss,        ///< the same by row, of a [rows, columns]
     input_gradient,  ///< out = v times the activation's derivative, which follows from `extra`
     weight_update,   ///< updates out by the gradient v
     gram_update,     ///< the same, and sum by the gradient b
     bias_update,     ///< updates out [columns] by the gradient column sums of a [inner, columns]
-    loss,            ///< the loss of the step: the sum of slots [inner]
+    loss,            ///< the loss of the step: its scale times the sum of slots [inner]
   };
   Kind kind = Kind::linear;
   Tile tile = Tile::small;
@@ -71,6 +72,8 @@ struct PersistentOperation {
   std::int64_t tiles_across = 1, tasks = 1;
 };
 
+/// Rows of a task of row_loss, one a warp.
+constexpr int kRowLossRows = 8;
 /// Columns of a task of bias_update.
 constexpr int kBiasColumns = 32;
 
@@ -83,6 +86,7 @@ struct PersistentPhase {
 struct PersistentLayout {
   Step step;
   GpuCaps gpu;  ///< what it was made for
+  LossOfStep loss_of_step{};
   /// Where each tensor of the step lies; kNone for those that no memory is needed for.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNone : tensors[static_cast<std::size_t>(id)]; }

@@ -96,6 +96,7 @@ void check_optimizer(const Optimizer& optimizer) {
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
   check_known("activation", network.activation);
   check_known("loss", training.loss);
+  check_known("reduction", training.reduction);
   check_known("optimizer", training.optimizer.kind);
   check_known("precision", training.precision);
   check_known("formulation", training.formulation);
@@ -126,6 +127,15 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
                           name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
                           "a larger one, or 0 for none");
   check_optimizer(training.optimizer);
+  check_range("delta of the Huber loss", training.huber_delta,
+              is_finite(training.huber_delta) && training.huber_delta > 0, "finite and above 0");
+  if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
+    throw InvalidArgument(
+        "the loss 'cross_entropy' is for at least 2 outputs, one for each class, and the network has 1; "
+        "use 'binary_cross_entropy' or one more output");
+  if (training.class_targets && training.loss != Loss::cross_entropy)
+    throw InvalidArgument("targets that are numbers of classes are for the loss 'cross_entropy', not " +
+                          shown(training.loss) + "; choose that");
   if (training.samples < 0)
     throw InvalidArgument("the number of samples is " + std::to_string(training.samples) + "; it must not be negative");
   if (training.threads < 0 || training.threads > kMaxThreads)
@@ -242,8 +252,8 @@ std::string why_not_implemented(const Request& request) {
   const TrainingSpec& training = request.training;
   for (const std::string& reason :
        {refusal("activation", request.network.activation), refusal("loss", training.loss),
-        refusal("optimizer", training.optimizer.kind), refusal("precision", training.precision),
-        refusal("formulation", training.formulation)})
+        refusal("reduction", training.reduction), refusal("optimizer", training.optimizer.kind),
+        refusal("precision", training.precision), refusal("formulation", training.formulation)})
     if (!reason.empty()) return reason;
   return "";
 }

@@ -66,7 +66,7 @@ class StepBuilder {
       if (network_.bias) of.bias_state = add_states(of.bias);
     }
     step_.x = add("X", Lifetime::data, batch(), network_.widths.front());
-    step_.y = add("Y", Lifetime::data, batch(), network_.widths.back());
+    step_.y = add("Y", Lifetime::data, batch(), training_.class_targets ? 1 : network_.widths.back());
     for (int index = 0; index < network_.layers(); ++index) {
       const std::string number = std::to_string(index);
       const std::int64_t columns = layer(index).out_features;
@@ -127,6 +127,17 @@ class StepBuilder {
     return op;
   }
 
+  double loss_scale() const {
+    switch (training_.reduction) {
+      case Reduction::sum:
+        return 1;
+      case Reduction::mean:
+        break;
+    }
+    const auto rows = static_cast<double>(batch());
+    return 1 / (is_by_element(training_.loss) ? rows * static_cast<double>(network_.widths.back()) : rows);
+  }
+
   void add_operations() {
     if (step_.gram) make_gram_operations();
     std::vector<StepOperation>& operations = step_.operations;
@@ -144,7 +155,7 @@ class StepBuilder {
     loss.a = step_.gram && last() == 0 ? step_.gram->pre_activation : layer(last()).output;
     loss.b = step_.y;
     loss.out = layer(last()).gradient;
-    loss.loss = training_.loss;
+    loss.loss = {training_.loss, loss_scale(), training_.huber_delta, training_.class_targets};
     operations.push_back(loss);
     for (int index = last(); index >= 0; --index) add_backward(index);
   }
@@ -224,7 +235,7 @@ std::string text_of(const Step& step, const StepOperation& op) {
     case Kind::activate:
       return text(op.out) + " = " + std::string(name_or_null(*op.activation)) + "(" + text(op.a) + ")";
     case Kind::loss:
-      return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss)) + "(" + text(op.a) + ", " +
+      return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss.kind)) + "(" + text(op.a) + ", " +
              text(op.b) + ")";
     case Kind::input_gradient:
       return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +

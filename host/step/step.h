@@ -13,6 +13,7 @@
 #include <deviceloop/spec.h>
 
 #include "../elementwise.h"
+#include "../losses.h"
 #include "../parameters.h"
 
 namespace deviceloop {
@@ -71,7 +72,7 @@ struct StepOperation {
   StateTensors state = kNoStates;
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of an update
   std::optional<Activation> activation{};
-  Loss loss = Loss::squared_error;
+  LossOfStep loss{};
   bool bias_in_kernel = false;
 
   /// Whether a row of `out` follows from the same row of the batch alone: such operations can be taken panel by panel
@@ -110,7 +111,7 @@ struct Step {
   std::vector<StepTensor> tensors{};
   std::vector<Layer> layers{};
   TensorId x = kNoTensor;  ///< [batch, in_features]
-  TensorId y = kNoTensor;  ///< [batch, outputs]
+  TensorId y = kNoTensor;  ///< [batch, outputs], or [batch, 1] of classes
   std::optional<Gram> gram{};
   /// Forward, the loss, and backward: a layer's input gradient comes before the update of its weight.
   std::vector<StepOperation> operations{};

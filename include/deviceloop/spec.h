@@ -33,9 +33,21 @@ struct NetworkSpec {
   /// @}
 };
 
-/// sum((prediction - target)^2) over all samples and outputs: a sum, not a mean. Its gradient is
-/// 2 (prediction - target).
-enum class Loss { squared_error };
+/// Of a prediction p and its target y, with PyTorch's formulas; those of all rows of a step and all outputs are summed.
+enum class Loss {
+  squared_error,   ///< (p - y)^2
+  absolute_error,  ///< |p - y|, with the gradient 0 where they are equal
+  huber,           ///< (p - y)^2 / 2 up to |p - y| = delta, from there delta (|p - y| - delta / 2)
+  /// log(1 + e^p) - y p: the network predicts log-odds p of the probability y.
+  binary_cross_entropy,
+  /// Of a row of predictions, log-probabilities of classes up to a constant: - sum_j y_j log(e^p_j / sum_k e^p_k).
+  /// Targets are rows of probabilities y, or one column with the number of each row's class, counted from 0.
+  cross_entropy,
+};
+
+/// What becomes of the sum of all losses: sum leaves it, mean divides it by the number of predictions, with
+/// cross_entropy by the number of rows. The gradient is that of the result.
+enum class Reduction { sum, mean };
 
 /// How a gradient g changes a parameter p, with PyTorch's formulas and defaults. All gradients of a step are computed
 /// before any parameter changes; t is the number of steps so far, this one included.
@@ -153,6 +165,9 @@ constexpr int kMaxThreads = 256;
 /// One training run. The number of steps is not part of it; it is an argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
+  double huber_delta = 1;  ///< of huber, above 0
+  Reduction reduction = Reduction::sum;
+  bool class_targets = false;  ///< with cross_entropy: targets are numbers of classes. Trainer fills it in.
   Optimizer optimizer{};
   std::int64_t samples = 0;     ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
   std::int64_t batch_size = 0;  ///< samples per step; 0: all. Any other size throws Unsupported.

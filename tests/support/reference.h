@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -59,12 +60,21 @@ inline double loss(const Table& prediction, const Table& y) {
   return sum;
 }
 
+/// The loss of a prediction, and its gradient in it.
+using LossFunction = double(const Table& prediction, const Table& y, Table& gradient);
+
+inline double squared_error(const Table& prediction, const Table& y, Table& gradient) {
+  for (std::size_t i = 0; i < y.values.size(); ++i) gradient.values[i] = 2 * (prediction.values[i] - y.values[i]);
+  return loss(prediction, y);
+}
+
 /// The loss, and its gradient in every parameter.
-inline double gradients(const Network& network, const Table& x, const Table& y, Network& out) {
+inline double gradients(const Network& network, const Table& x, const Table& y, Network& out,
+                        const std::function<LossFunction>& loss_of = squared_error) {
   const std::vector<Table> z = forward(network, x);
   out.assign(network.size(), {});
-  Table dz(y.rows, y.columns);
-  for (std::size_t i = 0; i < y.values.size(); ++i) dz.values[i] = 2 * (z.back().values[i] - y.values[i]);
+  Table dz(x.rows, network.back().weight.columns);
+  const double loss = loss_of(z.back(), y, dz);
   for (std::size_t l = network.size(); l-- > 0;) {
     const Layer& layer = network[l];
     out[l].weight = Table(layer.weight.rows, layer.weight.columns);
@@ -84,7 +94,7 @@ inline double gradients(const Network& network, const Table& x, const Table& y, 
     }
     dz = dh;
   }
-  return loss(z.back(), y);
+  return loss;
 }
 
 /// `steps` steps of gradient descent in place; returns the loss before each.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include <deviceloop/spec.h>
@@ -102,11 +103,11 @@ class OptimizerState {
 
 /// `steps` steps in place; returns the loss before each.
 inline std::vector<double> train(Network& network, OptimizerState& state, const Table& x, const Table& y,
-                                 std::int64_t steps) {
+                                 std::int64_t steps, const std::function<LossFunction>& loss_of = squared_error) {
   std::vector<double> losses;
   Network gradient;
   for (std::int64_t step = 0; step < steps; ++step) {
-    losses.push_back(gradients(network, x, y, gradient));
+    losses.push_back(gradients(network, x, y, gradient, loss_of));
     state.update(network, gradient);
   }
   return losses;

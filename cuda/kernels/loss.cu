@@ -1,0 +1,125 @@
+// Losses and their gradients, in one pass over predictions whose losses are by element, in three by row.
+#include <type_traits>
+
+#include "../../host/elementwise.h"
+#include "../runtime/launch.h"
+#include "alignment.h"
+#include "groups.cuh"
+#include "kernels.h"
+#include "loss_rows.cuh"
+#include "slots.cuh"
+
+namespace deviceloop::cuda {
+namespace {
+
+/// Appends the loss of a step to the ring.
+struct Append {
+  LossRing ring;
+  double scale;
+  __device__ void operator()(std::int64_t, double sum) const {
+    const std::int64_t step = ring.steps != nullptr ? *ring.steps : 0;
+    ring.losses[step % ring.size] = sum * scale;
+    if (ring.steps != nullptr) *ring.steps = step + 1;
+  }
+};
+
+/// Whether the loss of two zeros is 0: then nothing need be left out where groups are filled up with them.
+template <class Formula>
+inline constexpr bool kZeroOfZeros = true;
+template <class T>
+inline constexpr bool kZeroOfZeros<elementwise::Scaled<elementwise::BinaryCrossEntropy, T>> = false;
+
+struct WarpSums {
+  double values[kThreads / kWarpThreads];
+};
+
+/// finish(block, the sum of the losses of the block's elements); gradient = that of each, unless it is null. A thread
+/// adds its kGroupsPerThread groups in T. Groups are counted from element 0 even if the pointers are not aligned, so
+/// that the order of the sum does not depend on the addresses.
+template <class T, bool aligned, class Formula, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    element_loss_kernel(Finish finish, Formula formula, T* gradient, const T* prediction, const T* target,
+                        std::int64_t count) {
+  constexpr int width = kVector<T>;
+  static_assert(kGroupsPerThread * width <= kTerms);
+  const auto thread = static_cast<int>(thread_index());
+  const std::int64_t block = block_index();
+  Group<T, width> predictions[kGroupsPerThread], targets[kGroupsPerThread];
+#pragma unroll
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    const std::int64_t begin = group_index(block, thread, item) * width;
+    load_group<aligned>(predictions[item], prediction, begin, count);
+    load_group<aligned>(targets[item], target, begin, count);
+  }
+  T sum = 0;
+#pragma unroll
+  for (int item = 0; item < kGroupsPerThread; ++item) {
+    Group<T, width> gradients;
+    const std::int64_t begin = group_index(block, thread, item) * width;
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const elementwise::LossTerm<T> term = formula(predictions[item].values[i], targets[item].values[i]);
+      if (kZeroOfZeros<Formula> || begin + i < count) sum += term.value;
+      gradients.values[i] = term.gradient;
+    }
+    if (gradient != nullptr) store_group<aligned>(gradient, gradients, begin, count);
+  }
+  const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
+  if (thread == 0) finish(block, total);
+}
+
+/// finish(block, the sum of the losses of the block's rows). A warp takes a row after the other.
+template <class T, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t rows,
+                         std::int64_t columns, bool has_classes, T scale) {
+  constexpr int kWarps = kThreads / kWarpThreads;
+  const std::int64_t target_columns = has_classes ? 1 : columns;
+  double sum = 0;
+  for (int i = 0; i < kLossRows / kWarps; ++i) {
+    const std::int64_t row = std::int64_t{block_index()} * kLossRows + i * kWarps + thread_index() / kWarpThreads;
+    if (row >= rows) break;
+    const T loss =
+        cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr, prediction + row * columns,
+                          target + row * target_columns, columns, has_classes, scale);
+    if (thread_index() % kWarpThreads == 0) sum += static_cast<double>(loss);
+  }
+  const double total = block_sum(sum, shared<WarpSums>().values);
+  if (thread_index() == 0) finish(block_index(), total);
+}
+
+}  // namespace
+
+template <class T>
+void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
+                 std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
+  const Append append{ring, loss.scale};
+  const std::int64_t count = rows * columns;
+  const bool by_element = is_by_element(loss.kind);
+  const std::int64_t blocks = by_element ? group_blocks(count, kVector<T>) : divide_up(rows, kLossRows);
+  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
+  const auto launch_blocks = [&](const auto& finish) {
+    using Finish = std::decay_t<decltype(finish)>;
+    if (!by_element) {
+      launch(cross_entropy_kernel<T, Finish>, config, stream, finish, gradient, prediction, target, rows, columns,
+             loss.has_classes, static_cast<T>(loss.scale));
+      return;
+    }
+    elementwise::with_loss<T>(loss, [&](auto formula) {
+      using Formula = decltype(formula);
+      const auto kernel = aligned_to_16(gradient, prediction, target) ? element_loss_kernel<T, true, Formula, Finish>
+                                                                      : element_loss_kernel<T, false, Formula, Finish>;
+      launch(kernel, config, stream, finish, formula, gradient, prediction, target, count);
+    });
+  };
+  if (blocks == 1) return launch_blocks(append);
+  launch_blocks(Store<double>{slots});
+  launch_sum_slots(append, slots, 1, blocks, stream);
+}
+
+template void launch_loss(const LossOfStep&, const LossRing&, float*, const float*, const float*, std::int64_t,
+                          std::int64_t, double*, cudaStream_t);
+template void launch_loss(const LossOfStep&, const LossRing&, double*, const double*, const double*, std::int64_t,
+                          std::int64_t, double*, cudaStream_t);
+
+}  // namespace deviceloop::cuda
