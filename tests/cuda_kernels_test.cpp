@@ -1,4 +1,4 @@
-// The public kernel layer of <deviceloop/cuda.h>, on a GPU or on the host by tests/simt.
+// The public kernel layer of <deviceloop/cuda.h> and the gathering of batches, on a GPU or on the host by tests/simt.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -416,6 +416,58 @@ TYPED_TEST(CudaKernels, SumsHaveTheRecordedBits) {
   EXPECT_EQ(hash_of(dweights.read(this->owner())), is_float ? 0x4a964266a1fcfa40u : 0x3a1cb1dc94206253u);
   EXPECT_EQ(hash_of(sums.read(this->owner())), is_float ? 0xd5a4efd0744e503eu : 0x2aac43bc0613d961u);
   EXPECT_EQ(hash_of(loss.read(this->owner())), is_float ? 0xcfa2b136c0f70001u : 0xdbb5653ab8cc958cu);
+}
+
+struct GatherShape {
+  std::int64_t rows, columns, samples;
+};
+/// Several tiles down and across, rows that are more than the samples, single rows, columns and samples.
+constexpr GatherShape kGatherShapes[] = {{1, 1, 1},    {1, 1, 5},    {5, 1, 3},    {1500, 1, 7},     {3, 2, 1000},
+                                         {7, 4, 5},    {9, 3, 4},    {70, 64, 65}, {1030, 12, 4097}, {300, 33, 17},
+                                         {7, 4099, 6}, {9, 4100, 5}, {1, 5000, 2}, {2, 100000, 3}};
+
+TYPED_TEST(CudaKernels, GatherRowsTakesTheSamplesOfTheStep) {
+  using T = TypeParam;
+  for (const auto& [rows, columns, samples] : kGatherShapes) {
+    std::vector<T> data(static_cast<std::size_t>(samples * columns));
+    for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<T>(i);
+    for (const int offset : {0, 1})
+      for (const std::int64_t step : {std::int64_t{0}, std::int64_t{1}, (std::int64_t{1} << 33) + 1})
+        for (const bool shuffled : {true, false}) {
+          // Some wide ones are left out: they are long on the host, and the same code as smaller ones.
+          if (columns >= 5000 && (offset == 1 || step == 1)) continue;
+          SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " of " + std::to_string(samples) +
+                       ", step " + std::to_string(step) + ", " + std::to_string(offset) + " off");
+          const DeviceArray<T> device_data(data, offset), out(rows * columns, offset);
+          const DeviceArray<std::int64_t> device_step(std::vector<std::int64_t>{step});
+          const BatchOrder order{0x0123456789abcdefu, samples, shuffled};
+          cuda::launch_gather_rows(out.data(), device_data.data(), columns, order, device_step.data(), rows,
+                                   this->stream());
+          std::vector<T> expected;
+          for (std::int64_t position = step * rows; position < (step + 1) * rows; ++position) {
+            const std::int64_t index = position % samples;
+            const std::int64_t sample =
+                shuffled ? sample_of(0x0123456789abcdefu, samples, position / samples, index) : index;
+            const auto row = data.begin() + static_cast<std::ptrdiff_t>(sample * columns);
+            expected.insert(expected.end(), row, row + static_cast<std::ptrdiff_t>(columns));
+          }
+          expect_same(out.read(this->owner()), expected);
+          if (::testing::Test::HasFatalFailure()) return;
+        }
+  }
+}
+
+// Arrays of which only one is aligned to 16 bytes.
+TYPED_TEST(CudaKernels, GatherRowsWritesWhereNoVectorFits) {
+  using T = TypeParam;
+  const std::vector<T> data = random_values<T>(6 * 8, 30);
+  const DeviceArray<std::int64_t> step(std::vector<std::int64_t>{0});
+  for (const int offset : kOffsets) {
+    const DeviceArray<T> device_data(data, offset), out(6 * 8, 3 - offset);
+    cuda::launch_gather_rows(out.data(), device_data.data(), 8, BatchOrder{0, 6, false}, step.data(), 6,
+                             this->stream());
+    expect_same(out.read(this->owner()), data);
+  }
 }
 
 using CudaKernelArguments = CudaTest;

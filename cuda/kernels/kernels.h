@@ -11,6 +11,7 @@
 
 #include "../../host/elementwise.h"
 #include "../../host/losses.h"
+#include "../../host/permutation.h"
 #include "../../host/planning/kernel_layout.h"
 
 namespace deviceloop::cuda {
@@ -95,5 +96,11 @@ template <class T>
 void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
                                   int out_features, double* slots, cudaStream_t stream);
+
+/// The batch of a step: row r of out [rows, columns] is the row order.sample(*step * rows + r) of
+/// data [order.samples, columns], which out does not overlap. `step`, not negative, is in device memory.
+template <class T>
+void launch_gather_rows(T* out, const T* data, std::int64_t columns, const BatchOrder& order, const std::int64_t* step,
+                        std::int64_t rows, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda
