@@ -122,6 +122,7 @@ DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate
 /// values; the first two are what a product needs besides.
 template <class T>
 struct StepScalars {
+  std::int64_t step = 0;  ///< how many were taken before
   T one = T(1);
   T zero = T(0);
   T learning_rate = T(0);

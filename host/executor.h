@@ -49,8 +49,8 @@ class Executor {
   virtual void losses(std::span<double> out) = 0;
   /// Waits for all enqueued steps; the parameters are then those after the last step.
   virtual void finish() = 0;
-  /// The loss of the current parameters. Call it after finish().
-  virtual double loss() = 0;
+  /// The loss of the current parameters, of the batch of a step that follows `step` others. Call it after finish().
+  virtual double loss(std::int64_t step) = 0;
 
   /// Copies the entry state_layout()[index] out or in, converted if the types differ. Call it after finish().
   virtual void read_state(int index, Matrix out) = 0;

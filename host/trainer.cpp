@@ -382,7 +382,7 @@ double Trainer::loss() {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   impl_->need_data("loss");
-  return impl_->executor->loss();
+  return impl_->executor->loss(impl_->optimizer_steps);
 }
 
 void Trainer::predict(ConstMatrix x, Matrix out) { TrainerAccess::predict(*this, x, out, "x"); }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "permutation.h"
 #include "support/gpu.h"
 #include "support/problem.h"
 #include "support/reference_loss.h"
@@ -211,6 +212,56 @@ TEST_P(Optimizers, LossesFollowTheReference) {
       }
 }
 
+/// The rows that the step after `steps` others takes.
+reference::Table batch_of(const Problem& problem, const reference::Table& data, std::int64_t steps) {
+  const TrainingSpec& training = problem.training;
+  const BatchOrder order{training.seed, static_cast<std::int64_t>(data.rows), training.shuffle};
+  reference::Table batch(static_cast<std::size_t>(training.batch_size), data.columns);
+  for (std::size_t r = 0; r < batch.rows; ++r) {
+    const std::int64_t sample = order.sample(steps * training.batch_size + static_cast<std::int64_t>(r));
+    for (std::size_t j = 0; j < data.columns; ++j) batch(r, j) = data(static_cast<std::size_t>(sample), j);
+  }
+  return batch;
+}
+
+// Batches that straddle epochs, in the order of the data and shuffled; in parts, whose calls begin within an epoch.
+TEST_P(Optimizers, TakeMinibatches) {
+  if (is_persistent()) GTEST_SKIP() << "takes all samples in each step";
+  struct Shape {
+    std::int64_t samples, batch;
+  };
+  const std::int64_t many = kHostFixture ? 70 : 1500;
+  for (const Shape shape : {Shape{10, 4}, Shape{33, 32}, Shape{9, 1}, Shape{5000, many}})
+    for (const bool shuffle : {false, true})
+      for (const Loss loss : {Loss::squared_error, Loss::cross_entropy}) {
+        SCOPED_TRACE(::testing::Message() << shape.batch << " of " << shape.samples << (shuffle ? " shuffled" : ""));
+        Problem problem = problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, shape.samples);
+        problem.training.batch_size = shape.batch;
+        problem.training.shuffle = shuffle;
+        problem.training.seed = 11;
+        problem.training.loss = loss;
+        if (loss == Loss::cross_entropy) problem.y = targets_of({loss, Reduction::sum, 1, true}, problem.y);
+        const std::int64_t steps = shape.samples > 1000 ? 6 : kSlowMachine ? 37 : 80;
+        reference::Network network = problem.start;
+        reference::OptimizerState state(problem.training.optimizer);
+        std::vector<double> losses;
+        for (std::int64_t step = 0; step < steps; ++step)
+          losses.push_back(reference::train(network, state, batch_of(problem, problem.x, step),
+                                            batch_of(problem, problem.y, step), 1,
+                                            reference::loss_function(problem.training))[0]);
+        Trainer trainer = trainer_of(problem);
+        std::vector<double> trained;
+        for (const std::int64_t count : {std::int64_t{3}, steps - 4, std::int64_t{0}, std::int64_t{1}}) {
+          if (count == 1) {
+            EXPECT_LE(reference::loss_error(trainer.loss(), losses.back(), losses[0]), 1e-10);
+          }
+          for (const double loss_of_step : trainer.train(count).losses) trained.push_back(loss_of_step);
+        }
+        expect_near(trained, losses, 1e-10);
+        EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), 1e-10);
+      }
+}
+
 // New data of another size need a new executor; what the optimizer keeps goes along.
 TEST_P(Optimizers, StateOutlivesNewData) {
   for (const Case& each : cases_here()) {
@@ -333,6 +384,23 @@ TEST_F(OptimizerRefusals, OfLossesNameTheValueAndTheRemedy) {
   EXPECT_MENTIONS(refusal_of_classes({0, 1}, 1), "give it as many as y has columns");
 }
 
+TEST_F(OptimizerRefusals, ABatchIsAtMostAllSamples) {
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.samples = 4;
+  training.batch_size = 5;
+  const auto refusal = [&] {
+    return testing::refusal<InvalidArgument>("", [&] { make_plan(network, training, DeviceCaps()); });
+  };
+  EXPECT_MENTIONS(refusal(), "the batch size is 5, and there are 4 samples; use at most as many, or 0 for all");
+  training.batch_size = -1;
+  EXPECT_MENTIONS(refusal(), "the batch size is -1; it must not be negative");
+  training.batch_size = 2;
+  training.formulation = Formulation::gram;
+  EXPECT_MENTIONS(refusal(), "for steps that take all samples, not 2");
+}
+
 TEST_F(OptimizerRefusals, GramIsForUpdatesThatAddTheGradient) {
   EXPECT_MENTIONS(refusal_of({.kind = OptimizerKind::adam}, Formulation::gram),
                   "not for the optimizer 'adam'; choose 'gradient_descent'");
@@ -366,6 +434,8 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has one learning rate for all steps");
   training.form = PersistentForm::automatic;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
+  training.batch_size = 10;
+  EXPECT_MENTIONS(refusal(), "takes all samples in each step");
 }
 #endif
 

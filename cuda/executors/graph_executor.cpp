@@ -55,8 +55,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      this->upload_matrix(tensor(layout_.step.x), x);
-      this->upload_matrix(tensor(layout_.step.y), y);
+      this->upload_matrix(tensor(layout_.step.data_x), x);
+      this->upload_matrix(tensor(layout_.step.data_y), y);
     });
   }
 
@@ -65,10 +65,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     alive([&] { enqueue_steps(first_step, steps); });
   }
 
-  double loss() override {
+  double loss(std::int64_t step) override {
     double loss = 0;
     alive([&] {
       if (gram_) gram_->before_step();
+      if (scalars_->varies()) scalars_->send(scalars_->prepare(step, 1), 1, stream());
       enqueue_loss();
       this->download(&loss, at<double>(layout_.loss), sizeof loss);
     });
@@ -146,7 +147,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       make_gemms(*list);
     if (!has_steps()) make_gemms(layout_.predict);
     preparation_.lap("library");
-    scalars_.emplace(training_.optimizer, at<Scalars>(layout_.scalars), layout_.scalar_sets);
+    scalars_.emplace(training_, at<Scalars>(layout_.scalars), layout_.scalar_sets);
     upload_constants();
     if (has_steps() && !training_.deterministic) tune_gemms();
     rehearse();
@@ -228,6 +229,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     switch (op.kind) {
       case Kind::gemm:
         return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
+      case Kind::gather:
+        return launch_gather_rows(out, a, op.columns, layout_.step.order, &scalars->step, op.rows, stream());
       case Kind::narrow_linear:
         return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
       case Kind::narrow_gradient:
@@ -337,8 +340,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     const auto fill_tensor = [&](TensorId id, double deviation) {
       fill(tensor(id), step.tensor(id).rows * step.tensor(id).columns, deviation);
     };
-    fill_tensor(step.x, 1);
-    fill_tensor(step.y, 1);
+    fill_tensor(step.data_x, 1);
+    fill_tensor(step.data_y, 1);
     for (const Step::Layer& layer : step.layers)
       fill_tensor(layer.weight, std::sqrt(2.0 / static_cast<double>(layer.in_features)));
     if (gram_) gram_->before_step();

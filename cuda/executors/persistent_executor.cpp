@@ -46,8 +46,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void set_data(ConstMatrix x, ConstMatrix y) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      this->upload_matrix(tensor(layout_.step.x), x);
-      this->upload_matrix(tensor(layout_.step.y), y);
+      this->upload_matrix(tensor(layout_.step.data_x), x);
+      this->upload_matrix(tensor(layout_.step.data_y), y);
     });
   }
 
@@ -72,7 +72,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     });
   }
 
-  double loss() override {
+  double loss(std::int64_t) override {
     double loss = 0;
     alive([&] {
       if (gram_) gram_->before_step();
@@ -233,7 +233,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     const std::size_t operations = layout_.operations.size() * sizeof(PersistentOperation);
     this->upload(program, layout_.operations.data(), operations);
     this->upload(program + operations, layout_.phases.data(), layout_.phases.size() * sizeof(PersistentPhase));
-    scalars_.emplace(training_.optimizer, at<Scalars>(layout_.scalars), layout_.scalar_sets);
+    scalars_.emplace(training_, at<Scalars>(layout_.scalars), layout_.scalar_sets);
     scalars_->send(scalars_->prepare(0, 1), 1, stream());
   }
 

@@ -17,9 +17,9 @@ class ScalarQueue {
   using Scalars = elementwise::StepScalars<T>;
 
   /// `device` has room for `sets` of them: as many as a launch has steps, or 1 where all steps have the same.
-  ScalarQueue(const Optimizer& optimizer, Scalars* device, std::int64_t sets)
-      : optimizer_(optimizer),
-        varies_(scalars_vary(optimizer)),
+  ScalarQueue(const TrainingSpec& training, Scalars* device, std::int64_t sets)
+      : optimizer_(training.optimizer),
+        varies_(scalars_vary(training)),
         device_(device),
         sets_(sets),
         pinned_(static_cast<std::size_t>(2 * sets) * sizeof(Scalars)) {}

@@ -62,8 +62,8 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   void set_data(ConstMatrix x, ConstMatrix y) override {
     if (gram_) gram_->before_data();
-    convert(Matrix(tensor(layout_.step.x), x.rows, x.columns), x);
-    convert(Matrix(tensor(layout_.step.y), y.rows, y.columns), y);
+    convert(Matrix(tensor(layout_.step.data_x), x.rows, x.columns), x);
+    convert(Matrix(tensor(layout_.step.data_y), y.rows, y.columns), y);
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
@@ -97,7 +97,8 @@ class CpuExecutor final : public Executor, private GramDriver {
     if (gram_) gram_->before_reading();
   }
 
-  double loss() override {
+  double loss(std::int64_t step) override {
+    scalars_.step = step;
     const SingleThreadedBlas single_threaded;
     if (gram_) gram_->before_step();
     pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, false); });
@@ -188,14 +189,25 @@ class CpuExecutor final : public Executor, private GramDriver {
       add_bias(out, tensor(op.bias), rows, op.columns);
   }
 
+  // The rows [first, first + count) of the step's batch.
+  void gather(const StepOperation& op, T* out, std::int64_t first, std::int64_t count) const {
+    for (std::int64_t row = first; row < first + count; ++row, out += op.columns) {
+      const std::int64_t sample = layout_.step.order.sample(scalars_.step * op.rows + row);
+      std::copy_n(tensor(op.a) + sample * op.columns, op.columns, out);
+    }
+  }
+
   // The operations by row, for the rows [first, first + count); without `backward` up to the loss, which is returned.
   double run_panel(std::int64_t first, std::int64_t count, int worker, bool backward) const {
     double loss = 0;
     for (const StepOperation& op : layout_.step.operations) {
       if (!op.is_by_row()) continue;
-      const T* const a = at_row(op.a, first, worker);
+      const T* const a = op.kind == StepOperation::Kind::gather ? nullptr : at_row(op.a, first, worker);
       T* const out = at_row(op.out, first, worker);
       switch (op.kind) {
+        case StepOperation::Kind::gather:
+          gather(op, out, first, count);
+          break;
         case StepOperation::Kind::forward:
           forward(op, a, out, op.kept == kNoTensor ? nullptr : at_row(op.kept, first, worker), count);
           break;
@@ -227,7 +239,7 @@ class CpuExecutor final : public Executor, private GramDriver {
   // One task of the first phase.
   void run_block(std::int64_t block, int worker, bool backward) const {
     const std::int64_t begin = block * layout_.block_rows;
-    const std::int64_t end = std::min(begin + layout_.block_rows, training_.samples);
+    const std::int64_t end = std::min(begin + layout_.block_rows, layout_.step.batch);
     double loss = 0;
     for (std::int64_t first = begin; first < end; first += layout_.panel_rows) {
       const std::int64_t rows = std::min(layout_.panel_rows, end - first);
@@ -363,7 +375,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       const bool is_kernel = task < layout_.blocks;
       if (is_kernel ? !kernel : !pre_activation) return;
       const std::int64_t first = task % layout_.blocks * layout_.panel_rows;
-      const std::int64_t count = std::min(layout_.panel_rows, training_.samples - first);
+      const std::int64_t count = std::min(layout_.panel_rows, layout_.step.batch - first);
       const Step::Gram& gram = *layout_.step.gram;
       const StepOperation& op = is_kernel ? gram.make_kernel : gram.make_pre_activation;
       const T* const panel = tensor(op.a) + first * op.inner;

@@ -86,10 +86,10 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
 
 CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& training, int threads, Step made_step) {
   const std::uint64_t element = size_of(element_type(training.precision));
-  const std::int64_t samples = training.samples;
   CpuLayout layout;
   layout.step = std::move(made_step);
   const Step& step = layout.step;
+  const std::int64_t batch = step.batch;
   layout.tensors.assign(step.tensors.size(), 0);
   ArenaSpace arena(network, training, kCacheLine), scratch(network, training, kCacheLine);
   const auto take = [&](TensorId id, ArenaSpace& space, std::int64_t rows) {
@@ -123,29 +123,33 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
          {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
       take_whole(id);
 
-  layout.chunked = !step.gram && samples >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
-  layout.adds_products = samples <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind);
+  layout.chunked = !step.gram && batch >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
+  layout.adds_products = batch <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind);
   if (layout.chunked) {
     layout.panel_rows = kChunkedPanelRows;
     // Five to eight blocks at least, so that several threads have work; no more slots than kMaxBlocks.
-    layout.block_rows = std::clamp(kBlockRows, round_up(divide_up(samples, kMaxBlocks), kChunkedPanelRows),
-                                   round_up(divide_up(samples, 8), kChunkedPanelRows));
+    layout.block_rows = std::clamp(kBlockRows, round_up(divide_up(batch, kMaxBlocks), kChunkedPanelRows),
+                                   round_up(divide_up(batch, 8), kChunkedPanelRows));
   } else {
     // Eight panels where there are rows enough; a panel is large enough that a pass over the weights pays.
-    layout.panel_rows = std::clamp<std::int64_t>(round_up(divide_up(samples, 8), 64), 64, 512);
+    layout.panel_rows = std::clamp<std::int64_t>(round_up(divide_up(batch, 8), 64), 64, 512);
     layout.block_rows = layout.panel_rows;
   }
-  layout.blocks = divide_up(samples, layout.block_rows);
+  layout.blocks = divide_up(batch, layout.block_rows);
   add_updates(layout);
 
-  if (samples > 0) {
-    take_whole(step.x);
-    take_whole(step.y);
+  if (batch > 0) {
+    take_whole(step.data_x);
+    take_whole(step.data_y);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
     if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
     const auto take_activation = [&](TensorId id) {
-      take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : samples);
+      take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : batch);
     };
+    if (step.x != step.data_x) {
+      take_activation(step.x);
+      take_activation(step.y);
+    }
     for (const Step::Layer& layer : step.layers) {
       if (&layer != &step.layers.back()) take_activation(layer.output);
       take_activation(layer.gradient);

@@ -50,6 +50,7 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
       return cuda::column_sums_slots(op.rows, op.columns);
     case Kind::clip_factor:
       return cuda::square_sum_slots(op.columns);
+    case Kind::gather:
     case Kind::gemm:
     case Kind::narrow_linear:
     case Kind::bias_activation:
@@ -242,6 +243,9 @@ class Lowering {
 
   void add(const StepOperation& op) {
     switch (op.kind) {
+      case StepOperation::Kind::gather:
+        push(Kind::gather, op, layout_.at(op.out), op.rows, op.columns).a = layout_.at(op.a);
+        return;
       case StepOperation::Kind::forward:
         return add_forward(op, layout_.at(op.a), layout_.at(op.out), layout_.at(op.kept), op.rows);
       case StepOperation::Kind::activate:
@@ -325,6 +329,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
   };
   double moved = 0;  // elements
   switch (op.kind) {
+    case Kind::gather:
     case Kind::bias_activation:
     case Kind::add_bias:
     case Kind::copy:
@@ -456,8 +461,10 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     layout.steps = arena.take(1, 1, sizeof(std::int64_t));
     layout.losses = arena.take(2 * kStepsPerLaunch, 1, sizeof(double));
     layout.loss = arena.take(1, 1, sizeof(double));
-    places.take(step.x);
-    places.take(step.y);
+    places.take(step.data_x);
+    places.take(step.data_y);
+    for (const TensorId id : {step.x, step.y})
+      if (layout.at(id) == kNoOperand) places.take(id);
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);
       places.share(layer.gradient, layer.output);
@@ -494,7 +501,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     layout.slots = arena.take(slots, 1, sizeof(double));
     layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
-    if (scalars_vary(training.optimizer)) layout.scalar_sets = layout.steps_per_launch;
+    if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;
   }
   layout.scalars = arena.take(layout.scalar_sets + 1, 1, scalars_bytes(training.precision));
 

@@ -22,6 +22,7 @@ constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
 struct GraphOperation {
   enum class Kind {
+    gather,              ///< out = the rows of a that the step takes
     gemm,                ///< op(a) op(b)
     narrow_linear,       ///< out = a b (+ bias)
     narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,

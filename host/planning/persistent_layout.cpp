@@ -99,14 +99,14 @@ class Builder {
       : network_(network),
         training_(training),
         element_(size_of(element_type(training.precision))),
-        samples_(training.samples),
+        batch_(batch_of(training)),
         arena_(network, training, kAlignment) {}
 
   PersistentLayout build(const GpuCaps& gpu, Step step) {
     layout_.step = std::move(step);
     layout_.gpu = gpu;
     take_region();
-    if (samples_ > 0) make_program();
+    if (batch_ > 0) make_program();
     place_the_rest();
     choose(gpu);
     finish();
@@ -140,7 +140,7 @@ class Builder {
       take(gram->sum);
     }
     layout_.state_bytes = arena_.used();
-    if (samples_ == 0) return;
+    if (batch_ == 0) return;
     for (const Step::Layer& layer : step().layers) {
       // Predictions become errors at once, where those are by element.
       if (&layer != &step().layers.back() || !is_by_element(training_.loss)) take(layer.output);
@@ -151,9 +151,9 @@ class Builder {
     take(step().y);
     // One for each tile of the last layer, of which the smallest are the most, or for each task of a loss by row.
     const std::int64_t tiles =
-        cuda::divide_up(samples_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns);
+        cuda::divide_up(batch_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns);
     slots_ =
-        arena_.take(is_by_element(training_.loss) ? tiles : cuda::divide_up(samples_, kRowLossRows), 1, sizeof(double));
+        arena_.take(is_by_element(training_.loss) ? tiles : cuda::divide_up(batch_, kRowLossRows), 1, sizeof(double));
     layout_.region_bytes = arena_.used();
     if (!gram) return;
     take(step().x);
@@ -222,10 +222,11 @@ class Builder {
           waiting.back().kind = Kind::gram_update;
           waiting.back().sum = layout_.at(op.out);
           break;
+        case StepOperation::Kind::gather:
         case StepOperation::Kind::kernel_matrix:
         case StepOperation::Kind::rebuild_weight:
         case StepOperation::Kind::rebuild_bias:
-          break;  // in no step
+          break;  // refused, or in no step
       }
     }
     begin_phase();
@@ -235,7 +236,7 @@ class Builder {
   }
 
   void place_the_rest() {
-    if (samples_ > 0) {
+    if (batch_ > 0) {
       layout_.program = arena_.take(static_cast<std::int64_t>(layout_.program_bytes()), 1, 1);
       layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
       layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
@@ -295,11 +296,11 @@ class Builder {
       way.refusal = "the form 'two-layer' has no optimizer " + shown(training_.optimizer.kind);
       return way;
     }
-    if (scalars_vary(training_.optimizer)) {
+    if (scalars_vary(training_)) {
       way.refusal = "the form 'two-layer' has one learning rate for all steps";
       return way;
     }
-    const cuda::TwoLayerShape shape{samples_, network_.widths[0], network_.widths[1], network_.widths[2],
+    const cuda::TwoLayerShape shape{batch_, network_.widths[0], network_.widths[1], network_.widths[2],
                                     static_cast<int>(element_)};
     const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
       way.refusal = decision.refusal;
@@ -336,6 +337,7 @@ class Builder {
     all.push_back({PersistentForm::grid, std::max<std::int64_t>(gpu.multiprocessors, 1),
                    gpu.cooperative ? "" : gpu.name + " does not promise that all blocks of a launch run at once"});
     for (Way& way : all) {
+      if (has_minibatches(training_)) way.refusal = "the plan 'persistent' takes all samples in each step";
       if (way.form == PersistentForm::two_layer) continue;
       if (layout_.program_bytes() > kMostProgramBytes)
         way.refusal = "a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch";
@@ -352,7 +354,7 @@ class Builder {
   }
 
   void choose(const GpuCaps& gpu) {
-    if (samples_ == 0) return;
+    if (batch_ == 0) return;
     const Way* best = nullptr;
     const std::vector<Way> all = ways(gpu);
     for (const Way& way : all) {
@@ -396,7 +398,7 @@ class Builder {
   }
 
   void finish() {
-    if (samples_ > 0) {
+    if (batch_ > 0) {
       if (layout_.tagged_slots > 0) layout_.tagged = arena_.take(layout_.tagged_slots, 1, 2 * element_);
       const std::int64_t tiles = layout_.operations[errors_].tasks;
       for (PersistentOperation& op : layout_.operations)
@@ -406,7 +408,7 @@ class Builder {
       layout_.steps_per_launch =
           std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);
       layout_.losses = arena_.take(2 * layout_.steps_per_launch, 1, sizeof(double));
-      if (scalars_vary(training_.optimizer)) layout_.scalar_sets = layout_.steps_per_launch;
+      if (scalars_vary(training_)) layout_.scalar_sets = layout_.steps_per_launch;
       layout_.scalars = arena_.take(layout_.scalar_sets, 1, scalars_bytes(training_.precision));
     }
     layout_.bytes = arena_.used();
@@ -415,7 +417,7 @@ class Builder {
   const NetworkSpec& network_;
   const TrainingSpec& training_;
   const std::uint64_t element_;
-  const std::int64_t samples_;
+  const std::int64_t batch_;
   ArenaSpace arena_;
   PersistentLayout layout_;
   std::uint64_t slots_ = kNone;
@@ -516,6 +518,7 @@ PersistentOperation persistent_operation(const PersistentLayout& layout, const S
       made.rows = 1;
       made.inner = operation.rows;
       break;
+    case StepOperation::Kind::gather:  // in no step that it takes
     case StepOperation::Kind::sum_update:
       break;  // part of another one
     case StepOperation::Kind::kernel_matrix:

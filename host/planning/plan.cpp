@@ -156,9 +156,9 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
   if (training.reprojection_steps > 0 && training.formulation != Formulation::gram)
     throw InvalidArgument("a reprojection every " + std::to_string(training.reprojection_steps) +
                           " steps belongs to the formulation 'gram'; ask for that, or set it to 0");
-  if (training.batch_size != 0 && training.batch_size != training.samples)
-    throw Unsupported("a batch size of " + std::to_string(training.batch_size) +
-                      " is not supported: every step takes all samples; set it to 0");
+  if (training.samples > 0 && training.batch_size > training.samples)
+    throw InvalidArgument("the batch size is " + std::to_string(training.batch_size) + ", and there are " +
+                          std::to_string(training.samples) + " samples; use at most as many, or 0 for all");
 }
 
 // Floating-point operations of the first layer's products in a step.

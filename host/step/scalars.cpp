@@ -5,6 +5,8 @@
 #include <limits>
 #include <numbers>
 
+#include "step.h"
+
 namespace deviceloop {
 namespace {
 
@@ -53,15 +55,17 @@ double rate_of_step(const Optimizer& optimizer, std::int64_t step) {
   return rate;
 }
 
-bool scalars_vary(const Optimizer& optimizer) {
-  return optimizer.schedule.kind != ScheduleKind::constant || optimizer.schedule.warmup_steps > 0 ||
-         has_bias_correction(optimizer.kind);
+bool scalars_vary(const TrainingSpec& training) {
+  const Optimizer& optimizer = training.optimizer;
+  return has_minibatches(training) || optimizer.schedule.kind != ScheduleKind::constant ||
+         optimizer.schedule.warmup_steps > 0 || has_bias_correction(optimizer.kind);
 }
 
 template <class T>
 elementwise::StepScalars<T> step_scalars(const Optimizer& optimizer, std::int64_t step) {
   const double rate = rate_of_step(optimizer, step), decay = weight_decay_of(optimizer), beta2 = beta2_of(optimizer);
   elementwise::StepScalars<T> scalars;
+  scalars.step = step;
   scalars.learning_rate = static_cast<T>(rate);
   scalars.negative_rate = -scalars.learning_rate;
   scalars.momentum = static_cast<T>(optimizer.momentum);

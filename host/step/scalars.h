@@ -15,7 +15,7 @@ namespace deviceloop {
 double rate_of_step(const Optimizer& optimizer, std::int64_t step);
 
 /// Whether steps differ in their scalars.
-bool scalars_vary(const Optimizer& optimizer);
+bool scalars_vary(const TrainingSpec& training);
 
 /// Of a step, before which `step` steps were taken: in T, computed in double and rounded once.
 template <class T>

@@ -15,7 +15,8 @@ class StepBuilder {
 
   Step build() {
     step_.precision = training_.precision;
-    step_.batch = training_.samples;
+    step_.batch = batch_of(training_);
+    step_.order = {training_.seed, training_.samples, training_.shuffle};
     add_tensors();
     for (int index = 0; index < network_.layers(); ++index) step_.inference.push_back(forward(index));
     if (step_.batch > 0) add_operations();
@@ -65,8 +66,13 @@ class StepBuilder {
       of.weight_state = add_states(of.weight);
       if (network_.bias) of.bias_state = add_states(of.bias);
     }
-    step_.x = add("X", Lifetime::data, batch(), network_.widths.front());
-    step_.y = add("Y", Lifetime::data, batch(), training_.class_targets ? 1 : network_.widths.back());
+    const std::int64_t target_columns = training_.class_targets ? 1 : network_.widths.back();
+    step_.data_x = step_.x = add("X", Lifetime::data, training_.samples, network_.widths.front());
+    step_.data_y = step_.y = add("Y", Lifetime::data, training_.samples, target_columns);
+    if (has_minibatches(training_)) {
+      step_.x = add("X_batch", Lifetime::activation, batch(), network_.widths.front());
+      step_.y = add("Y_batch", Lifetime::activation, batch(), target_columns);
+    }
     for (int index = 0; index < network_.layers(); ++index) {
       const std::string number = std::to_string(index);
       const std::int64_t columns = layer(index).out_features;
@@ -141,6 +147,7 @@ class StepBuilder {
   void add_operations() {
     if (step_.gram) make_gram_operations();
     std::vector<StepOperation>& operations = step_.operations;
+    if (step_.x != step_.data_x) add_gathers();
     for (int index = 0; index <= last(); ++index) {
       if (index > 0 || !step_.gram) {
         operations.push_back(step_.inference[static_cast<std::size_t>(index)]);
@@ -158,6 +165,15 @@ class StepBuilder {
     loss.loss = {training_.loss, loss_scale(), training_.huber_delta, training_.class_targets};
     operations.push_back(loss);
     for (int index = last(); index >= 0; --index) add_backward(index);
+  }
+
+  void add_gathers() {
+    for (const auto& [data, batch] : {std::pair(step_.data_x, step_.x), std::pair(step_.data_y, step_.y)}) {
+      StepOperation op = operation(Kind::gather, 0, step_.batch, step_.tensor(batch).columns, 0);
+      op.a = data;
+      op.out = batch;
+      step_.operations.push_back(op);
+    }
   }
 
   void add_backward(int index) {
@@ -227,6 +243,8 @@ std::string text_of(const Step& step, const StepOperation& op) {
   const auto text = [&](TensorId id) { return text_of(step, id); };
   const auto plus = [&](TensorId id) { return id == kNoTensor ? std::string() : " + " + text(id); };
   switch (op.kind) {
+    case Kind::gather:
+      return text(op.out) + " = rows of " + text(op.a);
     case Kind::forward: {
       const std::string z = text(op.a) + " " + text(op.b) + plus(op.bias);
       return text(op.out) + (op.kept == kNoTensor ? "" : ", " + text(op.kept)) + " = " +
@@ -260,6 +278,7 @@ std::string text_of(const Step& step, const StepOperation& op) {
 
 bool StepOperation::is_by_row() const {
   switch (kind) {
+    case Kind::gather:
     case Kind::forward:
     case Kind::activate:
     case Kind::loss:
@@ -280,6 +299,14 @@ TensorId Step::tensor_of(const ParameterInfo& info) const {
   const Layer& layer = layers[static_cast<std::size_t>(info.layer)];
   if (info.state < 0) return info.is_bias ? layer.bias : layer.weight;
   return (info.is_bias ? layer.bias_state : layer.weight_state)[static_cast<std::size_t>(info.state)];
+}
+
+bool has_minibatches(const TrainingSpec& training) {
+  return training.batch_size != 0 && training.batch_size != training.samples;
+}
+
+std::int64_t batch_of(const TrainingSpec& training) {
+  return training.samples > 0 && training.batch_size != 0 ? training.batch_size : training.samples;
 }
 
 Step make_step(const NetworkSpec& network, const TrainingSpec& training) {

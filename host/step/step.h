@@ -15,6 +15,7 @@
 #include "../elementwise.h"
 #include "../losses.h"
 #include "../parameters.h"
+#include "../permutation.h"
 
 namespace deviceloop {
 
@@ -47,6 +48,7 @@ struct StepTensor {
 /// then changes `out` and `state` by it, as `optimizer` says.
 struct StepOperation {
   enum class Kind {
+    gather,          ///< out = the rows of the data a that the step takes, in their order
     forward,         ///< out = activation(a b + bias), without an activation where it has none; a b + bias to `kept`
     activate,        ///< out = activation(a)
     loss,            ///< the loss of predictions a and targets b, and its gradient to out
@@ -108,10 +110,13 @@ struct Step {
 
   Precision precision = Precision::fp32;
   std::int64_t batch = 0;  ///< rows of a step; 0: a network that only predicts, which has no operations
+  BatchOrder order{};      ///< which rows of the data; only of `gather`
   std::vector<StepTensor> tensors{};
   std::vector<Layer> layers{};
-  TensorId x = kNoTensor;  ///< [batch, in_features]
+  TensorId x = kNoTensor;  ///< [batch, in_features]; with minibatches a copy of rows of data_x
   TensorId y = kNoTensor;  ///< [batch, outputs], or [batch, 1] of classes
+  /// What the caller sets: x and y themselves, or with minibatches [samples, ...].
+  TensorId data_x = kNoTensor, data_y = kNoTensor;
   std::optional<Gram> gram{};
   /// Forward, the loss, and backward: a layer's input gradient comes before the update of its weight.
   std::vector<StepOperation> operations{};
@@ -122,6 +127,11 @@ struct Step {
   /// The tensor of an entry of state_layout().
   TensorId tensor_of(const ParameterInfo& info) const;
 };
+
+/// Whether a step takes some samples, not all.
+bool has_minibatches(const TrainingSpec& training);
+/// Rows of a step; 0 without samples.
+std::int64_t batch_of(const TrainingSpec& training);
 
 /// The specifications have been validated.
 Step make_step(const NetworkSpec& network, const TrainingSpec& training);

@@ -169,8 +169,15 @@ struct TrainingSpec {
   Reduction reduction = Reduction::sum;
   bool class_targets = false;  ///< with cross_entropy: targets are numbers of classes. Trainer fills it in.
   Optimizer optimizer{};
-  std::int64_t samples = 0;     ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
-  std::int64_t batch_size = 0;  ///< samples per step; 0: all. Any other size throws Unsupported.
+  std::int64_t samples = 0;  ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
+  /// Samples per step; 0: all. Of another size B than all N of them, row r of the step that follows s others takes the
+  /// sample at position p = s B + r: sample p mod N, or with `shuffle` the one that the order of epoch p / N, which
+  /// depends on `seed`, N and the epoch alone, has at p mod N. Each epoch has each sample once; a batch may begin in
+  /// one epoch and end in the next. Steps are counted as in Schedule.
+  /// @{
+  std::int64_t batch_size = 0;
+  bool shuffle = true;
+  /// @}
   Precision precision = Precision::fp32;
   Formulation formulation = Formulation::primal;
   /// Only with `gram`: this many steps after Z was last computed from W and b, it is computed from them again, which
