@@ -54,14 +54,14 @@ struct Format {
 };
 
 template <class T>
-DEVICELOOP_HOST_DEVICE inline typename Format<T>::Bits bits_of(T value) {
+DEVICELOOP_ELEMENT inline typename Format<T>::Bits bits_of(T value) {
   typename Format<T>::Bits bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T from_bits(typename Format<T>::Bits bits) {
+DEVICELOOP_ELEMENT inline T from_bits(typename Format<T>::Bits bits) {
   T value;
   memcpy(&value, &bits, sizeof value);
   return value;
@@ -69,21 +69,21 @@ DEVICELOOP_HOST_DEVICE inline T from_bits(typename Format<T>::Bits bits) {
 
 /// The bound where x is beyond it; NaN passes.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T at_least(T x, T bound) {
+DEVICELOOP_ELEMENT inline T at_least(T x, T bound) {
   return x < bound ? bound : x;
 }
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T at_most(T x, T bound) {
+DEVICELOOP_ELEMENT inline T at_most(T x, T bound) {
   return x > bound ? bound : x;
 }
 
 /// c0 + c1 x + c2 x^2 + ..., by Horner's rule.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T polynomial(T, T c0) {
+DEVICELOOP_ELEMENT inline T polynomial(T, T c0) {
   return c0;
 }
 template <class T, class... Coefficients>
-DEVICELOOP_HOST_DEVICE inline T polynomial(T x, T c0, Coefficients... others) {
+DEVICELOOP_ELEMENT inline T polynomial(T x, T c0, Coefficients... others) {
   return std::fma(x, polynomial(x, others...), c0);
 }
 
@@ -95,14 +95,14 @@ struct Pair {
 
 /// a + b exactly, where |a| >= |b| or a = 0.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline Pair<T> ordered_sum(T a, T b) {
+DEVICELOOP_ELEMENT inline Pair<T> ordered_sum(T a, T b) {
   const T sum = a + b;
   return {sum, b - (sum - a)};
 }
 
 /// a + b exactly.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline Pair<T> sum(T a, T b) {
+DEVICELOOP_ELEMENT inline Pair<T> sum(T a, T b) {
   const T high = a + b;
   const T from_b = high - a;
   return {high, (a - (high - from_b)) + (b - from_b)};
@@ -110,7 +110,7 @@ DEVICELOOP_HOST_DEVICE inline Pair<T> sum(T a, T b) {
 
 /// numerator / denominator, rounded nearly once.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T quotient(Pair<T> numerator, Pair<T> denominator) {
+DEVICELOOP_ELEMENT inline T quotient(Pair<T> numerator, Pair<T> denominator) {
   const T reciprocal = T(1) / denominator.high;
   const T first = numerator.high * reciprocal;
   const T remainder =
@@ -125,12 +125,12 @@ struct ExpParts {
   T r, c;
 
   /// 2^(k + change), a normal number.
-  DEVICELOOP_HOST_DEVICE T power(int change) const {
+  DEVICELOOP_ELEMENT T power(int change) const {
     using F = Format<T>;
     return from_bits<T>((shifted + F::kBias + static_cast<typename F::Bits>(change)) << F::kMantissaBits);
   }
   /// value 2^k, where that may be subnormal or infinite: rounded once, from two factors of about 2^(k / 2).
-  DEVICELOOP_HOST_DEVICE T scaled(T value) const {
+  DEVICELOOP_ELEMENT T scaled(T value) const {
     using F = Format<T>;
     constexpr typename F::Bits offset = kIsFloat<T> ? 512 : 4096;  // makes k positive, for the shift
     const typename F::Bits half = ((shifted + offset) & (2 * offset - 1)) >> 1;
@@ -142,7 +142,7 @@ struct ExpParts {
 
 /// For x from kExpLeast to kExpMost. r is exact but for its last rounding, whose error is in c.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline ExpParts<T> exp_parts(T x) {
+DEVICELOOP_ELEMENT inline ExpParts<T> exp_parts(T x) {
   using F = Format<T>;
   const T shifted = std::fma(x, F::kLog2E, F::kShift);
   const T k = shifted - F::kShift;
@@ -162,14 +162,14 @@ DEVICELOOP_HOST_DEVICE inline ExpParts<T> exp_parts(T x) {
 
 /// 1 + r + c
 template <class T>
-DEVICELOOP_HOST_DEVICE inline Pair<T> one_plus(const ExpParts<T>& parts) {
+DEVICELOOP_ELEMENT inline Pair<T> one_plus(const ExpParts<T>& parts) {
   const Pair<T> start = ordered_sum(T(1), parts.r);
   return ordered_sum(start.high, start.low + parts.c);
 }
 
 /// e^x
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T exp(T x) {
+DEVICELOOP_ELEMENT inline T exp(T x) {
   using F = Format<T>;
   const ExpParts<T> parts = exp_parts(at_most(at_least(x, F::kExpLeast), F::kExpMost));
   return parts.scaled(T(1) + (parts.r + parts.c));
@@ -177,7 +177,7 @@ DEVICELOOP_HOST_DEVICE inline T exp(T x) {
 
 /// (e^x - 1) / 2 for x up to kExpMost: half, as it is finite wherever e^x - 1 is. Less than -1/2 + 2^-54 is -1/2.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline Pair<T> half_expm1(T x) {
+DEVICELOOP_ELEMENT inline Pair<T> half_expm1(T x) {
   const ExpParts<T> parts = exp_parts(at_least(x, kIsFloat<T> ? T(-20) : T(-42)));
   const T power = parts.power(-1);
   const Pair<T> main = ordered_sum(power - T(0.5), power * parts.r);
@@ -186,7 +186,7 @@ DEVICELOOP_HOST_DEVICE inline Pair<T> half_expm1(T x) {
 
 /// e^x - 1
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T expm1(T x) {
+DEVICELOOP_ELEMENT inline T expm1(T x) {
   const Pair<T> half = half_expm1(at_most(x, Format<T>::kExpMost));
   const T value = T(2) * (half.high + half.low);
   return std::fabs(x) < Format<T>::kTiny ? x : value;
@@ -194,7 +194,7 @@ DEVICELOOP_HOST_DEVICE inline T expm1(T x) {
 
 /// log(u.high + u.low) for a normal u.high.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T log_of(Pair<T> u) {
+DEVICELOOP_ELEMENT inline T log_of(Pair<T> u) {
   using F = Format<T>;
   using Bits = typename F::Bits;
   // u = 2^k (1 + f) with 1 + f from sqrt(1/2) to sqrt(2)
@@ -222,7 +222,7 @@ DEVICELOOP_HOST_DEVICE inline T log_of(Pair<T> u) {
 
 /// log(1 + x)
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T log1p(T x) {
+DEVICELOOP_ELEMENT inline T log1p(T x) {
   using F = Format<T>;
   const T value = std::fabs(x) < F::kTiny ? x : log_of(sum(T(1), x));
   const T outside = x < T(-1) ? F::kNan : x;  // and NaN
@@ -231,7 +231,7 @@ DEVICELOOP_HOST_DEVICE inline T log1p(T x) {
 
 /// tanh(x) = -expm1(-2 |x|) / (2 + expm1(-2 |x|)), with the sign of x.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T tanh(T x) {
+DEVICELOOP_ELEMENT inline T tanh(T x) {
   const Pair<T> half = half_expm1(T(-2) * std::fabs(x));
   const Pair<T> denominator = ordered_sum(T(1), half.high);
   const T value = quotient<T>({-half.high, -half.low}, {denominator.high, denominator.low + half.low});
@@ -240,7 +240,7 @@ DEVICELOOP_HOST_DEVICE inline T tanh(T x) {
 
 /// 1 / (1 + e^-x), as that for x >= 0 and as e^x / (1 + e^x) below.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T sigmoid(T x) {
+DEVICELOOP_ELEMENT inline T sigmoid(T x) {
   const ExpParts<T> parts = exp_parts(at_least(-std::fabs(x), Format<T>::kExpLeast));
   const Pair<T> unscaled = one_plus(parts);
   const Pair<T> denominator = ordered_sum(T(1), parts.scaled(unscaled.high));
@@ -252,7 +252,7 @@ DEVICELOOP_HOST_DEVICE inline T sigmoid(T x) {
 
 /// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T softplus(T x) {
+DEVICELOOP_ELEMENT inline T softplus(T x) {
   const ExpParts<T> parts = exp_parts(at_least(-std::fabs(x), Format<T>::kExpLeast));
   const Pair<T> unscaled = one_plus(parts);
   const Pair<T> u = ordered_sum(T(1), parts.scaled(unscaled.high));
@@ -262,7 +262,7 @@ DEVICELOOP_HOST_DEVICE inline T softplus(T x) {
 /// 2 / sqrt(pi) times the integral of e^-t^2 from 0 to x. Up to |x| = 1 it is a polynomial, from there 1 - e^-g(|x|)
 /// with a polynomial g.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T erf(T x) {
+DEVICELOOP_ELEMENT inline T erf(T x) {
   const T magnitude = std::fabs(x);
   const T z = x * x;
   const T y = at_most(magnitude, kIsFloat<T> ? T(4) : T(6));
@@ -300,7 +300,7 @@ struct Angle {
 template <class T>
 inline constexpr T kMostByParts = kIsFloat<T> ? T(0x1p15) : T(0x1p30);
 template <class T>
-DEVICELOOP_HOST_DEVICE inline Angle<T> angle_by_parts(T x) {
+DEVICELOOP_ELEMENT inline Angle<T> angle_by_parts(T x) {
   using F = Format<T>;
   const T shifted = std::fma(x, F::kTwoOverPi, F::kShift);
   const T j = shifted - F::kShift;
@@ -315,7 +315,7 @@ DEVICELOOP_HOST_DEVICE inline Angle<T> angle_by_parts(T x) {
 /// products with m 2^e are multiples of 4. The closest that a double comes to a multiple of pi / 2 is about 2^-62, a
 /// float 2^-31; the error is below 2^-120 and 2^-60.
 template <class T>
-DEVICELOOP_RARELY_CALLED DEVICELOOP_HOST_DEVICE Angle<T> angle_of_large(T x) {
+DEVICELOOP_RARELY_CALLED Angle<T> angle_of_large(T x) {
   using F = Format<T>;
   // 2 / pi = 0.a2f9836e...
   static constexpr std::uint32_t two_over_pi[40] = {
@@ -375,7 +375,7 @@ DEVICELOOP_RARELY_CALLED DEVICELOOP_HOST_DEVICE Angle<T> angle_of_large(T x) {
 
 /// sin of the angle plus `quadrants` quarters of a turn.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T sin_of(Angle<T> angle, typename Format<T>::Bits quadrants) {
+DEVICELOOP_ELEMENT inline T sin_of(Angle<T> angle, typename Format<T>::Bits quadrants) {
   using F = Format<T>;
   const T z = angle.high * angle.high;
   // (sin(r) - r) / r^3 and (cos(r) - 1 + r^2 / 2) / r^4 in r^2, for |r| <= 0.79. Errors, of the terms that they stand
@@ -401,7 +401,7 @@ DEVICELOOP_HOST_DEVICE inline T sin_of(Angle<T> angle, typename Format<T>::Bits 
 
 /// sin(x), x in radians; NaN for infinities.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T sin(T x) {
+DEVICELOOP_ELEMENT inline T sin(T x) {
   const T magnitude = std::fabs(x);
   const T value = sin_of(magnitude > kMostByParts<T> ? angle_of_large(x) : angle_by_parts(x), 0);
   return magnitude < Format<T>::kTiny ? x : value;
@@ -409,7 +409,7 @@ DEVICELOOP_HOST_DEVICE inline T sin(T x) {
 
 /// cos(x), x in radians; NaN for infinities.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline T cos(T x) {
+DEVICELOOP_ELEMENT inline T cos(T x) {
   return sin_of(std::fabs(x) > kMostByParts<T> ? angle_of_large(x) : angle_by_parts(x), 1);
 }
 

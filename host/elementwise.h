@@ -51,60 +51,6 @@ DEVICELOOP_HOST_DEVICE inline T relu_gradient_marked(T h, T dh) {
   return is_marked(h) ? T(0) : dh;
 }
 
-/// ReLU as an activation of a layer. Its gradient follows from its output, which therefore keeps the mask.
-struct Relu {
-  static constexpr bool keeps_pre_activation = false;
-  template <class T>
-  DEVICELOOP_HOST_DEVICE static T value(T z) {
-    return relu_marked(z);
-  }
-  /// `kept` is the pre-activation where that is kept, else the value.
-  template <class T>
-  DEVICELOOP_HOST_DEVICE static T gradient(T kept, T dh) {
-    return relu_gradient_marked(kept, dh);
-  }
-};
-
-/// An activation is a struct like Relu, and a line in each of these functions.
-/// @{
-
-/// Whether its gradient needs the pre-activation, else its value.
-constexpr bool keeps_pre_activation(Activation activation) {
-  switch (activation) {
-    case Activation::relu:
-      return Relu::keeps_pre_activation;
-  }
-  return false;
-}
-
-/// Calls use(an object of its struct): for loops on the host.
-template <class Use>
-inline void with_activation(Activation activation, Use use) {
-  switch (activation) {
-    case Activation::relu:
-      return use(Relu());
-  }
-}
-
-template <class T>
-DEVICELOOP_HOST_DEVICE inline T activation_value(Activation activation, T z) {
-  switch (activation) {
-    case Activation::relu:
-      break;
-  }
-  return Relu::value(z);
-}
-
-template <class T>
-DEVICELOOP_HOST_DEVICE inline T activation_gradient(Activation activation, T kept, T dh) {
-  switch (activation) {
-    case Activation::relu:
-      break;
-  }
-  return Relu::gradient(kept, dh);
-}
-/// @}
-
 /// d (p - y)^2 / dp = 2 (p - y), from the difference.
 template <class T>
 DEVICELOOP_HOST_DEVICE inline T squared_error_gradient(T difference) {

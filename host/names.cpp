@@ -8,6 +8,26 @@ const char* name_or_null(Activation activation) {
   switch (activation) {
     case Activation::relu:
       return "relu";
+    case Activation::identity:
+      return "identity";
+    case Activation::leaky_relu:
+      return "leaky_relu";
+    case Activation::elu:
+      return "elu";
+    case Activation::silu:
+      return "silu";
+    case Activation::gelu:
+      return "gelu";
+    case Activation::gelu_tanh:
+      return "gelu_tanh";
+    case Activation::tanh:
+      return "tanh";
+    case Activation::sigmoid:
+      return "sigmoid";
+    case Activation::softplus:
+      return "softplus";
+    case Activation::sine:
+      return "sine";
   }
   return nullptr;
 }

@@ -184,6 +184,7 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
         "--plan NAME .*auto\\)", "--threads N .*0", "--bias", "--x FILE", "--y FILE", "--weights FILE", "--save FILE",
         "--history FILE", "--json FILE", "--plot FILE", "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
+  EXPECT_TRUE(holds(help, "--activation NAME .*relu\\)")) << help;
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
   EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
 }
@@ -230,6 +231,8 @@ TEST(Command, RefusesWhatIsNoNumber) {
 }
 
 TEST(Command, RefusesWhatIsNoChoice) {
+  expect_refused({"train", "--activation", "leaky_relu"},
+                 {"--activation", "one of relu, identity, leaky-relu, ", ", sine", "'leaky_relu'"});
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
   expect_refused({"train", "--header", "true"}, {"--header", "auto, yes or no", "'true'"});
   expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
@@ -1207,6 +1210,27 @@ TEST(Train, ShowsNoProgressWhenPipedOrQuiet) {
   std::this_thread::sleep_for(std::chrono::milliseconds(600));
   for (const RunningCommand& each : runs) each.send(SIGINT);
   for (RunningCommand& each : runs) EXPECT_EQ(each.finish().err.find(" left"), std::string::npos);
+}
+
+// The weights file has none, so that predict must be told.
+TEST(Activation, IsThatOfTrainPlanAndPredict) {
+  TemporaryFolder folder;
+  const Arguments tanh = {"--activation", "tanh"}, weights = {"--weights", folder / "w.safetensors"};
+  const Arguments data = {"--layers", "6,5,2", "--samples", "9", "--x", folder / "x.npy"};
+  expect_done(run(Arguments{"data"} + data + weights + tanh));
+  const Arguments train_tanh = tanh + Arguments{"--steps", "3", "--quiet", "--save", folder / "w.safetensors"};
+  expect_done(train(train_tanh + Arguments{"--history", folder / "tanh"}));
+  expect_done(train({"--steps", "3", "--quiet", "--history", folder / "relu"}));
+  EXPECT_NE(read_all(folder / "tanh"), read_all(folder / "relu"));
+  const Arguments predict = Arguments{"predict", "--x", folder / "x.npy"} + weights;
+  const CommandResult by_tanh = run(predict + tanh + Arguments{"--out", folder / "tanh.npy"});
+  expect_done(by_tanh);
+  EXPECT_NE(by_tanh.out.find("predicted by 6,5,2, activation tanh\n"), std::string::npos) << by_tanh.out;
+  expect_done(run(predict + Arguments{"--out", folder / "relu.npy"}));
+  EXPECT_NE(read_all(folder / "tanh.npy"), read_all(folder / "relu.npy"));
+  const CommandResult plan = run({"plan", "--layers", "6,5,2", "--bias", "--activation", "gelu-tanh"});
+  expect_done(plan);
+  EXPECT_EQ(plan.out.rfind("--layers 6,5,2 with biases, activation gelu-tanh, 128 samples\n", 0), 0u) << plan.out;
 }
 
 TEST(Data, IsWhatTrainGenerates) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <ostream>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/activations.h"
 #include "support/exact.h"
 #include "support/gpu.h"
 #include "support/problem.h"
@@ -110,7 +112,8 @@ class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
     problem.training.form = GetParam().form;
     // Where that form is not for the network, the one that is.
     if (GetParam().form == PersistentForm::two_layer &&
-        (problem.network.layers() != 2 || problem.x.rows > 128 || problem.network.widths.back() > 16))
+        (problem.network.layers() != 2 || problem.x.rows > 128 || problem.network.widths.back() > 16 ||
+         problem.network.activation != Activation::relu))
       problem.training.form = PersistentForm::automatic;
     return problem;
   }
@@ -420,6 +423,46 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
       EXPECT_LE(live, 0.8);
     }
   }
+}
+
+/// The formulas as the reference takes them.
+template <std::size_t... index>
+std::vector<reference::Activation> in_double(std::index_sequence<index...>) {
+  return {{[](double z) { return static_cast<double>(testing::kActivationFormulas[index].value(z)); },
+           [](double z, double dh) {
+             return static_cast<double>(testing::kActivationFormulas[index].derivative(z)) * dh;
+           }}...};
+}
+
+// Wide and narrow layers, which executors treat differently, above each other in each order.
+TEST_P(Conformance, FollowsTheReferenceWithEveryActivation) {
+  constexpr std::size_t count = std::size(testing::kActivationFormulas);
+  const std::vector<reference::Activation> references = in_double(std::make_index_sequence<count>());
+  for (std::size_t i = 0; i < count; ++i)
+    for (const std::vector<std::int64_t>& widths :
+         {std::vector<std::int64_t>{5, 18, 3, 17, 2}, std::vector<std::int64_t>{6, 7, 20}})
+      for (const bool bias : {true, false}) {
+        if (kHostFixture && bias != (widths.size() > 3)) continue;
+        SCOPED_TRACE(testing::kActivationFormulas[i].name + std::string(", ") + ::testing::PrintToString(widths));
+        Problem problem = Problem::random(widths, bias, 9, Precision::fp64, Init::xavier, 1e-2);
+        problem.network.activation = testing::kActivationFormulas[i].activation;
+        if (!has_room(problem)) continue;
+        reference::Network expected = problem.start;
+        const std::vector<double> losses = reference::train(expected, problem.x, problem.y, 1e-2, 2, references[i]);
+        Trainer trainer = trainer_of(problem);
+        expect_within_bounds(trainer.train(2).losses, losses, Precision::fp64);
+        const reference::Network trained = problem.parameters_of(trainer);
+        for (std::size_t l = 0; l < expected.size(); ++l) {
+          EXPECT_LE(reference::relative_error(trained[l].weight.values, expected[l].weight.values), 1e-13);
+          EXPECT_GT(reference::relative_error(trained[l].weight.values, problem.start[l].weight.values), 1e-4);
+        }
+        // Prediction, of other rows, is another way through the layers.
+        const reference::Table x = Problem::filled(4, widths.front(), Precision::fp64, 99, kTensorX);
+        std::vector<double> prediction(4 * static_cast<std::size_t>(widths.back()));
+        trainer.predict(Problem::view(x), Matrix(prediction.data(), 4, widths.back()));
+        EXPECT_LE(reference::relative_error(prediction, reference::forward(trained, x, references[i]).back().values),
+                  1e-13);
+      }
 }
 
 TEST_P(Conformance, FollowsTheReferenceOverManySamples) {

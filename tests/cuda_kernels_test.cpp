@@ -14,6 +14,10 @@
 #include <deviceloop/error.h>
 #include <deviceloop/kernels.h>
 
+#include "../cuda/kernels/kernels.h"
+#include "activations.h"
+#include "cpu/cpu_kernels.h"
+#include "support/activations.h"
 #include "support/cuda_test.h"
 #include "support/refusal.h"
 
@@ -117,6 +121,38 @@ TYPED_TEST(CudaKernels, ReluGradientKeepsTheGradientAtExactlyZeroAndAtNaN) {
   const DeviceArray<T> dh(std::vector<T>(6, T(7))), dz(6);
   cuda::relu_gradient(dz.data(), z.data(), dh.data(), 6, this->stream());
   expect_same(dz.read(this->owner()), {T(0), T(7), T(7), T(7), T(7), T(0)});
+}
+
+// Sizes for groups of several elements and for single ones, with bias and without, the pre-activation kept and not.
+TYPED_TEST(CudaKernels, EveryActivationIsThatOfTheCpuBitForBit) {
+  using T = TypeParam;
+  const std::int64_t shapes[][2] = {{5, 33}, {130, 36}};
+  for (const testing::ActivationFormula& formula : testing::kActivationFormulas)
+    for (const auto& [batch, features] : shapes)
+      for (const int offset : {0, 1})
+        for (const bool keeps : {false, true}) {
+          if (keeps && !activations::keeps_pre_activation(formula.activation)) continue;
+          SCOPED_TRACE(formula.name + std::string(" ") + std::to_string(features) + (keeps ? ", kept" : ""));
+          std::vector<T> z = this->special_values(batch * features, 4);
+          const std::vector<T> bias = random_values<T>(features, 5), dh = random_values<T>(batch * features, 6);
+          for (std::size_t i = 0; i < z.size(); ++i) z[i] *= std::ldexp(T(1), static_cast<int>(i % 37) - 18);
+          const DeviceArray<T> device_z(z, offset), device_bias(bias, offset), device_dh(dh, offset);
+          const DeviceArray<T> h(batch * features, offset), kept(batch * features, offset);
+          const bool has_bias = offset == 0;
+          cuda::launch_bias_activation<T>(formula.activation, h.data(), keeps ? kept.data() : nullptr, device_z.data(),
+                                          has_bias ? device_bias.data() : nullptr, batch, features, this->stream());
+          std::vector<T> expected(z.size()), expected_kept(z.size()), dz = dh;
+          bias_activation(formula.activation, expected.data(), keeps ? expected_kept.data() : nullptr, z.data(),
+                          has_bias ? bias.data() : nullptr, batch, features);
+          expect_same(h.read(this->owner()), expected);
+          if (keeps) expect_same(kept.read(this->owner()), expected_kept);
+          const DeviceArray<T>& at = keeps ? kept : h;
+          cuda::launch_activation_gradient<T>(formula.activation, device_dh.data(), at.data(), device_dh.data(),
+                                              batch * features, this->stream());
+          through_activation(formula.activation, dz.data(), keeps ? expected_kept.data() : expected.data(),
+                             batch * features);
+          expect_same(device_dh.read(this->owner()), dz);
+        }
 }
 
 TYPED_TEST(CudaKernels, BiasReluKeepsTheMaskInTheSignOfItsZero) {

@@ -198,6 +198,27 @@ TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {
   EXPECT_LT(gram.predicted_us_per_step, layout.predicted_us_per_step);
 }
 
+// Its kernels have ReLU written into them; the other forms take any activation.
+TEST(PersistentLayout, TheFormForTwoLayersIsForReluAlone) {
+  NetworkSpec network;
+  network.widths = {1000, 100, 1};
+  network.activation = Activation::tanh;
+  TrainingSpec training;
+  training.samples = 128;
+  for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+    training.formulation = formulation;
+    training.form = PersistentForm::automatic;
+    const PersistentLayout layout = make_persistent_layout(network, training, hopper());
+    EXPECT_EQ(layout.refusal, "");
+    EXPECT_EQ(layout.form, PersistentForm::grid);
+    training.form = PersistentForm::two_layer;
+    EXPECT_EQ(
+        make_persistent_layout(network, training, hopper())
+            .refusal.find("the form 'two-layer' is for the activation 'relu', not 'tanh', which the other forms take"),
+        0u);
+  }
+}
+
 TEST(PersistentLayout, EveryFormCanBeAskedFor) {
   const PersistentLayout block = layout_of({3, 20, 1}, 4, true, PersistentForm::block);
   EXPECT_EQ(block.form, PersistentForm::block);

@@ -1,7 +1,7 @@
 // What a bias adds to a layer: its sum with the pre-activation, fused with the activation, and its gradient.
 #include <type_traits>
 
-#include "../../host/elementwise.h"
+#include "../../host/activations.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
 #include "groups.cuh"
@@ -11,48 +11,51 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// h = activation(z + bias), and with `keeps` z + bias to `kept`, or without `activated` h = z + bias, for [rows,
-/// groups * width] matrices without gaps. A thread has one group of columns, whose biases it loads once, and takes
-/// kGroupsPerThread rows, one group of each, all loaded before the first store: h and kept may be z.
-template <class T, int width, bool activated, bool keeps>
-__global__ void __launch_bounds__(kThreads)
-    bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
-                           Activation activation, T* kept) {
+/// h = Formula::value(z + bias), and with `keeps` z + bias to `kept`, for [rows, groups * width] matrices without gaps.
+/// A thread has one group of columns, whose biases it loads once, and takes kGroupsPerThread rows, all loaded before
+/// the first store where the formula is short: h and kept may be z.
+template <class T, int width, class Formula, bool keeps>
+__global__ void __launch_bounds__(kThreads) bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows,
+                                                                   std::int64_t groups, PanelLayout layout, T* kept) {
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
   const std::int64_t columns = groups * width;
   Group<T, width> biases{};
   if (bias != nullptr) load_group<true>(biases, bias, place.column * width, columns);
-  Group<T, width> sums[kGroupsPerThread];
+  constexpr int at_once = activations::kIsShort<Formula> ? kGroupsPerThread : 1;
+#pragma unroll 1
+  for (int first = 0; first < kGroupsPerThread; first += at_once) {
+    Group<T, width> sums[at_once];
 #pragma unroll
-  for (int item = 0; item < kGroupsPerThread; ++item) {
-    const std::int64_t row = place.row + item * place.row_step;
-    if (row < place.end_row) load_group<true>(sums[item], z + row * columns, place.column * width, columns);
-  }
-#pragma unroll
-  for (int item = 0; item < kGroupsPerThread; ++item) {
-    const std::int64_t row = place.row + item * place.row_step;
-    if (row >= place.end_row) continue;
-    Group<T, width> pre_activation;
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const T sum = bias != nullptr ? sums[item].values[i] + biases.values[i] : sums[item].values[i];
-      if constexpr (keeps) pre_activation.values[i] = sum;
-      sums[item].values[i] = activated ? elementwise::activation_value(activation, sum) : sum;
+    for (int item = 0; item < at_once; ++item) {
+      const std::int64_t row = place.row + (first + item) * place.row_step;
+      if (row < place.end_row) load_group<true>(sums[item], z + row * columns, place.column * width, columns);
     }
-    if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
-    store_group<true>(h + row * columns, sums[item], place.column * width, columns);
+#pragma unroll
+    for (int item = 0; item < at_once; ++item) {
+      const std::int64_t row = place.row + (first + item) * place.row_step;
+      if (row >= place.end_row) continue;
+      Group<T, width> pre_activation;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        const T sum = bias != nullptr ? sums[item].values[i] + biases.values[i] : sums[item].values[i];
+        if constexpr (keeps) pre_activation.values[i] = sum;
+        sums[item].values[i] = Formula::value(sum);
+      }
+      if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
+      store_group<true>(h + row * columns, sums[item], place.column * width, columns);
+    }
   }
 }
 
-template <bool activated, bool keeps, class T>
-void launch_bias(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
-                 std::int64_t columns, cudaStream_t stream) {
+template <class Formula, bool keeps, class T>
+void launch_bias(T* h, T* kept, const T* z, const T* bias, std::int64_t rows, std::int64_t columns,
+                 cudaStream_t stream) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kGroupsPerThread);
-    launch(bias_activation_kernel<T, width(), activated, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias,
-           rows, groups, layout, activation, kept);
+    launch(bias_activation_kernel<T, width(), Formula, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows,
+           groups, layout, kept);
   };
   if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
@@ -90,15 +93,17 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
                             std::int64_t features, cudaStream_t stream) {
-  if (kept != nullptr)
-    launch_bias<true, true>(activation, h, kept, z, bias, batch, features, stream);
-  else
-    launch_bias<true, false>(activation, h, kept, z, bias, batch, features, stream);
+  activations::with_activation(activation, [=](auto formula) {
+    using Formula = decltype(formula);
+    if constexpr (Formula::keeps_pre_activation)
+      if (kept != nullptr) return launch_bias<Formula, true>(h, kept, z, bias, batch, features, stream);
+    launch_bias<Formula, false, T>(h, nullptr, z, bias, batch, features, stream);
+  });
 }
 
 template <class T>
 void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  launch_bias<false, false, T>({}, z, nullptr, z, bias, batch, features, stream);
+  launch_bias<activations::Identity, false, T>(z, nullptr, z, bias, batch, features, stream);
 }
 
 namespace {

@@ -1,8 +1,9 @@
-// The element-wise kernels: one functor an element, kGroupsPerThread groups a thread, all loads before the first store.
-// An output may therefore be exactly one of the inputs: a thread writes only what it alone has read.
+// The element-wise kernels: one functor an element, kGroupsPerThread groups a thread, all loads before the first store
+// if it is short. An output may therefore be exactly one of the inputs: a thread writes only what it alone has read.
 #include <cmath>
 #include <type_traits>
 
+#include "../../host/activations.h"
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
@@ -12,30 +13,33 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// out[i] = function(in[i]...) for the groups of this thread.
-template <int width, class T, class Function, class... In>
+/// out[i] = function(in[i]...) for the groups of this thread, `at_once` of which are loaded before they are stored.
+template <int width, int at_once = kGroupsPerThread, class T, class Function, class... In>
 __device__ inline void map_groups(T* out, std::int64_t count, Function function, const In*... in) {
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t block = block_index();
-  Group<T, width> loaded[kGroupsPerThread][sizeof...(in)];
+#pragma unroll 1
+  for (int first = 0; first < kGroupsPerThread; first += at_once) {
+    Group<T, width> loaded[at_once][sizeof...(in)];
 #pragma unroll
-  for (int item = 0; item < kGroupsPerThread; ++item) {
-    const std::int64_t begin = group_index(block, thread, item) * width;
-    int input = 0;
-    (load_group<true>(loaded[item][input++], in, begin, count), ...);
-  }
-#pragma unroll
-  for (int item = 0; item < kGroupsPerThread; ++item) {
-    const std::int64_t begin = group_index(block, thread, item) * width;
-    Group<T, width> result;
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      if constexpr (sizeof...(in) == 1)
-        result.values[i] = function(loaded[item][0].values[i]);
-      else
-        result.values[i] = function(loaded[item][0].values[i], loaded[item][1].values[i]);
+    for (int item = 0; item < at_once; ++item) {
+      const std::int64_t begin = group_index(block, thread, first + item) * width;
+      int input = 0;
+      (load_group<true>(loaded[item][input++], in, begin, count), ...);
     }
-    store_group<true>(out, result, begin, count);
+#pragma unroll
+    for (int item = 0; item < at_once; ++item) {
+      const std::int64_t begin = group_index(block, thread, first + item) * width;
+      Group<T, width> result;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if constexpr (sizeof...(in) == 1)
+          result.values[i] = function(loaded[item][0].values[i]);
+        else
+          result.values[i] = function(loaded[item][0].values[i], loaded[item][1].values[i]);
+      }
+      store_group<true>(out, result, begin, count);
+    }
   }
 }
 
@@ -53,13 +57,12 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T*
       dz, count, [](T at, T gradient) { return elementwise::relu_gradient(at, gradient); }, z, dh);
 }
 
-/// dz = activation_gradient(kept, dh)
-template <class T, int width>
+/// dz = Formula::gradient(kept, dh)
+template <class T, int width, class Formula>
 __global__ void __launch_bounds__(kThreads)
-    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count, Activation activation) {
-  map_groups<width>(
-      dz, count, [activation](T at, T gradient) { return elementwise::activation_gradient(activation, at, gradient); },
-      kept, dh);
+    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count) {
+  map_groups<width, activations::kIsShort<Formula> ? kGroupsPerThread : 1>(
+      dz, count, [](T at, T gradient) { return Formula::gradient(at, gradient); }, kept, dh);
 }
 
 /// weights -= learning_rate dweights
@@ -96,11 +99,14 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 template <class T>
 void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
                                 cudaStream_t stream) {
-  if (aligned_to_16(dz, kept, dh))
-    launch(activation_gradient_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, dz, kept, dh, count,
-           activation);
-  else
-    launch(activation_gradient_kernel<T, 1>, config_for(count, 1), stream, dz, kept, dh, count, activation);
+  activations::with_activation(activation, [=](auto formula) {
+    using Formula = decltype(formula);
+    if (aligned_to_16(dz, kept, dh))
+      launch(activation_gradient_kernel<T, kVector<T>, Formula>, config_for(count, kVector<T>), stream, dz, kept, dh,
+             count);
+    else
+      launch(activation_gradient_kernel<T, 1, Formula>, config_for(count, 1), stream, dz, kept, dh, count);
+  });
 }
 
 template <class T>

@@ -22,7 +22,7 @@ void launch_relu(T* out, const T* in, std::int64_t count, cudaStream_t stream);
 template <class T>
 void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cudaStream_t stream);
 
-/// dz = activation_gradient(kept, dh)
+/// dz = the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value, times dh.
 template <class T>
 void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
                                 cudaStream_t stream);
@@ -49,7 +49,7 @@ template <class T>
 void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::int64_t count, double* slots,
                         cudaStream_t stream);
 
-/// h = activation(z + bias), and z + bias to `kept`, which may be null.
+/// h = activation(z + bias), and z + bias to `kept`, which may be null, and is null unless the activation keeps it.
 template <class T>
 void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
                             std::int64_t features, cudaStream_t stream);

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "../../host/activations.h"
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "loss_rows.cuh"
@@ -67,6 +68,27 @@ __device__ inline bool has_addends(Kind kind) {
   return false;
 }
 
+/// Each activation but ReLU is called: copied to every place, they would be most of the kernel, and take registers from
+/// its products.
+/// @{
+template <class T>
+DEVICELOOP_RARELY_CALLED T other_value(Activation activation, T z) {
+  return activations::value(activation, z);
+}
+template <class T>
+DEVICELOOP_RARELY_CALLED T other_gradient(Activation activation, T kept, T dh) {
+  return activations::gradient(activation, kept, dh);
+}
+template <class T>
+__device__ inline T activation_value(Activation activation, T z) {
+  return activation == Activation::relu ? activations::Relu::value(z) : other_value(activation, z);
+}
+template <class T>
+__device__ inline T activation_gradient(Activation activation, T kept, T dh) {
+  return activation == Activation::relu ? activations::Relu::gradient(kept, dh) : other_gradient(activation, kept, dh);
+}
+/// @}
+
 /// Updates element `index` of `out`, and what the optimizer keeps for it.
 template <class T>
 __device__ void update_element(const PersistentOperation& op, unsigned char* base, const StepScalars<T>& scalars,
@@ -97,7 +119,7 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
       break;
     case Kind::hidden:
       if (op.extra != kNone) at<T>(base, op.extra)[index] = v;
-      out[index] = elementwise::activation_value(op.activation, v);
+      out[index] = activation_value(op.activation, v);
       break;
     case Kind::errors: {
       const elementwise::LossTerm<T> term = elementwise::loss_term(loss, v, at<T>(base, op.extra)[index]);
@@ -105,7 +127,7 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
       return term.value;
     }
     case Kind::input_gradient:
-      out[index] = elementwise::activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
+      out[index] = activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
       break;
     case Kind::weight_update:
       update_element(op, base, scalars, index, v);

@@ -57,6 +57,7 @@ HostMatrix activity_rows(const HostMatrix& x, const NetworkSpec& network, Precis
 }
 
 std::vector<int> inactive_layers(const NetworkSpec& network, const Parameters& parameters, const HostMatrix& x) {
+  if (network.activation != Activation::relu) return {};  // units of the others never stop learning altogether
   return with_type(x.type, [&]<class T>(T*) { return inactive_layers_of<T>(network, parameters, x); });
 }
 

@@ -14,8 +14,8 @@ namespace deviceloop::cli {
 /// and 16 MiB, and 1e8 floating-point operations where that is more than 16 rows; taken at equal distances.
 HostMatrix activity_rows(const HostMatrix& x, const NetworkSpec& network, Precision precision);
 
-/// The hidden layers, counted from 1, none of whose units is active for any of the rows `x`: whose pre-activations are
-/// all below 0, so that relu passes neither a value nor a gradient.
+/// The hidden layers of ReLU, counted from 1, none of whose units is active for any of the rows `x`: whose
+/// pre-activations are all below 0, so that relu passes neither a value nor a gradient. None with another activation.
 std::vector<int> inactive_layers(const NetworkSpec& network, const Parameters& parameters, const HostMatrix& x);
 
 }  // namespace deviceloop::cli

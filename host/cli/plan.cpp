@@ -71,8 +71,8 @@ int run_plan(const OptionSet& options) {
 
   // Files are not written, so that standard output is free even where one of them is '-'.
   TextOutput text(options.given("--quiet") ? TextOutput::Where::nowhere : TextOutput::Where::standard_output);
-  text.write("--layers " + widths_text(run.network.widths) + (run.network.bias ? " with biases" : "") + ", " +
-             std::to_string(samples) + (samples == 1 ? " sample\n" : " samples\n"));
+  text.write("--layers " + network_text(run.network) + ", " + std::to_string(samples) +
+             (samples == 1 ? " sample\n" : " samples\n"));
   text.write(table(plan.candidates, plan.formulation));
   text.write(plan_line(plan, run.training));
   if (row_of(plan.executor).is_on_gpu)

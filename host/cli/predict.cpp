@@ -25,6 +25,7 @@ void declare_predict(OptionSet& options) {
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
   options.group("How it runs");
+  declare_activation(options);
   declare_header(options);
   declare_precision(options);
   declare_execution(options);
@@ -39,6 +40,7 @@ int run_predict(const OptionSet& options) {
                             " FILE");
   TrainingSpec training;
   training.precision = read_precision(options);
+  const Activation activation = read_activation(options);
   const TableHeader header = read_header(options);
   const std::optional<ExecutorKind> forced = read_execution(options, training);
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
@@ -48,7 +50,8 @@ int run_predict(const OptionSet& options) {
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
   const WeightsInput weights_input(weights, caps.cpu);
-  const NetworkSpec& network = weights_input.network();
+  NetworkSpec network = weights_input.network();
+  network.activation = activation;
   const DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
@@ -70,8 +73,7 @@ int run_predict(const OptionSet& options) {
   file.commit();
   text.write(rows_line(input, training.precision) + weights_input.line(training.precision) +
              plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
-             std::to_string(prediction.columns) + ", predicted by " + widths_text(network.widths) +
-             (network.bias ? " with biases\n" : "\n"));
+             std::to_string(prediction.columns) + ", predicted by " + network_text(network) + "\n");
   text.check();
   return 0;
 }

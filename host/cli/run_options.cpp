@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <initializer_list>
@@ -12,6 +13,7 @@
 #include <deviceloop/error.h>
 
 #include "files/same_file.h"
+#include "names.h"
 #include "planning/decision.h"
 #include "plot.h"
 #include "text.h"
@@ -80,9 +82,35 @@ std::pair<double, const char*> least_normal(Precision precision) {
 
 }  // namespace
 
+void declare_activation(OptionSet& options) {
+  options.add("--activation", "NAME", "relu", "of hidden layers, such as tanh or gelu");
+}
+
+Activation read_activation(const OptionSet& options) {
+  std::string allowed;
+  for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number) {
+    const std::string name = activation_text(static_cast<Activation>(number));
+    if (options.text("--activation") == name) return static_cast<Activation>(number);
+    allowed += (number == 0 ? "" : ", ") + name;
+  }
+  options.refuse("--activation", "be one of " + allowed);
+}
+
+std::string activation_text(Activation activation) {
+  std::string name = name_or_null(activation);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+std::string network_text(const NetworkSpec& network) {
+  return widths_text(network.widths) + (network.bias ? " with biases" : "") +
+         (network.activation == Activation::relu ? "" : ", activation " + activation_text(network.activation));
+}
+
 void declare_network(OptionSet& options) {
   options.add("--layers", "LIST", "1000,100,1", "widths: inputs, hidden ..., outputs");
   options.add_flag("--bias", "a bias in every layer");
+  declare_activation(options);
   options.add("--init", "NAME", "normal", "initial weights: normal, he or xavier");
 }
 
@@ -91,6 +119,7 @@ NetworkSpec read_network_options(const OptionSet& options) {
   network.widths = options.integers("--layers", 1, kMaxWidth);
   if (network.widths.size() < 2) options.refuse("--layers", "have inputs and outputs, such as 1000,1");
   network.bias = options.given("--bias");
+  network.activation = read_activation(options);
   return network;
 }
 

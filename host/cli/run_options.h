@@ -15,7 +15,15 @@
 
 namespace deviceloop::cli {
 
-/// --layers, --bias and --init.
+/// --activation, which a weights file does not hold.
+void declare_activation(OptionSet& options);
+Activation read_activation(const OptionSet& options);
+/// Its name as --activation takes it: "leaky-relu".
+std::string activation_text(Activation activation);
+/// "1000,100,1 with biases, activation tanh"; relu is not mentioned.
+std::string network_text(const NetworkSpec& network);
+
+/// --layers, --bias, --activation and --init.
 void declare_network(OptionSet& options);
 NetworkSpec read_network_options(const OptionSet& options);
 Init read_init(const OptionSet& options);

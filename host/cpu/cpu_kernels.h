@@ -20,7 +20,7 @@ void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* 
 template <class T>
 void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
 
-/// dh = activation_gradient(kept, dh), in place.
+/// dh times the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value; in place.
 template <class T>
 void through_activation(Activation activation, T* dh, const T* kept, std::int64_t count);
 

@@ -286,6 +286,19 @@ class Builder {
     switch (network_.activation) {
       case Activation::relu:
         break;
+      case Activation::identity:
+      case Activation::leaky_relu:
+      case Activation::elu:
+      case Activation::silu:
+      case Activation::gelu:
+      case Activation::gelu_tanh:
+      case Activation::tanh:
+      case Activation::sigmoid:
+      case Activation::softplus:
+      case Activation::sine:
+        way.refusal = "the form 'two-layer' is for the activation 'relu', not " + shown(network_.activation) +
+                      ", which the other forms take";
+        return way;
     }
     if (training_.loss != Loss::squared_error || training_.reduction != Reduction::sum) {
       way.refusal = "the form 'two-layer' has the sum of squared errors alone, not the " +

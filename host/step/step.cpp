@@ -1,6 +1,6 @@
 #include "step.h"
 
-#include "../elementwise.h"
+#include "../activations.h"
 #include "../names.h"
 
 namespace deviceloop {
@@ -79,7 +79,7 @@ class StepBuilder {
       layer(index).output = add(index == last() ? "P" : "H" + number, Lifetime::activation, batch(), columns);
       layer(index).gradient = add("dZ" + number, Lifetime::gradient, batch(), columns);
       layer(index).kept = layer(index).output;
-      if (index < last() && elementwise::keeps_pre_activation(network_.activation) && !(is_gram() && index == 0))
+      if (index < last() && activations::keeps_pre_activation(network_.activation) && !(is_gram() && index == 0))
         layer(index).kept = add("Z" + number, Lifetime::activation, batch(), columns);
     }
     if (!is_gram()) return;
@@ -90,7 +90,7 @@ class StepBuilder {
     step_.gram->sum = add("S", Lifetime::derived, batch(), out);
     step_.gram->start_weight = add("W0_start", Lifetime::derived, in, out);
     if (network_.bias) step_.gram->start_bias = add("b0_start", Lifetime::derived, 1, out);
-    if (last() > 0 && elementwise::keeps_pre_activation(network_.activation))
+    if (last() > 0 && activations::keeps_pre_activation(network_.activation))
       layer(0).kept = step_.gram->pre_activation;
   }
 

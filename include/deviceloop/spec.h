@@ -12,8 +12,21 @@
 
 namespace deviceloop {
 
-/// Activation of the hidden layers; the output layer has none. relu(z) = z < 0 ? 0 : z.
-enum class Activation { relu };
+/// Activation of the hidden layers, as PyTorch defines it by default; the output layer has none. Elements are computed
+/// in the working precision, with the same bits on the CPU and on every GPU.
+enum class Activation {
+  relu,        ///< z < 0 ? 0 : z; its gradient passes at 0 and at NaN
+  identity,    ///< z
+  leaky_relu,  ///< z > 0 ? z : 0.01 z
+  elu,         ///< z > 0 ? z : e^z - 1
+  silu,        ///< z / (1 + e^-z), also called swish
+  gelu,        ///< z (1 + erf(z / sqrt(2))) / 2
+  gelu_tanh,   ///< z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2
+  tanh,        ///< (e^z - e^-z) / (e^z + e^-z)
+  sigmoid,     ///< 1 / (1 + e^-z)
+  softplus,    ///< log(1 + e^z)
+  sine,        ///< sin(z)
+};
 
 /// A multilayer perceptron. Layer l has a weight W_l [in_features, out_features] and, with `bias`, a bias b_l:
 ///   Z_l = H_{l-1} W_l (+ b_l),  H_0 = X,  H_l = activation(Z_l) on hidden layers,  prediction = Z of the last layer.

@@ -35,8 +35,15 @@ using Network = std::vector<Layer>;
 /// NaN stays.
 inline double relu(double z) { return z < 0 ? 0 : z; }
 
+/// An activation: its value at z, and the gradient there from that of the value.
+struct Activation {
+  double (*value)(double z);
+  double (*gradient)(double z, double dh);
+};
+constexpr Activation kRelu = {relu, [](double z, double dh) { return z < 0 ? 0 : dh; }};
+
 /// Pre-activations of every layer; those of the last are the prediction.
-inline std::vector<Table> forward(const Network& network, const Table& x) {
+inline std::vector<Table> forward(const Network& network, const Table& x, const Activation& activation = kRelu) {
   std::vector<Table> pre_activations;
   for (std::size_t l = 0; l < network.size(); ++l) {
     const Layer& layer = network[l];
@@ -44,7 +51,7 @@ inline std::vector<Table> forward(const Network& network, const Table& x) {
     for (std::size_t n = 0; n < z.rows; ++n) {
       for (std::size_t j = 0; j < z.columns; ++j) z(n, j) = layer.bias.empty() ? 0 : layer.bias[j];
       for (std::size_t i = 0; i < layer.weight.rows; ++i) {
-        const double input = l == 0 ? x(n, i) : relu(pre_activations[l - 1](n, i));
+        const double input = l == 0 ? x(n, i) : activation.value(pre_activations[l - 1](n, i));
         for (std::size_t j = 0; j < z.columns; ++j) z(n, j) += input * layer.weight(i, j);
       }
     }
@@ -70,8 +77,9 @@ inline double squared_error(const Table& prediction, const Table& y, Table& grad
 
 /// The loss, and its gradient in every parameter.
 inline double gradients(const Network& network, const Table& x, const Table& y, Network& out,
+                        const Activation& activation = kRelu,
                         const std::function<LossFunction>& loss_of = squared_error) {
-  const std::vector<Table> z = forward(network, x);
+  const std::vector<Table> z = forward(network, x, activation);
   out.assign(network.size(), {});
   Table dz(x.rows, network.back().weight.columns);
   const double loss = loss_of(z.back(), y, dz);
@@ -83,13 +91,13 @@ inline double gradients(const Network& network, const Table& x, const Table& y, 
     for (std::size_t n = 0; n < dz.rows; ++n) {
       for (std::size_t j = 0; j < layer.bias.size(); ++j) out[l].bias[j] += dz(n, j);
       for (std::size_t i = 0; i < layer.weight.rows; ++i) {
-        const double input = l == 0 ? x(n, i) : relu(z[l - 1](n, i));
+        const double input = l == 0 ? x(n, i) : activation.value(z[l - 1](n, i));
         double sum = 0;
         for (std::size_t j = 0; j < layer.weight.columns; ++j) {
           out[l].weight(i, j) += input * dz(n, j);
           sum += dz(n, j) * layer.weight(i, j);
         }
-        dh(n, i) = l > 0 && z[l - 1](n, i) < 0 ? 0 : sum;
+        dh(n, i) = l > 0 ? activation.gradient(z[l - 1](n, i), sum) : sum;
       }
     }
     dz = dh;
@@ -99,11 +107,11 @@ inline double gradients(const Network& network, const Table& x, const Table& y, 
 
 /// `steps` steps of gradient descent in place; returns the loss before each.
 inline std::vector<double> train(Network& network, const Table& x, const Table& y, double learning_rate,
-                                 std::int64_t steps) {
+                                 std::int64_t steps, const Activation& activation = kRelu) {
   std::vector<double> losses;
   Network gradient;
   for (std::int64_t step = 0; step < steps; ++step) {
-    losses.push_back(gradients(network, x, y, gradient));
+    losses.push_back(gradients(network, x, y, gradient, activation));
     for (std::size_t l = 0; l < network.size(); ++l) {
       for (std::size_t i = 0; i < network[l].weight.values.size(); ++i)
         network[l].weight.values[i] -= learning_rate * gradient[l].weight.values[i];

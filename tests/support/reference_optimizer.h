@@ -103,11 +103,12 @@ class OptimizerState {
 
 /// `steps` steps in place; returns the loss before each.
 inline std::vector<double> train(Network& network, OptimizerState& state, const Table& x, const Table& y,
-                                 std::int64_t steps, const std::function<LossFunction>& loss_of = squared_error) {
+                                 std::int64_t steps, const std::function<LossFunction>& loss_of = squared_error,
+                                 const Activation& activation = kRelu) {
   std::vector<double> losses;
   Network gradient;
   for (std::int64_t step = 0; step < steps; ++step) {
-    losses.push_back(gradients(network, x, y, gradient, loss_of));
+    losses.push_back(gradients(network, x, y, gradient, activation, loss_of));
     state.update(network, gradient);
   }
   return losses;
