@@ -425,19 +425,10 @@ TEST_P(Conformance, FollowsTheReferenceOverALiveRun) {
   }
 }
 
-/// The formulas as the reference takes them.
-template <std::size_t... index>
-std::vector<reference::Activation> in_double(std::index_sequence<index...>) {
-  return {{[](double z) { return static_cast<double>(testing::kActivationFormulas[index].value(z)); },
-           [](double z, double dh) {
-             return static_cast<double>(testing::kActivationFormulas[index].derivative(z)) * dh;
-           }}...};
-}
-
 // Wide and narrow layers, which executors treat differently, above each other in each order.
 TEST_P(Conformance, FollowsTheReferenceWithEveryActivation) {
   constexpr std::size_t count = std::size(testing::kActivationFormulas);
-  const std::vector<reference::Activation> references = in_double(std::make_index_sequence<count>());
+  const std::vector<reference::Activation> references = testing::reference_activations();
   for (std::size_t i = 0; i < count; ++i)
     for (const std::vector<std::int64_t>& widths :
          {std::vector<std::int64_t>{5, 18, 3, 17, 2}, std::vector<std::int64_t>{6, 7, 20}})

@@ -1,4 +1,5 @@
-// Optimizers, schedules, clipping and losses on every executor, against a reference in double, over whole runs.
+// Optimizers, schedules, clipping, losses, output activations and minibatches on every executor, against a reference in
+// double, over whole runs.
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "permutation.h"
+#include "support/activations.h"
 #include "support/gpu.h"
 #include "support/problem.h"
 #include "support/reference_loss.h"
@@ -209,6 +211,36 @@ TEST_P(Optimizers, LossesFollowTheReference) {
         if (precision == Precision::fp32)
           for (double& value : problem.y.values) value = static_cast<float>(value);
         check(problem, kHostFixture ? 3 : 12, precision == Precision::fp64 ? 1e-10 : 2e-4);
+      }
+}
+
+// By element in narrow and wide output layers, and by row; without a hidden layer, too.
+TEST_P(Optimizers, OutputActivationsFollowTheReference) {
+  const std::vector<reference::Activation> references = testing::reference_activations();
+  for (std::size_t i = 0; i < references.size(); ++i)
+    for (const std::vector<std::int64_t>& widths :
+         {std::vector<std::int64_t>{7, 20, 3}, std::vector<std::int64_t>{7, 5, 19}, std::vector<std::int64_t>{6, 2}})
+      for (const Loss loss : {Loss::huber, Loss::cross_entropy}) {
+        SCOPED_TRACE(::testing::Message() << testing::kActivationFormulas[i].name << ", " << widths.back());
+        if (kHostFixture && is_persistent() && widths.back() == 19 && i % 4 != 1) continue;
+        Problem problem = problem_of({.kind = OptimizerKind::sgd, .learning_rate = 0.02, .momentum = 0.5}, widths, 9);
+        problem.network.output_activation = testing::kActivationFormulas[i].activation;
+        problem.training.loss = loss;
+        problem.y = targets_of({loss, Reduction::sum}, problem.y);
+        reference::Network network = problem.start;
+        reference::OptimizerState state(problem.training.optimizer);
+        const std::vector<double> losses =
+            reference::train(network, state, problem.x, problem.y, 4, reference::loss_function(problem.training),
+                             reference::kRelu, references[i]);
+        Trainer trainer = trainer_of(problem);
+        expect_near(trainer.train(4).losses, losses, 1e-12);
+        const reference::Network trained = problem.parameters_of(trainer);
+        EXPECT_LE(reference::relative_error(flat(trained), flat(network)), 1e-12);
+        std::vector<double> prediction(9 * static_cast<std::size_t>(widths.back()));
+        trainer.predict(Problem::view(problem.x), Matrix(prediction.data(), 9, widths.back()));
+        reference::Table expected = reference::forward(trained, problem.x).back();
+        for (double& value : expected.values) value = references[i].value(value);
+        EXPECT_LE(reference::relative_error(prediction, expected.values), 1e-12);
       }
 }
 

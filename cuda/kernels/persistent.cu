@@ -122,8 +122,11 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
       out[index] = activation_value(op.activation, v);
       break;
     case Kind::errors: {
-      const elementwise::LossTerm<T> term = elementwise::loss_term(loss, v, at<T>(base, op.extra)[index]);
-      out[index] = term.gradient;
+      const bool is_plain = op.activation == Activation::identity;
+      const T prediction = is_plain ? v : activation_value(op.activation, v);
+      const elementwise::LossTerm<T> term = elementwise::loss_term(loss, prediction, at<T>(base, op.extra)[index]);
+      const T kept = op.keeps_pre_activation ? v : prediction;
+      out[index] = is_plain ? term.gradient : activation_gradient(op.activation, kept, term.gradient);
       return term.value;
     }
     case Kind::input_gradient:
@@ -214,10 +217,15 @@ __device__ void take_row_loss(PersistentShared<T>& memory, const PersistentOpera
   const std::int64_t row = task * kRowLossRows + thread_index() / kWarpThreads;
   double of_row = 0;
   if (row < op.rows) {
-    const T value = cross_entropy_row(at<T>(base, op.out) + row * op.columns, at<T>(base, op.a) + row * op.columns,
+    T* const gradient = at<T>(base, op.out) + row * op.columns;
+    const T value = cross_entropy_row(gradient, at<T>(base, op.a) + row * op.columns,
                                       at<T>(base, op.extra) + row * (loss.has_classes ? 1 : op.columns), op.columns,
                                       loss.has_classes, static_cast<T>(loss.scale));
-    if (thread_index() % kWarpThreads == 0) of_row = static_cast<double>(value);
+    const unsigned lane = thread_index() % kWarpThreads;
+    if (lane == 0) of_row = static_cast<double>(value);
+    if (op.activation != Activation::identity)
+      for (std::int64_t j = lane; j < op.columns; j += kWarpThreads)
+        gradient[j] = activation_gradient(op.activation, at<T>(base, op.b)[row * op.columns + j], gradient[j]);
   }
   const double total = block_sum(of_row, memory.warp_sums);
   if (thread_index() == 0) at<double>(base, op.slots)[task] = total;

@@ -217,6 +217,8 @@ class CpuExecutor final : public Executor, private GramDriver {
         case StepOperation::Kind::loss:
           loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count, op.columns);
           if (!backward) return loss;
+          if (op.activation)
+            through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
           break;
         case StepOperation::Kind::input_gradient:
           multiply(op, Transpose::yes, a, out, count);

@@ -143,6 +143,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_whole(step.data_y);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
     if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
+    const bool has_output_activation = step.inference.back().activation.has_value();
     const auto take_activation = [&](TensorId id) {
       take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : batch);
     };
@@ -151,12 +152,13 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
       take_activation(step.y);
     }
     for (const Step::Layer& layer : step.layers) {
-      if (&layer != &step.layers.back()) take_activation(layer.output);
+      if (&layer != &step.layers.back() || has_output_activation) take_activation(layer.output);
       take_activation(layer.gradient);
       if (step.tensor(layer.kept).lifetime == StepTensor::Lifetime::activation && layer.kept != layer.output)
         take_activation(layer.kept);
     }
-    layout.tensors[static_cast<std::size_t>(step.layers.back().output)] = layout.at(step.layers.back().gradient);
+    if (!has_output_activation)
+      layout.tensors[static_cast<std::size_t>(step.layers.back().output)] = layout.at(step.layers.back().gradient);
     if (!layout.chunked && !layout.adds_products) {
       std::int64_t most = 0;  // smaller than its parameter, which was counted
       for (const auto* list : {&layout.updates, &layout.rebuild})

@@ -35,7 +35,7 @@ struct CpuLayout {
 
   Step step;
   /// Where each tensor of the step lies; activations and gradients, where steps are chunked, in a thread's scratch, as
-  /// [panel_rows, columns]. Predictions lie where their gradient will.
+  /// [panel_rows, columns]. Predictions without an activation lie where their gradient will.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return tensors[static_cast<std::size_t>(id)]; }
   std::vector<Update> updates;  ///< of a step, the first layer's first

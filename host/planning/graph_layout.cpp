@@ -169,15 +169,17 @@ class Lowering {
       push_gemm(op, "gradient of its input", layout_.at(op.a), layout_.at(op.b), layout_.gradient, op.rows)
           .transpose_b = true;
     if (fused) return;
-    through_.emplace();
-    through_->kind = Kind::through_activation;
-    through_->layer = op.layer;
-    through_->rows = op.rows;
-    through_->columns = op.columns;
-    through_->activation = op.activation;
-    through_->a = layout_.at(op.kept);
-    through_->b = layout_.gradient;
-    through_->out = layout_.at(op.out);
+    push_through(op, layout_.gradient);
+    through_ = launches_.back();
+    launches_.pop_back();
+  }
+
+  /// Takes the gradient `of` the activation's value through it.
+  void push_through(const StepOperation& op, std::uint64_t of) {
+    GraphOperation& launch = push(Kind::through_activation, op, layout_.at(op.out), op.rows, op.columns);
+    launch.activation = op.activation;
+    launch.a = layout_.at(op.kept);
+    launch.b = of;
   }
 
   /// Where the gradient of an update goes: by plain gradient descent into what it changes, else to a place of its own,
@@ -283,6 +285,7 @@ class Lowering {
     launch.a = layout_.at(op.a);
     launch.b = layout_.at(op.b);
     launch.loss = op.loss;
+    if (op.activation) push_through(op, layout_.at(op.out));
   }
 
   GraphLayout& layout_;
@@ -467,7 +470,11 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
       if (layout.at(id) == kNoOperand) places.take(id);
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);
-      places.share(layer.gradient, layer.output);
+      // The gradient of an output activation follows from what lies there.
+      if (&layer == &step.layers.back() && step.inference.back().activation)
+        places.take(layer.gradient);
+      else
+        places.share(layer.gradient, layer.output);
       if (layout.at(layer.kept) == kNoOperand) places.take(layer.kept);
     }
     if (widest_gradient > 0) layout.gradient = arena.take(step.batch, widest_gradient, element);

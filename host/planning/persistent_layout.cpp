@@ -143,9 +143,10 @@ class Builder {
     if (batch_ == 0) return;
     for (const Step::Layer& layer : step().layers) {
       // Predictions become errors at once, where those are by element.
-      if (&layer != &step().layers.back() || !is_by_element(training_.loss)) take(layer.output);
+      const bool is_kept = &layer != &step().layers.back() || !is_by_element(training_.loss);
+      if (is_kept) take(layer.output);
       take(layer.gradient);
-      if (&layer != &step().layers.back() && layout_.at(layer.kept) == kNone) take(layer.kept);
+      if (is_kept && layout_.at(layer.kept) == kNone) take(layer.kept);
     }
     take(gram ? gram->kernel : step().x);
     take(step().y);
@@ -172,10 +173,14 @@ class Builder {
       layout_.operations.push_back(persistent_operation(layout_, loss));
     }
     layout_.loss_of_step = loss.loss;
-    layout_.operations.back().kind = by_element ? Kind::errors : Kind::row_loss;
-    layout_.operations.back().out = layout_.at(loss.out);
-    layout_.operations.back().extra = layout_.at(loss.b);
-    layout_.operations.back().slots = slots_;
+    PersistentOperation& errors = layout_.operations.back();
+    errors.kind = by_element ? Kind::errors : Kind::row_loss;
+    errors.activation = loss.activation.value_or(Activation::identity);
+    errors.keeps_pre_activation = loss.kept != step().layers.back().output;
+    errors.out = layout_.at(loss.out);
+    errors.extra = layout_.at(loss.b);
+    errors.slots = slots_;
+    if (!by_element) errors.b = layout_.at(loss.kept);
     errors_ = layout_.operations.size() - 1;
     layout_.forward_phases = static_cast<std::int64_t>(layout_.phases.size());
   }
@@ -311,6 +316,10 @@ class Builder {
     }
     if (scalars_vary(training_)) {
       way.refusal = "the form 'two-layer' has one learning rate for all steps";
+      return way;
+    }
+    if (network_.output_activation != Activation::identity) {
+      way.refusal = "the form 'two-layer' has no output activation, not " + shown(network_.output_activation);
       return way;
     }
     const cuda::TwoLayerShape shape{batch_, network_.widths[0], network_.widths[1], network_.widths[2],

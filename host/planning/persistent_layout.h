@@ -47,10 +47,10 @@ constexpr std::uint64_t kNone = ~std::uint64_t{0};
 /// absent terms are zero. Offsets are in bytes.
 struct PersistentOperation {
   enum class Kind : std::int16_t {
-    linear,          ///< out = v
-    hidden,          ///< out = activation(v), and v to `extra`
-    errors,          ///< out = the gradient of the loss by element of v and the target `extra`, sums to `slots`
-    row_loss,        ///< the same by row, of a [rows, columns]
+    linear,    ///< out = v
+    hidden,    ///< out = activation(v), and v to `extra`
+    errors,    ///< out = the gradient of the loss by element of activation(v) and the target `extra`, sums to `slots`
+    row_loss,  ///< the same by row, of a [rows, columns]; the activation's derivative follows from b
     input_gradient,  ///< out = v times the activation's derivative, which follows from `extra`
     weight_update,   ///< updates out by the gradient v
     gram_update,     ///< the same, and sum by the gradient b
@@ -59,8 +59,9 @@ struct PersistentOperation {
   };
   Kind kind = Kind::linear;
   Tile tile = Tile::small;
-  Activation activation{};    ///< of hidden and input_gradient
-  OptimizerKind optimizer{};  ///< of updates
+  Activation activation{};            ///< of hidden, input_gradient and, for the output layer, of both losses
+  bool keeps_pre_activation = false;  ///< of the losses: whether its gradient follows from v, else from its value
+  OptimizerKind optimizer{};          ///< of updates
   std::int64_t rows = 0, columns = 0, inner = 0;
   std::uint64_t a = kNone, b = kNone;           ///< operands
   std::int64_t a_stride = 0, b_stride = 0;      ///< elements

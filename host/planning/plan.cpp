@@ -95,6 +95,7 @@ void check_optimizer(const Optimizer& optimizer) {
 
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
   check_known("activation", network.activation);
+  check_known("output activation", network.output_activation);
   check_known("loss", training.loss);
   check_known("reduction", training.reduction);
   check_known("optimizer", training.optimizer.kind);
@@ -251,7 +252,8 @@ std::string why_not_implemented(const Request& request) {
   };
   const TrainingSpec& training = request.training;
   for (const std::string& reason :
-       {refusal("activation", request.network.activation), refusal("loss", training.loss),
+       {refusal("activation", request.network.activation),
+        refusal("output activation", request.network.output_activation), refusal("loss", training.loss),
         refusal("reduction", training.reduction), refusal("optimizer", training.optimizer.kind),
         refusal("precision", training.precision), refusal("formulation", training.formulation)})
     if (!reason.empty()) return reason;

@@ -26,6 +26,16 @@ class StepBuilder {
  private:
   Step::Layer& layer(int index) { return step_.layers[static_cast<std::size_t>(index)]; }
   int last() const { return network_.layers() - 1; }
+  /// None where pre-activations are the output.
+  std::optional<Activation> activation_of(int index) const {
+    if (index < last()) return network_.activation;
+    if (network_.output_activation == Activation::identity) return std::nullopt;
+    return network_.output_activation;
+  }
+  bool keeps_pre_activation(int index) const {
+    const std::optional<Activation> activation = activation_of(index);
+    return activation && activations::keeps_pre_activation(*activation);
+  }
   std::int64_t batch() const { return step_.batch; }
 
   bool is_gram() const {
@@ -79,7 +89,7 @@ class StepBuilder {
       layer(index).output = add(index == last() ? "P" : "H" + number, Lifetime::activation, batch(), columns);
       layer(index).gradient = add("dZ" + number, Lifetime::gradient, batch(), columns);
       layer(index).kept = layer(index).output;
-      if (index < last() && activations::keeps_pre_activation(network_.activation) && !(is_gram() && index == 0))
+      if (keeps_pre_activation(index) && !(is_gram() && index == 0))
         layer(index).kept = add("Z" + number, Lifetime::activation, batch(), columns);
     }
     if (!is_gram()) return;
@@ -90,8 +100,7 @@ class StepBuilder {
     step_.gram->sum = add("S", Lifetime::derived, batch(), out);
     step_.gram->start_weight = add("W0_start", Lifetime::derived, in, out);
     if (network_.bias) step_.gram->start_bias = add("b0_start", Lifetime::derived, 1, out);
-    if (last() > 0 && activations::keeps_pre_activation(network_.activation))
-      layer(0).kept = step_.gram->pre_activation;
+    if (keeps_pre_activation(0)) layer(0).kept = step_.gram->pre_activation;
   }
 
   StepOperation operation(Kind kind, int index, std::int64_t rows, std::int64_t columns, std::int64_t inner) {
@@ -112,7 +121,7 @@ class StepBuilder {
     op.b = layer(index).weight;
     op.bias = layer(index).bias;
     op.out = layer(index).output;
-    if (index < last()) op.activation = network_.activation;
+    op.activation = activation_of(index);
     if (layer(index).kept != layer(index).output) op.kept = layer(index).kept;
     return op;
   }
@@ -151,15 +160,17 @@ class StepBuilder {
     for (int index = 0; index <= last(); ++index) {
       if (index > 0 || !step_.gram) {
         operations.push_back(step_.inference[static_cast<std::size_t>(index)]);
-      } else if (index < last()) {
+      } else if (activation_of(index)) {
         operations.push_back(operation(Kind::activate, 0, batch(), layer(0).out_features, 0));
         operations.back().a = step_.gram->pre_activation;
         operations.back().out = layer(0).output;
-        operations.back().activation = network_.activation;
+        operations.back().activation = activation_of(index);
       }
     }
     StepOperation loss = operation(Kind::loss, last(), batch(), layer(last()).out_features, 0);
-    loss.a = step_.gram && last() == 0 ? step_.gram->pre_activation : layer(last()).output;
+    loss.activation = activation_of(last());
+    loss.a = step_.gram && last() == 0 && !loss.activation ? step_.gram->pre_activation : layer(last()).output;
+    if (loss.activation) loss.kept = layer(last()).kept;
     loss.b = step_.y;
     loss.out = layer(last()).gradient;
     loss.loss = {training_.loss, loss_scale(), training_.huber_delta, training_.class_targets};
@@ -254,7 +265,8 @@ std::string text_of(const Step& step, const StepOperation& op) {
       return text(op.out) + " = " + std::string(name_or_null(*op.activation)) + "(" + text(op.a) + ")";
     case Kind::loss:
       return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss.kind)) + "(" + text(op.a) + ", " +
-             text(op.b) + ")";
+             text(op.b) + ")" +
+             (op.activation ? std::string(" through ") + name_or_null(*op.activation) + " to " + text(op.kept) : "");
     case Kind::input_gradient:
       return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +
              std::string(name_or_null(*op.activation)) + " to " + text(op.kept);

@@ -51,7 +51,7 @@ struct StepOperation {
     gather,          ///< out = the rows of the data a that the step takes, in their order
     forward,         ///< out = activation(a b + bias), without an activation where it has none; a b + bias to `kept`
     activate,        ///< out = activation(a)
-    loss,            ///< the loss of predictions a and targets b, and its gradient to out
+    loss,            ///< the loss of predictions a and targets b, and to out its gradient through the activation
     input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from `kept`
     weight_update,   ///< the gradient is a^T b
     bias_update,     ///< the gradient is the column sums of a

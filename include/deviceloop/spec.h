@@ -34,8 +34,9 @@ struct NetworkSpec {
   /// Input features, hidden widths, outputs: at least two, each from 1 to kMaxWidth. {1000, 100, 1} is one hidden layer
   /// of 100; {D, O} is linear regression.
   std::vector<std::int64_t> widths{};
-  Activation activation = Activation::relu;  ///< of the hidden layers
-  bool bias = false;                         ///< whether every layer has one
+  Activation activation = Activation::relu;             ///< of the hidden layers
+  bool bias = false;                                    ///< whether every layer has one
+  Activation output_activation = Activation::identity;  ///< of the output layer
 
   /// Layers with weights: one fewer than widths.
   int layers() const { return static_cast<int>(widths.size()) - 1; }

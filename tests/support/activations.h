@@ -3,8 +3,14 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <iterator>
+#include <utility>
+#include <vector>
 
 #include <deviceloop/spec.h>
+
+#include "support/reference.h"
 
 namespace deviceloop::testing {
 
@@ -49,5 +55,16 @@ inline constexpr ActivationFormula kActivationFormulas[] = {
     {"softplus", Activation::softplus, [](long double z) { return std::log(1 + std::exp(z)); }, formulas::logistic},
     {"sine", Activation::sine, [](long double z) { return std::sin(z); }, [](long double z) { return std::cos(z); }},
 };
+
+template <std::size_t... index>
+std::vector<reference::Activation> reference_activations(std::index_sequence<index...>) {
+  return {{[](double z) { return static_cast<double>(kActivationFormulas[index].value(z)); },
+           [](double z, double dh) { return static_cast<double>(kActivationFormulas[index].derivative(z)) * dh; }}...};
+}
+
+/// The formulas as the reference takes them.
+inline std::vector<reference::Activation> reference_activations() {
+  return reference_activations(std::make_index_sequence<std::size(kActivationFormulas)>());
+}
 
 }  // namespace deviceloop::testing

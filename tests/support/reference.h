@@ -40,6 +40,7 @@ struct Activation {
   double (*value)(double z);
   double (*gradient)(double z, double dh);
 };
+constexpr Activation kIdentity = {[](double z) { return z; }, [](double, double dh) { return dh; }};
 constexpr Activation kRelu = {relu, [](double z, double dh) { return z < 0 ? 0 : dh; }};
 
 /// Pre-activations of every layer; those of the last are the prediction.
@@ -78,11 +79,16 @@ inline double squared_error(const Table& prediction, const Table& y, Table& grad
 /// The loss, and its gradient in every parameter.
 inline double gradients(const Network& network, const Table& x, const Table& y, Network& out,
                         const Activation& activation = kRelu,
-                        const std::function<LossFunction>& loss_of = squared_error) {
+                        const std::function<LossFunction>& loss_of = squared_error,
+                        const Activation& output_activation = kIdentity) {
   const std::vector<Table> z = forward(network, x, activation);
   out.assign(network.size(), {});
   Table dz(x.rows, network.back().weight.columns);
-  const double loss = loss_of(z.back(), y, dz);
+  Table prediction = z.back();
+  for (double& value : prediction.values) value = output_activation.value(value);
+  const double loss = loss_of(prediction, y, dz);
+  for (std::size_t i = 0; i < dz.values.size(); ++i)
+    dz.values[i] = output_activation.gradient(z.back().values[i], dz.values[i]);
   for (std::size_t l = network.size(); l-- > 0;) {
     const Layer& layer = network[l];
     out[l].weight = Table(layer.weight.rows, layer.weight.columns);

@@ -104,11 +104,12 @@ class OptimizerState {
 /// `steps` steps in place; returns the loss before each.
 inline std::vector<double> train(Network& network, OptimizerState& state, const Table& x, const Table& y,
                                  std::int64_t steps, const std::function<LossFunction>& loss_of = squared_error,
-                                 const Activation& activation = kRelu) {
+                                 const Activation& activation = kRelu,
+                                 const Activation& output_activation = kIdentity) {
   std::vector<double> losses;
   Network gradient;
   for (std::int64_t step = 0; step < steps; ++step) {
-    losses.push_back(gradients(network, x, y, gradient, activation, loss_of));
+    losses.push_back(gradients(network, x, y, gradient, activation, loss_of, output_activation));
     state.update(network, gradient);
   }
   return losses;
