@@ -15,6 +15,7 @@
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -166,7 +167,8 @@ TEST(Command, HasHelpAndVersionEverywhere) {
     expect_done(help);
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
-    EXPECT_LE(shown.size(), 32u) << "does not fit a screen";
+    const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"};
+    EXPECT_LE(shown.size(), trains ? 50u : 32u) << "does not fit a screen";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
 
@@ -187,6 +189,17 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
   EXPECT_TRUE(holds(help, "--activation NAME .*relu\\)")) << help;
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
   EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
+  // All but those of the optimizer are above it.
+  const std::string of_optimizer =
+      help.substr(help.find("\nOptimizer:\n"), help.find("\nOutput ") - help.find("\nOptimizer:\n"));
+  for (const std::string line :
+       {"--optimizer NAME +gd, sgd, adam, adamw or rmsprop \\(default gd\\)", "--lr RATE .*1e-6\\)",
+        "--momentum M .*0\\)", "--nesterov .*sgd", "--weight-decay D .*\\(default 0, adamw 0.01\\)",
+        "--beta1 B .*0.9\\)", "--beta2 B .*\\(default 0.999, rmsprop 0.99\\)", "--epsilon E .*1e-8\\)",
+        "--schedule NAME .*constant, step:EVERY:FACTOR",
+        "exponential:FACTOR or cosine\\[:END\\] \\(default constant\\)", "--warmup STEPS .*0\\)",
+        "--clip-norm C .*0\\)", "--clip-value C .*0\\)"})
+    EXPECT_TRUE(holds(of_optimizer, line)) << line << "\n" << of_optimizer;
 }
 
 TEST(Command, RefusesBadUsage) {
@@ -707,6 +720,137 @@ TEST(Train, HasTheLossesOfTheLibrary) {
   EXPECT_EQ(bits(losses_of(read_all(folder / "h"))), bits(trainer.train(20).losses));
 }
 
+/// The losses of 20 steps of kSmall's network.
+std::vector<double> losses_by_the_library(const Optimizer& optimizer) {
+  NetworkSpec network;
+  network.widths = {6, 5, 2};
+  TrainingSpec training;
+  training.optimizer = optimizer;
+  training.optimizer.learning_rate = 1e-3;
+  std::vector<float> x(9 * 6), y(9 * 2);
+  fill_normal({x.data(), 9, 6}, 0, kTensorX);
+  fill_normal({y.data(), 9, 2}, 0, kTensorY);
+  Trainer trainer(network, training);
+  trainer.initialize(0, Init::normal);
+  trainer.set_data({x.data(), 9, 6}, {y.data(), 9, 2});
+  return trainer.train(20).losses;
+}
+
+TEST(OptimizerOptions, ArriveAtTheTrainer) {
+  using Kind = OptimizerKind;
+  struct Case {
+    const char* options;
+    Optimizer optimizer;
+  };
+  const auto scheduled = [](const Schedule& schedule) {
+    Optimizer optimizer;
+    optimizer.schedule = schedule;
+    return optimizer;
+  };
+  const std::vector<Case> cases = {
+      {"--optimizer gd", {}},
+      {"--optimizer sgd --momentum 0.5", {.kind = Kind::sgd, .momentum = 0.5}},
+      {"--optimizer sgd --momentum 0.5 --nesterov", {.kind = Kind::sgd, .momentum = 0.5, .nesterov = true}},
+      {"--optimizer sgd --weight-decay 0.3", {.kind = Kind::sgd, .weight_decay = 0.3}},
+      {"--optimizer sgd --clip-norm 2", {.kind = Kind::sgd, .clip_norm = 2}},
+      {"--optimizer sgd --clip-value 0.5", {.kind = Kind::sgd, .clip_value = 0.5}},
+      {"--optimizer adam", {.kind = Kind::adam}},
+      {"--optimizer adam --beta1 0.5", {.kind = Kind::adam, .beta1 = 0.5}},
+      {"--optimizer adam --beta2 0.9", {.kind = Kind::adam, .beta2 = 0.9}},
+      {"--optimizer adam --epsilon 1e-1", {.kind = Kind::adam, .epsilon = 0.1}},
+      {"--optimizer adam --weight-decay 1", {.kind = Kind::adam, .weight_decay = 1}},
+      {"--optimizer adamw", {.kind = Kind::adamw}},
+      {"--optimizer adamw --weight-decay 1", {.kind = Kind::adamw, .weight_decay = 1}},
+      {"--optimizer rmsprop", {.kind = Kind::rmsprop}},
+      {"--optimizer rmsprop --momentum 0.5", {.kind = Kind::rmsprop, .momentum = 0.5}},
+      {"--optimizer rmsprop --beta2 0.9", {.kind = Kind::rmsprop, .beta2 = 0.9}},
+      {"--schedule step:5:0.5", scheduled({.kind = ScheduleKind::step, .period = 5, .factor = 0.5})},
+      {"--schedule exponential:0.9", scheduled({.kind = ScheduleKind::exponential, .factor = 0.9})},
+      {"--schedule cosine", scheduled({.kind = ScheduleKind::cosine, .period = 20})},
+      {"--schedule cosine:5e-4", scheduled({.kind = ScheduleKind::cosine, .period = 20, .end_rate = 5e-4})},
+      {"--warmup 7", scheduled({.warmup_steps = 7})},
+  };
+  TemporaryFolder folder;
+  std::set<std::vector<std::uint64_t>> seen;
+  for (const auto& [options, optimizer] : cases) {
+    SCOPED_TRACE(options);
+    std::istringstream text(options);
+    const Arguments split{std::istream_iterator<std::string>(text), {}};
+    expect_done(train(Arguments{"--steps", "20", "--quiet", "--history", folder / "h"} + split));
+    const std::vector<std::uint64_t> losses = bits(losses_of(read_all(folder / "h")));
+    EXPECT_EQ(losses, bits(losses_by_the_library(optimizer)));
+    EXPECT_TRUE(seen.insert(losses).second) << "changes nothing";
+  }
+}
+
+TEST(OptimizerOptions, AreRefusedWithTheirValueAndARemedy) {
+  const auto refused = [](const Arguments& options, const std::vector<std::string>& expected) {
+    expect_refused(Arguments{"train"} + options, expected);
+  };
+  refused({"--optimizer", "lion"}, {"--optimizer must be gd, sgd, adam, adamw or rmsprop, not 'lion'"});
+  refused({"--momentum", "0.5"}, {"--momentum '0.5'", "--optimizer sgd or rmsprop, not to gd", "drop --momentum"});
+  for (const std::string optimizer : {"adam", "adamw"})
+    refused({"--optimizer", optimizer, "--momentum", "0.5"}, {"--momentum '0.5'", "not to " + optimizer});
+  refused({"--optimizer", "rmsprop", "--nesterov"}, {"--nesterov belongs to --optimizer sgd, not to rmsprop"});
+  refused({"--optimizer", "sgd", "--nesterov"}, {"--nesterov needs a momentum above 0", "add --momentum"});
+  refused({"--weight-decay", "0.1"}, {"--weight-decay '0.1'", "sgd, adam, adamw or rmsprop, not to gd"});
+  refused({"--optimizer", "rmsprop", "--beta1", "0.1"}, {"--beta1 '0.1'", "adam or adamw, not to rmsprop"});
+  refused({"--optimizer", "sgd", "--beta2", "0.1"}, {"--beta2 '0.1'", "adam, adamw or rmsprop, not to sgd"});
+  refused({"--optimizer", "sgd", "--epsilon", "1e-3"}, {"--epsilon '1e-3'", "adam, adamw or rmsprop, not to sgd"});
+  for (const std::string clip : {"--clip-norm", "--clip-value"}) {
+    refused({clip, "1"}, {clip + " '1'", "sgd, adam, adamw or rmsprop, not to gd", "drop " + clip});
+    for (const std::string value : {"-1", "nan", "x"})
+      refused({"--optimizer", "sgd", clip, value}, {clip, "'" + value + "'", "finite"});
+  }
+  refused({"--optimizer", "sgd", "--clip-norm", "1", "--clip-value", "2"}, {"--clip-norm 1", "--clip-value 2", "drop"});
+  for (const std::string option : {"--momentum", "--beta2"})
+    for (const std::string value : {"1", "-0.1", "inf", "x"})
+      refused({"--optimizer", "rmsprop", option, value}, {option, "at least 0 and less than 1", "'" + value + "'"});
+  refused({"--optimizer", "adam", "--beta1", "1"}, {"--beta1", "at least 0 and less than 1", "'1'"});
+  refused({"--optimizer", "adam", "--epsilon", "0"}, {"--epsilon", "above 0", "'0'"});
+  refused({"--optimizer", "adam", "--weight-decay", "-1"}, {"--weight-decay", "at least 0", "'-1'"});
+  for (const std::string schedule : {"linear", "", "constant:1", "step", "step:5", "step:0:0.5", "step:5:0", "step:5:x",
+                                     "step:5:0.5:1", "step:1.5:0.5", "exponential", "exponential:", "exponential:-1",
+                                     "exponential:inf", "cosine:", "cosine:-1", "cosine:1:2"})
+    refused({"--schedule", schedule},
+            {"--schedule must be constant, step:EVERY:FACTOR, exponential:FACTOR or cosine[:END]",
+             "not '" + schedule + "'"});
+  for (const std::string value : {"-1", "1.5", "x"}) refused({"--warmup", value}, {"--warmup", "whole number", value});
+  refused({"--optimizer", "adam", "--formulation", "gram"}, {"--formulation gram", "--optimizer adam", "only by gd"});
+  expect_refused({"plan", "--optimizer", "lion"}, {"--optimizer", "'lion'"});
+  expect_refused({"predict", "--optimizer", "adam"}, {"unknown option", "'--optimizer'"});
+}
+
+TEST(OptimizerOptions, AreInEveryReport) {
+  TemporaryFolder folder;
+  const Arguments options = {"--optimizer", "adamw", "--beta1", "0.8", "--schedule",  "cosine:1e-4",
+                             "--warmup",    "5",     "--steps", "20",  "--clip-norm", "3"};
+  const std::string said = "fp32, adamw, cosine schedule, 5 steps of warm-up, gradients clipped to norm 3";
+  const CommandResult result = train(options + Arguments{"--json", folder / "r.json"});
+  expect_done(result);
+  EXPECT_TRUE(holds(lines(result.out).front(), "^plan cpu: .*, " + said + "\\)$")) << result.out;
+  const CommandResult plan = run(Arguments{"plan"} + kSmall + options);
+  expect_done(plan);
+  EXPECT_TRUE(holds(lines(plan.out).back(), "^plan cpu: .*, " + said + "\\)$")) << plan.out;
+  const auto json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(json["optimizer"].dump(),
+            R"({"name":"adamw","learning_rate":0.001,"weight_decay":0.01,"beta1":0.8,"beta2":0.999,"epsilon":1e-08,)"
+            R"("clip_norm":3.0})");
+  EXPECT_EQ(json["schedule"].dump(), R"({"name":"cosine","period":20,"end_rate":0.0001,"warmup_steps":5})");
+
+  const CommandResult nesterov =
+      train({"--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--json", folder / "r.json"});
+  expect_done(nesterov);
+  EXPECT_TRUE(holds(nesterov.out, "fp32, sgd with Nesterov's momentum 0.9\\)$")) << nesterov.out;
+  const auto of_sgd = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(of_sgd["optimizer"].dump(),
+            R"({"name":"sgd","learning_rate":0.001,"momentum":0.9,"nesterov":true,"weight_decay":0.0})");
+  EXPECT_EQ(of_sgd["schedule"].dump(), R"({"name":"constant"})");
+  EXPECT_TRUE(holds(train({"--schedule", "step:9:0.5"}).out, "fp32, gd, step schedule\\)$"));
+  EXPECT_TRUE(
+      holds(train({"--optimizer", "rmsprop", "--clip-value", "2"}).out, "fp32, rmsprop, gradients clipped to 2\\)$"));
+}
+
 TEST(Train, WithoutStepsEvaluates) {
   TemporaryFolder folder;
   const CommandResult result = train(
@@ -1024,6 +1168,11 @@ TEST_F(Picture, IsLabelled) {
               {"Training loss of 6-5-2 with biases on 9 samples<", "step<", "loss \\(sum of squared errors\\)<",
                "plan cpu, 1 thread, fp32, 50 steps, " + time + "<"});
   EXPECT_EQ(folder_.count(), 1);
+}
+
+TEST_F(Picture, SaysWhichOptimizerItWas) {
+  expect_text(svg(Arguments{"train"} + kSmall + Arguments{"--optimizer", "adam", "--schedule", "exponential:0.99"}),
+              {"plan cpu, 1 thread, fp32, adam, exponential schedule, 500 steps, "});
 }
 
 TEST_F(Picture, IsAWholePng) {

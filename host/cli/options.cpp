@@ -2,13 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <optional>
-#include <system_error>
 
 #include <deviceloop/error.h>
 
@@ -16,15 +13,6 @@
 
 namespace deviceloop::cli {
 namespace {
-
-/// The whole of `text` as a number; none for anything else, a sign of plus, white space and numbers out of range too.
-template <class T>
-std::optional<T> parse(std::string_view text) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
 
 template <class T>
 std::string range(T least, T most) {
@@ -72,8 +60,10 @@ class ShortHelp : public CLI::FormatterBase {
   }
 
  private:
-  static std::string line(std::string left, const std::string& right) {
+  static std::string line(std::string left, std::string right) {
     constexpr std::size_t kColumn = 24;
+    const std::size_t end = right.find('\n');
+    if (end != std::string::npos) right.insert(end + 1, std::string(kColumn, ' '));
     left = "  " + left;
     left.resize(std::max(kColumn, left.size() + 1), ' ');
     return left + right + "\n";
@@ -156,9 +146,9 @@ std::uint64_t OptionSet::unsigned_integer(const std::string& name) const {
   return *value;
 }
 
-double OptionSet::number(const std::string& name) const {
+double OptionSet::number(const std::string& name, const std::string& must) const {
   const auto value = parse<double>(text(name));
-  if (!value || !std::isfinite(*value) || *value < 0) refuse(name, "be a finite number of at least 0, such as 1e-6");
+  if (!value || !std::isfinite(*value) || *value < 0) refuse(name, must);
   return *value;
 }
 

@@ -2,10 +2,13 @@
 // option, what was given and what is allowed.
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -22,7 +25,8 @@ class OptionSet {
 
   /// Sets the heading, in the help, of the options that are added from here on.
   void group(std::string heading) { group_ = std::move(heading); }
-  /// An option with a value; `label` stands for it in the help. An empty `default_text`: none.
+  /// An option with a value; `label` stands for it in the help. An empty `default_text`: none. A long description may
+  /// have two lines.
   void add(const std::string& name, const std::string& label, const std::string& default_text,
            const std::string& description);
   void add_flag(const std::string& name, const std::string& description);
@@ -39,8 +43,9 @@ class OptionSet {
   const std::string& file(const std::string& name) const;
   std::int64_t integer(const std::string& name, std::int64_t least, std::int64_t most) const;
   std::uint64_t unsigned_integer(const std::string& name) const;
-  /// A finite number of at least 0.
-  double number(const std::string& name) const;
+  /// A finite number of at least 0; `must` describes it in the message, as in refuse().
+  double number(const std::string& name,
+                const std::string& must = "be a finite number of at least 0, such as 1e-6") const;
   /// Integers with commas between them.
   std::vector<std::int64_t> integers(const std::string& name, std::int64_t least, std::int64_t most) const;
 
@@ -60,13 +65,45 @@ class OptionSet {
   std::map<std::string, Entry> entries_;
 };
 
+/// The whole of `text` as a number; none for anything else, a sign of plus, white space and numbers out of range too.
+template <class T>
+std::optional<T> parse(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+template <class T>
+struct Choice {
+  const char* name;
+  T value;
+};
+
+/// "normal, he or xavier": what messages and the help call the choices.
+template <class T>
+std::string choices_text(const std::vector<Choice<T>>& choices) {
+  std::string text;
+  for (const Choice<T>& choice : choices)
+    text += (text.empty() ? "" : &choice == &choices.back() ? " or " : ", ") + std::string(choice.name);
+  return text;
+}
+
+/// The choice that an option names.
+template <class T>
+T choose(const OptionSet& options, const std::string& name, const std::vector<Choice<T>>& choices) {
+  for (const Choice<T>& choice : choices)
+    if (options.text(name) == choice.name) return choice.value;
+  options.refuse(name, "be " + choices_text(choices));
+}
+
 /// Refuses --option= with nothing behind it, for which CLI11 would take the next argument.
 void refuse_empty_values(const std::vector<std::string>& arguments);
 
 /// " (did you mean '--steps'?)" where one of `known` is near to `word`, else nothing.
 std::string suggestion(std::string_view word, const std::vector<std::string>& known);
 
-/// Lays out the help of `app` and its subcommands: one line an option, under 80 columns, no blank lines.
+/// Lays out the help of `app` and its subcommands: under 80 columns, no blank lines.
 void use_short_help(CLI::App& app);
 
 }  // namespace deviceloop::cli

@@ -49,7 +49,7 @@ std::string caption(const RunResult& result) {
   std::string text = std::string("plan ") + name(result.plan.executor);
   if (!row_of(result.plan.executor).is_on_gpu) text += ", " + count(result.plan.threads, "thread");
   text += std::string(", ") + name(result.precision);
-  text += formulation_text(result.plan.formulation);
+  text += formulation_text(result.plan.formulation) + optimizer_text(result.optimizer);
   text += ", " + count(result.steps, "step");
   if (result.us_per_step) text += ", " + step_time_text(*result.us_per_step);
   return text;

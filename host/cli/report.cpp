@@ -8,7 +8,9 @@
 #include <deviceloop/version.h>
 
 #include "matrix_ops.h"
+#include "names.h"
 #include "planning/decision.h"
+#include "step/scalars.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -40,6 +42,50 @@ std::string rows_text(const HostMatrix& prediction, const HostMatrix& target) {
   return text;
 }
 
+bool is_plain(const Optimizer& optimizer) {
+  return optimizer.kind == OptimizerKind::gradient_descent && optimizer.schedule.kind == ScheduleKind::constant &&
+         optimizer.schedule.warmup_steps == 0;
+}
+
+/// What the optimizer uses, defaults included.
+nlohmann::ordered_json json_of(const Optimizer& optimizer) {
+  const OptimizerMembers members = members_of(optimizer.kind);
+  nlohmann::ordered_json json;
+  json["name"] = optimizer_name(optimizer.kind);
+  json["learning_rate"] = optimizer.learning_rate;
+  if (members.momentum) json["momentum"] = optimizer.momentum;
+  if (members.nesterov) json["nesterov"] = optimizer.nesterov;
+  if (members.weight_decay) json["weight_decay"] = weight_decay_of(optimizer);
+  if (members.beta1) json["beta1"] = optimizer.beta1;
+  if (members.beta2) json["beta2"] = beta2_of(optimizer);
+  if (members.epsilon) json["epsilon"] = optimizer.epsilon;
+  if (optimizer.clip_norm > 0) json["clip_norm"] = optimizer.clip_norm;
+  if (optimizer.clip_value > 0) json["clip_value"] = optimizer.clip_value;
+  return json;
+}
+
+nlohmann::ordered_json json_of(const Schedule& schedule) {
+  nlohmann::ordered_json json;
+  json["name"] = name_or_null(schedule.kind);
+  switch (schedule.kind) {
+    case ScheduleKind::constant:
+      break;
+    case ScheduleKind::step:
+      json["every"] = schedule.period;
+      json["factor"] = schedule.factor;
+      break;
+    case ScheduleKind::exponential:
+      json["factor"] = schedule.factor;
+      break;
+    case ScheduleKind::cosine:
+      json["period"] = schedule.period;
+      json["end_rate"] = schedule.end_rate;
+      break;
+  }
+  if (schedule.warmup_steps > 0) json["warmup_steps"] = schedule.warmup_steps;
+  return json;
+}
+
 nlohmann::ordered_json json_of(const std::optional<double>& value) {
   if (!value || !std::isfinite(*value)) return nullptr;
   return *value;
@@ -51,12 +97,32 @@ std::string formulation_text(Formulation formulation) {
   return formulation == Formulation::primal ? "" : std::string(", ") + name(formulation);
 }
 
+const char* optimizer_name(OptimizerKind kind) {
+  return kind == OptimizerKind::gradient_descent ? "gd" : name_or_null(kind);
+}
+
+std::string optimizer_text(const Optimizer& optimizer) {
+  if (is_plain(optimizer)) return "";
+  std::string text = std::string(", ") + optimizer_name(optimizer.kind);
+  if (optimizer.momentum > 0)
+    text += (optimizer.nesterov ? " with Nesterov's momentum " : " with momentum ") + format("%g", optimizer.momentum);
+  const Schedule& schedule = optimizer.schedule;
+  if (schedule.kind != ScheduleKind::constant) text += std::string(", ") + name_or_null(schedule.kind) + " schedule";
+  if (schedule.warmup_steps > 0)
+    text += ", " + std::to_string(schedule.warmup_steps) + (schedule.warmup_steps == 1 ? " step" : " steps") +
+            " of warm-up";
+  if (optimizer.clip_norm > 0) text += ", gradients clipped to norm " + format("%g", optimizer.clip_norm);
+  if (optimizer.clip_value > 0) text += ", gradients clipped to " + format("%g", optimizer.clip_value);
+  return text;
+}
+
 std::string plan_line(const Plan& plan, const TrainingSpec& training) {
   std::string where = row_of(plan.executor).is_on_gpu
                           ? "CUDA device " + std::to_string(plan.device)
                           : std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads");
   std::string line = std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " +
                      name(training.precision) + formulation_text(plan.formulation);
+  line += optimizer_text(training.optimizer);
   if (training.reprojection_steps > 0)
     line += ", reprojected every " + std::to_string(training.reprojection_steps) + " steps";
   return line + ")\n";
@@ -146,6 +212,10 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["reason"] = result.plan.reason;
   json["formulation"] = name(result.plan.formulation);
   if (result.plan.formulation == Formulation::gram) json["reprojection_steps"] = result.reprojection_steps;
+  if (!is_plain(result.optimizer)) {
+    json["optimizer"] = json_of(result.optimizer);
+    json["schedule"] = json_of(result.optimizer.schedule);
+  }
   json["precision"] = name(result.precision);
   json["threads"] = result.plan.threads;
   json["steps"] = result.steps;

@@ -19,6 +19,13 @@ namespace deviceloop::cli {
 /// ", gram" behind what is said of a run's time; nothing for primal.
 std::string formulation_text(Formulation formulation);
 
+/// "gd", "adam": as --optimizer takes it.
+const char* optimizer_name(OptimizerKind kind);
+
+/// ", sgd with momentum 0.9, cosine schedule" behind what is said of a run; nothing for gradient descent at a constant
+/// rate.
+std::string optimizer_text(const Optimizer& optimizer);
+
 /// "plan cpu: no GPU to use: built without CUDA (1 thread, fp32)\n", "... (1 thread, fp32, gram, reprojected every 100
 /// steps)\n".
 std::string plan_line(const Plan& plan, const TrainingSpec& training);
@@ -51,6 +58,7 @@ std::string prediction_text(double microseconds);
 struct RunResult {
   Plan plan;
   std::int64_t reprojection_steps = 0;
+  Optimizer optimizer{};
   Precision precision = Precision::fp32;
   std::int64_t steps = 0;
   std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps

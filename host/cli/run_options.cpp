@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
-#include <initializer_list>
 #include <limits>
 #include <system_error>
 #include <utility>
@@ -14,6 +12,7 @@
 
 #include "files/same_file.h"
 #include "names.h"
+#include "optimizer_options.h"
 #include "planning/decision.h"
 #include "plot.h"
 #include "text.h"
@@ -22,22 +21,6 @@ namespace deviceloop::cli {
 namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
-
-template <class T>
-struct Choice {
-  const char* name;
-  T value;
-};
-
-template <class T>
-T choose(const OptionSet& options, const std::string& name, std::initializer_list<Choice<T>> choices) {
-  std::string allowed;
-  for (const Choice<T>& choice : choices) {
-    if (options.text(name) == choice.name) return choice.value;
-    allowed += (allowed.empty() ? "" : &choice + 1 == choices.end() ? " or " : ", ") + std::string(choice.name);
-  }
-  options.refuse(name, "be " + allowed);
-}
 
 DeviceChoice read_device(const OptionSet& options) {
   const std::string& text = options.text("--device");
@@ -67,17 +50,6 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
     }
   options.refuse("--plan",
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
-}
-
-/// The smallest normal number, and how a message shows it, rounded up.
-std::pair<double, const char*> least_normal(Precision precision) {
-  switch (precision) {
-    case Precision::fp32:
-      return {std::numeric_limits<float>::min(), "1.2e-38, fp32's smallest normal number (or add --precision fp64)"};
-    case Precision::fp64:
-      break;
-  }
-  return {std::numeric_limits<double>::min(), "2.3e-308, fp64's smallest normal number"};
 }
 
 }  // namespace
@@ -219,7 +191,6 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   declare_header(options);
   options.group("Training");
   options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
-  options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
   options.add_flag("--keep-going", "do not stop where a loss is not finite");
   options.add_hidden("--batch-size");
   options.add("--formulation", "NAME", "primal", "primal, or gram where samples are few");
@@ -227,6 +198,8 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   declare_precision(options);
   declare_execution(options);
   options.add_flag("--tune", "on a GPU, try algorithms first; last bits may vary");
+  options.group("Optimizer");
+  declare_optimizer(options);
   options.group(output);
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
   options.add("--history", "FILE", "", "the loss of every step (.csv)");
@@ -243,21 +216,18 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.network = read_network_options(options);
   run.init = read_init(options);
   run.steps = options.integer("--steps", 0, kMaxCount);
-  run.training.optimizer.learning_rate = options.number("--lr");
   run.training.precision = read_precision(options);
+  run.training.optimizer = read_optimizer(options, run.training.precision, run.steps);
   run.training.formulation =
       choose<Formulation>(options, "--formulation", {{"primal", Formulation::primal}, {"gram", Formulation::gram}});
   run.training.reprojection_steps = options.integer("--reproject", 0, kMaxCount);
   if (run.training.reprojection_steps > 0 && run.training.formulation != Formulation::gram)
     throw InvalidArgument("--reproject " + options.text("--reproject") +
                           " belongs to --formulation gram; add that or drop it");
+  if (run.training.formulation == Formulation::gram && run.training.optimizer.kind != OptimizerKind::gradient_descent)
+    throw InvalidArgument("--formulation gram does not train by --optimizer " + options.text("--optimizer") +
+                          ", only by gd; drop one of the two");
   run.training.seed = options.unsigned_integer("--seed");
-  if (run.training.precision == Precision::fp32 &&
-      !std::isfinite(static_cast<float>(run.training.optimizer.learning_rate)))
-    options.refuse("--lr", "be in the range of fp32, up to 3.4e38 (or add --precision fp64)");
-  const auto [least, least_text] = least_normal(run.training.precision);
-  if (run.training.optimizer.learning_rate > 0 && run.training.optimizer.learning_rate < least)
-    options.refuse("--lr", std::string("be 0 or at least ") + least_text);
   run.forced = read_execution(options, run.training);
   const std::int64_t samples = read_samples(options);
 

@@ -249,6 +249,7 @@ int run_train(const OptionSet& options) {
   RunResult result;
   result.plan = trainer.plan();
   result.reprojection_steps = training.reprojection_steps;
+  result.optimizer = training.optimizer;
   result.precision = training.precision;
   result.steps = report.steps();
   result.total_ms = report.total_ms;

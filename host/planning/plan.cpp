@@ -12,6 +12,7 @@
 #include "../elementwise.h"
 #include "../matrix_ops.h"
 #include "../names.h"
+#include "../step/scalars.h"
 #include "../step/step.h"
 #include "../text.h"
 #include "decision.h"
@@ -83,10 +84,10 @@ void check_optimizer(const Optimizer& optimizer) {
   if (optimizer.clip_norm > 0 && optimizer.clip_value > 0)
     throw InvalidArgument("gradients are clipped by their norm or by their value, not by both; set one of them to 0");
   check_schedule(optimizer.schedule);
-  const bool has_momentum = optimizer.kind == OptimizerKind::sgd || optimizer.kind == OptimizerKind::rmsprop;
-  if (!has_momentum && optimizer.momentum > 0)
+  const OptimizerMembers members = members_of(optimizer.kind);
+  if (!members.momentum && optimizer.momentum > 0)
     throw InvalidArgument("the optimizer " + shown(optimizer.kind) + " has no momentum; choose 'sgd' or 'rmsprop'");
-  if (optimizer.nesterov && !(optimizer.kind == OptimizerKind::sgd && optimizer.momentum > 0))
+  if (optimizer.nesterov && !(members.nesterov && optimizer.momentum > 0))
     throw InvalidArgument("Nesterov's momentum belongs to the optimizer 'sgd' with a momentum above 0; choose that");
   if (optimizer.kind == OptimizerKind::gradient_descent &&
       (decay > 0 || optimizer.clip_norm > 0 || optimizer.clip_value > 0))

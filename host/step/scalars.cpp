@@ -8,15 +8,30 @@
 #include "step.h"
 
 namespace deviceloop {
-namespace {
 
-/// What PyTorch takes where nothing else is said.
+OptimizerMembers members_of(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::gradient_descent:
+      break;
+    case OptimizerKind::sgd:
+      return {.momentum = true, .nesterov = true, .weight_decay = true, .clipping = true};
+    case OptimizerKind::adam:
+    case OptimizerKind::adamw:
+      return {.weight_decay = true, .beta1 = true, .beta2 = true, .epsilon = true, .clipping = true};
+    case OptimizerKind::rmsprop:
+      return {.momentum = true, .weight_decay = true, .beta2 = true, .epsilon = true, .clipping = true};
+  }
+  return {};
+}
+
 double weight_decay_of(const Optimizer& optimizer) {
   return optimizer.weight_decay.value_or(optimizer.kind == OptimizerKind::adamw ? 0.01 : 0);
 }
 double beta2_of(const Optimizer& optimizer) {
   return optimizer.beta2.value_or(optimizer.kind == OptimizerKind::rmsprop ? 0.99 : 0.999);
 }
+
+namespace {
 
 bool has_bias_correction(OptimizerKind kind) {
   switch (kind) {

@@ -11,6 +11,24 @@
 
 namespace deviceloop {
 
+/// Which members of Optimizer an optimizer uses; all use the learning rate and the schedule.
+struct OptimizerMembers {
+  bool momentum = false;
+  bool nesterov = false;
+  bool weight_decay = false;
+  bool beta1 = false;
+  bool beta2 = false;
+  bool epsilon = false;
+  bool clipping = false;  ///< clip_norm and clip_value
+};
+OptimizerMembers members_of(OptimizerKind kind);
+
+/// The value, or the optimizer's default.
+/// @{
+double weight_decay_of(const Optimizer& optimizer);
+double beta2_of(const Optimizer& optimizer);
+/// @}
+
 /// The learning rate of a step; `step` steps were taken before it.
 double rate_of_step(const Optimizer& optimizer, std::int64_t step);
 
