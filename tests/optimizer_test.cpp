@@ -13,6 +13,7 @@
 #include "permutation.h"
 #include "support/activations.h"
 #include "support/gpu.h"
+#include "support/optimizer_cases.h"
 #include "support/problem.h"
 #include "support/reference_loss.h"
 #include "support/reference_optimizer.h"
@@ -34,46 +35,6 @@ std::ostream& operator<<(std::ostream& out, const Where& where) {
   return where.kind == ExecutorKind::persistent ? out << "_" << name(where.form) : out;
 }
 
-struct Case {
-  const char* name;
-  Optimizer optimizer;
-};
-
-Optimizer with(Optimizer optimizer, const Schedule& schedule) {
-  optimizer.schedule = schedule;
-  return optimizer;
-}
-
-const std::vector<Case>& cases() {
-  using Kind = OptimizerKind;
-  static const Optimizer adam{.kind = Kind::adam, .learning_rate = 0.02};
-  static const Optimizer descent{.learning_rate = 1e-3};
-  static const std::vector<Case> all = {
-      {"sgd without momentum", {.kind = Kind::sgd, .learning_rate = 1e-3}},
-      {"momentum", {.kind = Kind::sgd, .learning_rate = 1e-3, .momentum = 0.9}},
-      {"nesterov and decay",
-       {.kind = Kind::sgd, .learning_rate = 1e-3, .momentum = 0.8, .nesterov = true, .weight_decay = 0.1}},
-      {"adam", adam},
-      {"adam with decay",
-       {.kind = Kind::adam, .learning_rate = 0.02, .weight_decay = 0.3, .beta1 = 0.7, .beta2 = 0.9, .epsilon = 1e-3}},
-      {"adamw", {.kind = Kind::adamw, .learning_rate = 0.02}},
-      {"adamw with decay", {.kind = Kind::adamw, .learning_rate = 0.02, .weight_decay = 0.5}},
-      {"rmsprop", {.kind = Kind::rmsprop, .learning_rate = 0.003}},
-      {"rmsprop with momentum and decay",
-       {.kind = Kind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2, .beta2 = 0.9}},
-      {"clipped by norm", {.kind = Kind::sgd, .learning_rate = 0.01, .momentum = 0.5, .clip_norm = 3}},
-      {"a norm that is never reached", {.kind = Kind::adam, .learning_rate = 0.02, .clip_norm = 1e9}},
-      {"clipped by value", {.kind = Kind::sgd, .learning_rate = 0.01, .momentum = 0.5, .clip_value = 0.7}},
-      {"step schedule", with(descent, {.kind = ScheduleKind::step, .period = 7, .factor = 0.5})},
-      {"exponential schedule", with(descent, {.kind = ScheduleKind::exponential, .factor = 0.93})},
-      {"cosine schedule, ended before the run", with(adam, {.kind = ScheduleKind::cosine, .period = 33})},
-      {"cosine schedule to an end, warmed up",
-       with(adam, {.kind = ScheduleKind::cosine, .period = 100, .end_rate = 0.01, .warmup_steps = 20})},
-      {"warm-up alone", with(descent, {.warmup_steps = 9})},
-  };
-  return all;
-}
-
 class Optimizers : public ::testing::TestWithParam<Where> {
  protected:
   void SetUp() override {
@@ -83,11 +44,11 @@ class Optimizers : public ::testing::TestWithParam<Where> {
   static bool is_persistent() { return GetParam().kind == ExecutorKind::persistent; }
   /// Those that the plan takes, what it refuses is tested below; on the host, where blocks that synchronize are slow,
   /// some of them for several blocks.
-  static std::vector<Case> cases_here() {
+  static std::vector<OptimizerCase> cases_here() {
     const bool is_slow = kHostFixture && is_persistent() && GetParam().form != PersistentForm::block;
-    std::vector<Case> here;
-    for (std::size_t i = 0; i < cases().size(); i += is_slow ? 4 : 1)
-      if (!(is_persistent() && cases()[i].optimizer.clip_norm > 0)) here.push_back(cases()[i]);
+    std::vector<OptimizerCase> here;
+    for (std::size_t i = 0; i < optimizer_cases().size(); i += is_slow ? 4 : 1)
+      if (!(is_persistent() && optimizer_cases()[i].optimizer.clip_norm > 0)) here.push_back(optimizer_cases()[i]);
     return here;
   }
 
@@ -119,14 +80,14 @@ class Optimizers : public ::testing::TestWithParam<Where> {
 
 // A wide and a narrow layer; more steps than the graph executor takes in a launch.
 TEST_P(Optimizers, FollowTheReferenceOverARun) {
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     check(problem_of(each.optimizer, {7, 20, 3}, 9), kSlowMachine ? 36 : 70, 1e-10);
   }
 }
 
 TEST_P(Optimizers, FollowTheReferenceInSinglePrecision) {
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     check(problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32), 20, 2e-4);
   }
@@ -136,7 +97,7 @@ TEST_P(Optimizers, FollowTheReferenceInSinglePrecision) {
 TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
   const std::int64_t samples = kHostFixture ? 300 : 1100;
   if (GetParam().form == PersistentForm::block) GTEST_SKIP() << "one block has no room for them";
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     Optimizer small = each.optimizer;  // the loss is a sum over the samples
     if (small.kind == OptimizerKind::gradient_descent || small.kind == OptimizerKind::sgd) small.learning_rate *= 1e-2;
@@ -146,7 +107,7 @@ TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
 
 // A step's rate, and Adam's corrections, follow from how many were taken before, in whatever calls.
 TEST_P(Optimizers, OneCallEqualsManyCalls) {
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
     Trainer whole = trainer_of(problem), parts = trainer_of(problem);
@@ -296,7 +257,7 @@ TEST_P(Optimizers, TakeMinibatches) {
 
 // New data of another size need a new executor; what the optimizer keeps goes along.
 TEST_P(Optimizers, StateOutlivesNewData) {
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9),
                   more = problem_of(each.optimizer, {7, 20, 3}, 12);
@@ -313,7 +274,7 @@ TEST_P(Optimizers, StateOutlivesNewData) {
 }
 
 TEST_P(Optimizers, BeginAnewWithNewWeights) {
-  for (const Case& each : cases_here()) {
+  for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     const Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
     Trainer trainer = trainer_of(problem);
@@ -370,12 +331,13 @@ TEST_F(OptimizerRefusals, NameTheValueAndTheRemedy) {
       {{.kind = Kind::adam, .clip_norm = -2}, "the norm to clip gradients to is -2;"},
       {{.kind = Kind::adam, .clip_value = nan}, "the value to clip gradients to is nan;"},
       {{.kind = Kind::adam, .clip_norm = 1, .clip_value = 1}, "not by both; set one of them to 0"},
-      {with({}, {.kind = ScheduleKind::step}), "the schedule 'step' has a period of 0 steps; it must be at least 1"},
-      {with({}, {.kind = ScheduleKind::cosine, .period = -1}), "the schedule 'cosine' has a period of -1 steps"},
-      {with({}, {.kind = ScheduleKind::exponential, .factor = 0}), "the factor of the schedule is 0;"},
-      {with({}, {.kind = ScheduleKind::cosine, .period = 5, .end_rate = -1}), "the last learning rate"},
-      {with({}, {.warmup_steps = -3}), "the warm-up takes -3 steps"},
-      {with({}, {.kind = static_cast<ScheduleKind>(9)}), "there is no schedule number 9"},
+      {scheduled({}, {.kind = ScheduleKind::step}),
+       "the schedule 'step' has a period of 0 steps; it must be at least 1"},
+      {scheduled({}, {.kind = ScheduleKind::cosine, .period = -1}), "the schedule 'cosine' has a period of -1 steps"},
+      {scheduled({}, {.kind = ScheduleKind::exponential, .factor = 0}), "the factor of the schedule is 0;"},
+      {scheduled({}, {.kind = ScheduleKind::cosine, .period = 5, .end_rate = -1}), "the last learning rate"},
+      {scheduled({}, {.warmup_steps = -3}), "the warm-up takes -3 steps"},
+      {scheduled({}, {.kind = static_cast<ScheduleKind>(9)}), "there is no schedule number 9"},
   };
   for (const auto& [optimizer, words] : refused) EXPECT_MENTIONS(refusal_of(optimizer), words);
 }
@@ -462,7 +424,7 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.optimizer.clip_norm = 0;
   training.form = PersistentForm::two_layer;
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'");
-  training.optimizer = with({}, {.warmup_steps = 5});
+  training.optimizer = scheduled({}, {.warmup_steps = 5});
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has one learning rate for all steps");
   training.form = PersistentForm::automatic;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));

@@ -1,15 +1,21 @@
-// Runs that NumPy made, met at every step: the starting case, whose data the test draws again, and a small network
-// whose hidden units live. tests/reference/record.py wrote the files and explains them.
+// Runs that NumPy and PyTorch made, met at every step: the starting case, whose data the test draws again, a small
+// network whose hidden units live, and one for each optimizer and schedule. tests/reference/record.py and
+// tests/reference/record_optimizers.py wrote the files and explain them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <map>
+#include <numeric>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "files/npy.h"
 #include "files/weights.h"
+#include "support/optimizer_cases.h"
 #include "support/problem.h"
 
 namespace deviceloop {
@@ -121,6 +127,56 @@ TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
       EXPECT_LE(reference::relative_error(end[layer].bias, expected[layer].bias), bound) << layer;
     }
   }
+}
+
+// optimizers.csv: for each case, what a row names and its value.
+std::map<std::string, std::vector<std::pair<std::string, double>>> read_optimizers() {
+  std::ifstream file(kFolder + "optimizers.csv");
+  std::string line, field;
+  std::getline(file, line);  // who made it
+  std::getline(file, line);
+  std::vector<std::string> names;
+  std::istringstream header(line);
+  while (std::getline(header, field, ',')) names.push_back(field);
+  std::map<std::string, std::vector<std::pair<std::string, double>>> cases;
+  while (std::getline(file, line)) {
+    std::istringstream fields(line);
+    std::string row;
+    std::getline(fields, row, ',');
+    for (std::size_t i = 1; i < names.size(); ++i) {
+      std::getline(fields, field, ',');
+      cases[names[i]].emplace_back(row, std::stod(field));
+    }
+  }
+  return cases;
+}
+
+TEST(RecordedOptimizers, AreFollowedAtEveryStepToTheSameParameters) {
+  constexpr std::size_t kSteps = 50, kEvery = 9;
+  auto recorded = read_optimizers();
+  for (const OptimizerCase& each : optimizer_cases()) {
+    SCOPED_TRACE(each.name);
+    const auto found = recorded.extract(each.name);
+    ASSERT_FALSE(found.empty()) << "not recorded";
+    Problem problem = Problem::random({7, 20, 3}, true, 9, Precision::fp64, Init::he, 1e-3);
+    problem.training.optimizer = each.optimizer;
+    for (const int threads : {1, 3}) {
+      Trainer trainer = problem.trainer(threads, ExecutorKind::cpu);
+      const std::vector<double> losses = trainer.train(kSteps).losses;
+      const std::vector<double> end = flat(problem.parameters_of(trainer));
+      std::vector<std::pair<std::string, double>> rows;
+      for (std::size_t i = 0; i < kSteps; ++i) rows.emplace_back("loss " + std::to_string(i), losses.at(i));
+      rows.emplace_back("norm", std::sqrt(std::inner_product(end.begin(), end.end(), end.begin(), 0.0)));
+      for (std::size_t i = 0; i < end.size(); i += kEvery) rows.emplace_back("element " + std::to_string(i), end[i]);
+      ASSERT_EQ(rows.size(), found.mapped().size());
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        const auto& [name, expected] = found.mapped()[i];
+        EXPECT_EQ(rows[i].first, name);
+        EXPECT_NEAR(rows[i].second, expected, 1e-10 * std::max(1e-2, std::abs(expected))) << name;
+      }
+    }
+  }
+  for (const auto& [name, rows] : recorded) ADD_FAILURE() << "'" << name << "' is recorded, but is no case";
 }
 
 const auto kPrecisions = testing::Values(Precision::fp32, Precision::fp64);
