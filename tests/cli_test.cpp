@@ -28,6 +28,7 @@
 #include "files/npy.h"
 #include "files/reader.h"
 #include "files/safetensors.h"
+#include "permutation.h"
 #include "support/run_command.h"
 #include "support/sanitized.h"
 #include "support/temporary_folder.h"
@@ -277,7 +278,8 @@ TEST(Command, RefusesContradictions) {
   expect_refused({"train", "--data", "d.csv", "--save", "d.csv"}, {"--save", "--data", "d.csv"});
   expect_refused({"train", "--x", "", "--y", "y.npy"}, {"--x", "''"});
   expect_refused({"train", "--save="}, {"--save="});
-  expect_refused({"data"}, {"--x", "--y", "--weights"});
+  expect_refused({"data"}, {"--x", "--y", "--weights", "--order"});
+  expect_refused({"data", "--x", "x.npy", "--epochs", "3"}, {"--epochs 3", "--order FILE"});
   expect_refused({"predict", "--weights", "w", "--x", "x"}, {"--out"});
   expect_refused({"predict", "--x", "x", "--out", "p"}, {"--weights"});
 }
@@ -410,6 +412,9 @@ TEST(Command, RefusesWhatExceedsTheMemory) {
   TemporaryFolder folder;
   expect_refused({"data", "--samples", "9223372036854775807", "--x", folder / "x"}, {"memory", "9223372036854775807"});
   expect_refused({"data", "--layers", "2147483647,2147483647", "--weights", folder / "w"}, {"memory", "2147483647"});
+  for (const std::string epochs : {"1", "1000000000000", "9223372036854775807"})
+    expect_refused({"data", "--samples", "1000000000000", "--epochs", epochs, "--order", folder / "o"},
+                   {"--epochs " + epochs + " of --samples 1000000000000 take", "memory", "ask for less"});
   EXPECT_EQ(folder.count(), 0);
 }
 
@@ -1421,6 +1426,42 @@ TEST(Data, WritesOneFileToStandardOutput) {
   EXPECT_EQ(output.out, read_all(folder / "x.npy"));
   expect_refused(shape + Arguments{"--x", "-", "--y", "-"}, {"--x", "--y", "'-'"});
   expect_refused(shape + Arguments{"--x", folder / "a", "--y", folder / "a"}, {"--x", "--y", folder / "a"});
+}
+
+TEST(Data, WritesTheOrderOfTheSamplesOfEachEpoch) {
+  const TemporaryFolder folder;
+  const std::string order = folder / "order.npy";
+  const Arguments as = {"data", "--samples", "9", "--seed", "18446744073709551615", "--order"};
+  const CommandResult result = run(as + Arguments{order, "--epochs", "4"});
+  expect_done(result);
+  EXPECT_EQ(result.out, order + ": 4 x 9, int64\n");
+  const HostMatrix written = read_npy(order);
+  ASSERT_EQ(written.rows, 4);
+  ASSERT_EQ(written.columns, 9);
+  const auto* values = static_cast<const double*>(written.view().data);
+  for (std::int64_t epoch = 0; epoch < 4; ++epoch)
+    for (std::int64_t index = 0; index < 9; ++index)
+      EXPECT_EQ(values[epoch * 9 + index], static_cast<double>(sample_of(~std::uint64_t{0}, 9, epoch, index)));
+  EXPECT_NE(read_all(order).find("'descr': '<i8'"), std::string::npos);
+
+  // Nothing else has an influence on it, and without --epochs there is one.
+  const CommandResult output =
+      run(as + Arguments{"-", "--epochs", "4", "--layers", "3,1", "--precision", "fp64", "--quiet"});
+  expect_done(output);
+  EXPECT_EQ(output.out, read_all(order));
+  expect_done(run(as + Arguments{order}));
+  EXPECT_EQ(read_npy(order).rows, 1);
+}
+
+TEST(Data, RefusesAnOrderThatIsNone) {
+  const TemporaryFolder folder;
+  const Arguments as = {"data", "--order", folder / "o", "--samples"};
+  for (const std::string bad : {"0", "-1", "x", "1.5", "9223372036854775808", ""}) {
+    expect_refused(as + Arguments{bad}, {"--samples must", "'" + bad + "'"});
+    expect_refused(as + Arguments{"4", "--epochs", bad}, {"--epochs must", "'" + bad + "'"});
+  }
+  expect_refused(as + Arguments{"4", "--x", folder / "o"}, {"--x", "--order", folder / "o", "same file"});
+  EXPECT_EQ(folder.count(), 0);
 }
 
 TEST(Predict, IsWhatTheTrainerPredicts) {

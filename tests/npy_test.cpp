@@ -421,6 +421,21 @@ TEST(WriteNpy, WritesTheBytesThatNumPyWrites) {
   EXPECT_EQ(expected.size() - 24, 128u);
 }
 
+TEST(WriteNpy, WritesIntegersAsNumPyDoes) {
+  // numpy.save of array([[1, -2], [2**53 + 1, 2**62]]), NumPy 1.24.
+  std::string expected("\x93NUMPY\x01\x00\x76\x00", 10);
+  expected += "{'descr': '<i8', 'fortran_order': False, 'shape': (2, 2), }";
+  expected += std::string(58, ' ') + "\n";
+  expected += std::string("\x01\x00\x00\x00\x00\x00\x00\x00\xfe\xff\xff\xff\xff\xff\xff\xff", 16);
+  expected += std::string("\x01\x00\x00\x00\x00\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x40", 16);
+  const TemporaryFolder folder;
+  const std::vector<std::int64_t> values{1, -2, (std::int64_t{1} << 53) + 1, std::int64_t{1} << 62};
+  OutputFile file(folder / "x.npy");
+  write_npy(file, values.data(), 2, 2);
+  file.commit();
+  EXPECT_EQ(read_all(folder / "x.npy"), expected);
+}
+
 TEST(WriteNpy, IsReadBackBitForBit) {
   const TemporaryFolder folder;
   const std::vector<double> values{0.1, -0.0, 1e-310, 1e308, 5, 6, 7, 8, 9, 10, 11, 12};

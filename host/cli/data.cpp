@@ -1,6 +1,11 @@
-// deviceloop data: writes what train would generate with the same options, so that others can train on the same.
+// deviceloop data: writes what train would generate with the same options, and the order of shuffled samples, so that
+// others can train on the same.
+#include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
@@ -15,6 +20,7 @@
 #include "interrupt.h"
 #include "machine.h"
 #include "memory.h"
+#include "permutation.h"
 #include "run_options.h"
 #include "text.h"
 #include "text_output.h"
@@ -36,6 +42,15 @@ Parameters drawn_parameters(const NetworkSpec& network, Precision precision, std
   return parameters;
 }
 
+/// [epochs, samples]: the samples of each epoch in the order in which it takes them.
+std::vector<std::int64_t> sample_orders(std::uint64_t seed, std::int64_t samples, std::int64_t epochs) {
+  std::vector<std::int64_t> order;
+  order.reserve(static_cast<std::size_t>(epochs * samples));
+  for (std::int64_t epoch = 0; epoch < epochs; ++epoch)
+    for (std::int64_t index = 0; index < samples; ++index) order.push_back(sample_of(seed, samples, epoch, index));
+  return order;
+}
+
 }  // namespace
 
 void declare_data(OptionSet& options) {
@@ -43,11 +58,13 @@ void declare_data(OptionSet& options) {
   declare_network(options);
   declare_samples(options);
   declare_precision(options);
+  options.add("--epochs", "N", "1", "epochs of --order");
   options.group("Output, at least one (FILE - is standard output)");
   options.add("--x", "FILE", "", "inputs (.npy)");
   options.add("--y", "FILE", "", "targets (.npy)");
   options.add("--data", "FILE", "", "inputs and targets, as x and y (.npz)");
   options.add("--weights", "FILE", "", "initial weights (.safetensors)");
+  options.add("--order", "FILE", "", "samples as each epoch takes them (.npy, int64)");
   declare_quiet(options);
 }
 
@@ -59,9 +76,15 @@ int run_data(const OptionSet& options) {
   const Precision precision = read_precision(options);
   const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
   const std::string data = options.file("--data");
-  TextOutput text(check_outputs(options, {"--x", "--y", "--data", "--weights"}, {}));
-  if (x.empty() && y.empty() && data.empty() && weights.empty())
-    throw InvalidArgument("data has nothing to write; give --x FILE, --y FILE, --data FILE or --weights FILE");
+  const std::string order = options.file("--order");
+  const std::int64_t epochs = options.integer("--epochs", 1, std::numeric_limits<std::int64_t>::max());
+  TextOutput text(check_outputs(options, {"--x", "--y", "--data", "--weights", "--order"}, {}));
+  if (x.empty() && y.empty() && data.empty() && weights.empty() && order.empty())
+    throw InvalidArgument(
+        "data has nothing to write; give --x FILE, --y FILE, --data FILE, --weights FILE or --order FILE");
+  if (options.given("--epochs") && order.empty())
+    throw InvalidArgument("--epochs " + std::to_string(epochs) +
+                          " counts the epochs of --order; give --order FILE, or leave --epochs out");
 
   end_on_signals();
   const CpuCaps caps = query_cpu();
@@ -80,8 +103,14 @@ int run_data(const OptionSet& options) {
     for (int copy = 0; copy < 3; ++copy) bytes.add_parameters(network, precision);
     check_memory("weights for --layers " + widths_text(network.widths), bytes, caps);
   }
+  if (!order.empty()) {
+    ByteCount bytes;
+    bytes.add(sizeof(std::int64_t), static_cast<std::uint64_t>(epochs), static_cast<std::uint64_t>(samples));
+    check_memory("--epochs " + std::to_string(epochs) + " of --samples " + std::to_string(samples), bytes, caps);
+  }
   const auto open = [](const std::string& path) { return path.empty() ? nullptr : std::make_unique<OutputFile>(path); };
-  const auto x_file = open(x), y_file = open(y), data_file = open(data), weights_file = open(weights);
+  const auto x_file = open(x), y_file = open(y), data_file = open(data), weights_file = open(weights),
+             order_file = open(order);
 
   const auto write_generated = [&](OutputFile& file, std::int64_t columns, std::uint32_t tensor) {
     const HostMatrix matrix = generate(samples, columns, precision, seed, tensor);
@@ -107,6 +136,12 @@ int run_data(const OptionSet& options) {
     weights_file->commit();
     text.write(printable(weights) + ": weights of " + widths_text(network.widths) +
                (network.bias ? " with biases, " : ", ") + name(precision) + "\n");
+  }
+  if (order_file) {
+    const std::vector<std::int64_t> taken = sample_orders(seed, samples, epochs);
+    write_npy(*order_file, taken.data(), epochs, samples);
+    order_file->commit();
+    text.write(printable(order) + ": " + std::to_string(epochs) + " x " + std::to_string(samples) + ", int64\n");
   }
   text.check();
   return 0;

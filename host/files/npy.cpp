@@ -328,15 +328,12 @@ DataMatrix read_npy(const ByteSource& file, const ReadOptions& options) {
   return matrix;
 }
 
-void write_npy(OutputFile& file, ConstMatrix matrix) {
-  check_host_view(matrix, printable(file.path()) + ": the matrix to write");
-  write_npy([&](const void* data, std::size_t bytes) { file.write(data, bytes); }, matrix);
-}
+namespace {
 
-void write_npy(const std::function<void(const void*, std::size_t)>& write, ConstMatrix matrix) {
-  std::string header = "{'descr': '<f" + std::to_string(size_of(matrix.type)) +
-                       "', 'fortran_order': False, 'shape': (" + std::to_string(matrix.rows) + ", " +
-                       std::to_string(matrix.columns) + "), }";
+/// What precedes the elements of an array of the type `descr`.
+std::string start_of(const std::string& descr, std::int64_t rows, std::int64_t columns) {
+  std::string header = "{'descr': '" + descr + "', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
+                       std::to_string(columns) + "), }";
   // NumPy's own header: the elements begin at a multiple of 64 bytes, and the last character before them ends the line.
   const std::size_t prefix = kMagic.size() + 4;
   const std::size_t total = (prefix + header.size() + 1 + 63) / 64 * 64;
@@ -344,7 +341,18 @@ void write_npy(const std::function<void(const void*, std::size_t)>& write, Const
   header += '\n';
   std::string start(kMagic);
   start += {'\1', '\0', static_cast<char>(header.size() & 0xff), static_cast<char>(header.size() >> 8)};
-  start += header;
+  return start + header;
+}
+
+}  // namespace
+
+void write_npy(OutputFile& file, ConstMatrix matrix) {
+  check_host_view(matrix, printable(file.path()) + ": the matrix to write");
+  write_npy([&](const void* data, std::size_t bytes) { file.write(data, bytes); }, matrix);
+}
+
+void write_npy(const std::function<void(const void*, std::size_t)>& write, ConstMatrix matrix) {
+  const std::string start = start_of("<f" + std::to_string(size_of(matrix.type)), matrix.rows, matrix.columns);
   write(start.data(), start.size());
 
   if (matrix.rows == 0 || matrix.columns == 0) return;
@@ -364,6 +372,12 @@ void write_npy(const std::function<void(const void*, std::size_t)>& write, Const
       buffer.append(data + static_cast<std::size_t>(row * matrix.row_stride) * size_of(matrix.type), row_bytes);
     write(buffer.data(), buffer.size());
   }
+}
+
+void write_npy(OutputFile& file, const std::int64_t* values, std::int64_t rows, std::int64_t columns) {
+  const std::string start = start_of("<i8", rows, columns);
+  file.write(start.data(), start.size());
+  file.write(values, static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * sizeof(std::int64_t));
 }
 
 }  // namespace deviceloop

@@ -30,4 +30,7 @@ void write_npy(OutputFile& file, ConstMatrix matrix);
 /// The same, in pieces given to `write`; the caller has checked the view.
 void write_npy(const std::function<void(const void*, std::size_t)>& write, ConstMatrix matrix);
 
+/// Writes an int64 array [rows, columns], row-major without gaps, in the same form. The caller commits.
+void write_npy(OutputFile& file, const std::int64_t* values, std::int64_t rows, std::int64_t columns);
+
 }  // namespace deviceloop
