@@ -352,19 +352,24 @@ DEVICELOOP_RARELY_CALLED Angle<T> angle_of_large(T x) {
   const int fraction_bits = 32 * (first_word + words) - e;
   const std::uint64_t top = window(fraction_bits - 62);  // two bits of the integer, 62 of the fraction
   const std::uint64_t quadrant = (top + (std::uint64_t{1} << 61)) >> 62;
-  // From here to the nearest quadrant: a signed number of 2^-64, and an unsigned one of 2^-128.
+  // From the nearest quadrant: a number of 2^-64, whose sign goes before what is lost below, and one of 2^-128.
   std::uint64_t fraction = top << 2;
-  T below = 0;
+  std::uint64_t next = 0;
   if constexpr (!kIsFloat<T>) {
-    const std::uint64_t next = window(fraction_bits - 126);
+    next = window(fraction_bits - 126);
     fraction |= next >> 62;
-    below = static_cast<T>(next << 2) * T(0x1p-64);
+    next <<= 2;
   }
-  constexpr int dropped = 63 - F::kMantissaBits;  // so that the rest is exact in T
-  const auto large = static_cast<T>(static_cast<std::int64_t>(fraction) >> dropped) * T(std::uint64_t{1} << dropped);
-  const auto small = static_cast<T>(fraction & ((std::uint64_t{1} << dropped) - 1)) + below;
-  const Pair<T> turns = sum(large, small);
-  const T sign = x < T(0) ? T(-0x1p-64) : T(0x1p-64);
+  const bool is_before = fraction >> 63 != 0;
+  if (is_before) {
+    fraction = ~fraction;
+    next = ~next;
+  }
+  const auto large = static_cast<T>(fraction);
+  const auto rest = static_cast<std::int64_t>(fraction - static_cast<std::uint64_t>(large));
+  const T below = kIsFloat<T> ? T(0) : static_cast<T>(next) * T(0x1p-64);
+  const Pair<T> turns = sum(large, static_cast<T>(rest) + below);
+  const T sign = (x < T(0)) != is_before ? T(-0x1p-64) : T(0x1p-64);
   const T high = turns.high * F::kHalfPiHigh;
   const T low =
       std::fma(turns.high, F::kHalfPiHigh, -high) + std::fma(turns.high, F::kHalfPiMiddle, turns.low * F::kHalfPiHigh);

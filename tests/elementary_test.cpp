@@ -149,24 +149,44 @@ TYPED_TEST(Elementary, IsExactAtTheEndsOfItsRange) {
   EXPECT_EQ(softplus(most), most);
 }
 
-// The double that is closest to a multiple of pi / 2; numerators of the continued fraction of pi, the closest integers
-// of their size; and arguments of every size next to multiples of pi / 2.
-TEST(ElementarySine, KeepsItsRelativeErrorNextToMultiplesOfHalfPi) {
+/// The angles that need most care: the numbers of the type that are closest to multiples of pi / 2, from both sides, by
+/// the continued fractions of 2^e 2 / pi; numerators of that of pi; and numbers of every size next to such multiples.
+template <class T>
+std::vector<T> hard_angles() {
+  std::vector<T> xs;
+  if constexpr (kIsFloat<T>)
+    xs = {0x1.f37c8ap+95f, 0x1.47d0fep+34f,  0x1.f37c8ap+96f, 0x1.47d0fep+35f,
+          0x1.628d4cp+40f, 0x1.b08c4ap+111f, 0x1.abb4bp+89f,  0x1.7f4134p+101f};
+  else
+    xs = {0x1.6ac5b262ca1ffp+849, 0x1.6ac5b262ca1ffp+850, 0x1.6ac5b262ca1ffp+851, 0x1.4c96c11134d36p+577,
+          0x1.504cac51f1eafp+131, 0x1.e009c53148be1p+991, 0x1.cfe482285f8edp+860, 0x1.db41f3cb71d7bp+680};
+  for (const double numerator : {22.0, 355.0, 103993.0, 104348.0, 208341.0, 312689.0, 833719.0, 1146408.0, 4272943.0,
+                                 5419351.0, 80143857.0, 165707065.0, 245850922.0, 411557987.0, 1068966896.0})
+    if (static_cast<double>(static_cast<T>(numerator)) == numerator) xs.push_back(static_cast<T>(numerator));
+  for (int exponent = 0; exponent < (kIsFloat<T> ? 120 : 1000); ++exponent) {
+    const double multiple = std::nearbyint(std::ldexp(1.37, exponent % 40)) * std::ldexp(1.0, exponent - exponent % 40);
+    xs.push_back(static_cast<T>(1.57079632679489661923L * static_cast<long double>(multiple)));
+  }
+  return xs;
+}
+
+TYPED_TEST(Elementary, SineKeepsItsRelativeErrorNextToMultiplesOfHalfPi) {
+  using T = TypeParam;
+  if (std::numeric_limits<long double>::digits < std::numeric_limits<T>::digits + 8)
+    GTEST_SKIP() << "long double has " << LDBL_MANT_DIG << " bits";
+  for (const T positive : hard_angles<T>())
+    for (const T x : {positive, -positive}) {
+      const T sine = static_cast<T>(std::sin(static_cast<long double>(x)));
+      const T cosine = static_cast<T>(std::cos(static_cast<long double>(x)));
+      EXPECT_LE(std::abs(place(sin(x)) - place(sine)), 2) << std::hexfloat << x;
+      EXPECT_LE(std::abs(place(cos(x)) - place(cosine)), 2) << std::hexfloat << x;
+    }
+}
+
+// By the arithmetic of 2000 bits.
+TEST(ElementarySine, IsThatOfTheHardestDouble) {
   EXPECT_NEAR(cos(0x1.6ac5b262ca1ffp+849) / -4.68716592425462761112e-19, 1, 0x1p-51);
   EXPECT_EQ(sin(0x1.6ac5b262ca1ffp+849), 1);
-  if (LDBL_MANT_DIG < 64) GTEST_SKIP() << "long double has " << LDBL_MANT_DIG << " bits";
-  std::vector<double> xs = {22,      355,     103993,   104348,    208341,    312689,    833719,    1146408,
-                            4272943, 5419351, 80143857, 165707065, 245850922, 411557987, 1068966896};
-  for (int exponent = 0; exponent < 1000; ++exponent) {
-    const double multiple = std::nearbyint(std::ldexp(1.37, exponent % 40)) * std::ldexp(1.0, exponent - exponent % 40);
-    xs.push_back(static_cast<double>(1.57079632679489661923L * static_cast<long double>(multiple)));
-  }
-  for (const double x : xs) {
-    const auto sine = static_cast<double>(std::sin(static_cast<long double>(x)));
-    const auto cosine = static_cast<double>(std::cos(static_cast<long double>(x)));
-    EXPECT_LE(std::abs(place(sin(x)) - place(sine)), 2) << std::hexfloat << x;
-    EXPECT_LE(std::abs(place(cos(x)) - place(cosine)), 2) << std::hexfloat << x;
-  }
 }
 
 }  // namespace
