@@ -99,6 +99,7 @@ struct Silu {
   }
 };
 
+/// For z far below 0, 1 + erf is a small difference and loses relative accuracy, as in the definition.
 struct Gelu {
   static constexpr bool keeps_pre_activation = true;
   template <class T>

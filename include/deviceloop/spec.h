@@ -164,9 +164,9 @@ enum class PersistentForm {
   block,      ///< one block, with all data in its shared memory
   cluster,    ///< the blocks of one cluster; compute capability 9.0 or newer
   grid,       ///< as many blocks as the GPU runs at once
-  /// For one hidden layer, at most 128 samples and 16 outputs. Each cluster of blocks owns some hidden units and keeps
-  /// the samples in registers; in the Gram formulation each block owns some, and keeps K in registers. Runs on any GPU
-  /// if the registers of one block can hold all inputs; otherwise it needs compute capability 9.0 or newer.
+  /// For one hidden layer of ReLU, at most 128 samples and 16 outputs. Each cluster of blocks owns some hidden units
+  /// and keeps the samples in registers; in the Gram formulation each block owns some, and keeps K in registers. Runs
+  /// on any GPU if the registers of one block can hold all inputs; otherwise it needs compute capability 9.0 or newer.
   two_layer,
 };
 
