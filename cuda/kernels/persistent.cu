@@ -30,6 +30,7 @@ struct PersistentShared {
     double thread_sums[kThreads];
   };
   double warp_sums[kThreads / kWarpThreads];
+  elementwise::StepScalars<T> scalars;  ///< of the step
   int is_synchronized;
 };
 static_assert(sizeof(PersistentShared<float>) <= kPersistentTileBytes &&
@@ -302,7 +303,9 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
   const int phases_of_step = arguments.forward_only ? arguments.forward_phases + 1 : arguments.phase_count;
   unsigned target = arguments.arrived;
   for (std::int64_t step = 0; step < arguments.steps; ++step) {
-    const StepScalars<T> scalars = arguments.scalars[step * arguments.scalar_stride];
+    // They are read behind the next barrier, that of the forward phase.
+    if (step == 0 || arguments.scalar_stride != 0)
+      copy_words(&memory.scalars, arguments.scalars + step * arguments.scalar_stride, sizeof memory.scalars);
     for (int index = 0; index < phases_of_step; ++index) {
       const bool is_loss_alone = arguments.forward_only && index == arguments.forward_phases;
       const int phase = is_loss_alone ? arguments.phase_count : index;
@@ -316,9 +319,9 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
         else if (op->kind == Kind::row_loss)
           take_row_loss(memory, *op, arguments.loss, base, task);
         else if (op->kind == Kind::bias_update)
-          take_bias_update(memory, *op, base, scalars, task);
+          take_bias_update(memory, *op, base, memory.scalars, task);
         else
-          take_product(memory, *op, arguments.loss, base, scalars, task);
+          take_product(memory, *op, arguments.loss, base, memory.scalars, task);
       }
       target += grid_blocks();
       const std::uint64_t code = late_wait_code(phase + 1, step);
