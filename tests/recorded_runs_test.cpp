@@ -129,24 +129,23 @@ TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
   }
 }
 
-// optimizers.csv: for each case, what a row names and its value.
-std::map<std::string, std::vector<std::pair<std::string, double>>> read_optimizers() {
+using NamedNumbers = std::vector<std::pair<std::string, double>>;
+
+// optimizers.csv: the numbers of each case.
+std::map<std::string, NamedNumbers> read_optimizers() {
   std::ifstream file(kFolder + "optimizers.csv");
-  std::string line, field;
+  std::string line, name, field;
   std::getline(file, line);  // who made it
   std::getline(file, line);
-  std::vector<std::string> names;
-  std::istringstream header(line);
-  while (std::getline(header, field, ',')) names.push_back(field);
-  std::map<std::string, std::vector<std::pair<std::string, double>>> cases;
+  const std::string header = line;
+  std::map<std::string, NamedNumbers> cases;
   while (std::getline(file, line)) {
-    std::istringstream fields(line);
-    std::string row;
-    std::getline(fields, row, ',');
-    for (std::size_t i = 1; i < names.size(); ++i) {
-      std::getline(fields, field, ',');
-      cases[names[i]].emplace_back(row, std::stod(field));
-    }
+    std::istringstream names(header), fields(line);
+    std::getline(names, name, ',');
+    std::getline(fields, field, ',');
+    NamedNumbers& numbers = cases[field];
+    while (std::getline(names, name, ',') && std::getline(fields, field, ','))
+      numbers.emplace_back(name, std::stod(field));
   }
   return cases;
 }
@@ -164,19 +163,19 @@ TEST(RecordedOptimizers, AreFollowedAtEveryStepToTheSameParameters) {
       Trainer trainer = problem.trainer(threads, ExecutorKind::cpu);
       const std::vector<double> losses = trainer.train(kSteps).losses;
       const std::vector<double> end = flat(problem.parameters_of(trainer));
-      std::vector<std::pair<std::string, double>> rows;
-      for (std::size_t i = 0; i < kSteps; ++i) rows.emplace_back("loss " + std::to_string(i), losses.at(i));
-      rows.emplace_back("norm", std::sqrt(std::inner_product(end.begin(), end.end(), end.begin(), 0.0)));
-      for (std::size_t i = 0; i < end.size(); i += kEvery) rows.emplace_back("element " + std::to_string(i), end[i]);
-      ASSERT_EQ(rows.size(), found.mapped().size());
-      for (std::size_t i = 0; i < rows.size(); ++i) {
+      NamedNumbers numbers;
+      for (std::size_t i = 0; i < kSteps; ++i) numbers.emplace_back("loss " + std::to_string(i), losses.at(i));
+      numbers.emplace_back("norm", std::sqrt(std::inner_product(end.begin(), end.end(), end.begin(), 0.0)));
+      for (std::size_t i = 0; i < end.size(); i += kEvery) numbers.emplace_back("element " + std::to_string(i), end[i]);
+      ASSERT_EQ(numbers.size(), found.mapped().size());
+      for (std::size_t i = 0; i < numbers.size(); ++i) {
         const auto& [name, expected] = found.mapped()[i];
-        EXPECT_EQ(rows[i].first, name);
-        EXPECT_NEAR(rows[i].second, expected, 1e-10 * std::max(1e-2, std::abs(expected))) << name;
+        EXPECT_EQ(numbers[i].first, name);
+        EXPECT_NEAR(numbers[i].second, expected, 1e-10 * std::max(1e-2, std::abs(expected))) << name;
       }
     }
   }
-  for (const auto& [name, rows] : recorded) ADD_FAILURE() << "'" << name << "' is recorded, but is no case";
+  for (const auto& [name, numbers] : recorded) ADD_FAILURE() << "'" << name << "' is recorded, but is no case";
 }
 
 const auto kPrecisions = testing::Values(Precision::fp32, Precision::fp64);

@@ -136,14 +136,15 @@ Schedule read_schedule(const OptionSet& options, std::int64_t steps) {
 }  // namespace
 
 void declare_optimizer(OptionSet& options) {
+  const auto of = [](bool OptimizerMembers::*member) { return "of " + choices_text(optimizers(member)); };
   options.add("--optimizer", "NAME", "gd", choices_text(optimizers()));
   options.add("--lr", "RATE", "1e-6", "learning rate; lower it if a run diverges");
-  options.add("--momentum", "M", "0", "of sgd and rmsprop");
-  options.add_flag("--nesterov", "of sgd: Nesterov's momentum");
+  options.add("--momentum", "M", "0", of(&OptimizerMembers::momentum));
+  options.add_flag("--nesterov", of(&OptimizerMembers::nesterov) + ": Nesterov's momentum");
   options.add("--weight-decay", "D", "0, adamw 0.01", "of all but gd");
-  options.add("--beta1", "B", "0.9", "of adam and adamw");
-  options.add("--beta2", "B", "0.999, rmsprop 0.99", "of adam, adamw and rmsprop");
-  options.add("--epsilon", "E", "1e-8", "of adam, adamw and rmsprop");
+  options.add("--beta1", "B", "0.9", of(&OptimizerMembers::beta1));
+  options.add("--beta2", "B", "0.999, rmsprop 0.99", of(&OptimizerMembers::beta2));
+  options.add("--epsilon", "E", "1e-8", of(&OptimizerMembers::epsilon));
   options.add("--schedule", "NAME", "constant",
               "of the rate: constant, step:EVERY:FACTOR,\nexponential:FACTOR or cosine[:END]");
   options.add("--warmup", "STEPS", "0", "steps in which the rate grows to its value");

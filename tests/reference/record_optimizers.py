@@ -9,8 +9,8 @@ compute the runs, and the formulas below, plain NumPy, must give the same; else 
 of the file says which of the two did. Everything is in float64 and shares nothing with the library.
 
 optimizers.csv
-    50 full-batch steps of each case in CASES, on the sum of squared errors: 9 samples, 7-20-3, biases, ReLU. A column a
-    case; rows `loss S`, the loss before the update of step S, then `norm`, the Frobenius norm of all final parameters
+    50 full-batch steps of each case in CASES, on the sum of squared errors: 9 samples, 7-20-3, biases, ReLU. A row a case;
+    columns `loss S`, the loss before the update of step S, then `norm`, the Frobenius norm of all final parameters
     together, and `element I`, every ninth of them: W_1 row-major as [in, out], b_1, W_2, b_2.
 
     Data and first weights are deviceloop's random numbers (random_numbers.py), which the tests draw again: x, y and
@@ -164,38 +164,38 @@ def loss_and_gradients(x, y, weight_1, bias_1, weight_2, bias_2):
     return float(np.sum(difference**2)), gradients
 
 
-def column(losses, parameters):
+def numbers_of(losses, parameters):
     """What is recorded of a run: names and values."""
     flat = np.concatenate([parameter.ravel() for parameter in parameters])
-    rows = [(f"loss {step}", loss) for step, loss in enumerate(losses)]
-    rows.append(("norm", float(np.linalg.norm(flat))))
-    rows += [(f"element {index}", float(flat[index])) for index in range(0, flat.size, EVERY)]
-    return rows
+    numbers = [(f"loss {step}", loss) for step, loss in enumerate(losses)]
+    numbers.append(("norm", float(np.linalg.norm(flat))))
+    numbers += [(f"element {index}", float(flat[index])) for index in range(0, flat.size, EVERY)]
+    return numbers
 
 
 def main():
     random_numbers.check()
-    formulas = {name: column(*by_formulas(**case)) for name, case in CASES.items()}
+    formulas = {case: numbers_of(*by_formulas(**options)) for case, options in CASES.items()}
     if torch is None:
-        columns, maker = formulas, f"NumPy {np.__version__}, by the formulas of PyTorch's documentation"
+        recorded, maker = formulas, f"NumPy {np.__version__}, by the formulas of PyTorch's documentation"
     else:
-        columns = {name: column(*by_pytorch(**case)) for name, case in CASES.items()}
+        recorded = {case: numbers_of(*by_pytorch(**options)) for case, options in CASES.items()}
         maker = f"PyTorch {torch.__version__}"
-        for name, rows in columns.items():
-            for (row, value), (_, expected) in zip(rows, formulas[name]):
-                assert math.isclose(value, expected, rel_tol=1e-11, abs_tol=1e-12), (name, row, value, expected)
-    for name, rows in columns.items():
-        same = [other for other in columns if other < name and columns[other] == rows]
+        for case, numbers in recorded.items():
+            for (name, value), (_, expected) in zip(numbers, formulas[case]):
+                assert math.isclose(value, expected, rel_tol=1e-11, abs_tol=1e-12), (case, name, value, expected)
+    for case, numbers in recorded.items():
+        same = [other for other in recorded if other < case and recorded[other] == numbers]
         # A norm that is never reached changes nothing.
-        assert same == ([] if name != "adam" else ["a norm that is never reached"]), (name, same)
-        assert rows[STEPS - 1][1] < 0.7 * rows[0][1], f"{name}: the loss must fall"
+        assert same == (["a norm that is never reached"] if case == "adam" else []), (case, same)
+        assert numbers[STEPS - 1][1] < 0.7 * numbers[0][1], f"{case}: the loss must fall"
     with open(FOLDER / "optimizers.csv", "w", encoding="ascii") as file:
         file.write(f"# {STEPS} steps each by {maker}; written by record_optimizers.py, which explains it\n")
-        file.write("row," + ",".join(columns) + "\n")
-        for rows in zip(*columns.values()):
-            file.write(rows[0][0] + "," + ",".join(f"{value:.17g}" for _, value in rows) + "\n")
-    for name, rows in columns.items():
-        print(f"{name}: loss {rows[0][1]:.9g} at step 0, {rows[STEPS - 1][1]:.9g} at the last")
+        file.write("case," + ",".join(name for name, _ in next(iter(recorded.values()))) + "\n")
+        for case, numbers in recorded.items():
+            file.write(case + "," + ",".join(f"{value:.17g}" for _, value in numbers) + "\n")
+    for case, numbers in recorded.items():
+        print(f"{case}: loss {numbers[0][1]:.9g} at step 0, {numbers[STEPS - 1][1]:.9g} at the last")
 
 
 if __name__ == "__main__":
