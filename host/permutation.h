@@ -2,27 +2,27 @@
 // the counters alone, without memory and without a sort, so that the CPU, every GPU and a script agree on each index
 // (tests/reference/sample_order.py is the same in NumPy). Integers only.
 //
-// The definition. Let k be the smallest number from 1 on with 4^k >= samples. An index x < 4^k has two halves of k
-// bits, x = left 2^k + right, and a balanced Feistel network of 4 + ceil(16 / k) rounds permutes 0 .. 4^k - 1; round j,
-// counted from 0, does
+// The definition. Let q be the smallest even number with q^2 >= samples. An index x < q^2 has two halves, x = left q +
+// right, and a balanced Feistel network of 4 + n rounds, with n the smallest number with q^n >= 2^16, permutes
+// 0 .. q^2 - 1; round j, counted from 0, does
 //
-//   (left, right) <- (right, (left + F_j(right)) mod 2^k),
+//   (left, right) <- (right, (left + F_j(right)) mod q),   F_j(right) = floor(q w / 2^32),
 //
-// where F_j(right) is word 0 of Philox4x32-10 with key (seed low, seed high) and counter (epoch low, epoch high, right,
-// 1 + j). <deviceloop/random.h> uses the same generator with a counter whose last word is 0, so the two share no
-// number. sample_of(index) is what the network makes of `index`; while that is not below `samples`, the network is
-// applied to it again ("cycle walking"): 4^k / samples times on average, at most 4.
+// where w is word 0 of Philox4x32-10 with key (seed low, seed high) and counter (epoch low, epoch high, right, 1 + j).
+// <deviceloop/random.h> uses the same generator with a counter whose last word is 0, so the two share no number.
+// sample_of(index) is what the network makes of `index`; while that is not below `samples`, the network is applied to
+// it again ("cycle walking"): q^2 / samples times on average, at most 4, and 1.02 times from 65536 samples on.
 //
-// Why an addition: with an exclusive or, every round is an even permutation if k > 1, so that only half of the orders
-// of 16 samples can occur, and of 5 samples one half of the orders occurs 18 % more often than the other.
+// Why q is even: with an odd one all permutations of the network have the same sign, as they have with an exclusive or
+// in place of the addition if q is a power of two above 2; of 5 samples one half of the orders would occur more often.
 //
-// Why so many rounds. With an ideal F the difference of two samples' halves is a Markov chain. Computed exactly, with
-// q = 2^k, the squared relative deviation from uniform, summed over its states, is about q^(2 - r) after r >= 4 rounds
-// if the two indices share their left half, as most neighbours do. An epoch has about q^2 such pairs, E epochs E q^2:
-// together they show a deviation only once E q^2 q^(2 - r) reaches 1, so r = 4 + ceil(16 / k) rounds suffice for 2^16
-// epochs of any number of samples. Measured with Philox: chi-square over all permutations of 3, 4 and 5 samples in
-// 150000 epochs is 98, 690 and 237 standard deviations above that of a fair generator with 4 rounds, 3.0, 43 and 15
-// with 6, 2.7, 3.4 and 1.4 with 8, below 2 with 10 and more; the definition takes 20, 20 and 12.
+// Why so many rounds. With an ideal F the difference of two samples' halves is a Markov chain. Computed exactly, the
+// squared relative deviation from uniform, summed over its states, is about q^(2 - r) after r >= 4 rounds if the two
+// indices share their left half, as most neighbours do. An epoch has about q^2 such pairs, E epochs E q^2: together
+// they show a deviation only once E q^2 q^(2 - r) reaches 1, so 4 + n rounds suffice for 2^16 epochs of any number of
+// samples. Measured with Philox: chi-square over all permutations of 3, 4 and 5 samples in 150000 epochs is 98, 690 and
+// 237 standard deviations above that of a fair generator with 4 rounds, 3.0, 43 and 15 with 6, 2.7, 3.4 and 1.4 with 8,
+// below 2 with 10 and more; the definition takes 20, 20 and 12.
 #pragma once
 
 #include <cstdint>
@@ -56,20 +56,23 @@ DEVICELOOP_HOST_DEVICE inline PhiloxWords philox(PhiloxWords counter, std::uint6
 /// indices 0 .. samples - 1. samples is from 1 to 2^40, epoch not negative.
 DEVICELOOP_HOST_DEVICE inline std::int64_t sample_of(std::uint64_t seed, std::int64_t samples, std::int64_t epoch,
                                                      std::int64_t index) {
-  int half_bits = 1;
-  while (std::int64_t{1} << (2 * half_bits) < samples) ++half_bits;
-  const std::uint32_t mask = (std::uint32_t{1} << half_bits) - 1;
-  const auto rounds = static_cast<std::uint32_t>(4 + (16 + half_bits - 1) / half_bits);
+  // q / 2, bit by bit.
+  std::uint64_t half = 0;
+  for (std::uint64_t bit = std::uint64_t{1} << 20; bit != 0; bit >>= 1)
+    if (4 * (half + bit) * (half + bit) < static_cast<std::uint64_t>(samples)) half += bit;
+  const auto q = static_cast<std::uint32_t>(2 * (half + 1));
+  std::uint32_t rounds = 4;
+  for (std::uint64_t power = 1; power < std::uint64_t{1} << 16; power *= q) ++rounds;
   const auto epoch_low = static_cast<std::uint32_t>(epoch), epoch_high = static_cast<std::uint32_t>(epoch >> 32);
   do {
-    auto left = static_cast<std::uint32_t>(index >> half_bits), right = static_cast<std::uint32_t>(index) & mask;
+    auto left = static_cast<std::uint32_t>(index / q), right = static_cast<std::uint32_t>(index % q);
     for (std::uint32_t round = 0; round < rounds; ++round) {
-      const std::uint32_t random = philox({{epoch_low, epoch_high, right, 1 + round}}, seed).words[0];
-      const std::uint32_t sum = (left + random) & mask;
+      const std::uint32_t word = philox({{epoch_low, epoch_high, right, 1 + round}}, seed).words[0];
+      const std::uint32_t sum = left + static_cast<std::uint32_t>((std::uint64_t{word} * q) >> 32);
       left = right;
-      right = sum;
+      right = sum >= q ? sum - q : sum;
     }
-    index = static_cast<std::int64_t>(left) << half_bits | right;
+    index = static_cast<std::int64_t>(left) * q + right;
   } while (index >= samples);
   return index;
 }

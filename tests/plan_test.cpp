@@ -358,7 +358,7 @@ TEST(GraphLayout, ANarrowLayerTakesTheGradientThroughReluAlone) {
     int updates = 0, through = 0;
     for (const GraphOperation& op : make_graph_layout(network, training_of(64)).operations) {
       through += op.kind == GraphOperation::Kind::through_activation;
-      if (op.kind != GraphOperation::Kind::narrow_update || op.layer == 0) continue;
+      if (op.kind != GraphOperation::Kind::narrow_gradient || op.layer == 0) continue;
       ++updates;
       EXPECT_EQ(op.activation.has_value(), is_relu);
     }

@@ -22,17 +22,18 @@ from random_numbers import philox4x32_10  # noqa: E402
 
 def order(seed, samples, epoch):
     """The samples of an epoch in the order in which they are taken, int64 [samples]."""
-    k = next(k for k in range(1, 32) if 4**k >= samples)
+    q = next(q for q in range(2, 2**21, 2) if q * q >= samples)
+    rounds = 4 + next(n for n in range(1, 17) if q**n >= 2**16)
     x = np.arange(samples, dtype=np.uint64)
     walks = np.full(samples, True)
     while walks.any():
-        left, right = x[walks] >> np.uint64(k), x[walks] & np.uint64(2**k - 1)
-        for j in range(4 + -(-16 // k)):
+        left, right = x[walks] // np.uint64(q), x[walks] % np.uint64(q)
+        for j in range(rounds):
             counter = [right * np.uint64(0) + np.uint64(word) for word in (epoch & 0xFFFFFFFF, epoch >> 32, 0, 1 + j)]
             counter[2] = right
-            random = philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32))[0]
-            left, right = right, (left + random) & np.uint64(2**k - 1)
-        x[walks] = (left << np.uint64(k)) | right
+            word = philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32))[0]
+            left, right = right, (left + (word * np.uint64(q) >> np.uint64(32))) % np.uint64(q)
+        x[walks] = left * np.uint64(q) + right
         walks = x >= samples
     return x.astype(np.int64)
 
