@@ -58,6 +58,56 @@ TEST(Step, InTheGramFormulationTheFirstLayerIsTrainedInTheSpaceOfSamples) {
             "S [5, 4] -= rate dZ0 [5, 4]\n");
 }
 
+TEST(Step, OptimizersKeepTensorsBesideTheParameters) {
+  NetworkSpec network;
+  network.widths = {3, 2};
+  network.bias = true;
+  TrainingSpec training;
+  training.samples = 5;
+  training.optimizer.kind = OptimizerKind::adam;
+  const Step step = make_step(network, training);
+  EXPECT_EQ(to_string(step),
+            "P [5, 2] = X [5, 3] W0 [3, 2] + b0 [1, 2]\n"
+            "dZ0 [5, 2] = gradient of squared_error(P [5, 2], Y [5, 2])\n"
+            "W0 [3, 2] by adam along X [5, 3]^T dZ0 [5, 2]\n"
+            "b0 [1, 2] by adam along column sums of dZ0 [5, 2]\n");
+  // In the order of state_layout(): the parameters, then each number of all of them.
+  std::vector<std::string> names, tensors;
+  for (const ParameterInfo& info : state_layout(network, training)) {
+    const StepTensor& tensor = step.tensor(step.tensor_of(info));
+    names.push_back(info.name);
+    tensors.push_back(tensor.name);
+    EXPECT_EQ(tensor.rows, info.rows);
+    EXPECT_EQ(tensor.columns, info.columns);
+    EXPECT_EQ(tensor.lifetime, info.state < 0 ? StepTensor::Lifetime::parameter : StepTensor::Lifetime::state);
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"0.weight", "0.bias", "0.weight.first_moment", "0.bias.first_moment",
+                                             "0.weight.second_moment", "0.bias.second_moment"}));
+  EXPECT_EQ(tensors, (std::vector<std::string>{"W0", "b0", "W0.first_moment", "b0.first_moment", "W0.second_moment",
+                                               "b0.second_moment"}));
+}
+
+TEST(Step, MinibatchesAreRowsOfTheData) {
+  NetworkSpec network;
+  network.widths = {3, 4};
+  network.output_activation = Activation::sigmoid;
+  TrainingSpec training;
+  training.samples = 100;
+  training.batch_size = 8;
+  training.loss = Loss::cross_entropy;
+  training.class_targets = true;
+  const Step step = make_step(network, training);
+  EXPECT_EQ(to_string(step),
+            "X_batch [8, 3] = rows of X [100, 3]\n"
+            "Y_batch [8, 1] = rows of Y [100, 1]\n"
+            "P [8, 4] = sigmoid(X_batch [8, 3] W0 [3, 4])\n"
+            "dZ0 [8, 4] = gradient of cross_entropy(P [8, 4], Y_batch [8, 1]) through sigmoid to P [8, 4]\n"
+            "W0 [3, 4] -= rate X_batch [8, 3]^T dZ0 [8, 4]\n");
+  // All samples in one batch are the data themselves.
+  training.batch_size = 100;
+  EXPECT_EQ(make_step(network, training).x, make_step(network, training).data_x);
+}
+
 TEST(Step, WithoutSamplesThereIsInferenceAlone) {
   for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
     const Step step = step_of({7, 5, 2}, 0, true, formulation);
