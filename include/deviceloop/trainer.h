@@ -28,9 +28,11 @@ struct PreparationStage {
 
 /// What one call of Trainer::train did.
 struct TrainReport {
-  Plan plan{};                   ///< what ran it
-  std::int64_t first_step = 0;   ///< number of the first step of this call; numbers go on across calls
-  std::vector<double> losses{};  ///< losses[i] is the loss before update first_step + i: one entry for each step done
+  Plan plan{};                  ///< what ran it
+  std::int64_t first_step = 0;  ///< number of the first step of this call; numbers go on across calls
+  /// losses[i] is that of step first_step + i, before its update and of the samples that it took: one entry for each
+  /// step done.
+  std::vector<double> losses{};
   /// The time from the first enqueue until the last loss is on the host. With Formulation::gram it includes what is
   /// computed before the first step and after the last one.
   double total_ms = 0;
@@ -42,7 +44,7 @@ struct TrainReport {
   /// @}
   /// Number of the first step whose loss is NaN or infinite. Divergence is reported here; it is not an error.
   std::optional<std::int64_t> first_non_finite_step{};
-  bool stopped = false;  ///< the callback ended the run early
+  bool stopped = false;  ///< the callback returned false
   /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, one line each; with the
   /// plan `persistent`: one line that says how a launch divides a step among its blocks.
   std::vector<std::string> algorithms{};
@@ -65,9 +67,10 @@ struct TrainProgress {
 using TrainCallback = std::function<bool(const TrainProgress&)>;
 
 /// Trains one network. Two threads must not use one trainer at the same time; several trainers may run on several
-/// threads. After fork() the child may only destroy it: every other call throws Error there. Every call computes in the
-/// default floating-point environment (rounding to nearest, subnormal numbers kept, no traps), whatever the caller's
-/// environment is, and then restores the caller's, exception flags included. Callbacks run in the caller's environment.
+/// threads. After fork() the child may only destroy it and call network(), training(), plan() and steps_done(): every
+/// other call throws Error there. Every call computes in the default floating-point environment (rounding to nearest,
+/// subnormal numbers kept, no traps), whatever the caller's environment is, and then restores the caller's, exception
+/// flags included. Callbacks run in the caller's environment.
 class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument if the specifications are wrong, and Unsupported if this version cannot run them. `forced`
@@ -84,25 +87,30 @@ class DEVICELOOP_EXPORT Trainer {
   Trainer& operator=(Trainer&&) noexcept;
   /// @}
 
-  /// Copies x [samples, in_features] and y [samples, out_features], host views of float or double, into the executor,
-  /// converted once to the working precision. The parameters and the step number do not change. Throws InvalidArgument
-  /// for shapes that do not match the network or each other, and for a value that is not finite in the working
-  /// precision (with its row and column); Unsupported if the machine lacks what the plan needs.
+  /// Copies x [samples, inputs] and y [samples, outputs], host views of float or double, into the executor, converted
+  /// once to the working precision. With Loss::cross_entropy y may be [samples, 1]: the number of each row's class,
+  /// from 0 to outputs - 1. The parameters, what the optimizer keeps for them and the number of the next step do not
+  /// change. Throws InvalidArgument for shapes that do not match the network or each other, for fewer samples than
+  /// TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row and column) and
+  /// for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
   void set_data(ConstMatrix x, ConstMatrix y);
 
   /// Does the work that is done only once, so that the first step takes as long as any other: makes the executor of the
   /// plan, with its memory and threads; on a GPU also creates the context, loads libraries and kernels, chooses the
   /// algorithms of matrix products and captures graphs. set_data does this work if it was not done for the same number
-  /// of samples. A call before set_data prepares for TrainingSpec::samples; with samples 0, for a network that only
-  /// predicts. Throws as set_data does if the machine lacks something, and then changes nothing.
+  /// of samples and kind of targets. A call before set_data prepares for TrainingSpec::samples; with samples 0, for a
+  /// network that only predicts. Throws as set_data does if the machine lacks something, and then changes nothing.
   void prepare();
 
-  /// Draws the weights and sets the biases to 0. Without this call a trainer starts as after initialize(training.seed).
+  /// Draws the weights and sets the biases to 0. The optimizer begins anew: what it keeps is 0, and the steps of
+  /// schedules and batches are counted from 0 again; steps_done() goes on. Without this call a trainer starts as after
+  /// initialize(training.seed). Throws InvalidArgument for an Init that does not exist.
   void initialize(std::uint64_t seed, Init init = Init::normal);
 
   /// Copies the weight [in_features, out_features] or bias [1, out_features] of a layer (counted from 0) out or in.
-  /// Elements are converted to or from the working precision. Throws InvalidArgument for a layer or bias that does not
-  /// exist, a shape that does not match, and, writing, a value that is not finite in the working precision.
+  /// Elements are converted to or from the working precision; what the optimizer keeps does not change. Throws
+  /// InvalidArgument for a layer or bias that does not exist, a shape that does not match, and, writing, a value that
+  /// is not finite in the working precision.
   /// @{
   void read_weight(int layer, Matrix out) const;
   void read_bias(int layer, Matrix out) const;
@@ -112,18 +120,19 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
   /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading accepts F16, BF16, F32
-  /// and F64, also from a pipe; saving writes the working precision, atomically. Throws InvalidArgument, naming the
-  /// file, and then changes nothing; Error if writing the file fails.
+  /// and F64, also from a pipe, and the optimizer then begins anew, as after initialize; saving writes the working
+  /// precision, atomically. Throws InvalidArgument, naming the file, and then changes nothing; Error if writing the
+  /// file fails.
   /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;
   /// @}
 
-  /// Runs `steps` steps of gradient descent and returns their losses. Needs set_data. `callback` is called after every
-  /// `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may stop the run; without a
-  /// callback, the host does not wait between steps. Throws InvalidArgument for a negative number, without data, and if
-  /// the losses do not fit into memory. A loss that is not finite does not end the run: see
-  /// TrainReport::first_non_finite_step.
+  /// Runs `steps` steps, each with TrainingSpec::batch_size samples, and returns their losses. Needs set_data.
+  /// `callback` is called after every `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may
+  /// stop the run; without a callback, the host does not wait between steps. Throws InvalidArgument for a negative
+  /// number, without data, and if the losses do not fit into memory. A loss that is not finite does not end the run:
+  /// see TrainReport::first_non_finite_step.
   ///
   /// On the CPU, OpenBLAS built with pthreads (and versions 0.3.22 and 0.3.23 built with OpenMP) has one number of
   /// threads for the whole process. A run sets it to 1 while steps run, and back to the application's number while
@@ -137,16 +146,18 @@ class DEVICELOOP_EXPORT Trainer {
   /// a parallel region of OpenMP after openblas_set_num_threads_local with more than 1.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
-  /// The loss of the current parameters, which the next step would report. Needs set_data.
+  /// The loss of the current parameters, of the samples that the next step would take: what it would report. Needs
+  /// set_data.
   double loss();
 
   /// out [rows, outputs] = network(x [rows, in_features]), for any number of rows, with or without data set. Throws
-  /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision.
+  /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision, and as
+  /// prepare() does where nothing was prepared yet.
   void predict(ConstMatrix x, Matrix out);
 
   /// As given.
   const NetworkSpec& network() const;
-  /// As given, with `samples` as set by the data.
+  /// As given, with `samples` and `class_targets` as set by the data.
   const TrainingSpec& training() const;
   /// The current plan. Before set_data it is made for TrainingSpec::samples (0: a network that only predicts).
   const Plan& plan() const;
