@@ -117,16 +117,6 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
   });
 }
 
-std::optional<std::int64_t> find_non_class(ConstMatrix in, std::int64_t classes) {
-  return with_type(in.type, [&]<class In>(In*) -> std::optional<std::int64_t> {
-    for (std::int64_t row = 0; row < in.rows; ++row) {
-      const auto value = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
-      if (!(value >= 0 && value < static_cast<double>(classes)) || value != std::trunc(value)) return row;
-    }
-    return std::nullopt;
-  });
-}
-
 std::string describe(const NonFinite& where, ElementType type) {
   char value[32];
   std::snprintf(value, sizeof value, "%g", where.value);
@@ -139,6 +129,20 @@ std::string describe(const NonFinite& where, ElementType type) {
 void check_finite(ConstMatrix in, ElementType type, const std::string& what) {
   if (const auto bad = find_non_finite(in, type))
     throw InvalidArgument(what + ": " + describe(*bad, type) + "; replace or drop such samples");
+}
+
+void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what) {
+  with_type(in.type, [&]<class In>(In*) {
+    for (std::int64_t row = 0; row < in.rows; ++row) {
+      const auto number = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
+      if (number >= 0 && number < static_cast<double>(classes) && number == std::trunc(number)) continue;
+      char text[32];
+      std::snprintf(text, sizeof text, "%.10g", number);
+      throw InvalidArgument(what + ": row " + std::to_string(row) + " is " + text +
+                            ", and classes are the whole numbers from 0 to " + std::to_string(classes - 1) +
+                            " (rows counted from 0); give the network more outputs or mend the row");
+    }
+  });
 }
 
 }  // namespace deviceloop

@@ -84,13 +84,13 @@ struct NonFinite {
 /// exception, and neither does describe().
 std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
 
-/// The first row of a column of finite numbers that is not one of 0, 1, ..., classes - 1.
-std::optional<std::int64_t> find_non_class(ConstMatrix in, std::int64_t classes);
-
 /// "row 3, column 17 is nan (counted from 0)", "row 3, column 17 is 1e+300, which fp32 cannot hold (counted from 0)".
 std::string describe(const NonFinite& where, ElementType type);
 
 /// Throws InvalidArgument where find_non_finite finds something; `what` names the matrix.
 void check_finite(ConstMatrix in, ElementType type, const std::string& what);
+
+/// Throws InvalidArgument for a column of finite numbers not all of which are 0, 1, ..., classes - 1.
+void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what);
 
 }  // namespace deviceloop

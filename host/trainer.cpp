@@ -43,16 +43,6 @@ double deviation_of(Init init, const ParameterInfo& weight) {
   return 1;
 }
 
-void check_classes(const ConstMatrix& y, std::int64_t classes, const std::string& what) {
-  if (const auto row = find_non_class(y, classes)) {
-    double value = 0;
-    convert(Matrix(&value, 1, 1), rows_of(y, *row, 1));
-    throw InvalidArgument(what + ": row " + std::to_string(*row) + " is " + std::to_string(value) +
-                          ", and classes are the whole numbers from 0 to " + std::to_string(classes - 1) +
-                          " (rows counted from 0); give the network more outputs or mend the row");
-  }
-}
-
 }  // namespace
 
 std::optional<double> TrainReport::us_per_step() const {

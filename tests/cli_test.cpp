@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -169,7 +170,7 @@ TEST(Command, HasHelpAndVersionEverywhere) {
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
     const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"};
-    EXPECT_LE(shown.size(), trains ? 50u : 32u) << "does not fit a screen";
+    EXPECT_LE(shown.size(), trains ? 54u : 32u) << "does not fit a screen";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
 
@@ -188,6 +189,12 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
         "--history FILE", "--json FILE", "--plot FILE", "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
   EXPECT_TRUE(holds(help, "--activation NAME .*relu\\)")) << help;
+  EXPECT_TRUE(holds(help, "--output-activation NAME .*identity\\)")) << help;
+  for (const std::string line :
+       {"--loss NAME +squared, absolute, huber\\[:DELTA\\], bce or$", "cross-entropy \\(default squared\\)",
+        "--reduction NAME .*sum\\)", "--epochs E .*ceil\\(E samples / batch size\\) steps", "--batch-size B .*0\\)",
+        "--shuffle ", "--no-shuffle "})
+    EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
   EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
   // All but those of the optimizer are above it.
@@ -218,7 +225,6 @@ TEST(Command, RefusesBadUsage) {
   expect_refused({"train", "--steps", "5", "--steps", "6"}, {"--steps", "more than once"});
   expect_refused({"train", "--bias", "--bias"}, {"--bias", "more than once"});
   expect_refused({"train", "--bias=false"}, {"--bias", "no value", "false"});
-  expect_refused({"train", "--batch-size", "32"}, {"--batch-size", "32", "minibatch"});
 }
 
 TEST(Command, RefusesWhatIsNoNumber) {
@@ -725,20 +731,29 @@ TEST(Train, HasTheLossesOfTheLibrary) {
   EXPECT_EQ(bits(losses_of(read_all(folder / "h"))), bits(trainer.train(20).losses));
 }
 
-/// The losses of 20 steps of kSmall's network.
-std::vector<double> losses_by_the_library(const Optimizer& optimizer) {
+/// The losses of kSmall's network, of the generated targets or the given ones.
+std::vector<double> losses_by_the_library(TrainingSpec training, std::int64_t steps = 20,
+                                          Activation output_activation = Activation::identity,
+                                          std::vector<float> y = {}) {
   NetworkSpec network;
   network.widths = {6, 5, 2};
-  TrainingSpec training;
-  training.optimizer = optimizer;
+  network.output_activation = output_activation;
   training.optimizer.learning_rate = 1e-3;
-  std::vector<float> x(9 * 6), y(9 * 2);
+  std::vector<float> x(9 * 6);
   fill_normal({x.data(), 9, 6}, 0, kTensorX);
-  fill_normal({y.data(), 9, 2}, 0, kTensorY);
+  if (y.empty()) {
+    y.resize(9 * 2);
+    fill_normal({y.data(), 9, 2}, 0, kTensorY);
+  }
   Trainer trainer(network, training);
   trainer.initialize(0, Init::normal);
-  trainer.set_data({x.data(), 9, 6}, {y.data(), 9, 2});
-  return trainer.train(20).losses;
+  trainer.set_data({x.data(), 9, 6}, {y.data(), 9, static_cast<std::int64_t>(y.size() / 9)});
+  return trainer.train(steps).losses;
+}
+
+Arguments split(const std::string& options) {
+  std::istringstream text(options);
+  return {std::istream_iterator<std::string>(text), {}};
 }
 
 TEST(OptimizerOptions, ArriveAtTheTrainer) {
@@ -779,11 +794,9 @@ TEST(OptimizerOptions, ArriveAtTheTrainer) {
   std::set<std::vector<std::uint64_t>> seen;
   for (const auto& [options, optimizer] : cases) {
     SCOPED_TRACE(options);
-    std::istringstream text(options);
-    const Arguments split{std::istream_iterator<std::string>(text), {}};
-    expect_done(train(Arguments{"--steps", "20", "--quiet", "--history", folder / "h"} + split));
+    expect_done(train(Arguments{"--steps", "20", "--quiet", "--history", folder / "h"} + split(options)));
     const std::vector<std::uint64_t> losses = bits(losses_of(read_all(folder / "h")));
-    EXPECT_EQ(losses, bits(losses_by_the_library(optimizer)));
+    EXPECT_EQ(losses, bits(losses_by_the_library({.optimizer = optimizer})));
     EXPECT_TRUE(seen.insert(losses).second) << "changes nothing";
   }
 }
@@ -854,6 +867,203 @@ TEST(OptimizerOptions, AreInEveryReport) {
   EXPECT_TRUE(holds(train({"--schedule", "step:9:0.5"}).out, "fp32, gd, step schedule\\)$"));
   EXPECT_TRUE(
       holds(train({"--optimizer", "rmsprop", "--clip-value", "2"}).out, "fp32, rmsprop, gradients clipped to 2\\)$"));
+}
+
+TEST(LossAndBatchOptions, ArriveAtTheTrainer) {
+  struct Case {
+    const char* options;
+    TrainingSpec training;
+    std::int64_t steps = 20;
+    Activation output_activation = Activation::identity;
+  };
+  const TrainingSpec cosine{.optimizer = {.schedule = {.kind = ScheduleKind::cosine, .period = 7}}, .batch_size = 4};
+  const std::vector<Case> cases = {
+      {"--steps 20 --loss squared", {}},
+      {"--steps 20 --loss absolute", {.loss = Loss::absolute_error}},
+      {"--steps 20 --loss huber", {.loss = Loss::huber}},
+      {"--steps 20 --loss huber:0.5", {.loss = Loss::huber, .huber_delta = 0.5}},
+      {"--steps 20 --reduction mean", {.reduction = Reduction::mean}},
+      {"--steps 20 --batch-size 4", {.batch_size = 4}},
+      {"--steps 20 --batch-size 5 --shuffle", {.batch_size = 5}},
+      {"--steps 20 --batch-size 4 --no-shuffle", {.batch_size = 4, .shuffle = false}},
+      {"--steps 20 --output-activation tanh", {}, 20, Activation::tanh},
+      {"--epochs 5", {}, 5},
+      {"--epochs 3 --batch-size 4", {.batch_size = 4}, 7},
+      {"--epochs 2 --batch-size 9", {}, 2},
+      {"--epochs 3 --batch-size 4 --schedule cosine", cosine, 7},
+  };
+  TemporaryFolder folder;
+  std::set<std::vector<std::uint64_t>> seen;
+  for (const auto& [options, training, steps, output_activation] : cases) {
+    SCOPED_TRACE(options);
+    expect_done(train(Arguments{"--quiet", "--history", folder / "h"} + split(options)));
+    const std::vector<std::uint64_t> losses = bits(losses_of(read_all(folder / "h")));
+    EXPECT_EQ(losses, bits(losses_by_the_library(training, steps, output_activation)));
+    EXPECT_TRUE(seen.insert(losses).second) << "changes nothing";
+  }
+}
+
+/// Files with the inputs that kSmall generates, and labels in each format that has them.
+class Labels : public ::testing::Test {
+ protected:
+  void SetUp() override { expect_done(run({"data", "--layers", "6,5,2", "--samples", "9", "--x", folder_ / "x.npy"})); }
+
+  Arguments files(const std::string& name, const std::string& content) const {
+    return {"--x", folder_ / "x.npy", "--y", folder_.write(name, content)};
+  }
+  CommandResult train(const std::string& options, const Arguments& more) const {
+    return run(Arguments{"train", "--layers", "6,5,2", "--lr", "1e-3"} + split(options) + more);
+  }
+  std::vector<std::uint64_t> losses(const std::string& options, const Arguments& data) const {
+    expect_done(train(options, data + Arguments{"--quiet", "--history", folder_ / "h"}));
+    return bits(losses_of(read_all(folder_ / "h")));
+  }
+
+  TemporaryFolder folder_;
+  const std::string idx_ = std::string("\0\0\x8\x1\0\0\0\x9", 8) + std::string("\0\1\1\0\0\1\0\1\1", 9);
+  const std::string csv_ = "label\n0\n1\n1\n0\n0\n1\n0\n1\n1\n";
+  const std::vector<float> numbers_ = {0, 1, 1, 0, 0, 1, 0, 1, 1};
+  const std::vector<float> rows_ = {1, 0, 0, 1, 0.25f, 0.75f, 1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0.5f, 0.5f};
+};
+
+TEST_F(Labels, AreTargetsOfCrossEntropyInEveryFormat) {
+  const std::vector<std::uint64_t> expected =
+      bits(losses_by_the_library({.loss = Loss::cross_entropy}, 20, Activation::identity, numbers_));
+  const std::vector<std::int64_t> integers(numbers_.begin(), numbers_.end());
+  const std::string options = "--steps 20 --loss cross-entropy";
+  EXPECT_EQ(losses(options, files("y.idx", idx_)), expected);
+  EXPECT_EQ(losses(options, files("y.csv", csv_)), expected);
+  EXPECT_EQ(losses(options, files("float.npy", npy(9, 1, numbers_))), expected);
+  EXPECT_EQ(losses(options, files("int.npy", npy("<i8", 9, 1, integers))), expected);
+  EXPECT_EQ(losses(options, files("rows.npy", npy(9, 2, rows_))),
+            bits(losses_by_the_library({.loss = Loss::cross_entropy}, 20, Activation::identity, rows_)));
+  EXPECT_EQ(losses("--steps 20 --loss cross-entropy --reduction mean --batch-size 4", files("y.idx", idx_)),
+            bits(losses_by_the_library({.loss = Loss::cross_entropy, .reduction = Reduction::mean, .batch_size = 4}, 20,
+                                       Activation::identity, numbers_)));
+  EXPECT_EQ(losses("--steps 20 --loss bce", files("rows.npy", npy(9, 2, rows_))),
+            bits(losses_by_the_library({.loss = Loss::binary_cross_entropy}, 20, Activation::identity, rows_)));
+  EXPECT_EQ(run(Arguments{"plan", "--layers", "6,5,2", "--loss", "cross-entropy"} + files("y.csv", csv_)).exit_code, 0);
+}
+
+TEST_F(Labels, AreComparedWithProbabilities) {
+  const auto shown = [&](const std::string& loss, const Arguments& data) {
+    const CommandResult result = train("--steps 0 --loss " + loss, data);
+    expect_done(result);
+    const std::vector<std::string> text = lines(result.out);
+    EXPECT_EQ(text.at(2), "probability minus target, first 5 rows, before training:");
+    std::vector<std::array<double, 2>> rows(5);
+    for (std::size_t row = 0; row < rows.size(); ++row)
+      std::istringstream(text.at(3 + row)) >> rows[row][0] >> rows[row][1];
+    return rows;
+  };
+  const auto of_rows = shown("cross-entropy", files("y.idx", idx_));
+  const auto of_bits = shown("bce", files("rows.npy", npy(9, 2, rows_)));
+  for (std::size_t row = 0; row < 5; ++row) {
+    EXPECT_NEAR(of_rows[row][0] + of_rows[row][1], 0, 1e-5);
+    const auto right = static_cast<std::size_t>(numbers_[row]);
+    EXPECT_TRUE(of_rows[row][right] < 0 && of_rows[row][right] >= -1) << of_rows[row][right];
+    for (std::size_t column = 0; column < 2; ++column) {
+      const double difference = of_bits[row][column], target = static_cast<double>(rows_[2 * row + column]);
+      EXPECT_TRUE(difference >= -target && difference <= 1 - target && difference != 0) << difference;
+    }
+  }
+}
+
+TEST_F(Labels, AreRefusedWithTheRowAndTheValue) {
+  const std::string bad = folder_.write("bad.csv", "0\n1\n1\n2\n0\n1\n0\n1\n1\n");
+  const std::string half = folder_.write("half.csv", "0\n1\n1\n0.5\n0\n1\n0\n1\n1\n");
+  const Arguments small = {"--layers", "6,5,2", "--loss", "cross-entropy", "--x", folder_ / "x.npy", "--y"};
+  for (const std::string command : {"train", "plan"}) {
+    expect_refused(Arguments{command} + small + Arguments{bad},
+                   {bad + ": row 3 is 2, and classes are the whole numbers from 0 to 1", "more outputs"});
+    expect_refused(Arguments{command} + small + Arguments{half}, {half + ": row 3 is 0.5, "});
+  }
+  const std::string wide = folder_.write("wide.npy", counting_npy<float>(9, 3));
+  expect_refused(Arguments{"train"} + small + Arguments{wide},
+                 {wide + " has 3 columns, but --layers 6,5,2 has 2 outputs", "--layers 6,5,3",
+                  "one column with the number of the class"});
+  expect_refused(Arguments{"train", "--layers", "6,5,2", "--loss", "bce"} + files("y.idx", idx_),
+                 {"y.idx has 1 column, but --layers 6,5,2 has 2 outputs; use --layers 6,5,1\n"});
+  for (const std::string size : {"--batch-size", "--epochs"})
+    EXPECT_EQ(train("--loss cross-entropy " + size + " 10", files("y.idx", idx_)).exit_code,
+              size == "--epochs" ? 0 : 2);
+  expect_one_line(train("--loss cross-entropy --batch-size 10", files("y.idx", idx_)), 2,
+                  {"--batch-size 10 is more than the 9 samples; use at most as many"});
+  expect_one_line(train("--loss cross-entropy --batch-size 9 --shuffle", files("y.idx", idx_)), 2,
+                  {"--shuffle is for batches", "--batch-size B of fewer"});
+}
+
+TEST(LossAndBatchOptions, AreRefusedWithTheirValueAndARemedy) {
+  const auto refused = [](const std::string& options, const std::vector<std::string>& expected) {
+    for (const std::string command : {"train", "plan"}) expect_refused(Arguments{command} + split(options), expected);
+  };
+  for (const std::string loss :
+       {"mse", "huber:", "huber:0", "huber:-1", "huber:inf", "huber:nan", "huber:1:2", "bce:1", "cross_entropy"})
+    refused("--loss " + loss, {"--loss must be squared, absolute, huber[:DELTA] with DELTA above 0, bce or "
+                               "cross-entropy, not '" +
+                               loss + "'"});
+  refused("--reduction max", {"--reduction must be sum or mean, not 'max'"});
+  refused("--loss cross-entropy",
+          {"--loss cross-entropy needs at least 2 outputs", "--layers 1000,100,1 has 1", "--loss bce"});
+  for (const std::string loss : {"cross-entropy", "bce"})
+    expect_refused({"train", "--layers", "6,5,2", "--loss", loss}, {"--loss " + loss, "standard normal", "--y"});
+  for (const std::string epochs : {"0", "-1", "1.5", "x"})
+    refused("--epochs " + epochs, {"--epochs must be a whole number from 1 to ", "'" + epochs + "'"});
+  refused("--epochs 3 --steps 5", {"--steps 5 and --epochs 3", "drop one"});
+  refused("--epochs 9223372036854775807", {"--epochs 9223372036854775807 take more than", "ask for less"});
+  for (const std::string size : {"-1", "1.5", "x"})
+    refused("--batch-size " + size, {"--batch-size must be a whole number from 0 to ", "'" + size + "'"});
+  refused("--batch-size 129", {"--batch-size 129 is more than the 128 samples; use at most as many, or 0 for all"});
+  refused("--samples 1 --batch-size 2", {"the 1 sample;"});
+  refused("--shuffle", {"--shuffle is for batches", "add --batch-size"});
+  refused("--shuffle --batch-size 128", {"--shuffle is for batches", "add --batch-size"});
+  refused("--shuffle --no-shuffle --batch-size 4", {"--shuffle and --no-shuffle", "drop one"});
+  refused("--formulation gram --batch-size 4", {"--formulation gram", "--batch-size 4", "drop one"});
+  refused("--output-activation softmax", {"--output-activation must be one of relu, identity, ", "'softmax'"});
+  expect_refused({"predict", "--loss", "bce"}, {"unknown option", "'--loss'"});
+}
+
+TEST(LossAndBatchOptions, AreInEveryReport) {
+  TemporaryFolder folder;
+  const Arguments options = split(
+      "--loss huber:0.5 --reduction mean --output-activation gelu-tanh --batch-size 4 --epochs 3 --optimizer adam");
+  const std::string said =
+      "fp32, adam, mean of Huber losses with delta 0.5, output activation gelu-tanh, shuffled batches of 4, 3 epochs";
+  const CommandResult result = train(options + Arguments{"--json", folder / "r.json"});
+  expect_done(result);
+  EXPECT_TRUE(holds(lines(result.out).front(), "^plan cpu: .*, " + said + "\\)$")) << result.out;
+  EXPECT_EQ(lines(result.out).back().rfind("7 steps in ", 0), 0u) << result.out;
+  const CommandResult plan = run(Arguments{"plan"} + kSmall + options);
+  expect_done(plan);
+  EXPECT_EQ(plan.out.rfind("--layers 6,5,2, output activation gelu-tanh, 9 samples\n", 0), 0u) << plan.out;
+  EXPECT_TRUE(holds(lines(plan.out).back(), "^plan cpu: .*, " + said + "\\)$")) << plan.out;
+  auto json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(json["loss"], "huber");
+  EXPECT_EQ(json["huber_delta"], 0.5);
+  EXPECT_EQ(json["reduction"], "mean");
+  EXPECT_EQ(json["output_activation"], "gelu-tanh");
+  EXPECT_EQ(json["batch_size"], 4);
+  EXPECT_EQ(json["shuffle"], true);
+  EXPECT_EQ(json["epochs"], 3);
+  EXPECT_EQ(json["steps"], 7);
+
+  const CommandResult other =
+      train(split("--loss absolute --batch-size 4 --no-shuffle --epochs 1 --json " + (folder / "r.json")));
+  expect_done(other);
+  EXPECT_TRUE(holds(other.out, "fp32, sum of absolute errors, unshuffled batches of 4, 1 epoch\\)$")) << other.out;
+  json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  EXPECT_EQ(json["loss"], "absolute");
+  EXPECT_FALSE(json.contains("huber_delta"));
+  EXPECT_EQ(json["shuffle"], false);
+
+  // What is as it always was is not named.
+  const CommandResult plain =
+      train(split("--loss squared --reduction sum --no-shuffle --batch-size 9 --json " + (folder / "r.json")));
+  expect_done(plain);
+  EXPECT_TRUE(holds(plain.out, "1 thread, fp32\\)$")) << plain.out;
+  json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
+  for (const char* key : {"loss", "reduction", "output_activation", "batch_size", "shuffle", "epochs"})
+    EXPECT_FALSE(json.contains(key)) << key;
 }
 
 TEST(Train, WithoutStepsEvaluates) {
@@ -1180,6 +1390,13 @@ TEST_F(Picture, SaysWhichOptimizerItWas) {
               {"plan cpu, 1 thread, fp32, adam, exponential schedule, 500 steps, "});
 }
 
+TEST_F(Picture, SaysWhichLossItIsAndOfWhichBatches) {
+  expect_text(svg(Arguments{"train"} + kSmall +
+                  split("--loss absolute --reduction mean --batch-size 4 --epochs 3 --output-activation tanh")),
+              {"loss \\(mean of absolute errors\\)<",
+               "plan cpu, 1 thread, fp32, output activation tanh, shuffled batches of 4, 3 epochs, 7 steps, "});
+}
+
 TEST_F(Picture, IsAWholePng) {
   expect_done(train({"--quiet", "--plot", folder_ / "p.png"}));
   const std::string png = read_all(folder_ / "p.png");
@@ -1382,6 +1599,15 @@ TEST(Activation, IsThatOfTrainPlanAndPredict) {
   EXPECT_NE(by_tanh.out.find("predicted by 6,5,2, activation tanh\n"), std::string::npos) << by_tanh.out;
   expect_done(run(predict + Arguments{"--out", folder / "relu.npy"}));
   EXPECT_NE(read_all(folder / "tanh.npy"), read_all(folder / "relu.npy"));
+  const CommandResult by_sigmoid =
+      run(predict + Arguments{"--output-activation", "sigmoid", "--out", folder / "sigmoid.npy"});
+  expect_done(by_sigmoid);
+  EXPECT_NE(by_sigmoid.out.find("predicted by 6,5,2, output activation sigmoid\n"), std::string::npos);
+  Trainer trainer({.widths = {6, 5, 2}, .output_activation = Activation::sigmoid});
+  trainer.load_weights(folder / "w.safetensors");
+  HostMatrix expected(ElementType::float32, 9, 2);
+  trainer.predict(read_npy(folder / "x.npy").view(), expected.view());
+  EXPECT_EQ(read_npy(folder / "sigmoid.npy").bytes, expected.bytes);
   const CommandResult plan = run({"plan", "--layers", "6,5,2", "--bias", "--activation", "gelu-tanh"});
   expect_done(plan);
   EXPECT_EQ(plan.out.rfind("--layers 6,5,2 with biases, activation gelu-tanh, 128 samples\n", 0), 0u) << plan.out;

@@ -59,23 +59,23 @@ TEST(PlotPoints, AreFinite) {
 }
 
 TEST(PlotScript, NamesTheFormulationWhereItIsNotPrimalOnly) {
-  NetworkSpec network;
-  network.widths = {9, 8, 7, 6, 5, 4, 3, 2, 1};
   const std::vector<double> losses = {3, 2, 1};
   RunResult result;
+  result.network.widths = {9, 8, 7, 6, 5, 4, 3, 2, 1};
+  result.training.samples = 4;
   result.losses = losses;
   result.steps = 3;
-  const std::string script = plot_script(PictureFormat::png, network, 4, result);
-  EXPECT_EQ(script, plot_script(PictureFormat::png, network, 4, result));
+  const std::string script = plot_script(PictureFormat::png, result);
+  EXPECT_EQ(script, plot_script(PictureFormat::png, result));
   EXPECT_NE(script.find("9-8-7-6-...-3-2-1 on 4 samples"), std::string::npos) << script;
   EXPECT_NE(script.find("plan cpu, 1 thread, fp32, 3 steps'"), std::string::npos) << script;
   EXPECT_NE(script.find("set logscale y"), std::string::npos);
   result.plan.formulation = Formulation::gram;
-  const std::string gram = plot_script(PictureFormat::png, network, 4, result);
+  const std::string gram = plot_script(PictureFormat::png, result);
   EXPECT_NE(gram.find("plan cpu, 1 thread, fp32, gram, 3 steps'"), std::string::npos) << gram;
   const std::vector<double> with_zero = {3, 2, 0};
   result.losses = with_zero;
-  EXPECT_EQ(plot_script(PictureFormat::png, network, 4, result).find("logscale"), std::string::npos);
+  EXPECT_EQ(plot_script(PictureFormat::png, result).find("logscale"), std::string::npos);
 }
 
 class RunProgram : public ::testing::Test {

@@ -115,14 +115,18 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
   std::vector<std::int64_t> fitting = run.network.widths;
   fitting.front() = data.x.columns;
   fitting.back() = data.y.columns;
-  const auto check_columns = [&](const DataMatrix& matrix, std::int64_t width, const char* what) {
+  const auto check_columns = [&](const DataMatrix& matrix, std::int64_t width, const char* what,
+                                 const char* other_remedy = "") {
     if (matrix.columns != width)
       throw InvalidArgument(matrix.name + " has " + count(matrix.columns, "column") + ", but --layers " +
                             widths_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
-                            widths_text(fitting));
+                            widths_text(fitting) + other_remedy);
   };
   check_columns(data.x, run.network.widths.front(), "input");
-  check_columns(data.y, run.network.widths.back(), "output");
+  if (!are_classes(run, data))
+    check_columns(
+        data.y, run.network.widths.back(), "output",
+        run.training.loss == Loss::cross_entropy ? ", or give it one column with the number of the class" : "");
   return data;
 }
 
@@ -131,6 +135,18 @@ HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision
   HostMatrix matrix(element_type(precision), rows, columns);
   fill_normal(matrix.view(), seed, tensor);
   return matrix;
+}
+
+HostMatrix probabilities_of_classes(const HostMatrix& numbers, std::int64_t classes) {
+  HostMatrix rows(numbers.type, numbers.rows, classes);
+  with_type(numbers.type, [&]<class T>(T*) {
+    for (std::int64_t row = 0; row < numbers.rows; ++row) {
+      const auto number = static_cast<std::int64_t>(static_cast<const T*>(numbers.view().data)[row]);
+      // A large number may have been rounded up.
+      static_cast<T*>(rows.view().data)[row * classes + std::min(number, classes - 1)] = 1;
+    }
+  });
+  return rows;
 }
 
 HostMatrix first_rows(const HostMatrix& matrix, std::int64_t rows, Precision precision) {

@@ -54,6 +54,9 @@ class WeightsInput {
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,
                     std::uint32_t tensor);
 
+/// Rows with 1 in the column of the class and 0 elsewhere, of a column with the numbers of the classes.
+HostMatrix probabilities_of_classes(const HostMatrix& numbers, std::int64_t classes);
+
 /// A copy of the first `rows` rows, converted.
 HostMatrix first_rows(const HostMatrix& matrix, std::int64_t rows, Precision precision);
 

@@ -54,9 +54,11 @@ std::uint64_t host_bytes(const Plan& plan) {
 Plan plan_run(const TrainOptions& run, DeviceCaps& caps, const Samples& read) {
   TrainingSpec training = run.training;
   if (run.has_files()) training.samples = read.x.rows;
-  const std::string what = "--layers " + widths_text(run.network.widths) +
-                           (training.samples > 0 ? ", " + std::to_string(training.samples) + " samples" : "") +
-                           " and --steps " + std::to_string(run.steps);
+  training.class_targets = are_classes(run, read);  // which the trainer finds out for itself
+  const std::string what =
+      "--layers " + widths_text(run.network.widths) +
+      (training.samples > 0 ? ", " + std::to_string(training.samples) + " samples" : "") +
+      (run.epochs > 0 ? " and --epochs " + std::to_string(run.epochs) : " and --steps " + std::to_string(run.steps));
   ByteCount data;  // as the executor has them, and as they are generated
   data.add(size_of(element_type(training.precision)), static_cast<std::uint64_t>(training.samples),
            static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back()));

@@ -1,7 +1,7 @@
 #include "optimizer_options.h"
 
-#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <string>
@@ -93,7 +93,7 @@ std::vector<std::string_view> fields_of(std::string_view text) {
 }
 
 /// None for what is malformed.
-std::optional<Schedule> parse_schedule(std::string_view text, std::int64_t steps) {
+std::optional<Schedule> parse_schedule(std::string_view text) {
   const std::vector<std::string_view> fields = fields_of(text);
   const std::string_view kind = fields.front();
   Schedule schedule;
@@ -110,7 +110,7 @@ std::optional<Schedule> parse_schedule(std::string_view text, std::int64_t steps
     factor = parse<double>(fields[1]);
   } else if (kind == "cosine" && fields.size() <= 2) {
     schedule.kind = ScheduleKind::cosine;
-    schedule.period = std::max(steps, std::int64_t{1});
+    schedule.period = 1;
     if (fields.size() == 2) end_rate = parse<double>(fields[1]);
   } else {
     return std::nullopt;
@@ -122,8 +122,8 @@ std::optional<Schedule> parse_schedule(std::string_view text, std::int64_t steps
   return schedule;
 }
 
-Schedule read_schedule(const OptionSet& options, std::int64_t steps) {
-  const std::optional<Schedule> parsed = parse_schedule(options.text("--schedule"), steps);
+Schedule read_schedule(const OptionSet& options) {
+  const std::optional<Schedule> parsed = parse_schedule(options.text("--schedule"));
   if (!parsed)
     options.refuse("--schedule",
                    "be constant, step:EVERY:FACTOR, exponential:FACTOR or cosine[:END], with EVERY a whole number from "
@@ -152,7 +152,7 @@ void declare_optimizer(OptionSet& options) {
   options.add("--clip-value", "C", "0", "clip each gradient to [-C, C]; 0: no");
 }
 
-Optimizer read_optimizer(const OptionSet& options, Precision precision, std::int64_t steps) {
+Optimizer read_optimizer(const OptionSet& options, Precision precision) {
   Optimizer optimizer;
   optimizer.kind = choose(options, "--optimizer", optimizers());
   refuse_missing_members(options, optimizer.kind);
@@ -171,7 +171,7 @@ Optimizer read_optimizer(const OptionSet& options, Precision precision, std::int
   if (optimizer.clip_norm > 0 && optimizer.clip_value > 0)
     throw InvalidArgument("--clip-norm " + options.text("--clip-norm") + " and --clip-value " +
                           options.text("--clip-value") + " are both given; drop one of the two");
-  optimizer.schedule = read_schedule(options, steps);
+  optimizer.schedule = read_schedule(options);
   return optimizer;
 }
 

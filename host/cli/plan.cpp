@@ -56,17 +56,19 @@ std::string table(const std::vector<Candidate>& candidates, Formulation formulat
 void declare_plan(OptionSet& options) { declare_train_options(options, "Output of train (plan writes no file)"); }
 
 int run_plan(const OptionSet& options) {
-  const TrainOptions run = read_train_options(options);
+  TrainOptions run = read_train_options(options);
   // The table shows for each executor whether it would run.
   DeviceCaps caps = query_caps_for(run.training.device);
   if (!caps.gpus.empty()) caps.no_cublaslt_reason = why_no_cublaslt();
   Samples data;
   if (run.has_files()) {
     data = read_data(run, caps.cpu);
+    set_samples(run, data.x.rows);
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);
+    if (are_classes(run, data)) check_classes(data.y.view(), run.network.widths.back(), data.y.name);
   }
-  const std::int64_t samples = run.has_files() ? data.x.rows : run.training.samples;
+  const std::int64_t samples = run.training.samples;
   const Plan plan = plan_run(run, caps, data);
 
   // Files are not written, so that standard output is free even where one of them is '-'.
@@ -74,7 +76,7 @@ int run_plan(const OptionSet& options) {
   text.write("--layers " + network_text(run.network) + ", " + std::to_string(samples) +
              (samples == 1 ? " sample\n" : " samples\n"));
   text.write(table(plan.candidates, plan.formulation));
-  text.write(plan_line(plan, run.training));
+  text.write(plan_line(plan, run.training, run.network, run.epochs));
   if (row_of(plan.executor).is_on_gpu)
     text.write(std::string("CUDA's context") +
                (plan.executor == ExecutorKind::graph ? " and cuBLASLt's code take" : " takes") +

@@ -48,8 +48,9 @@ std::string layers_text(const std::vector<std::int64_t>& widths) {
 std::string caption(const RunResult& result) {
   std::string text = std::string("plan ") + name(result.plan.executor);
   if (!row_of(result.plan.executor).is_on_gpu) text += ", " + count(result.plan.threads, "thread");
-  text += std::string(", ") + name(result.precision);
-  text += formulation_text(result.plan.formulation) + optimizer_text(result.optimizer);
+  text += std::string(", ") + name(result.training.precision);
+  text += formulation_text(result.plan.formulation) + optimizer_text(result.training.optimizer) +
+          output_activation_text(result.network) + batches_text(result.training, result.epochs);
   text += ", " + count(result.steps, "step");
   if (result.us_per_step) text += ", " + step_time_text(*result.us_per_step);
   return text;
@@ -214,8 +215,7 @@ std::vector<PlotPoint> plot_points(std::span<const double> losses, std::size_t m
   return points;
 }
 
-std::string plot_script(PictureFormat format, const NetworkSpec& network, std::int64_t samples,
-                        const RunResult& result) {
+std::string plot_script(PictureFormat format, const RunResult& result) {
   std::vector<PlotPoint> points = plot_points(result.losses, kMostPoints);
   for (PlotPoint& point : points) point.loss = std::clamp(point.loss, point.loss > 0 ? kSmallest : 0, kLargest);
   const std::string left_out = left_out_text(result.losses);
@@ -230,9 +230,10 @@ std::string plot_script(PictureFormat format, const NetworkSpec& network, std::i
                        "set tmargin 3.5\n"
                        "set bmargin " +
                        std::string(left_out.empty() ? "6" : "7.5") + "\n";
-  script += "set title 'Training loss of " + layers_text(network.widths) + (network.bias ? " with biases" : "") +
-            " on " + count(samples, "sample") + "' noenhanced font ',17'\n";
-  script += "set xlabel 'step'\nset ylabel 'loss (sum of squared errors)'\n";
+  script += "set title 'Training loss of " + layers_text(result.network.widths) +
+            (result.network.bias ? " with biases" : "") + " on " + count(result.training.samples, "sample") +
+            "' noenhanced font ',17'\n";
+  script += "set xlabel 'step'\nset ylabel 'loss (" + objective_text(result.training) + ")'\n";
   const auto label = [&](const std::string& text, const char* height, const char* color) {
     script += "set label '" + text + "' at graph 0.5, screen " + height + " center noenhanced textcolor rgb '" + color +
               "'\n";

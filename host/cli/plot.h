@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include <deviceloop/spec.h>
-
 #include "files/output_file.h"
 #include "report.h"
 
@@ -32,8 +30,7 @@ struct PlotPoint {
 std::vector<PlotPoint> plot_points(std::span<const double> losses, std::size_t most);
 
 /// What gnuplot is told: commands and data. The same run gives the same text.
-std::string plot_script(PictureFormat format, const NetworkSpec& network, std::int64_t samples,
-                        const RunResult& result);
+std::string plot_script(PictureFormat format, const RunResult& result);
 
 /// Has gnuplot draw and writes the picture; does not commit. Throws Error, with what gnuplot said, where it fails or
 /// its picture is not whole.

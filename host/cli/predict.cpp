@@ -25,7 +25,7 @@ void declare_predict(OptionSet& options) {
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
   options.group("How it runs");
-  declare_activation(options);
+  declare_activations(options);
   declare_header(options);
   declare_precision(options);
   declare_execution(options);
@@ -40,7 +40,8 @@ int run_predict(const OptionSet& options) {
                             " FILE");
   TrainingSpec training;
   training.precision = read_precision(options);
-  const Activation activation = read_activation(options);
+  NetworkSpec network;
+  read_activations(options, network);
   const TableHeader header = read_header(options);
   const std::optional<ExecutorKind> forced = read_execution(options, training);
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
@@ -50,8 +51,8 @@ int run_predict(const OptionSet& options) {
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
   const WeightsInput weights_input(weights, caps.cpu);
-  NetworkSpec network = weights_input.network();
-  network.activation = activation;
+  network.widths = weights_input.network().widths;
+  network.bias = weights_input.network().bias;
   const DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +

@@ -7,10 +7,12 @@
 
 #include <deviceloop/version.h>
 
+#include "elementary.h"
 #include "matrix_ops.h"
 #include "names.h"
 #include "planning/decision.h"
 #include "step/scalars.h"
+#include "step/step.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -23,6 +25,23 @@ std::string format(const char* pattern, double value) {
   char text[400];  // room for the largest double without an exponent
   std::snprintf(text, sizeof text, pattern, value);
   return text;
+}
+
+/// What the loss takes predictions for.
+template <class T>
+void to_probabilities(HostMatrix& prediction, Loss loss) {
+  T* row = static_cast<T*>(prediction.view().data);
+  for (std::int64_t r = 0; r < prediction.rows; ++r, row += prediction.columns) {
+    const std::span values(row, static_cast<std::size_t>(prediction.columns));
+    if (loss == Loss::binary_cross_entropy) {
+      for (T& value : values) value = elementary::sigmoid(value);
+      continue;
+    }
+    const T largest = *std::max_element(values.begin(), values.end());
+    T sum = 0;
+    for (T& value : values) sum += value = elementary::exp(value - largest);
+    for (T& value : values) value /= sum;
+  }
 }
 
 template <class T>
@@ -86,6 +105,31 @@ nlohmann::ordered_json json_of(const Schedule& schedule) {
   return json;
 }
 
+bool is_plain(const TrainingSpec& training) {
+  return training.loss == Loss::squared_error && training.reduction == Reduction::sum;
+}
+
+struct LossText {
+  const char* option;
+  const char* plural;
+};
+
+LossText text_of(Loss loss) {
+  switch (loss) {
+    case Loss::squared_error:
+      return {"squared", "squared errors"};
+    case Loss::absolute_error:
+      return {"absolute", "absolute errors"};
+    case Loss::huber:
+      return {"huber", "Huber losses"};
+    case Loss::binary_cross_entropy:
+      return {"bce", "binary cross-entropies"};
+    case Loss::cross_entropy:
+      break;
+  }
+  return {"cross-entropy", "cross-entropies"};
+}
+
 nlohmann::ordered_json json_of(const std::optional<double>& value) {
   if (!value || !std::isfinite(*value)) return nullptr;
   return *value;
@@ -99,6 +143,34 @@ std::string formulation_text(Formulation formulation) {
 
 const char* optimizer_name(OptimizerKind kind) {
   return kind == OptimizerKind::gradient_descent ? "gd" : name_or_null(kind);
+}
+
+const char* loss_name(Loss loss) { return text_of(loss).option; }
+
+std::string objective_text(const TrainingSpec& training) {
+  return std::string(name_or_null(training.reduction)) + " of " + text_of(training.loss).plural +
+         (training.loss == Loss::huber ? " with delta " + format("%g", training.huber_delta) : "");
+}
+
+std::string activation_text(Activation activation) {
+  std::string name = name_or_null(activation);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+std::string output_activation_text(const NetworkSpec& network) {
+  return network.output_activation == Activation::identity
+             ? ""
+             : ", output activation " + activation_text(network.output_activation);
+}
+
+std::string batches_text(const TrainingSpec& training, std::int64_t epochs) {
+  std::string text;
+  if (has_minibatches(training))
+    text = std::string(training.shuffle ? ", shuffled" : ", unshuffled") + " batches of " +
+           std::to_string(training.batch_size);
+  if (epochs > 0) text += ", " + std::to_string(epochs) + (epochs == 1 ? " epoch" : " epochs");
+  return text;
 }
 
 std::string optimizer_text(const Optimizer& optimizer) {
@@ -116,13 +188,15 @@ std::string optimizer_text(const Optimizer& optimizer) {
   return text;
 }
 
-std::string plan_line(const Plan& plan, const TrainingSpec& training) {
+std::string plan_line(const Plan& plan, const TrainingSpec& training, const NetworkSpec& network, std::int64_t epochs) {
   std::string where = row_of(plan.executor).is_on_gpu
                           ? "CUDA device " + std::to_string(plan.device)
                           : std::to_string(plan.threads) + (plan.threads == 1 ? " thread" : " threads");
   std::string line = std::string("plan ") + name(plan.executor) + ": " + plan.reason + " (" + where + ", " +
                      name(training.precision) + formulation_text(plan.formulation);
   line += optimizer_text(training.optimizer);
+  if (!is_plain(training)) line += ", " + objective_text(training);
+  line += output_activation_text(network) + batches_text(training, epochs);
   if (training.reprojection_steps > 0)
     line += ", reprojected every " + std::to_string(training.reprojection_steps) + " steps";
   return line + ")\n";
@@ -137,10 +211,14 @@ std::string loss_text(double loss) {
   return format(size == 0 || (size >= 1 && size < 1e15) ? "%.2f" : "%.6g", loss);
 }
 
-std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target) {
+std::string difference_rows(const std::string& when, HostMatrix prediction, const HostMatrix& target, Loss loss) {
   const std::string rows = target.rows == 1 ? "row" : std::to_string(target.rows) + " rows";
-  return "prediction minus target, first " + rows + ", " + when + ":\n" +
-         with_type(target.type, [&]<class T>(T*) { return rows_text<T>(prediction, target); });
+  const bool are_probabilities = loss == Loss::binary_cross_entropy || loss == Loss::cross_entropy;
+  return (are_probabilities ? "probability minus target, first " : "prediction minus target, first ") + rows + ", " +
+         when + ":\n" + with_type(target.type, [&]<class T>(T*) {
+           if (are_probabilities) to_probabilities<T>(prediction, loss);
+           return rows_text<T>(prediction, target);
+         });
 }
 
 std::string duration_text(double milliseconds) {
@@ -211,12 +289,24 @@ void write_json(OutputFile& file, const RunResult& result) {
   json["plan"] = name(result.plan.executor);
   json["reason"] = result.plan.reason;
   json["formulation"] = name(result.plan.formulation);
-  if (result.plan.formulation == Formulation::gram) json["reprojection_steps"] = result.reprojection_steps;
-  if (!is_plain(result.optimizer)) {
-    json["optimizer"] = json_of(result.optimizer);
-    json["schedule"] = json_of(result.optimizer.schedule);
+  if (result.plan.formulation == Formulation::gram) json["reprojection_steps"] = result.training.reprojection_steps;
+  if (!is_plain(result.training.optimizer)) {
+    json["optimizer"] = json_of(result.training.optimizer);
+    json["schedule"] = json_of(result.training.optimizer.schedule);
   }
-  json["precision"] = name(result.precision);
+  if (!is_plain(result.training)) {
+    json["loss"] = loss_name(result.training.loss);
+    if (result.training.loss == Loss::huber) json["huber_delta"] = result.training.huber_delta;
+    json["reduction"] = name_or_null(result.training.reduction);
+  }
+  if (result.network.output_activation != Activation::identity)
+    json["output_activation"] = activation_text(result.network.output_activation);
+  if (has_minibatches(result.training)) {
+    json["batch_size"] = result.training.batch_size;
+    json["shuffle"] = result.training.shuffle;
+  }
+  if (result.epochs > 0) json["epochs"] = result.epochs;
+  json["precision"] = name(result.training.precision);
   json["threads"] = result.plan.threads;
   json["steps"] = result.steps;
   json["loss_first"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.front());

@@ -22,13 +22,27 @@ std::string formulation_text(Formulation formulation);
 /// "gd", "adam": as --optimizer takes it.
 const char* optimizer_name(OptimizerKind kind);
 
+/// "squared", "bce": as --loss takes it.
+const char* loss_name(Loss loss);
+/// "sum of squared errors", "mean of Huber losses with delta 0.5".
+std::string objective_text(const TrainingSpec& training);
+
+/// "leaky-relu": as --activation takes it.
+std::string activation_text(Activation activation);
+/// ", output activation sigmoid"; nothing for identity.
+std::string output_activation_text(const NetworkSpec& network);
+
+/// ", shuffled batches of 32, 3 epochs"; nothing for steps that take all samples and are counted. `epochs` 0: they are.
+std::string batches_text(const TrainingSpec& training, std::int64_t epochs);
+
 /// ", sgd with momentum 0.9, cosine schedule" behind what is said of a run; nothing for gradient descent at a constant
 /// rate.
 std::string optimizer_text(const Optimizer& optimizer);
 
 /// "plan cpu: no GPU to use: built without CUDA (1 thread, fp32)\n", "... (1 thread, fp32, gram, reprojected every 100
-/// steps)\n".
-std::string plan_line(const Plan& plan, const TrainingSpec& training);
+/// steps)\n". Of training by that network it names all that differs from the defaults.
+std::string plan_line(const Plan& plan, const TrainingSpec& training, const NetworkSpec& network = {},
+                      std::int64_t epochs = 0);
 
 /// Whether the loss of this step gets a line: 0, 10, ..., 100, 200, 300, ...
 bool is_shown(std::int64_t step);
@@ -37,8 +51,9 @@ std::string loss_line(std::int64_t step, double loss);
 /// "9105954.33", "1.5e-07", "nan".
 std::string loss_text(double loss);
 
-/// A heading and prediction - target, taken in the precision that both have, a line for each row.
-std::string difference_rows(const std::string& when, const HostMatrix& prediction, const HostMatrix& target);
+/// A heading and prediction - target, taken in the precision that both have, a line for each row. With a cross-entropy
+/// the predictions are first turned into probabilities, as the targets are.
+std::string difference_rows(const std::string& when, HostMatrix prediction, const HostMatrix& target, Loss loss);
 
 /// "214.2 ms", "12.34 s".
 std::string duration_text(double milliseconds);
@@ -57,9 +72,9 @@ std::string prediction_text(double microseconds);
 /// One training run as it ended.
 struct RunResult {
   Plan plan;
-  std::int64_t reprojection_steps = 0;
-  Optimizer optimizer{};
-  Precision precision = Precision::fp32;
+  NetworkSpec network{};
+  TrainingSpec training{};
+  std::int64_t epochs = 0;  ///< asked for; 0: steps were
   std::int64_t steps = 0;
   std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps
   double total_ms = 0;

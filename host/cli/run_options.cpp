@@ -11,10 +11,13 @@
 #include <deviceloop/error.h>
 
 #include "files/same_file.h"
+#include "loss_options.h"
 #include "names.h"
 #include "optimizer_options.h"
 #include "planning/decision.h"
 #include "plot.h"
+#include "report.h"
+#include "step/step.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -52,37 +55,38 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
 }
 
-}  // namespace
-
-void declare_activation(OptionSet& options) {
-  options.add("--activation", "NAME", "relu", "of hidden layers, such as tanh or gelu");
-}
-
-Activation read_activation(const OptionSet& options) {
+Activation read_activation(const OptionSet& options, const std::string& option) {
   std::string allowed;
   for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number) {
     const std::string name = activation_text(static_cast<Activation>(number));
-    if (options.text("--activation") == name) return static_cast<Activation>(number);
+    if (options.text(option) == name) return static_cast<Activation>(number);
     allowed += (number == 0 ? "" : ", ") + name;
   }
-  options.refuse("--activation", "be one of " + allowed);
+  options.refuse(option, "be one of " + allowed);
 }
 
-std::string activation_text(Activation activation) {
-  std::string name = name_or_null(activation);
-  std::replace(name.begin(), name.end(), '_', '-');
-  return name;
+}  // namespace
+
+void declare_activations(OptionSet& options) {
+  options.add("--activation", "NAME", "relu", "of hidden layers, such as tanh or gelu");
+  options.add("--output-activation", "NAME", "identity", "of the output layer, same names");
+}
+
+void read_activations(const OptionSet& options, NetworkSpec& network) {
+  network.activation = read_activation(options, "--activation");
+  network.output_activation = read_activation(options, "--output-activation");
 }
 
 std::string network_text(const NetworkSpec& network) {
   return widths_text(network.widths) + (network.bias ? " with biases" : "") +
-         (network.activation == Activation::relu ? "" : ", activation " + activation_text(network.activation));
+         (network.activation == Activation::relu ? "" : ", activation " + activation_text(network.activation)) +
+         output_activation_text(network);
 }
 
 void declare_network(OptionSet& options) {
   options.add("--layers", "LIST", "1000,100,1", "widths: inputs, hidden ..., outputs");
   options.add_flag("--bias", "a bias in every layer");
-  declare_activation(options);
+  declare_activations(options);
   options.add("--init", "NAME", "normal", "initial weights: normal, he or xavier");
 }
 
@@ -91,7 +95,7 @@ NetworkSpec read_network_options(const OptionSet& options) {
   network.widths = options.integers("--layers", 1, kMaxWidth);
   if (network.widths.size() < 2) options.refuse("--layers", "have inputs and outputs, such as 1000,1");
   network.bias = options.given("--bias");
-  network.activation = read_activation(options);
+  read_activations(options, network);
   return network;
 }
 
@@ -190,9 +194,13 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--targets", "N|NAMES", "", "of that .csv: the last N columns, or NAME,NAME");
   declare_header(options);
   options.group("Training");
-  options.add("--steps", "N", "500", "full-batch steps; 0: only the loss");
+  declare_loss(options);
+  options.add("--steps", "N", "500", "steps; 0: only the loss");
+  options.add("--epochs", "E", "", "instead of --steps: ceil(E samples / batch size) steps");
+  options.add("--batch-size", "B", "0", "samples of a step; 0: all");
+  options.add_flag("--shuffle", "another order in each epoch; what batches do");
+  options.add_flag("--no-shuffle", "batches in the order of the rows");
   options.add_flag("--keep-going", "do not stop where a loss is not finite");
-  options.add_hidden("--batch-size");
   options.add("--formulation", "NAME", "primal", "primal, or gram where samples are few");
   options.add("--reproject", "N", "0", "with gram, Z anew every N steps; 0: never");
   declare_precision(options);
@@ -210,14 +218,23 @@ void declare_train_options(OptionSet& options, const std::string& output) {
 
 TrainOptions read_train_options(const OptionSet& options) {
   TrainOptions run;
-  if (options.given("--batch-size"))
-    throw InvalidArgument("--batch-size " + in_quotes(options.text("--batch-size")) +
-                          ": there are no minibatches yet, every step takes all samples; leave it out");
   run.network = read_network_options(options);
   run.init = read_init(options);
   run.steps = options.integer("--steps", 0, kMaxCount);
+  if (options.given("--epochs")) {
+    run.epochs = options.integer("--epochs", 1, kMaxCount);
+    if (options.given("--steps"))
+      throw InvalidArgument("--steps " + options.text("--steps") + " and --epochs " + options.text("--epochs") +
+                            " are both given; drop one of the two");
+  }
+  read_loss(options, run.network, run.training);
+  run.training.batch_size = options.integer("--batch-size", 0, kMaxCount);
+  run.training.shuffle = !options.given("--no-shuffle");
+  run.shuffle = options.given("--shuffle");
+  if (run.shuffle && !run.training.shuffle)
+    throw InvalidArgument("--shuffle and --no-shuffle are both given; drop one of the two");
   run.training.precision = read_precision(options);
-  run.training.optimizer = read_optimizer(options, run.training.precision, run.steps);
+  run.training.optimizer = read_optimizer(options, run.training.precision);
   run.training.formulation =
       choose<Formulation>(options, "--formulation", {{"primal", Formulation::primal}, {"gram", Formulation::gram}});
   run.training.reprojection_steps = options.integer("--reproject", 0, kMaxCount);
@@ -261,13 +278,36 @@ TrainOptions read_train_options(const OptionSet& options) {
     throw InvalidArgument("--samples " + options.text("--samples") + " is for generated data, but " +
                           (run.x.empty() ? "--data " + printable(run.data) : "--x " + printable(run.x)) +
                           " is given; drop --samples, or " + (run.x.empty() ? "--data" : "--x and --y"));
-  if (!run.has_files()) run.training.samples = samples;
+  set_samples(run, run.has_files() ? 0 : samples);
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
   run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data", "--weights"},
                            "--save", "--weights");  // to continue a run
   return run;
+}
+
+void set_samples(TrainOptions& run, std::int64_t samples) {
+  TrainingSpec& training = run.training;
+  training.samples = samples;
+  const std::string batch_size = "--batch-size " + std::to_string(training.batch_size);
+  if (samples > 0 && training.batch_size > samples)
+    throw InvalidArgument(batch_size + " is more than the " + std::to_string(samples) +
+                          (samples == 1 ? " sample" : " samples") + "; use at most as many, or 0 for all");
+  if (run.shuffle && !has_minibatches(training))
+    throw InvalidArgument(
+        "--shuffle is for batches, and every step takes all samples; add --batch-size B of fewer, or drop it");
+  if (training.formulation == Formulation::gram && has_minibatches(training))
+    throw InvalidArgument("--formulation gram takes all samples in every step, but " + batch_size +
+                          " is given; drop one of the two");
+  if (run.epochs > 0) {
+    std::int64_t rows = 0;
+    const bool overflows = __builtin_mul_overflow(run.epochs, samples, &rows);
+    const std::int64_t batch = std::max(batch_of(training), std::int64_t{1});
+    run.steps = overflows ? kMaxCount : rows / batch + (rows % batch != 0 ? 1 : 0);
+  }
+  if (training.optimizer.schedule.kind == ScheduleKind::cosine)
+    training.optimizer.schedule.period = std::max(run.steps, std::int64_t{1});
 }
 
 }  // namespace deviceloop::cli

@@ -15,15 +15,13 @@
 
 namespace deviceloop::cli {
 
-/// --activation, which a weights file does not hold.
-void declare_activation(OptionSet& options);
-Activation read_activation(const OptionSet& options);
-/// Its name as --activation takes it: "leaky-relu".
-std::string activation_text(Activation activation);
-/// "1000,100,1 with biases, activation tanh"; relu is not mentioned.
+/// --activation and --output-activation, which a weights file does not hold.
+void declare_activations(OptionSet& options);
+void read_activations(const OptionSet& options, NetworkSpec& network);
+/// "1000,100,1 with biases, activation tanh, output activation sigmoid"; the defaults are not mentioned.
 std::string network_text(const NetworkSpec& network);
 
-/// --layers, --bias, --activation and --init.
+/// --layers, --bias, --activation, --output-activation and --init.
 void declare_network(OptionSet& options);
 NetworkSpec read_network_options(const OptionSet& options);
 Init read_init(const OptionSet& options);
@@ -53,10 +51,12 @@ TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std:
 
 struct TrainOptions {
   NetworkSpec network;
-  TrainingSpec training;  ///< with `samples` where rows are generated
+  TrainingSpec training;  ///< with `samples` once they are known
   std::optional<ExecutorKind> forced;
   Init init = Init::normal;
-  std::int64_t steps = 0;
+  std::int64_t steps = 0;                                               ///< with --epochs 0 until the samples are known
+  std::int64_t epochs = 0;                                              ///< 0: --epochs was not given
+  bool shuffle = false;                                                 ///< --shuffle was given
   bool keep_going = false;                                              ///< after a loss that is not finite
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
   TableHeader header = TableHeader::automatic;
@@ -66,8 +66,16 @@ struct TrainOptions {
   bool has_files() const { return !x.empty() || !data.empty(); }
 };
 
+/// Whether the targets of the data are numbers of classes.
+inline bool are_classes(const TrainOptions& run, const Samples& data) {
+  return run.training.loss == Loss::cross_entropy && data.y.columns == 1;
+}
+
 /// `output` is the heading of the files that are written.
 void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
+/// Sets the number of samples, 0 while it is not known, and what follows from it: steps, the period of a cosine
+/// schedule. Throws InvalidArgument for batches that those samples cannot have.
+void set_samples(TrainOptions& run, std::int64_t samples);
 
 }  // namespace deviceloop::cli

@@ -80,6 +80,10 @@ Samples load_data(const TrainOptions& run, const DeviceCaps& caps) {
   if (run.has_files()) return read_data(run, caps.cpu);
   const NetworkSpec& network = run.network;
   const TrainingSpec& training = run.training;
+  if (training.loss == Loss::binary_cross_entropy || training.loss == Loss::cross_entropy)
+    throw InvalidArgument(std::string("--loss ") + loss_name(training.loss) +
+                          " has no targets among the generated ones, which are standard normal; give --x and --y, or "
+                          "--data");
   Samples data;
   data.x = generate(training.samples, network.widths.front(), training.precision, training.seed, kTensorX);
   data.y = generate(training.samples, network.widths.back(), training.precision, training.seed, kTensorY);
@@ -89,13 +93,17 @@ Samples load_data(const TrainOptions& run, const DeviceCaps& caps) {
 /// The first rows of the data, and how far the network is from them.
 class ShownRows {
  public:
-  ShownRows(const Samples& data, Precision precision)
-      : x_(first_rows(data.x, kShownRows, precision)), y_(first_rows(data.y, kShownRows, precision)) {}
+  /// Of data that the trainer has.
+  ShownRows(const Samples& data, const Trainer& trainer)
+      : x_(first_rows(data.x, kShownRows, trainer.training().precision)),
+        y_(first_rows(data.y, kShownRows, trainer.training().precision)) {
+    if (trainer.training().class_targets) y_ = probabilities_of_classes(y_, trainer.network().widths.back());
+  }
 
   std::string text(const std::string& when, Trainer& trainer) const {
     HostMatrix prediction(y_.type, y_.rows, y_.columns);
     trainer.predict(x_.view(), prediction.view());
-    return difference_rows(when, prediction, y_);
+    return difference_rows(when, prediction, y_, trainer.training().loss);
   }
 
  private:
@@ -177,8 +185,7 @@ Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters
   if (outputs.plot)
     writes.emplace_back(outputs.plot.get(), [&](OutputFile& file) {
       const PictureFormat format = *picture_format(file.path());
-      write_plot(file, format, outputs.gnuplot,
-                 plot_script(format, trainer.network(), trainer.training().samples, result));
+      write_plot(file, format, outputs.gnuplot, plot_script(format, result));
       file.commit();
     });
   std::stable_partition(writes.begin(), writes.end(), [](const auto& write) { return !write.first->in_place(); });
@@ -211,7 +218,7 @@ std::string summary(const RunResult& result) {
 void declare_train(OptionSet& options) { declare_train_options(options, "Output (FILE - is standard output)"); }
 
 int run_train(const OptionSet& options) {
-  const TrainOptions run = read_train_options(options);
+  TrainOptions run = read_train_options(options);
   end_on_signals();
   Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
@@ -222,9 +229,11 @@ int run_train(const OptionSet& options) {
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps);
-  if (run.has_files()) plan_run(run, caps, data);
-  TrainingSpec training = run.training;
-  training.samples = data.x.rows;
+  if (run.has_files()) {
+    set_samples(run, data.x.rows);
+    plan_run(run, caps, data);
+  }
+  const TrainingSpec& training = run.training;
   Trainer trainer(run.network, training, run.forced, caps);
   std::string inputs = samples_line(run, data);
   if (run.weights.empty()) {
@@ -235,11 +244,11 @@ int run_train(const OptionSet& options) {
     inputs += weights.line(training.precision);
   }
   TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name);
-  const ShownRows rows(data, training.precision);
+  const ShownRows rows(data, trainer);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy
 
-  text.write(inputs + plan_line(trainer.plan(), training));
+  text.write(inputs + plan_line(trainer.plan(), training, run.network, run.epochs));
   if (text.wanted()) text.write(rows.text("before training", trainer));
   note_signals(kPatience);
   std::string rest;  // of the text: when the files are there
@@ -248,9 +257,9 @@ int run_train(const OptionSet& options) {
 
   RunResult result;
   result.plan = trainer.plan();
-  result.reprojection_steps = training.reprojection_steps;
-  result.optimizer = training.optimizer;
-  result.precision = training.precision;
+  result.network = run.network;
+  result.training = training;
+  result.epochs = run.epochs;
   result.steps = report.steps();
   result.total_ms = report.total_ms;
   for (const PreparationStage& stage : report.preparation) preparation.add(stage);
