@@ -70,5 +70,21 @@ TEST(PlanRun, CountsFilesAsTheyWereRead) {
   EXPECT_FALSE(fits(run, bytes + kPieceBytes - (1 << 16), true, read));
 }
 
+TEST(PlanRun, SeesWhetherTargetsAreNumbersOfClasses) {
+  TrainOptions run = run_of(0);
+  run.x = "x.npy";
+  run.y = "y.npy";
+  run.network.widths.back() = 10;
+  run.training.loss = Loss::cross_entropy;
+  const auto bytes = [&](std::int64_t columns) {
+    Samples read;
+    read.x = HostMatrix(ElementType::float32, 1024, kInputs);
+    read.y = HostMatrix(ElementType::float32, 1024, columns);
+    DeviceCaps caps = machine(2 * kData, false);
+    return plan_run(run, caps, read).bytes;
+  };
+  EXPECT_EQ(bytes(1) + 9 * 1024 * sizeof(float), bytes(10));
+}
+
 }  // namespace
 }  // namespace deviceloop::cli

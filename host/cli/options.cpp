@@ -93,11 +93,6 @@ void OptionSet::add_flag(const std::string& name, const std::string& description
   entries_.emplace(name, std::move(entry));
 }
 
-void OptionSet::add_hidden(const std::string& name) {
-  add(name, "", "", "");
-  entries_.at(name).option->group("");
-}
-
 void OptionSet::check() const {
   const std::string see = "; see deviceloop " + app_.get_name() + " --help";
   std::vector<std::string> known;

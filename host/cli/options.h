@@ -30,8 +30,6 @@ class OptionSet {
   void add(const std::string& name, const std::string& label, const std::string& default_text,
            const std::string& description);
   void add_flag(const std::string& name, const std::string& description);
-  /// An option that the help does not show.
-  void add_hidden(const std::string& name);
 
   /// Throws InvalidArgument for an unknown option or argument, one given twice, one whose value is missing.
   void check() const;
