@@ -351,6 +351,29 @@ TEST_F(OptimizerRefusals, NameTheValueAndTheRemedy) {
   for (const auto& [optimizer, words] : refused) EXPECT_MENTIONS(refusal_of(optimizer), words);
 }
 
+// In double each of them is in its range.
+TEST_F(OptimizerRefusals, AreOfTheWorkingPrecision) {
+  using Kind = OptimizerKind;
+  const std::vector<std::pair<Optimizer, const char*> > refused = {
+      {{.kind = Kind::sgd, .momentum = 1 - 1e-10}, "rounded to fp32 1; it must be at least 0 and less than 1 there"},
+      {{.kind = Kind::adam, .beta1 = 1 - 1e-10}, "the beta1 is 1, rounded to fp32 1;"},
+      {{.kind = Kind::adam, .epsilon = 1e-60},
+       "the epsilon is 1e-60, rounded to fp32 0; it must be finite and above 0"},
+      {{.kind = Kind::adam, .clip_value = 1e-60}, "the value to clip gradients to is 1e-60, rounded to fp32 0;"},
+      {scheduled({}, {.kind = ScheduleKind::cosine, .period = 5, .end_rate = 1e300}),
+       "is 1e+300, rounded to fp32 inf;"},
+  };
+  for (const auto& [optimizer, words] : refused) {
+    EXPECT_MENTIONS(refusal_of(optimizer), words);
+    NetworkSpec network;
+    network.widths = {3, 2};
+    TrainingSpec training;
+    training.optimizer = optimizer;
+    training.precision = Precision::fp64;
+    EXPECT_NO_THROW(make_plan(network, training, DeviceCaps()));
+  }
+}
+
 TEST_F(OptimizerRefusals, OfLossesNameTheValueAndTheRemedy) {
   NetworkSpec network;
   network.widths = {3, 4};

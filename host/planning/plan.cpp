@@ -45,13 +45,27 @@ void check_known(const char* what, Enum value, const char* header = "spec.h") {
                           header + "> names");
 }
 
-/// NaN is in no range; it is not compared, which would raise a floating-point exception.
-void check_range(const char* what, double value, bool in_range, const char* range) {
-  if (!is_finite(value) || !in_range)
-    throw InvalidArgument(std::string("the ") + what + " is " + text(value) + "; it must be " + range);
+bool is_fraction(double value) { return value >= 0 && value < 1; }
+bool is_above_0(double value) { return value > 0; }
+bool is_not_negative(double value) { return value >= 0; }
+
+double rounded(double value, Precision precision) {
+  return with_type(element_type(precision), [=]<class T>(T*) { return static_cast<double>(static_cast<T>(value)); });
 }
 
-void check_schedule(const Schedule& schedule) {
+/// What updates and losses read must be in its range in the working precision, too: 1 - 1e-10 is 1 in fp32. NaN is in
+/// no range; it is not compared, which would raise a floating-point exception.
+void check_range(const char* what, double value, Precision precision, bool (*is_in)(double), const char* range) {
+  const bool is_in_double = is_finite(value) && is_in(value);
+  const double in_precision = is_in_double ? rounded(value, precision) : value;
+  if (is_in_double && is_finite(in_precision) && is_in(in_precision)) return;
+  throw InvalidArgument(
+      std::string("the ") + what + " is " + text(value) +
+      (is_in_double ? std::string(", rounded to ") + name(precision) + " " + text(in_precision) : std::string()) +
+      "; it must be " + range + (is_in_double ? " there, or use fp64" : ""));
+}
+
+void check_schedule(const Schedule& schedule, Precision precision) {
   check_known("schedule", schedule.kind);
   const bool has_period = schedule.kind == ScheduleKind::step || schedule.kind == ScheduleKind::cosine;
   if (has_period && schedule.period < 1)
@@ -60,30 +74,26 @@ void check_schedule(const Schedule& schedule) {
   if (schedule.warmup_steps < 0)
     throw InvalidArgument("the warm-up takes " + std::to_string(schedule.warmup_steps) +
                           " steps; they must not be negative, and 0 is none");
-  check_range("factor of the schedule", schedule.factor, is_finite(schedule.factor) && schedule.factor > 0,
-              "finite and above 0");
-  check_range("last learning rate of the schedule", schedule.end_rate,
-              is_finite(schedule.end_rate) && schedule.end_rate >= 0, "finite and at least 0");
+  check_range("factor of the schedule", schedule.factor, Precision::fp64, is_above_0, "finite and above 0");
+  check_range("last learning rate of the schedule", schedule.end_rate, precision, is_not_negative,
+              "finite and at least 0");
 }
 
-void check_optimizer(const Optimizer& optimizer) {
-  const auto is_fraction = [](double value) { return is_finite(value) && value >= 0 && value < 1; };
-  const auto is_not_negative = [](double value) { return is_finite(value) && value >= 0; };
-  const double beta2 = optimizer.beta2.value_or(0), decay = optimizer.weight_decay.value_or(0);
+void check_optimizer(const Optimizer& optimizer, Precision precision) {
+  const double decay = optimizer.weight_decay.value_or(0);
   constexpr const char* kFraction = "at least 0 and less than 1";
-  check_range("momentum", optimizer.momentum, is_fraction(optimizer.momentum), kFraction);
-  check_range("beta1", optimizer.beta1, is_fraction(optimizer.beta1), kFraction);
-  check_range("beta2", beta2, is_fraction(beta2), kFraction);
-  check_range("weight decay", decay, is_not_negative(decay), "finite and at least 0");
-  check_range("epsilon", optimizer.epsilon, is_not_negative(optimizer.epsilon) && optimizer.epsilon > 0,
-              "finite and above 0");
-  check_range("norm to clip gradients to", optimizer.clip_norm, is_not_negative(optimizer.clip_norm),
-              "finite and above 0, or 0 for no clipping");
-  check_range("value to clip gradients to", optimizer.clip_value, is_not_negative(optimizer.clip_value),
-              "finite and above 0, or 0 for no clipping");
+  constexpr const char* kClip = "finite and above 0, or 0 for no clipping";
+  check_range("momentum", optimizer.momentum, precision, is_fraction, kFraction);
+  check_range("beta1", optimizer.beta1, precision, is_fraction, kFraction);
+  check_range("beta2", optimizer.beta2.value_or(0), precision, is_fraction, kFraction);
+  check_range("weight decay", decay, precision, is_not_negative, "finite and at least 0");
+  check_range("epsilon", optimizer.epsilon, precision, is_above_0, "finite and above 0");
+  for (const auto& [what, value] : {std::pair("norm to clip gradients to", optimizer.clip_norm),
+                                    std::pair("value to clip gradients to", optimizer.clip_value)})
+    check_range(what, value, precision, is_finite(value) && value > 0 ? is_above_0 : is_not_negative, kClip);
   if (optimizer.clip_norm > 0 && optimizer.clip_value > 0)
     throw InvalidArgument("gradients are clipped by their norm or by their value, not by both; set one of them to 0");
-  check_schedule(optimizer.schedule);
+  check_schedule(optimizer.schedule, precision);
   const OptimizerMembers members = members_of(optimizer.kind);
   if (!members.momentum && optimizer.momentum > 0)
     throw InvalidArgument("the optimizer " + shown(optimizer.kind) + " has no momentum; choose 'sgd' or 'rmsprop'");
@@ -128,9 +138,8 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
     throw InvalidArgument("the learning rate is " + text(rate) + ", less than the smallest normal number of " +
                           name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
                           "a larger one, or 0 for none");
-  check_optimizer(training.optimizer);
-  check_range("delta of the Huber loss", training.huber_delta,
-              is_finite(training.huber_delta) && training.huber_delta > 0, "finite and above 0");
+  check_optimizer(training.optimizer, training.precision);
+  check_range("delta of the Huber loss", training.huber_delta, training.precision, is_above_0, "finite and above 0");
   if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
     throw InvalidArgument(
         "the loss 'cross_entropy' is for at least 2 outputs, one for each class, and the network has 1; "

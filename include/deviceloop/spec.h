@@ -12,8 +12,8 @@
 
 namespace deviceloop {
 
-/// Activation of the hidden layers, as PyTorch defines it by default; the output layer has none. Elements are computed
-/// in the working precision, with the same bits on the CPU and on every GPU.
+/// Activation of a layer, as PyTorch defines it by default. Elements are computed in the working precision, with the
+/// same bits on the CPU and on every GPU.
 enum class Activation {
   relu,        ///< z < 0 ? 0 : z; its gradient passes at 0 and at NaN
   identity,    ///< z
@@ -29,7 +29,8 @@ enum class Activation {
 };
 
 /// A multilayer perceptron. Layer l has a weight W_l [in_features, out_features] and, with `bias`, a bias b_l:
-///   Z_l = H_{l-1} W_l (+ b_l),  H_0 = X,  H_l = activation(Z_l) on hidden layers,  prediction = Z of the last layer.
+///   Z_l = H_{l-1} W_l (+ b_l),  H_0 = X,  H_l = activation(Z_l) on hidden layers,
+///   prediction = output_activation(Z of the last layer).
 struct NetworkSpec {
   /// Input features, hidden widths, outputs: at least two, each from 1 to kMaxWidth. {1000, 100, 1} is one hidden layer
   /// of 100; {D, O} is linear regression.

@@ -34,12 +34,12 @@ class Memory final : public cuda::DeviceExecutor<T> {
   ~Memory() override { this->leave(); }
 
   void set_data(ConstMatrix, ConstMatrix) override {}
-  void enqueue(std::int64_t) override {}
-  double loss() override { return 0; }
+  void enqueue(std::int64_t, std::int64_t) override {}
+  double loss(std::int64_t) override { return 0; }
   void predict(ConstMatrix, Matrix) override {}
 
  private:
-  T* parameter(const ParameterInfo&) override { return this->template at<T>(0); }
+  T* state_at(const ParameterInfo&) override { return this->template at<T>(0); }
 };
 
 std::size_t most_allocated = 0;
