@@ -299,6 +299,25 @@ void Trainer::save_weights(const std::string& path) const {
   file.commit();
 }
 
+void Trainer::load_state(const std::string& path) {
+  const DefaultFloatingPoint floating_point;
+  impl_->check_process();
+  const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
+  SavedState state =
+      read_state(SafeTensorsFile(path, memory != 0 ? memory : UINT64_MAX), impl_->network, impl_->training);
+  impl_->set_state(std::move(state.values));
+  impl_->optimizer_steps = state.steps;
+}
+
+void Trainer::save_state(const std::string& path) const {
+  const DefaultFloatingPoint floating_point;
+  impl_->check_process();
+  OutputFile file(path);
+  write_state(file, impl_->network, impl_->training,
+              {impl_->copied_state(impl_->layout.size()), impl_->optimizer_steps});
+  file.commit();
+}
+
 TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, std::int64_t steps_per_callback) {
   std::optional<DefaultFloatingPoint> floating_point(std::in_place);
   Impl& self = *impl_;

@@ -19,6 +19,7 @@
 #include "support/reference_optimizer.h"
 #include "support/refusal.h"
 #include "support/sanitized.h"
+#include "support/temporary_folder.h"
 
 namespace deviceloop {
 namespace {
@@ -277,6 +278,25 @@ TEST_P(Optimizers, StateOutlivesNewData) {
   }
 }
 
+// In another trainer, which has taken other steps before.
+TEST_P(Optimizers, GoOnFromASavedState) {
+  const testing::TemporaryFolder folder;
+  const std::string path = folder / "state.safetensors";
+  for (const OptimizerCase& each : cases_here()) {
+    SCOPED_TRACE(each.name);
+    Problem problem = problem_of(each.optimizer, {7, 20, 3}, 10, Precision::fp32);
+    if (!is_persistent()) problem.training.batch_size = 4;  // the state is saved in the middle of an epoch
+    Trainer whole = trainer_of(problem), first = trainer_of(problem), second = trainer_of(problem);
+    const std::vector<double> losses = whole.train(13).losses;
+    first.train(6);
+    first.save_state(path);
+    second.train(2);
+    second.load_state(path);
+    EXPECT_EQ(second.train(7).losses, std::vector<double>(losses.begin() + 6, losses.end()));
+    EXPECT_EQ(flat(problem.parameters_of(second)), flat(problem.parameters_of(whole)));
+  }
+}
+
 TEST_P(Optimizers, BeginAnewWithNewWeights) {
   for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
@@ -425,6 +445,49 @@ TEST_F(OptimizerRefusals, ABatchIsAtMostAllSamples) {
   training.batch_size = 2;
   training.formulation = Formulation::gram;
   EXPECT_MENTIONS(refusal(), "for steps that take all samples, not 2");
+}
+
+TEST_F(OptimizerRefusals, AStateIsThatOfItsNetworkOptimizerAndPrecision) {
+  const testing::TemporaryFolder folder;
+  const std::string path = folder / "state.safetensors";
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.device.kind = DeviceKind::cpu;
+  training.optimizer.kind = OptimizerKind::adam;
+  const Trainer saved(network, training);
+  saved.save_state(path);
+  const auto refusal_into = [&](const NetworkSpec& other, const TrainingSpec& others) {
+    Trainer trainer(other, others);
+    std::vector<float> before(6), after(6);
+    trainer.read_weight(0, Matrix(before.data(), other.widths[0], other.widths[1]));
+    const std::string refusal = testing::refusal<InvalidArgument>(path + ": ", [&] { trainer.load_state(path); });
+    trainer.read_weight(0, Matrix(after.data(), other.widths[0], other.widths[1]));
+    EXPECT_EQ(before, after);
+    return refusal;
+  };
+  NetworkSpec turned = network, with_bias = network;
+  turned.widths = {2, 3};
+  with_bias.bias = true;
+  TrainingSpec descent = training, momentum = training, in_double = training;
+  descent.optimizer.kind = OptimizerKind::gradient_descent;
+  momentum.optimizer.kind = OptimizerKind::sgd;
+  in_double.precision = Precision::fp64;
+  EXPECT_MENTIONS(refusal_into(turned, training),
+                  "'0.weight' is F32 [2, 3], the trainer's is F32 [3, 2]; load it into");
+  EXPECT_MENTIONS(refusal_into(with_bias, training),
+                  "has no '0.bias', which belongs to the state of the optimizer 'adam'");
+  EXPECT_MENTIONS(refusal_into(network, descent), "holds '0.weight.first_moment', which the state of the optimizer");
+  EXPECT_MENTIONS(refusal_into(network, momentum), "has no '0.weight.momentum'");
+  EXPECT_MENTIONS(refusal_into(network, in_double), "'0.weight' is F32 [2, 3], the trainer's is F64 [2, 3]");
+  Trainer same(network, training);
+  same.load_state(path);
+  const std::string weights = folder / "weights.safetensors";
+  saved.save_weights(weights);
+  training.optimizer.kind = OptimizerKind::gradient_descent;
+  Trainer plain(network, training);
+  EXPECT_MENTIONS(testing::refusal<InvalidArgument>(weights + ": ", [&] { plain.load_state(weights); }),
+                  "has no number of steps in 'optimizer.steps'");
 }
 
 TEST_F(OptimizerRefusals, GramIsForUpdatesThatAddTheGradient) {

@@ -13,6 +13,7 @@
 #include <deviceloop/error.h>
 
 #include "../matrix_ops.h"
+#include "../names.h"
 #include "../text.h"
 #include "elements.h"
 #include "safetensors.h"
@@ -129,31 +130,81 @@ Parameters read_weights(const std::string& path, const NetworkSpec& network, Ele
   return read_weights(SafeTensorsFile(path), network, type);
 }
 
+namespace {
+
+HostMatrix read_matrix(const SafeTensorsFile& file, const SafeTensorInfo& tensor, const ParameterInfo& info,
+                       ElementType type) {
+  const StoredType& stored = *stored_type_of(tensor);
+  const bool transposed = !info.is_bias;
+  HostMatrix in(element_type_for(stored, type), transposed ? info.columns : info.rows,
+                transposed ? info.rows : info.columns);
+  with_type(in.type, [&](auto* tag) { file.read(tensor, stored, static_cast<decltype(tag)>(in.view().data)); });
+  if (const auto where = find_non_finite(in.view(), type))
+    file.refuse(in_quotes(tensor.name) + ": " + describe(*where, type) +
+                (std::isfinite(where->value) ? "; read it as fp64" : "; save weights that have not diverged"));
+  HostMatrix matrix(type, info.rows, info.columns);
+  if (!transposed) {
+    convert(matrix.view(), std::as_const(in).view());
+    return matrix;
+  }
+  with_type(type, [&]<class Out>(Out*) {
+    with_type(in.type, [&]<class In>(In*) {
+      transpose(static_cast<Out*>(matrix.view().data), matrix.columns, static_cast<const In*>(in.view().data),
+                in.columns, in.rows, in.columns);
+    });
+  });
+  return matrix;
+}
+
+std::string dtype_of(ElementType type) { return "F" + std::to_string(8 * size_of(type)); }
+
+SafeTensor tensor_of(const HostMatrix& matrix, const ParameterInfo& info) {
+  SafeTensor tensor;
+  tensor.name = info.name;
+  tensor.dtype = dtype_of(matrix.type);
+  tensor.shape = file_shape(info);
+  if (info.is_bias) {
+    tensor.bytes = matrix.bytes;
+    return tensor;
+  }
+  tensor.bytes.resize(matrix.bytes.size());
+  with_type(matrix.type, [&]<class T>(T*) {
+    transpose(reinterpret_cast<T*>(tensor.bytes.data()), matrix.rows, reinterpret_cast<const T*>(matrix.bytes.data()),
+              matrix.columns, matrix.rows, matrix.columns);
+  });
+  return tensor;
+}
+
+constexpr const char* kStepsName = "optimizer.steps";
+
+/// Refuses a file whose tensors are not the state of a network that is trained so.
+void check_state(const SafeTensorsFile& file, const std::vector<ParameterInfo>& layout, const TrainingSpec& training) {
+  const std::string remedy = "; load it into a trainer with the network, the optimizer and the precision that saved it";
+  const std::string dtype = dtype_of(element_type(training.precision));
+  std::set<std::string_view> known = {kStepsName};
+  for (const ParameterInfo& info : layout) {
+    known.insert(info.name);
+    const SafeTensorInfo* const tensor = find(file, info.name);
+    if (tensor == nullptr)
+      file.refuse("has no " + in_quotes(info.name) + ", which belongs to the state of the optimizer " +
+                  shown(training.optimizer.kind) + " for this network" + remedy);
+    if (tensor->shape != file_shape(info) || tensor->dtype != dtype)
+      file.refuse(in_quotes(info.name) + " is " + tensor->dtype + " " + shape_text(tensor->shape) +
+                  ", the trainer's is " + dtype + " " + shape_text(file_shape(info)) + remedy);
+  }
+  for (const SafeTensorInfo& tensor : file.tensors())
+    if (!known.contains(tensor.name))
+      file.refuse("holds " + in_quotes(tensor.name) + ", which the state of the optimizer " +
+                  shown(training.optimizer.kind) + " for this network has not" + remedy);
+}
+
+}  // namespace
+
 Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network, ElementType type) {
   check_network(file, network);
   Parameters parameters;
-  for (const ParameterInfo& parameter : parameter_layout(network)) {
-    const SafeTensorInfo& tensor = *find(file, parameter.name);
-    const StoredType& stored = *stored_type_of(tensor);
-    const bool transposed = !parameter.is_bias;
-    HostMatrix in(element_type_for(stored, type), transposed ? parameter.columns : parameter.rows,
-                  transposed ? parameter.rows : parameter.columns);
-    with_type(in.type, [&](auto* tag) { file.read(tensor, stored, static_cast<decltype(tag)>(in.view().data)); });
-    if (const auto where = find_non_finite(in.view(), type))
-      file.refuse(in_quotes(tensor.name) + ": " + describe(*where, type) +
-                  (std::isfinite(where->value) ? "; read it as fp64" : "; save weights that have not diverged"));
-    HostMatrix& matrix = parameters.emplace_back(type, parameter.rows, parameter.columns);
-    if (!transposed) {
-      convert(matrix.view(), std::as_const(in).view());
-      continue;
-    }
-    with_type(type, [&]<class Out>(Out*) {
-      with_type(in.type, [&]<class In>(In*) {
-        transpose(static_cast<Out*>(matrix.view().data), matrix.columns, static_cast<const In*>(in.view().data),
-                  in.columns, in.rows, in.columns);
-      });
-    });
-  }
+  for (const ParameterInfo& info : parameter_layout(network))
+    parameters.push_back(read_matrix(file, *find(file, info.name), info, type));
   return parameters;
 }
 
@@ -172,20 +223,35 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                             shape_text(std::vector{matrix.rows, matrix.columns}) + ", the network needs " +
                             shape_text(std::vector{layout[i].rows, layout[i].columns}) +
                             "; give the parameters of this network");
-    SafeTensor& tensor = tensors.emplace_back();
-    tensor.name = layout[i].name;
-    tensor.dtype = "F" + std::to_string(8 * size_of(matrix.type));
-    tensor.shape = file_shape(layout[i]);
-    if (layout[i].is_bias) {
-      tensor.bytes = matrix.bytes;
-      continue;
-    }
-    tensor.bytes.resize(matrix.bytes.size());
-    with_type(matrix.type, [&]<class T>(T*) {
-      transpose(reinterpret_cast<T*>(tensor.bytes.data()), matrix.rows, reinterpret_cast<const T*>(matrix.bytes.data()),
-                matrix.columns, matrix.rows, matrix.columns);
-    });
+    tensors.push_back(tensor_of(matrix, layout[i]));
   }
+  write_safetensors(file, tensors);
+}
+
+SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training) {
+  const std::vector<ParameterInfo> layout = state_layout(network, training);
+  check_state(file, layout, training);
+  SavedState state;
+  for (const ParameterInfo& info : layout)
+    state.values.push_back(read_matrix(file, *find(file, info.name), info, element_type(training.precision)));
+  const SafeTensorInfo* const steps = find(file, kStepsName);
+  double number = -1;
+  if (steps != nullptr && steps->dtype == "F64" && steps->shape == std::vector<std::int64_t>{1})
+    file.read(*steps, *stored_type_of(*steps), &number);
+  if (!(number >= 0 && number < 9007199254740992.0) || number != std::trunc(number))
+    file.refuse(std::string("has no number of steps in ") + in_quotes(kStepsName) +
+                "; it must be one whole number of at least 0, F64 [1]");
+  state.steps = static_cast<std::int64_t>(number);
+  return state;
+}
+
+void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpec& training, const SavedState& state) {
+  const std::vector<ParameterInfo> layout = state_layout(network, training);
+  std::vector<SafeTensor> tensors;
+  for (std::size_t i = 0; i < layout.size(); ++i) tensors.push_back(tensor_of(state.values.at(i), layout[i]));
+  HostMatrix steps(ElementType::float64, 1, 1);
+  *static_cast<double*>(steps.view().data) = static_cast<double>(state.steps);
+  tensors.push_back({kStepsName, "F64", {1}, steps.bytes});
   write_safetensors(file, tensors);
 }
 

@@ -2,6 +2,7 @@
 // ...).
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include <deviceloop/spec.h>
@@ -26,5 +27,20 @@ Parameters read_weights(const std::string& path, const NetworkSpec& network, Ele
 
 /// The reverse of read_weights. The caller commits.
 void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters);
+
+/// All that a run goes on from: what state_layout() lists, and how many steps the optimizer has taken.
+struct SavedState {
+  Parameters values;
+  std::int64_t steps = 0;
+};
+
+/// The state of a network that is trained so, with the bits that were saved. Throws InvalidArgument, naming the file
+/// and the tensor, where it is the state of another network, optimizer or precision, and for a value that is not
+/// finite.
+SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training);
+
+/// The reverse of read_state: the tensors of write_weights, those of the optimizer in the same way, as
+/// "0.weight.momentum", and "optimizer.steps", F64 [1]. The caller commits.
+void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpec& training, const SavedState& state);
 
 }  // namespace deviceloop
