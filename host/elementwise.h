@@ -65,14 +65,13 @@ DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate
 
 /// What the updates of one step read beside gradients and what they change, in the working precision: what follows from
 /// Optimizer and the number of the step. On a GPU it lies in device memory, so that a captured graph reads its current
-/// values; the first two are what a product needs besides.
+/// values; one and zero are what a product needs besides.
 template <class T>
 struct StepScalars {
-  std::int64_t step = 0;  ///< how many were taken before
-  T one = T(1);
-  T zero = T(0);
   T learning_rate = T(0);
   T negative_rate = T(0);  ///< -learning_rate
+  T one = T(1);
+  T zero = T(0);
   T momentum = T(0);
   T weight_decay = T(0);
   T kept_weight = T(1);  ///< 1 - learning_rate weight_decay
@@ -83,6 +82,7 @@ struct StepScalars {
   T adam_rate = T(0);        ///< learning_rate / (1 - beta1^t)
   T root_correction = T(1);  ///< sqrt(1 - beta2^t)
   T clip_value = T(0);       ///< infinite for none
+  std::int64_t step = 0;     ///< how many were taken before
   bool nesterov = false;
 };
 
