@@ -33,6 +33,7 @@
 #include "support/run_command.h"
 #include "support/sanitized.h"
 #include "support/temporary_folder.h"
+#include "tasks.h"
 
 namespace deviceloop::testing {
 namespace {
@@ -1688,6 +1689,66 @@ TEST(Data, RefusesAnOrderThatIsNone) {
   }
   expect_refused(as + Arguments{"4", "--x", folder / "o"}, {"--x", "--order", folder / "o", "same file"});
   EXPECT_EQ(folder.count(), 0);
+}
+
+TEST(Data, WritesTasksByName) {
+  for (const Task& task : tasks())
+    for (const std::string precision : {"fp32", "fp64"}) {
+      SCOPED_TRACE(task.name + std::string(" ") + precision);
+      const TemporaryFolder folder;
+      const std::string x = folder / "x.npy", y = folder / "y.npy", data = folder / "d.npz";
+      const Arguments rows = {"data",   "--task", task.name, "--samples",   "21",     "--first",
+                              "100000", "--seed", "7",       "--precision", precision};
+      const CommandResult result = run(rows + Arguments{"--x", x, "--y", y, "--data", data});
+      expect_done(result);
+      const std::string inputs = std::to_string(task.inputs);
+      EXPECT_EQ(result.out, x + ": 21 x " + inputs + ", " + precision + "\n" + y + ": 21 x 1, " + precision + "\n" +
+                                data + ": x of 21 x " + inputs + ", y of 21 x 1, " + precision + "\n");
+      const ElementType type = precision == "fp32" ? ElementType::float32 : ElementType::float64;
+      HostMatrix expected_x(type, 21, task.inputs), expected_y(type, 21, 1);
+      task.fill_inputs(expected_x.view(), 7, 100000);
+      task.fill_targets(expected_y.view(), 7, 100000);
+      const Samples both = read_samples(data);
+      const HostMatrix written_x = read_npy(x), written_y = read_npy(y);
+      for (const HostMatrix* written : {&written_x, static_cast<const HostMatrix*>(&both.x)}) {
+        EXPECT_EQ(written->type, type);
+        EXPECT_EQ(written->columns, task.inputs);
+        EXPECT_TRUE(written->bytes == expected_x.bytes);
+      }
+      for (const HostMatrix* written : {&written_y, static_cast<const HostMatrix*>(&both.y)})
+        EXPECT_TRUE(written->bytes == expected_y.bytes);
+
+      // Without --first, from row 0.
+      const CommandResult output = run({"data", "--task", task.name, "--samples", "3", "--seed", "7", "--precision",
+                                        precision, "--x", "-", "--quiet"});
+      expect_done(output);
+      HostMatrix from_0(type, 3, task.inputs);
+      task.fill_inputs(from_0.view(), 7, 0);
+      EXPECT_EQ(output.out.substr(output.out.size() - from_0.bytes.size()),
+                std::string(reinterpret_cast<const char*>(from_0.bytes.data()), from_0.bytes.size()));
+    }
+}
+
+TEST(Data, RefusesTasksThatAreNone) {
+  const TemporaryFolder folder;
+  const Arguments x = {"data", "--x", folder / "x.npy"};
+  for (const std::string bad : {"mnist", "Digits", "digit", ""})
+    expect_refused(x + Arguments{"--task", bad}, {"--task must be digits or friedman", "'" + bad + "'"});
+  const Arguments digits = x + Arguments{"--task", "digits"};
+  for (const Arguments& of_network : {Arguments{"--layers", "784,10"}, Arguments{"--bias"}, Arguments{"--init", "he"},
+                                      Arguments{"--activation", "tanh"}, Arguments{"--weights", folder / "w"}})
+    expect_refused(digits + of_network, {of_network.front() + " is for a network", "--task digits", "drop one"});
+  expect_refused(x + Arguments{"--first", "5"}, {"--first '5'", "--task NAME"});
+  for (const std::string bad : {"-1", "x", "1.5", "9223372036854775808", "9223372036854775804", ""})
+    expect_refused(digits + Arguments{"--samples", "4", "--first", bad},
+                   {"--first must be a whole number from 0 to 9223372036854775803", "'" + bad + "'"});
+  expect_done(run(digits + Arguments{"--samples", "4", "--first", "9223372036854775803", "--quiet"}));
+  for (const std::string samples : {"1000000000000", "9223372036854775807"})
+    for (const std::string output : {"--x", "--data"})
+      expect_refused({"data", "--task", "digits", "--samples", samples, output, folder / "o"},
+                     {"--samples " + samples + " of width " + (output == "--x" ? "784" : "785"), "memory"});
+  expect_refused({"data", "--task", "digits"}, {"nothing to write"});
+  EXPECT_EQ(folder.count(), 1);
 }
 
 TEST(Predict, IsWhatTheTrainerPredicts) {

@@ -1,5 +1,5 @@
 // deviceloop data: writes what train would generate with the same options, and the order of shuffled samples, so that
-// others can train on the same.
+// others can train on the same; or the rows of a task of host/tasks.h.
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -22,6 +22,7 @@
 #include "memory.h"
 #include "permutation.h"
 #include "run_options.h"
+#include "tasks.h"
 #include "text.h"
 #include "text_output.h"
 
@@ -51,6 +52,24 @@ std::vector<std::int64_t> sample_orders(std::uint64_t seed, std::int64_t samples
   return order;
 }
 
+/// Null without --task.
+const Task* read_task(const OptionSet& options) {
+  if (!options.given("--task")) {
+    if (options.given("--first"))
+      throw InvalidArgument("--first " + in_quotes(options.text("--first")) +
+                            " counts the rows of --task NAME; add that or drop it");
+    return nullptr;
+  }
+  std::vector<Choice<const Task*>> choices;
+  for (const Task& task : tasks()) choices.push_back({task.name, &task});
+  const Task* task = choose(options, "--task", choices);
+  for (const char* of_network : {"--layers", "--bias", "--activation", "--init", "--weights"})
+    if (options.given(of_network))
+      throw InvalidArgument(std::string(of_network) + " is for a network, but --task " + task->name +
+                            " is data alone; drop one of the two");
+  return task;
+}
+
 }  // namespace
 
 void declare_data(OptionSet& options) {
@@ -58,6 +77,8 @@ void declare_data(OptionSet& options) {
   declare_network(options);
   declare_samples(options);
   declare_precision(options);
+  options.add("--task", "NAME", "", "a real task instead: digits or friedman");
+  options.add("--first", "ROW", "0", "row of the task to begin with");
   options.add("--epochs", "N", "1", "epochs of --order");
   options.group("Output, at least one (FILE - is standard output)");
   options.add("--x", "FILE", "", "inputs (.npy)");
@@ -69,9 +90,13 @@ void declare_data(OptionSet& options) {
 }
 
 int run_data(const OptionSet& options) {
+  const Task* const task = read_task(options);
   const NetworkSpec network = read_network_options(options);
+  const std::int64_t inputs = task != nullptr ? task->inputs : network.widths.front();
+  const std::int64_t targets = task != nullptr ? task->targets : network.widths.back();
   const Init init = read_init(options);
   const std::int64_t samples = read_samples(options);
+  const std::int64_t first = options.integer("--first", 0, std::numeric_limits<std::int64_t>::max() - samples);
   const std::uint64_t seed = options.unsigned_integer("--seed");
   const Precision precision = read_precision(options);
   const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
@@ -94,9 +119,9 @@ int run_data(const OptionSet& options) {
               static_cast<std::uint64_t>(columns));
     check_memory("--samples " + std::to_string(samples) + " of width " + std::to_string(columns), bytes, caps);
   };
-  if (!x.empty()) check_matrix(network.widths.front());
-  if (!y.empty()) check_matrix(network.widths.back());
-  if (!data.empty()) check_matrix(network.widths.front() + network.widths.back());
+  if (!x.empty()) check_matrix(inputs);
+  if (!y.empty()) check_matrix(targets);
+  if (!data.empty()) check_matrix(inputs + targets);
   if (!weights.empty()) {
     // As drawn, as read, and as the file has them, transposed.
     ByteCount bytes;
@@ -112,23 +137,31 @@ int run_data(const OptionSet& options) {
   const auto x_file = open(x), y_file = open(y), data_file = open(data), weights_file = open(weights),
              order_file = open(order);
 
-  const auto write_generated = [&](OutputFile& file, std::int64_t columns, std::uint32_t tensor) {
-    const HostMatrix matrix = generate(samples, columns, precision, seed, tensor);
+  const auto make_inputs = [&] {
+    if (task == nullptr) return generate(samples, inputs, precision, seed, kTensorX);
+    HostMatrix matrix(element_type(precision), samples, inputs);
+    task->fill_inputs(matrix.view(), seed, first);
+    return matrix;
+  };
+  const auto make_targets = [&] {
+    if (task == nullptr) return generate(samples, targets, precision, seed, kTensorY);
+    HostMatrix matrix(element_type(precision), samples, targets);
+    task->fill_targets(matrix.view(), seed, first);
+    return matrix;
+  };
+  const auto write_matrix = [&](OutputFile& file, const HostMatrix& matrix) {
     write_npy(file, matrix.view());
     file.commit();
-    text.write(printable(file.path()) + ": " + std::to_string(samples) + " x " + std::to_string(columns) + ", " +
+    text.write(printable(file.path()) + ": " + std::to_string(samples) + " x " + std::to_string(matrix.columns) + ", " +
                name(precision) + "\n");
   };
-  if (x_file) write_generated(*x_file, network.widths.front(), kTensorX);
-  if (y_file) write_generated(*y_file, network.widths.back(), kTensorY);
+  if (x_file) write_matrix(*x_file, make_inputs());
+  if (y_file) write_matrix(*y_file, make_targets());
   if (data_file) {
-    const HostMatrix inputs = generate(samples, network.widths.front(), precision, seed, kTensorX);
-    const HostMatrix targets = generate(samples, network.widths.back(), precision, seed, kTensorY);
-    write_npz(*data_file, inputs.view(), targets.view());
+    write_npz(*data_file, make_inputs().view(), make_targets().view());
     data_file->commit();
-    text.write(printable(data) + ": x of " + std::to_string(samples) + " x " + std::to_string(inputs.columns) +
-               ", y of " + std::to_string(samples) + " x " + std::to_string(targets.columns) + ", " + name(precision) +
-               "\n");
+    text.write(printable(data) + ": x of " + std::to_string(samples) + " x " + std::to_string(inputs) + ", y of " +
+               std::to_string(samples) + " x " + std::to_string(targets) + ", " + name(precision) + "\n");
   }
   if (weights_file) {
     const Parameters parameters = drawn_parameters(network, precision, seed, init);
