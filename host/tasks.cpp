@@ -46,7 +46,7 @@ class Stream {
   PhiloxWords block_{};
 };
 
-/// Calls fill(elements, row) for each row, where elements[c] = value stores a double rounded to the matrix' type.
+/// Calls fill(elements, row) for each row; the elements are of the matrix' type.
 template <class Fill>
 void for_each_row(Matrix matrix, std::int64_t first, const Fill& fill) {
   with_type(matrix.type, [&](auto* type) {
