@@ -79,12 +79,15 @@ struct StepScalars {
   T beta2 = T(0);
   T one_minus_beta2 = T(0);
   T epsilon = T(0);
-  T adam_rate = T(0);        ///< learning_rate / (1 - beta1^t)
-  T root_correction = T(1);  ///< sqrt(1 - beta2^t)
-  T clip_value = T(0);       ///< infinite for none
-  std::int64_t step = 0;     ///< how many were taken before
-  bool nesterov = false;
+  T adam_rate = T(0);         ///< learning_rate / (1 - beta1^t)
+  T root_correction = T(1);   ///< sqrt(1 - beta2^t)
+  T clip_value = T(0);        ///< infinite for none
+  std::int64_t step = 0;      ///< how many were taken before
+  std::int64_t nesterov = 0;  ///< 1 with Nesterov's momentum
 };
+// Without padding, so that a copy of all bytes has no byte that nothing has written.
+static_assert(sizeof(StepScalars<float>) == 14 * sizeof(float) + 16 &&
+              sizeof(StepScalars<double>) == 14 * sizeof(double) + 16);
 
 /// The most numbers that an optimizer keeps for each parameter.
 inline constexpr int kMostStates = 2;
@@ -108,7 +111,7 @@ struct Sgd {
   DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
     gradient += scalars.weight_decay * parameter;
     state[0] = scalars.momentum * state[0] + gradient;
-    parameter -= scalars.learning_rate * (scalars.nesterov ? gradient + scalars.momentum * state[0] : state[0]);
+    parameter -= scalars.learning_rate * (scalars.nesterov != 0 ? gradient + scalars.momentum * state[0] : state[0]);
   }
 };
 

@@ -91,7 +91,7 @@ elementwise::StepScalars<T> step_scalars(const Optimizer& optimizer, std::int64_
   scalars.epsilon = static_cast<T>(optimizer.epsilon);
   scalars.clip_value =
       optimizer.clip_value > 0 ? static_cast<T>(optimizer.clip_value) : std::numeric_limits<T>::infinity();
-  scalars.nesterov = optimizer.nesterov;
+  scalars.nesterov = optimizer.nesterov ? 1 : 0;
   if (optimizer.kind == OptimizerKind::adamw) scalars.kept_weight = static_cast<T>(1 - rate * decay);
   if (has_bias_correction(optimizer.kind)) {
     const auto t = static_cast<double>(step) + 1;
