@@ -126,7 +126,7 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
       const bool is_plain = op.activation == Activation::identity;
       const T prediction = is_plain ? v : activation_value(op.activation, v);
       const elementwise::LossTerm<T> term = elementwise::loss_term(loss, prediction, at<T>(base, op.extra)[index]);
-      const T kept = op.keeps_pre_activation ? v : prediction;
+      const T kept = op.keeps_pre_activation != 0 ? v : prediction;
       out[index] = is_plain ? term.gradient : activation_gradient(op.activation, kept, term.gradient);
       return term.value;
     }

@@ -176,7 +176,7 @@ class Builder {
     PersistentOperation& errors = layout_.operations.back();
     errors.kind = by_element ? Kind::errors : Kind::row_loss;
     errors.activation = loss.activation.value_or(Activation::identity);
-    errors.keeps_pre_activation = loss.kept != step().layers.back().output;
+    errors.keeps_pre_activation = loss.kept != step().layers.back().output ? 1 : 0;
     errors.out = layout_.at(loss.out);
     errors.extra = layout_.at(loss.b);
     errors.slots = slots_;

@@ -59,9 +59,9 @@ struct PersistentOperation {
   };
   Kind kind = Kind::linear;
   Tile tile = Tile::small;
-  Activation activation{};            ///< of hidden, input_gradient and, for the output layer, of both losses
-  bool keeps_pre_activation = false;  ///< of the losses: whether its gradient follows from v, else from its value
-  OptimizerKind optimizer{};          ///< of updates
+  Activation activation{};                ///< of hidden, input_gradient and, for the output layer, of both losses
+  std::int32_t keeps_pre_activation = 0;  ///< of the losses: 1 if its gradient follows from v, 0 if from its value
+  OptimizerKind optimizer{};              ///< of updates
   std::int64_t rows = 0, columns = 0, inner = 0;
   std::uint64_t a = kNone, b = kNone;           ///< operands
   std::int64_t a_stride = 0, b_stride = 0;      ///< elements
