@@ -163,7 +163,7 @@ class Builder {
     take(gram->start_bias);
   }
 
-  void begin_phase() { layout_.phases.push_back({static_cast<std::int32_t>(layout_.operations.size()), 0}); }
+  void begin_phase() { layout_.phases.push_back({static_cast<std::int64_t>(layout_.operations.size()), 0}); }
 
   /// The predictions are not kept: their product goes on to the errors.
   void add_errors(const StepOperation& loss) {

@@ -79,7 +79,7 @@ constexpr int kRowLossRows = 8;
 constexpr int kBiasColumns = 32;
 
 struct PersistentPhase {
-  std::int32_t first_operation = 0;
+  std::int64_t first_operation = 0;
   std::int64_t tasks = 0;
 };
 
