@@ -109,6 +109,18 @@ TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
   }
 }
 
+// Gram is exact for all that adds a multiple of the gradient, whatever its rate. Reprojections end launches early.
+TEST_P(Optimizers, SchedulesInTheGramFormulationFollowTheReference) {
+  for (const OptimizerCase& each : cases_here()) {
+    if (each.optimizer.kind != OptimizerKind::gradient_descent) continue;
+    SCOPED_TRACE(each.name);
+    Problem problem = problem_of(each.optimizer, {30, 20, 3}, 9);
+    problem.training.formulation = Formulation::gram;
+    problem.training.reprojection_steps = 7;
+    check(problem, 36, 1e-10);
+  }
+}
+
 // A step's rate, and Adam's corrections, follow from how many were taken before, in whatever calls.
 TEST_P(Optimizers, OneCallEqualsManyCalls) {
   for (const OptimizerCase& each : cases_here()) {

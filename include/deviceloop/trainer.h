@@ -131,9 +131,9 @@ class DEVICELOOP_EXPORT Trainer {
   /// All that a run goes on from, bit for bit: parameters, what the optimizer keeps for them, and how many steps it has
   /// taken, from and to a safetensors file with the tensors of save_weights and, beside them, "0.weight.momentum" and
   /// the like, and "optimizer.steps". N steps, save_state, load_state in another trainer with the same specifications
-  /// and data, and M steps more give what N + M steps give, on the same executor. Throws InvalidArgument, naming the
-  /// file, where it is the state of another network, optimizer or precision, and then changes nothing; Error if writing
-  /// the file fails.
+  /// and data, and M steps more give what N + M steps give, on the same executor (with Formulation::gram but for
+  /// rounding, since Z is computed anew). Throws InvalidArgument, naming the file, where it is the state of another
+  /// network, optimizer or precision, and then changes nothing; Error if writing the file fails.
   /// @{
   void load_state(const std::string& path);
   void save_state(const std::string& path) const;

@@ -246,6 +246,7 @@ TEST_F(PersistentExecutor, BlocksThatWaitInVainEndTheLaunchByItsDeadline) {
   arguments.phase_count = static_cast<std::int32_t>(layout.phases.size()) - 1;
   arguments.forward_phases = static_cast<std::int32_t>(layout.forward_phases);
   arguments.form = layout.form;
+  arguments.scalars = reinterpret_cast<const elementwise::StepScalars<float>*>(memory + layout.scalars);
   arguments.steps = 3;
   arguments.losses = reinterpret_cast<double*>(memory + layout.losses);
   arguments.arrivals = reinterpret_cast<unsigned*>(memory + layout.arrivals);
