@@ -17,8 +17,7 @@ namespace deviceloop {
 ///
 /// Two ways to take a step, both by operations of the step in their order:
 /// - `folded`: each panel of rows goes through the operations by row, forward and backward, and leaves its activations
-/// H
-///   and gradients dZ; then the updates are taken over the whole batch, in panels of the parameters' rows.
+///   H and gradients dZ; then the updates are taken over the whole batch, in panels of the parameters' rows.
 /// - `chunked`, for many samples and few parameters: each block of rows goes through in panels small enough to stay in
 ///   a core's cache, and adds its gradients to a slot of its own; then the slots are added in order.
 ///
