@@ -5,6 +5,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/executors/persistent_executor.cpp
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
+  cuda/kernels/evaluation.cu
   cuda/kernels/gather.cu
   cuda/kernels/gram_two_layer.cu
   cuda/kernels/loss.cu

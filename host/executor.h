@@ -17,8 +17,8 @@
 
 namespace deviceloop {
 
-/// Thrown by Executor::enqueue where a run cannot go on, but its executor can: `steps` of the steps asked for are done,
-/// the parameters are those that they have led to, and their losses are dropped.
+/// Thrown by Executor::enqueue and enqueue_evaluation where a run cannot go on, but its executor can: `steps` of the
+/// steps asked for are done, the parameters are those that they have led to, and their losses are dropped.
 class RunEnded final : public Error {
  public:
   RunEnded(const std::string& message, std::int64_t steps) : Error(message), steps_(steps) {}
@@ -26,6 +26,12 @@ class RunEnded final : public Error {
 
  private:
   std::int64_t steps_;
+};
+
+/// Of validation data.
+struct EvaluationSums {
+  double loss = 0;     ///< summed or averaged, as TrainingSpec::reduction says
+  double correct = 0;  ///< how many predictions are right, see has_accuracy()
 };
 
 /// Made for one network, one number of samples and one plan. The constructor does all work that is done only once, so
@@ -55,6 +61,20 @@ class Executor {
   /// Copies the entry state_layout()[index] out or in, converted if the types differ. Call it after finish().
   virtual void read_state(int index, Matrix out) = 0;
   virtual void write_state(int index, ConstMatrix in) = 0;
+
+  /// Validation data: x [rows, in_features] and y [rows, outputs], or [rows, 1] of classes, in the working precision
+  /// and without gaps. They stay where they are until the next call. No rows: none any more. What was kept of
+  /// evaluations is forgotten.
+  virtual void set_validation(ConstMatrix x, ConstMatrix y) = 0;
+  /// Issues an evaluation of the validation data with the parameters after the steps issued so far, and may return
+  /// before it is done. With `may_be_best` and Watch::keep_best the parameters are kept if its loss is smaller than
+  /// those of all such evaluations before since forget_best().
+  virtual void enqueue_evaluation(bool may_be_best) = 0;
+  /// Fetches the next out.size() evaluations in order; waits for them.
+  virtual void evaluations(std::span<EvaluationSums> out) = 0;
+  virtual void forget_best() = 0;
+  /// Copies the kept parameter state_layout()[index] out. Call it after finish().
+  virtual void read_best(int index, Matrix out) = 0;
 
   /// How a step runs, one line each: the algorithms of its matrix products, or how a launch divides it; empty if there
   /// was no choice.

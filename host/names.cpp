@@ -108,6 +108,20 @@ const char* name_or_null(Formulation formulation) {
   return nullptr;
 }
 
+const char* name_or_null(EndOfRun end) {
+  switch (end) {
+    case EndOfRun::all_steps:
+      return "all_steps";
+    case EndOfRun::callback:
+      return "callback";
+    case EndOfRun::patience:
+      return "patience";
+    case EndOfRun::target_loss:
+      return "target_loss";
+  }
+  return nullptr;
+}
+
 const char* name_or_null(Init init) {
   switch (init) {
     case Init::normal:

@@ -5,6 +5,7 @@
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
+#include <deviceloop/trainer.h>
 
 namespace deviceloop {
 
@@ -17,6 +18,7 @@ const char* name_or_null(OptimizerKind kind);
 const char* name_or_null(ScheduleKind kind);
 const char* name_or_null(Precision precision);
 const char* name_or_null(Formulation formulation);
+const char* name_or_null(EndOfRun end);
 const char* name_or_null(Init init);
 const char* name_or_null(DeviceKind kind);
 const char* name_or_null(PersistentForm form);

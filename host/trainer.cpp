@@ -9,6 +9,7 @@
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
+#include "accuracy.h"
 #include "executor.h"
 #include "files/output_file.h"
 #include "files/weights.h"
@@ -19,6 +20,7 @@
 #include "parameters.h"
 #include "preparation.h"
 #include "trainer_access.h"
+#include "watching.h"
 
 namespace deviceloop {
 namespace {
@@ -26,6 +28,7 @@ namespace {
 // How long a chunk of steps between two calls of a callback should take, by the plan's prediction.
 constexpr double kChunkUs = 50000;
 constexpr std::int64_t kMaxChunk = 4096;
+constexpr std::int64_t kMostFloatClasses = std::int64_t{1} << 24;
 
 std::string shape(const ConstMatrix& matrix) {
   return "[" + std::to_string(matrix.rows) + ", " + std::to_string(matrix.columns) + "]";
@@ -64,6 +67,8 @@ struct Trainer::Impl {
   // Where the state is: in the executor once there is one, else in `state` once parameters were drawn or read.
   std::unique_ptr<Executor> executor;
   Parameters state;
+  HostMatrix validation_x, validation_y;  ///< in the working precision; the executor has no other copy on the host
+  Watcher watcher;
   Preparation preparation;  ///< since the last call of train
 
   ~Impl() {
@@ -107,6 +112,7 @@ struct Trainer::Impl {
   // Parameters, with which the optimizer begins anew: what it keeps is 0 where `values` have nothing of it.
   void set_state(Parameters values) {
     optimizer_steps = 0;
+    forget_evaluations();
     for (std::size_t index = values.size(); index < layout.size(); ++index) values.push_back(zeros_of(layout[index]));
     if (!executor) {
       state = std::move(values);
@@ -140,9 +146,97 @@ struct Trainer::Impl {
     preparation.restart();
     for (std::size_t index = 0; index < state.size(); ++index)
       made->write_state(static_cast<int>(index), state[index].view());
+    if (has_validation()) made->set_validation(std::as_const(validation_x).view(), std::as_const(validation_y).view());
     preparation.lap("data");
     executor = std::move(made);
     state.clear();
+  }
+
+  bool has_validation() const { return validation_x.rows > 0; }
+
+  void forget_evaluations() {
+    watcher.forget();
+    if (executor && has_validation()) executor->forget_best();
+  }
+
+  Evaluation evaluation_of(const EvaluationSums& sums, std::int64_t steps) const {
+    Evaluation made{steps, sums.loss, {}};
+    const std::int64_t counted = counted_predictions(training.loss, validation_x.rows, network.widths.back());
+    if (counted > 0) made.accuracy = sums.correct / static_cast<double>(counted);
+    return made;
+  }
+
+  /// Takes `count` steps and evaluates at the borders among them; adds to the report what they give. Whether the last
+  /// one is at a border. Throws RunEnded with all steps of the report.
+  bool take_steps(std::int64_t count, TrainReport& report) {
+    const std::int64_t before = report.steps();
+    std::vector<std::int64_t> evaluated;  // after how many steps
+    bool is_at_border = false;
+    const auto collect = [&](std::int64_t taken) {
+      report.losses.resize(static_cast<std::size_t>(before + taken));
+      executor->losses(std::span(report.losses).subspan(static_cast<std::size_t>(before)));
+      std::vector<EvaluationSums> sums(evaluated.size());
+      executor->evaluations(sums);
+      for (std::size_t i = 0; i < sums.size(); ++i) {
+        report.evaluations.push_back(evaluation_of(sums[i], evaluated[i]));
+        watcher.add(report.evaluations.back());
+      }
+    };
+    std::int64_t taken = 0;
+    try {
+      while (taken < count) {
+        const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
+        const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
+        executor->enqueue(optimizer_steps, now);
+        taken += now;
+        steps_done += now;
+        optimizer_steps += now;
+        is_at_border = now == border;
+        if (!is_at_border || !has_validation()) continue;
+        executor->enqueue_evaluation(true);
+        evaluated.push_back(steps_done);
+      }
+    } catch (const RunEnded& end) {
+      collect(taken);
+      steps_done += end.steps();
+      optimizer_steps += end.steps();
+      throw RunEnded(end.what(), before + taken + end.steps());
+    }
+    collect(taken);
+    return is_at_border;
+  }
+
+  /// Throws where x and y, of data or of validation data, do not belong to the network and each other; whether y is
+  /// classes.
+  bool check_shapes(const ConstMatrix& x, const ConstMatrix& y) const {
+    check_host_view(x, "x");
+    check_host_view(y, "y");
+    const std::int64_t inputs = network.widths.front(), outputs = network.widths.back();
+    if (x.columns != inputs)
+      throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) +
+                            " inputs; give it as many as x has columns");
+    const bool may_be_classes = training.loss == Loss::cross_entropy;
+    if (y.columns != outputs && !(may_be_classes && y.columns == 1))
+      throw InvalidArgument("y is " + shape(y) + ", but the network has " + std::to_string(outputs) + " outputs; " +
+                            (may_be_classes
+                                 ? "y has as many columns, of probabilities, or one with the number of the class"
+                                 : "give it as many as y has columns"));
+    if (x.rows != y.rows)
+      throw InvalidArgument("x has " + std::to_string(x.rows) + " rows, y has " + std::to_string(y.rows) +
+                            "; both need one row a sample");
+    return may_be_classes && y.columns == 1;
+  }
+
+  void check_elements(const ConstMatrix& x, const ConstMatrix& y, bool has_classes, const std::string& x_name,
+                      const std::string& y_name) const {
+    check_finite(x, element_type(training.precision), x_name);
+    check_finite(y, element_type(training.precision), y_name);
+    if (!has_classes) return;
+    if (training.precision == Precision::fp32 && network.widths.back() > kMostFloatClasses)
+      throw InvalidArgument("fp32 holds the numbers of " + std::to_string(kMostFloatClasses) +
+                            " classes exactly, and the network has " + std::to_string(network.widths.back()) +
+                            " outputs; use fp64");
+    check_classes(y, network.widths.back(), y_name);
   }
 
   int index_of(int layer, bool is_bias) const {
@@ -176,6 +270,7 @@ struct Trainer::Impl {
     check_process();
     check_parameter(index, in);
     check_finite(in, element_type(training.precision), "parameter " + layout[static_cast<std::size_t>(index)].name);
+    forget_evaluations();
     if (executor) return executor->write_state(index, in);
     if (state.empty()) state = drawn(training.seed, Init::normal);
     convert(state[static_cast<std::size_t>(index)].view(), in);
@@ -211,26 +306,12 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   const DefaultFloatingPoint floating_point;
   Trainer::Impl& self = *trainer.impl_;
   self.check_process();
-  check_host_view(x, "x");
-  check_host_view(y, "y");
-  const std::int64_t inputs = self.network.widths.front(), outputs = self.network.widths.back();
-  if (x.columns != inputs)
-    throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) +
-                          " inputs; give it as many as x has columns");
-  const bool may_be_classes = self.training.loss == Loss::cross_entropy;
-  if (y.columns != outputs && !(may_be_classes && y.columns == 1))
-    throw InvalidArgument("y is " + shape(y) + ", but the network has " + std::to_string(outputs) + " outputs; " +
-                          (may_be_classes
-                               ? "y has as many columns, of probabilities, or one with the number of the class"
-                               : "give it as many as y has columns"));
-  if (x.rows != y.rows)
-    throw InvalidArgument("x has " + std::to_string(x.rows) + " rows, y has " + std::to_string(y.rows) +
-                          "; both need one row a sample");
+  const bool has_classes = self.check_shapes(x, y);
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
   self.preparation.restart();
   TrainingSpec training = self.training;
   training.samples = x.rows;
-  training.class_targets = may_be_classes && y.columns == 1;
+  training.class_targets = has_classes;
   const bool needs_executor = !self.executor || self.training.samples != training.samples ||
                               self.training.class_targets != training.class_targets;
   Decision decision;
@@ -239,9 +320,7 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
     decision = decide_here(self.network, training, self.caps, self.forced);
     self.preparation.lap("plan");
   }
-  check_finite(x, element_type(training.precision), x_name);
-  check_finite(y, element_type(training.precision), y_name);
-  if (training.class_targets) check_classes(y, outputs, y_name);
+  self.check_elements(x, y, has_classes, x_name, y_name);
   self.preparation.lap("data");
 
   if (needs_executor) {
@@ -253,9 +332,33 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
     self.decision = std::move(decision);
     self.need_executor();
   }
+  self.forget_evaluations();
   self.executor->set_data(x, y);
   self.has_data = true;
   self.preparation.lap("data");
+}
+
+void Trainer::set_validation(ConstMatrix x, ConstMatrix y) {
+  TrainerAccess::set_validation(*this, x, y, "validation x", "validation y");
+}
+
+void TrainerAccess::set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
+                                   const std::string& y_name) {
+  const DefaultFloatingPoint floating_point;
+  Trainer::Impl& self = *trainer.impl_;
+  self.check_process();
+  const bool has_classes = self.check_shapes(x, y);
+  self.check_elements(x, y, has_classes, x_name, y_name);
+  HostMatrix in_precision_x(element_type(self.training.precision), x.rows, x.columns);
+  HostMatrix in_precision_y(element_type(self.training.precision), y.rows, y.columns);
+  convert(in_precision_x.view(), x);
+  convert(in_precision_y.view(), y);
+  self.watcher.forget();
+  // The executor reads the old ones until it has the new ones.
+  if (self.executor)
+    self.executor->set_validation(std::as_const(in_precision_x).view(), std::as_const(in_precision_y).view());
+  self.validation_x = std::move(in_precision_x);
+  self.validation_y = std::move(in_precision_y);
 }
 
 void Trainer::prepare() {
@@ -332,6 +435,12 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
     throw InvalidArgument("the losses of " + std::to_string(steps) +
                           " steps do not fit into memory; train fewer steps a call");
 
+  const Watch& watch = self.training.watch;
+  if (!self.has_validation() && (watch.patience > 0 || watch.keep_best))
+    throw InvalidArgument(std::string(watch.patience > 0 ? "Watch::patience" : "Watch::keep_best") +
+                          " needs validation data; call set_validation first");
+  const bool may_end = watch.patience > 0 || watch.target_loss;
+
   std::int64_t chunk = steps;
   if (callback) {
     chunk = steps_per_callback;
@@ -347,44 +456,90 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   for (const PreparationStage& stage : report.preparation) report.prepare_ms += stage.ms;
   report.losses.reserve(static_cast<std::size_t>(steps));
   const auto begin = std::chrono::steady_clock::now();
-  while (report.steps() < steps && !report.stopped) {
-    const std::int64_t done = report.steps(), count = std::min(chunk, steps - done);
-    const auto chunk_begin = std::chrono::steady_clock::now();
+  // Of what the callback has not seen: the first loss and the first evaluation, and since when they are under way.
+  std::size_t first_loss = 0, first_evaluation = 0;
+  auto chunk_begin = begin;
+  while (report.steps() < steps && report.end == EndOfRun::all_steps) {
+    const std::int64_t done = report.steps(), seen = static_cast<std::int64_t>(first_loss);
+    std::int64_t count = std::min(chunk - (done - seen), steps - done);
+    // The host looks at each border where the run may end there.
+    if (may_end) count = std::min(count, next_border(self.training, self.optimizer_steps) - self.optimizer_steps);
+    bool is_at_border = false;
     try {
-      self.executor->enqueue(self.optimizer_steps, count);
+      is_at_border = self.take_steps(count, report);
     } catch (const RunEnded& end) {
-      self.steps_done += end.steps();
-      self.optimizer_steps += end.steps();
-      throw Error("train ended after " + std::to_string(done + end.steps()) + " of " + std::to_string(steps) +
+      throw Error("train ended after " + std::to_string(end.steps()) + " of " + std::to_string(steps) +
                   " steps: " + end.what());
     }
-    report.losses.resize(static_cast<std::size_t>(done + count));
-    const std::span<double> losses = std::span(report.losses).subspan(static_cast<std::size_t>(done));
-    self.executor->losses(losses);
-    self.steps_done += count;
-    self.optimizer_steps += count;
+    const double last_loss = report.losses.back();
     if (!report.first_non_finite_step) {
-      const auto bad = std::find_if(losses.begin(), losses.end(), [](double loss) { return !std::isfinite(loss); });
-      if (bad != losses.end()) report.first_non_finite_step = report.first_step + done + (bad - losses.begin());
+      const auto bad = std::find_if(report.losses.begin() + done, report.losses.end(),
+                                    [](double loss) { return !std::isfinite(loss); });
+      if (bad != report.losses.end()) report.first_non_finite_step = report.first_step + (bad - report.losses.begin());
     }
-    if (callback && steps_per_callback == 0) {
+    if (may_end && is_at_border)
+      report.end = self.watcher.end(watch, self.has_validation() ? report.evaluations.back().loss : last_loss);
+    const std::int64_t in_chunk = report.steps() - seen;
+    if (!callback || (in_chunk < chunk && report.steps() < steps && report.end == EndOfRun::all_steps)) continue;
+    if (steps_per_callback == 0) {
       // A callback that stops the run takes effect at the end of a chunk: chunks are made shorter if the prediction is
       // far off.
       const double us =
           std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - chunk_begin).count();
       if (us > 2 * kChunkUs)
-        chunk = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(count) * kChunkUs / us));
+        chunk = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(in_chunk) * kChunkUs / us));
     }
-    if (callback) {
-      floating_point.reset();  // the callback runs in the caller's environment
-      report.stopped = !callback({report.first_step + done, losses, done + count, steps});
-      floating_point.emplace();
-    }
+    TrainProgress progress;
+    progress.first_step = report.first_step + seen;
+    progress.losses = std::span(report.losses).subspan(first_loss);
+    progress.evaluations = std::span(report.evaluations).subspan(first_evaluation);
+    progress.steps_done = report.steps();
+    progress.steps_total = steps;
+    floating_point.reset();  // the callback runs in the caller's environment
+    const bool goes_on = callback(progress);
+    floating_point.emplace();
+    if (!goes_on && report.end == EndOfRun::all_steps) report.end = EndOfRun::callback;
+    first_loss = report.losses.size();
+    first_evaluation = report.evaluations.size();
+    chunk_begin = std::chrono::steady_clock::now();
   }
   self.executor->finish();
   report.algorithms = self.executor->algorithms();
   report.total_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   return report;
+}
+
+Evaluation Trainer::evaluate() {
+  const DefaultFloatingPoint floating_point;
+  impl_->check_process();
+  if (!impl_->has_validation())
+    throw InvalidArgument("Trainer::evaluate needs validation data; call set_validation first");
+  prepare();
+  impl_->executor->enqueue_evaluation(false);
+  EvaluationSums sums;
+  impl_->executor->evaluations({&sums, 1});
+  return impl_->evaluation_of(sums, impl_->steps_done);
+}
+
+std::optional<Evaluation> Trainer::best() const {
+  impl_->check_process();
+  return impl_->watcher.best();
+}
+
+void Trainer::restore_best() {
+  const DefaultFloatingPoint floating_point;
+  Impl& self = *impl_;
+  self.check_process();
+  if (!self.training.watch.keep_best)
+    throw InvalidArgument("no parameters were kept; set Watch::keep_best before the run");
+  if (!self.watcher.best())
+    throw InvalidArgument("there is no best evaluation yet; train to a border of Watch::every first");
+  Parameters best;
+  for (std::size_t index = 0; index < self.parameter_count(); ++index) {
+    best.push_back(self.zeros_of(self.layout[index]));
+    self.executor->read_best(static_cast<int>(index), best.back().view());
+  }
+  self.set_state(std::move(best));
 }
 
 double Trainer::loss() {

@@ -11,10 +11,12 @@
 namespace deviceloop {
 
 struct TrainerAccess {
-  /// Trainer::set_data and Trainer::predict; a message about an element begins with these names.
+  /// Trainer::set_data, set_validation and predict; a message about an element begins with these names.
   /// @{
   static void set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
                        const std::string& y_name);
+  static void set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
+                             const std::string& y_name);
   static void predict(Trainer& trainer, ConstMatrix x, Matrix out, const std::string& x_name);
   /// @}
   /// Trainer::load_weights of a file that is open, so that a pipe is read once.

@@ -171,7 +171,7 @@ TEST(Command, HasHelpAndVersionEverywhere) {
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
     const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"};
-    EXPECT_LE(shown.size(), trains ? 54u : 32u) << "does not fit a screen";
+    EXPECT_LE(shown.size(), trains ? 70u : 32u) << "does not fit its screens";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
 
@@ -1065,6 +1065,221 @@ TEST(LossAndBatchOptions, AreInEveryReport) {
   json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
   for (const char* key : {"loss", "reduction", "output_activation", "batch_size", "shuffle", "epochs"})
     EXPECT_FALSE(json.contains(key)) << key;
+}
+
+/// Digits that are read back as the same number.
+std::string shortest(float value) {
+  std::ostringstream text;
+  text.precision(9);
+  text << value;
+  return text.str();
+}
+
+/// Data of 20 samples whose fifth part is for validation, drawn as the command says it does.
+class Validated : public ::testing::Test {
+ protected:
+  static constexpr std::int64_t kSamples = 20, kTaken = 5;
+
+  Validated() {
+    fill_normal({x_.data(), kSamples, 6}, 0, kTensorX);
+    fill_normal({y_.data(), kSamples, 2}, 0, kTensorY);
+    std::set<std::int64_t> taken;
+    for (std::int64_t i = 0; i < kTaken; ++i)
+      taken.insert(sample_of(0, kSamples, std::numeric_limits<std::int64_t>::max(), i));
+    for (std::int64_t row = 0; row < kSamples; ++row) {
+      const bool is_taken = taken.contains(row);
+      auto& x = is_taken ? validation_x_ : train_x_;
+      auto& y = is_taken ? validation_y_ : train_y_;
+      x.insert(x.end(), x_.begin() + row * 6, x_.begin() + (row + 1) * 6);
+      y.insert(y.end(), y_.begin() + row * 2, y_.begin() + (row + 1) * 2);
+    }
+  }
+
+  static CommandResult train(const Arguments& more) {
+    return run(Arguments{"train", "--layers", "6,5,2", "--lr", "0.01"} + more);
+  }
+  /// What a trainer with the same data and evaluations does.
+  TrainReport by_the_library(const Watch& watch, std::int64_t steps) const {
+    TrainingSpec training{.watch = watch};
+    training.optimizer.learning_rate = 0.01;
+    Trainer trainer({.widths = {6, 5, 2}}, training);
+    trainer.set_data({train_x_.data(), kSamples - kTaken, 6}, {train_y_.data(), kSamples - kTaken, 2});
+    trainer.set_validation({validation_x_.data(), kTaken, 6}, {validation_y_.data(), kTaken, 2});
+    return trainer.train(steps);
+  }
+  /// Columns of the history; nothing where a row has none.
+  std::vector<std::vector<std::string>> history() const {
+    std::vector<std::vector<std::string>> rows;
+    for (const std::string& line : lines(read_all(folder_ / "h"))) {
+      std::vector<std::string> fields(1);
+      for (const char c : line) {
+        if (c == ',')
+          fields.emplace_back();
+        else
+          fields.back() += c;
+      }
+      rows.push_back(fields);
+    }
+    return rows;
+  }
+
+  const TemporaryFolder folder_;
+  std::vector<float> x_ = std::vector<float>(kSamples * 6), y_ = std::vector<float>(kSamples * 2);
+  std::vector<float> train_x_, train_y_, validation_x_, validation_y_;
+};
+
+TEST_F(Validated, ByAPartOfTheDataAsByTheLibrary) {
+  const CommandResult result =
+      train({"--samples", "20", "--validate-fraction", "0.25", "--validate-every", "4", "--steps", "11", "--history",
+             folder_ / "h", "--json", folder_ / "j", "--threads", "1"});
+  expect_done(result);
+  const TrainReport expected = by_the_library({.every = 4}, 11);
+  ASSERT_EQ(expected.evaluations.size(), 2u);
+  const auto rows = history();
+  ASSERT_EQ(rows.size(), 12u);
+  EXPECT_EQ(rows[0], (std::vector<std::string>{"step", "loss", "validation_loss"}));
+  for (std::size_t step = 0; step < 11; ++step) {
+    EXPECT_EQ(std::strtod(rows[step + 1][1].c_str(), nullptr), expected.losses[step]);
+    const bool is_evaluated = step == 3 || step == 7 || step == 10;
+    EXPECT_EQ(rows[step + 1][2].empty(), !is_evaluated) << step;
+  }
+  EXPECT_EQ(std::strtod(rows[4][2].c_str(), nullptr), expected.evaluations[0].loss);
+  EXPECT_EQ(std::strtod(rows[8][2].c_str(), nullptr), expected.evaluations[1].loss);
+  const auto json = nlohmann::json::parse(read_all(folder_ / "j"));
+  EXPECT_EQ(json["end"], "all_steps");
+  EXPECT_EQ(json["validation"]["rows"], 5);
+  ASSERT_EQ(json["validation"]["evaluations"].size(), 3u);
+  EXPECT_EQ(json["validation"]["evaluations"][1]["steps"], 8);
+  EXPECT_EQ(json["validation"]["evaluations"][1]["loss"].get<double>(), expected.evaluations[1].loss);
+  EXPECT_EQ(json["validation"]["kept"], "last");
+  EXPECT_NE(result.out.find("validating by 5 samples, drawn from the data\n"), std::string::npos) << result.out;
+  EXPECT_TRUE(holds(result.out, "^validation after 4 steps: loss [0-9.e+-]+$")) << result.out;
+  EXPECT_TRUE(holds(result.out, "; validation loss [0-9.e+-]+; best [0-9.e+-]+ after (4|8|11) steps; wrote"))
+      << result.out;
+}
+
+TEST_F(Validated, ByFilesInEveryForm) {
+  const Arguments data = {"--x", folder_.write("x.npy", npy(15, 6, train_x_)), "--y",
+                          folder_.write("y.npy", npy(15, 2, train_y_))};
+  const std::string x = folder_.write("vx.npy", npy(5, 6, validation_x_));
+  const std::string y = folder_.write("vy.npy", npy(5, 2, validation_y_));
+  std::string csv = "a,b,c,d,e,f,p,q\n";
+  for (std::size_t row = 0; row < 5; ++row) {
+    for (std::size_t j = 0; j < 6; ++j) csv += shortest(validation_x_[row * 6 + j]) + ",";
+    csv += shortest(validation_y_[row * 2]) + "," + shortest(validation_y_[row * 2 + 1]) + "\n";
+  }
+  const TrainReport expected = by_the_library({.every = 5}, 10);
+  for (const Arguments& validation : {Arguments{"--validate-x", x, "--validate-y", y},
+                                      Arguments{"--validate", folder_.write("v.csv", csv), "--targets", "p,q"}}) {
+    const CommandResult result =
+        train(data + validation +
+              Arguments{"--validate-every", "5", "--steps", "10", "--history", folder_ / "h", "--threads", "1"});
+    expect_done(result);
+    EXPECT_NE(result.out.find("validating by 5 samples of " + validation[1]), std::string::npos) << result.out;
+    const auto rows = history();
+    ASSERT_EQ(rows.size(), 11u);
+    EXPECT_EQ(std::strtod(rows[5][2].c_str(), nullptr), expected.evaluations[0].loss);
+    EXPECT_EQ(std::strtod(rows[10][2].c_str(), nullptr), expected.evaluations[1].loss);
+  }
+}
+
+TEST_F(Validated, KeepsTheBestAndEndsEarly) {
+  const Arguments options = {"--samples", "20",  "--validate-fraction", "0.25", "--validate-every", "1",
+                             "--steps",   "500", "--threads",           "1",    "--json",           folder_ / "j"};
+  const CommandResult result =
+      train(options + Arguments{"--patience", "2", "--keep", "best", "--save", folder_ / "w.safetensors"});
+  expect_done(result);
+  const TrainReport expected = by_the_library({.every = 1, .patience = 2, .keep_best = true}, 500);
+  ASSERT_EQ(expected.end, EndOfRun::patience);
+  auto json = nlohmann::json::parse(read_all(folder_ / "j"));
+  EXPECT_EQ(json["end"], "patience");
+  EXPECT_EQ(json["steps"], expected.steps());
+  EXPECT_EQ(json["validation"]["kept"], "best");
+  const double best = json["validation"]["best"]["loss"];
+  EXPECT_EQ(best, expected.evaluations[expected.evaluations.size() - 3].loss);
+  EXPECT_NE(result.out.find("; ended early, because 2 evaluations were not better than the best"), std::string::npos);
+  EXPECT_TRUE(holds(result.out, "after [0-9]+ steps, kept; wrote ")) << result.out;
+  // The saved weights have the best loss.
+  expect_done(
+      train({"--samples", "20", "--validate-fraction", "0.25", "--steps", "0", "--weights", folder_ / "w.safetensors",
+             "--json", folder_ / "j", "--history", folder_ / "h", "--threads", "1"}));
+  json = nlohmann::json::parse(read_all(folder_ / "j"));
+  EXPECT_EQ(json["validation"]["evaluations"][0]["loss"].get<double>(), best);
+  EXPECT_EQ(std::strtod(history().at(1).at(2).c_str(), nullptr), best);
+
+  const CommandResult at_loss = train(options + Arguments{"--target-loss", std::to_string(best * 1.2)});
+  expect_done(at_loss);
+  EXPECT_EQ(nlohmann::json::parse(read_all(folder_ / "j"))["end"], "target_loss");
+  EXPECT_NE(at_loss.out.find("; ended early at the target loss"), std::string::npos) << at_loss.out;
+}
+
+TEST_F(Validated, ClassifiersHaveAnAccuracy) {
+  std::string csv = "a,b,label\n";
+  for (int row = 0; row < 40; ++row)
+    csv += std::to_string(row % 7) + "," + std::to_string(row % 5) + "," + std::to_string(row % 7 > 3 ? 1 : 0) + "\n";
+  const CommandResult result = run({"train",
+                                    "--layers",
+                                    "2,8,2",
+                                    "--bias",
+                                    "--init",
+                                    "he",
+                                    "--data",
+                                    folder_.write("d.csv", csv),
+                                    "--targets",
+                                    "label",
+                                    "--loss",
+                                    "cross-entropy",
+                                    "--reduction",
+                                    "mean",
+                                    "--optimizer",
+                                    "adam",
+                                    "--lr",
+                                    "0.02",
+                                    "--batch-size",
+                                    "8",
+                                    "--epochs",
+                                    "40",
+                                    "--validate-fraction",
+                                    "0.2",
+                                    "--history",
+                                    folder_ / "h",
+                                    "--json",
+                                    folder_ / "j"});
+  expect_done(result);
+  EXPECT_TRUE(holds(result.out, "^validation after 4 steps: loss [0-9.e+-]+, accuracy [0-9.]+ %$")) << result.out;
+  const auto rows = history();
+  EXPECT_EQ(rows[0], (std::vector<std::string>{"step", "loss", "validation_loss", "accuracy"}));
+  EXPECT_EQ(rows.back().at(3), "1");
+  const auto evaluations = nlohmann::json::parse(read_all(folder_ / "j"))["validation"]["evaluations"];
+  EXPECT_EQ(evaluations.size(), 40u);
+  EXPECT_EQ(evaluations.back()["accuracy"], 1);
+}
+
+TEST_F(Validated, RefusesWhatCannotBe) {
+  const auto refused = [](const std::string& options, const std::vector<std::string>& expected) {
+    expect_refused(Arguments{"train", "--layers", "6,5,2"} + split(options), expected);
+  };
+  const std::string x = folder_.write("x.npy", npy(5, 6, validation_x_)),
+                    y = folder_.write("y.npy", npy(5, 2, validation_y_));
+  refused("--patience 3", {"--patience 3 needs validation data", "--validate-fraction F"});
+  refused("--keep best", {"--keep best needs validation data"});
+  refused("--keep worst", {"--keep", "last", "best", "worst"});
+  refused("--validate-every 5", {"--validate-every 5 needs validation data"});
+  for (const std::string fraction : {"0", "1", "-0.1", "nan", "x"})
+    refused("--validate-fraction " + fraction, {"--validate-fraction must be a number above 0 and below 1", fraction});
+  refused("--samples 1 --validate-fraction 0.5", {"leaves no sample to train by"});
+  refused("--target-loss -1", {"--target-loss must be a finite number of at least 0", "-1"});
+  refused("--patience -1", {"--patience must be a whole number from 0"});
+  refused("--validate-x " + x, {"--validate-x " + x + " has no targets; add --validate-y FILE"});
+  refused("--validate-y " + y, {"--validate-y " + y + " has no inputs; add --validate-x FILE"});
+  refused("--validate-x " + x + " --validate-y " + y + " --validate-fraction 0.5", {"validation data are given twice"});
+  refused("--validate-x " + y + " --validate-y " + y, {y + " has 2 columns", "6 inputs"});
+  refused("--validate-x " + x + " --validate-y " + x, {x + " has 6 columns", "2 outputs"});
+  refused("--validate " + (folder_ / "none.npz"), {"none.npz"});
+  std::vector<float> bad = validation_x_;
+  bad[7] = std::numeric_limits<float>::infinity();
+  const std::string bad_x = folder_.write("bad.npy", npy(5, 6, bad));
+  refused("--validate-x " + bad_x + " --validate-y " + y, {bad_x, "row 1, column 1"});
 }
 
 TEST(Train, WithoutStepsEvaluates) {

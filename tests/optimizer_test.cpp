@@ -5,14 +5,12 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
-#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "permutation.h"
 #include "support/activations.h"
-#include "support/gpu.h"
 #include "support/optimizer_cases.h"
 #include "support/problem.h"
 #include "support/reference_loss.h"
@@ -20,31 +18,14 @@
 #include "support/refusal.h"
 #include "support/sanitized.h"
 #include "support/temporary_folder.h"
+#include "support/where.h"
 
 namespace deviceloop {
 namespace {
 
-struct Where {
-  ExecutorKind kind;
-  PersistentForm form = PersistentForm::automatic;
-  int threads = 1;
-};
-
-std::ostream& operator<<(std::ostream& out, const Where& where) {
-  out << name(where.kind);
-  if (where.kind == ExecutorKind::cpu) return out << "_threads_" << where.threads;
-  return where.kind == ExecutorKind::persistent ? out << "_" << name(where.form) : out;
-}
-
 class Optimizers : public ::testing::TestWithParam<Where> {
  protected:
-  void SetUp() override {
-    if (GetParam().kind == ExecutorKind::cpu) return;
-    const DeviceCaps machine = query_device_caps();
-    testing::require_gpu(machine.no_gpu_reason);
-    if (!machine.gpus.empty() && GetParam().form == PersistentForm::cluster && machine.gpus[0].compute_capability < 90)
-      GTEST_SKIP() << "this GPU has no room for any problem of the test: it has no clusters";
-  }
+  void SetUp() override { require(GetParam()); }
 
   static bool is_persistent() { return GetParam().kind == ExecutorKind::persistent; }
   /// Those that the plan takes, what it refuses is tested below; on the host, where blocks that synchronize are slow,

@@ -313,12 +313,12 @@ TEST(Trainer, CallsBackAfterEveryChunkAndStopsWhenTold) {
       },
       7);
   EXPECT_EQ(done, (std::vector<std::int64_t>{7, 14}));
-  EXPECT_TRUE(report.stopped);
+  EXPECT_EQ(report.end, EndOfRun::callback);
   EXPECT_EQ(report.steps(), 14);
   EXPECT_EQ(seen, report.losses);
   EXPECT_EQ(trainer.steps_done(), 14);
   const TrainReport rest = trainer.train(6, [](const TrainProgress&) { return true; });
-  EXPECT_FALSE(rest.stopped);
+  EXPECT_EQ(rest.end, EndOfRun::all_steps);
   seen.insert(seen.end(), rest.losses.begin(), rest.losses.end());
   EXPECT_EQ(seen, expected);
 }

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/error.h>
@@ -20,6 +21,7 @@
 #include "../runtime/owners.h"
 #include "../runtime/range.h"
 #include "loss_queue.h"
+#include "validation.h"
 
 namespace deviceloop::cuda {
 
@@ -64,8 +66,73 @@ class DeviceExecutor : public Executor {
     });
   }
 
-  void write_state(int index, ConstMatrix in) override {
-    alive([&] { upload_matrix(state_at(state_[static_cast<std::size_t>(index)]), in); });
+  void predict(ConstMatrix x, Matrix out) override {
+    alive([&] {
+      end_run();
+      prepare_predict();
+      const PredictRoom room = predict_room();
+      for (std::int64_t first = 0; first < x.rows; first += room.rows) {
+        const std::int64_t rows = std::min(room.rows, x.rows - first);
+        upload_matrix(room.input, rows_of(x, first, rows));
+        download_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
+      }
+    });
+  }
+
+  void set_validation(ConstMatrix x, ConstMatrix y) override {
+    const PredictRoom room = predict_room();
+    ValidationLayout layout(network_, training_, x.rows, y.columns, room.rows);
+    if (x.rows > 0) {
+      // Not the end of the executor: nothing has changed.
+      const CurrentDevice current(device_);
+      check_free(layout.bytes, validation_ ? validation_->layout().bytes : 0, "the validation data take",
+                 "use fewer of them");
+    }
+    alive([&] {
+      validation_.reset();
+      if (x.rows == 0) return;
+      prepare_predict();
+      validation_.emplace(std::move(layout), stream());
+      upload_matrix(validation_->x(), x);
+      upload_matrix(validation_->y(), y);
+      validation_->prepare([&](std::int64_t first, std::int64_t rows) {
+        const std::int64_t inputs = network_.widths.front();
+        DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(room.input, validation_->x() + first * inputs, bytes_of(rows * inputs),
+                                              cudaMemcpyDeviceToDevice, stream()));
+        return enqueue_predict(rows);
+      });
+    });
+  }
+
+  void enqueue_evaluation(bool may_be_best) override {
+    alive([&] {
+      end_run();
+      std::vector<std::pair<const T*, std::int64_t>> parameters;
+      for (const ParameterInfo& info : state_)
+        if (info.state < 0) parameters.emplace_back(state_at(info), info.rows * info.columns);
+      validation_->enqueue(may_be_best, parameters);
+    });
+  }
+
+  void evaluations(std::span<EvaluationSums> out) override {
+    if (out.empty()) return;
+    alive([&] {
+      validation_->fetch(out);
+      check_run();
+    });
+  }
+
+  void forget_best() override {
+    alive([&] {
+      if (validation_) validation_->forget_best();
+    });
+  }
+
+  void read_best(int index, Matrix out) override {
+    alive([&] {
+      const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
+      download_matrix(out, validation_->best(static_cast<std::size_t>(index)), info.rows, info.columns);
+    });
   }
 
  protected:
@@ -73,6 +140,16 @@ class DeviceExecutor : public Executor {
   virtual T* state_at(const ParameterInfo& info) = 0;
   /// Enqueues what a run owes after its last step, unless that was done.
   virtual void end_run() {}
+  /// Where the input of predictions lies, and of how many rows at most.
+  struct PredictRoom {
+    T* input;
+    std::int64_t rows;
+  };
+  virtual PredictRoom predict_room() const = 0;
+  /// What predictions need and training does not.
+  virtual void prepare_predict() {}
+  /// Enqueues the predictions of so many rows, and returns where they will lie.
+  virtual const T* enqueue_predict(std::int64_t rows) const = 0;
   /// Throws where the run that the stream has ended went wrong.
   virtual void check_run() {}
 
@@ -80,16 +157,22 @@ class DeviceExecutor : public Executor {
   /// parameters begin at 0. Before that it is seen whether `bytes` are free: an allocation that fails says less.
   /// `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run, no ring.
   void take_arena(std::uint64_t bytes, std::uint64_t losses, std::int64_t steps_per_launch) {
-    std::size_t free = 0, total = 0;
-    DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
-    if (bytes > free)
-      throw Unsupported("plan '" + plan_name_ + "' takes " + bytes_text(bytes) + " of the memory of GPU " +
-                        std::to_string(device_) + ", of which " + bytes_text(free) +
-                        " are free; end what else runs on it, use fewer samples, or the plan 'cpu'");
+    check_free(bytes, 0, "plan '" + plan_name_ + "' takes",
+               "end what else runs on it, use fewer samples, or the plan 'cpu'");
     resources_.emplace(bytes);
     clear(0, bytes);
     if (steps_per_launch > 0) losses_.emplace(at<double>(losses), steps_per_launch);
     this->preparation_.lap("memory");
+  }
+
+  /// Throws where `bytes` are not free on the current device once `given_back` are.
+  void check_free(std::uint64_t bytes, std::uint64_t given_back, const std::string& what_takes,
+                  const std::string& remedy) const {
+    std::size_t free = 0, total = 0;
+    DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
+    if (bytes > free + given_back)
+      throw Unsupported(what_takes + " " + bytes_text(bytes) + " of the memory of GPU " + std::to_string(device_) +
+                        ", of which " + bytes_text(free + given_back) + " are free; " + remedy);
   }
 
   /// Runs `work`, of a derived class's constructor, on the executor's device, which stays current while a failure gives
@@ -198,6 +281,7 @@ class DeviceExecutor : public Executor {
   std::optional<CurrentDevice> last_;  ///< goes after all that it is for
   std::string cause_of_death_;
   std::optional<Resources> resources_;
+  std::optional<Validation<T>> validation_;
 
  protected:
   std::optional<LossQueue> losses_;

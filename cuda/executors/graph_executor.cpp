@@ -100,24 +100,20 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return lines;
   }
 
-  void predict(ConstMatrix x, Matrix out) override {
-    alive([&] {
-      end_run();
-      make_gemms(layout_.predict);
-      for (std::int64_t first = 0; first < x.rows; first += layout_.predict_rows) {
-        const std::int64_t rows = std::min(layout_.predict_rows, x.rows - first);
-        this->upload_matrix(at<T>(layout_.predict_input), rows_of(x, first, rows));
-        enqueue_all(layout_.predict);
-        this->download_matrix(rows_of(out, first, rows), at<T>(layout_.predict.back().out), rows, out.columns);
-      }
-    });
-  }
-
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
 
   void end_run() override {
     if (gram_) gram_->before_reading();
+  }
+
+  typename Base::PredictRoom predict_room() const override {
+    return {at<T>(layout_.predict_input), layout_.predict_rows};
+  }
+  void prepare_predict() override { make_gemms(layout_.predict); }
+  const T* enqueue_predict(std::int64_t) const override {
+    enqueue_all(layout_.predict);
+    return at<T>(layout_.predict.back().out);
   }
 
  private:

@@ -34,16 +34,15 @@ class LossQueue {
 
   /// Room on the host for `steps` more, behind those that were not fetched yet.
   void make_room(std::int64_t steps) {
+    if (fetched_ == sent_) sent_ = fetched_ = 0;
+    const std::size_t needed = static_cast<std::size_t>(sent_ + steps) * sizeof(double);
+    if (needed <= pinned_.bytes()) return;
     const std::int64_t kept = sent_ - fetched_;
     if (kept > 0) DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(copied_[last_].get()));
-    const std::size_t needed = static_cast<std::size_t>(kept + steps) * sizeof(double);
-    if (needed > pinned_.bytes()) {
-      PinnedBuffer larger(needed);
-      if (kept > 0) std::memcpy(larger.data(), host() + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
-      pinned_ = std::move(larger);
-    } else if (fetched_ > 0 && kept > 0) {
-      std::memmove(host(), host() + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
-    }
+    // Twice what is needed, so that a run that is enqueued in pieces seldom waits for room.
+    PinnedBuffer larger(2 * needed);
+    if (kept > 0) std::memcpy(larger.data(), host() + fetched_, static_cast<std::size_t>(kept) * sizeof(double));
+    pinned_ = std::move(larger);
     sent_ = kept;
     fetched_ = 0;
   }

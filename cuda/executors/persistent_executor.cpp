@@ -94,17 +94,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     });
   }
 
-  void predict(ConstMatrix x, Matrix out) override {
-    alive([&] {
-      end_run();
-      for (std::int64_t first = 0; first < x.rows; first += layout_.predict_rows) {
-        const std::int64_t rows = std::min(layout_.predict_rows, x.rows - first);
-        this->upload_matrix(at<T>(layout_.predict_input), rows_of(x, first, rows));
-        this->download_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
-      }
-    });
-  }
-
   std::vector<std::string> algorithms() const override {
     if (!has_steps()) return {};
     return {layout_.description() +
@@ -116,6 +105,24 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void end_run() override {
     if (gram_) gram_->before_reading();
+  }
+
+  typename Base::PredictRoom predict_room() const override {
+    return {at<T>(layout_.predict_input), layout_.predict_rows};
+  }
+  const T* enqueue_predict(std::int64_t rows) const override {
+    std::uint64_t in = layout_.predict_input;
+    bool is_even = true;
+    for (const StepOperation& layer : layout_.step.inference) {
+      PersistentOperation operation = persistent_operation(layout_, layer);
+      operation.rows = rows;
+      operation.a = in;
+      operation.extra = kNone;
+      in = operation.out = is_even ? layout_.predict_even : layout_.predict_odd;
+      is_even = !is_even;
+      enqueue_operation(operation);
+    }
+    return at<T>(in);
   }
 
   void check_run() override {
@@ -353,23 +360,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     const Step::Gram& gram = *layout_.step.gram;
     const Step::Layer& layer = layout_.step.layers.front();
     copy(info.is_bias ? gram.start_bias : gram.start_weight, info.is_bias ? layer.bias : layer.weight);
-  }
-
-  // ---- prediction
-
-  const T* enqueue_predict(std::int64_t rows) const {
-    std::uint64_t in = layout_.predict_input;
-    bool is_even = true;
-    for (const StepOperation& layer : layout_.step.inference) {
-      PersistentOperation operation = persistent_operation(layout_, layer);
-      operation.rows = rows;
-      operation.a = in;
-      operation.extra = kNone;
-      in = operation.out = is_even ? layout_.predict_even : layout_.predict_odd;
-      is_even = !is_even;
-      enqueue_operation(operation);
-    }
-    return at<T>(in);
   }
 
   const PersistentLayout layout_;

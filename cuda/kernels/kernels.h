@@ -72,6 +72,27 @@ template <class T>
 void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
                  std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
 
+/// What evaluations of validation data leave in device memory.
+struct EvaluationState {
+  double loss = 0;           ///< of the last one
+  double correct = 0;        ///< how many of its predictions are right
+  double best_loss = 0;      ///< the smallest so far
+  std::int64_t is_best = 0;  ///< 1 if the last one has it
+};
+
+/// counts[i] = how many predictions of the kLossRows rows from i kLossRows on are right, see counted_predictions().
+template <class T>
+void launch_count_right(double* counts, const LossOfStep& loss, const T* prediction, const T* target, std::int64_t rows,
+                        std::int64_t columns, cudaStream_t stream);
+
+/// Ends an evaluation whose sums are those of `losses` and of `counts`; one that may not be the best is not.
+void launch_end_evaluation(EvaluationState* state, const double* losses, std::int64_t loss_terms, const double* counts,
+                           std::int64_t count_terms, bool may_be_best, cudaStream_t stream);
+
+/// kept = values, if the last evaluation is the best.
+template <class T>
+void launch_keep_best(T* kept, const T* values, const EvaluationState* state, std::int64_t count, cudaStream_t stream);
+
 /// `slots` holds column_sums_slots(batch, features) doubles, and is not used where that is 0.
 template <class T>
 void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,

@@ -1,8 +1,12 @@
 #include "inputs.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
@@ -10,6 +14,7 @@
 #include "files/weights.h"
 #include "matrix_ops.h"
 #include "memory.h"
+#include "permutation.h"
 #include "text.h"
 #include "trainer_access.h"
 
@@ -96,17 +101,26 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
   check_memory("the data of " + names, bytes, caps);
 }
 
-Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
+namespace {
+
+/// The files of data or of validation data.
+struct DataFiles {
+  const std::string& x;
+  const std::string& y;
+  const std::string& data;
+};
+
+Samples read_files(const DataFiles& files, const TrainOptions& run, const CpuCaps& caps) {
   Samples data;
   ReadOptions options = read_options(run.training.precision, run.header, caps);
-  if (run.data.empty()) {
-    check_file_sizes({run.x, run.y}, caps);
-    data.x = read_matrix(run.x, options);
+  if (files.data.empty()) {
+    check_file_sizes({files.x, files.y}, caps);
+    data.x = read_matrix(files.x, options);
     options.most_bytes -= std::min<std::uint64_t>(options.most_bytes, data.x.bytes.size());
-    data.y = read_matrix(run.y, options);
+    data.y = read_matrix(files.y, options);
   } else {
     options.targets = run.targets;
-    data = deviceloop::read_samples(run.data, options);
+    data = deviceloop::read_samples(files.data, options);
   }
   if (data.x.rows != data.y.rows)
     throw InvalidArgument(data.x.name + " has " + count(data.x.rows, "row") + ", " + data.y.name + " has " +
@@ -128,6 +142,58 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
         data.y, run.network.widths.back(), "output",
         run.training.loss == Loss::cross_entropy ? ", or give it one column with the number of the class" : "");
   return data;
+}
+
+/// The rows of `matrix` that `samples` names, in their order.
+void take_rows(DataMatrix& matrix, const std::vector<std::int64_t>& samples) {
+  HostMatrix taken(matrix.type, static_cast<std::int64_t>(samples.size()), matrix.columns);
+  const std::size_t bytes = static_cast<std::size_t>(matrix.columns) * size_of(matrix.type);
+  for (std::size_t row = 0; row < samples.size(); ++row)
+    std::copy_n(matrix.bytes.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(samples[row]) * bytes),
+                bytes, taken.bytes.begin() + static_cast<std::ptrdiff_t>(row * bytes));
+  static_cast<HostMatrix&>(matrix) = std::move(taken);
+}
+
+// No epoch of a run comes so far, so that this order is one of its own.
+constexpr std::int64_t kValidationEpoch = std::numeric_limits<std::int64_t>::max();
+
+Samples take_validation(const TrainOptions& run, Samples& data) {
+  // While rows have their numbers in the files.
+  for (const DataMatrix* const matrix : {&data.x, &data.y})
+    check_finite(matrix->view(), element_type(run.training.precision), matrix->name);
+  if (are_classes(run, data)) check_classes(data.y.view(), run.network.widths.back(), data.y.name);
+  const std::int64_t rows = data.x.rows, count = run.validation.rows_of(rows);
+  std::vector<bool> is_taken(static_cast<std::size_t>(rows));
+  for (std::int64_t i = 0; i < count; ++i)
+    is_taken[static_cast<std::size_t>(sample_of(run.training.seed, rows, kValidationEpoch, i))] = true;
+  std::vector<std::int64_t> taken, left;
+  for (std::int64_t row = 0; row < rows; ++row) (is_taken[static_cast<std::size_t>(row)] ? taken : left).push_back(row);
+  Samples validation = data;
+  take_rows(validation.x, taken);
+  take_rows(validation.y, taken);
+  take_rows(data.x, left);
+  take_rows(data.y, left);
+  return validation;
+}
+
+}  // namespace
+
+Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
+  return read_files({run.x, run.y, run.data}, run, caps);
+}
+
+Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps) {
+  const ValidationInput& from = run.validation;
+  if (from.has_files()) return read_files({from.x, from.y, from.data}, run, caps);
+  return from.fraction > 0 ? take_validation(run, data) : Samples();
+}
+
+std::string validation_line(const TrainOptions& run, const Samples& validation) {
+  if (!run.validation.given()) return "";
+  const std::string start = "validating by " + count(validation.x.rows, "sample");
+  if (!run.validation.has_files()) return start + ", drawn from the data\n";
+  if (!run.validation.data.empty()) return start + " of " + printable(run.validation.data) + "\n";
+  return start + " of " + validation.x.name + " and " + validation.y.name + "\n";
 }
 
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,

@@ -27,6 +27,12 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 /// Reads --x and --y, or --data. Throws InvalidArgument where they do not match each other or the network.
 Samples read_data(const TrainOptions& run, const CpuCaps& caps);
 
+/// The validation data: read as read_data() reads, or taken from `data`, which keep the other rows, by
+/// run.training.seed. Empty where none are asked for.
+Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps);
+/// "validating by 12 samples, drawn from the data\n"; empty where there are none.
+std::string validation_line(const TrainOptions& run, const Samples& validation);
+
 /// "read 3 samples from x.npy (int64, converted to fp32) and y.csv (line 1 is its header)\n"; empty where they were
 /// generated.
 std::string samples_line(const TrainOptions& run, const Samples& data);

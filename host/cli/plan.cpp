@@ -63,7 +63,7 @@ int run_plan(const OptionSet& options) {
   Samples data;
   if (run.has_files()) {
     data = read_data(run, caps.cpu);
-    set_samples(run, data.x.rows);
+    set_samples(run, data.x.rows - run.validation.rows_of(data.x.rows));
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);
     if (are_classes(run, data)) check_classes(data.y.view(), run.network.widths.back(), data.y.name);

@@ -7,6 +7,7 @@
 
 #include <deviceloop/version.h>
 
+#include "accuracy.h"
 #include "elementary.h"
 #include "matrix_ops.h"
 #include "names.h"
@@ -135,6 +136,28 @@ nlohmann::ordered_json json_of(const std::optional<double>& value) {
   return *value;
 }
 
+nlohmann::ordered_json json_of(const Evaluation& evaluation) {
+  nlohmann::ordered_json json;
+  json["steps"] = evaluation.steps;
+  json["loss"] = json_of(std::optional(evaluation.loss));
+  if (evaluation.accuracy) json["accuracy"] = *evaluation.accuracy;
+  return json;
+}
+
+bool watches(const RunResult& result) { return result.validation_rows > 0 || result.training.watch.target_loss; }
+
+/// Null without validation data.
+nlohmann::ordered_json json_of_validation(const RunResult& result) {
+  if (result.validation_rows == 0) return nullptr;
+  nlohmann::ordered_json json;
+  json["rows"] = result.validation_rows;
+  json["evaluations"] = nlohmann::ordered_json::array();
+  for (const Evaluation& evaluation : result.evaluations) json["evaluations"].push_back(json_of(evaluation));
+  json["best"] = result.best ? json_of(*result.best) : nlohmann::ordered_json();
+  json["kept"] = result.training.watch.keep_best && result.best ? "best" : "last";
+  return json;
+}
+
 }  // namespace
 
 std::string formulation_text(Formulation formulation) {
@@ -211,6 +234,14 @@ std::string loss_text(double loss) {
   return format(size == 0 || (size >= 1 && size < 1e15) ? "%.2f" : "%.6g", loss);
 }
 
+std::string percent_text(double share) { return format("%.2f %%", 100 * share); }
+
+std::string evaluation_line(const Evaluation& evaluation) {
+  return "validation after " + std::to_string(evaluation.steps) + (evaluation.steps == 1 ? " step" : " steps") +
+         ": loss " + loss_text(evaluation.loss) +
+         (evaluation.accuracy ? ", accuracy " + percent_text(*evaluation.accuracy) : std::string()) + "\n";
+}
+
 std::string difference_rows(const std::string& when, HostMatrix prediction, const HostMatrix& target, Loss loss) {
   const std::string rows = target.rows == 1 ? "row" : std::to_string(target.rows) + " rows";
   const bool are_probabilities = loss == Loss::binary_cross_entropy || loss == Loss::cross_entropy;
@@ -270,12 +301,22 @@ std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t 
   return text;
 }
 
-void write_history(OutputFile& file, std::span<const double> losses) {
+void write_history(OutputFile& file, const RunResult& result) {
   constexpr std::size_t kPiece = 1 << 16;
-  std::string text = "step,loss\n";
+  const bool is_validated = result.validation_rows > 0;
+  const bool has_accuracy = is_validated && counted_predictions(result.training.loss, 1, 1) > 0;
+  std::string text =
+      std::string("step,loss") + (is_validated ? ",validation_loss" : "") + (has_accuracy ? ",accuracy" : "") + "\n";
   std::int64_t step = 0;
-  for (const double loss : losses) {
-    text += std::to_string(step++) + "," + format("%.17g", loss) + "\n";
+  auto evaluation = result.evaluations.begin();
+  for (const double loss : result.losses) {
+    text += std::to_string(step++) + "," + format("%.17g", loss);
+    // Of the parameters that the step led to; other steps have none.
+    const bool is_here = evaluation != result.evaluations.end() && (evaluation->steps == step || result.steps == 0);
+    if (is_validated) text += "," + (is_here ? format("%.17g", evaluation->loss) : std::string());
+    if (has_accuracy) text += "," + (is_here ? format("%.17g", evaluation->accuracy.value_or(0)) : std::string());
+    if (is_here) ++evaluation;
+    text += "\n";
     if (text.size() < kPiece) continue;
     file.write(text);
     text.clear();
@@ -323,6 +364,10 @@ void write_json(OutputFile& file, const RunResult& result) {
   const std::optional<bool> moved = loss_moved(result.losses);
   json["loss_moved"] = moved ? nlohmann::ordered_json(*moved) : nlohmann::ordered_json();
   json["inactive_layers"] = result.inactive_layers;
+  if (watches(result)) {
+    json["end"] = name_or_null(result.end);
+    json["validation"] = json_of_validation(result);
+  }
   if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;
   file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }

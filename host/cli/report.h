@@ -83,7 +83,17 @@ struct RunResult {
   std::optional<std::int64_t> first_non_finite_step;
   std::vector<int> inactive_layers;  ///< see activity.h; empty too where the run diverged
   std::vector<std::string> algorithms;
+  EndOfRun end = EndOfRun::all_steps;
+  std::int64_t validation_rows = 0;  ///< 0: no validation data
+  /// Of the validation data: at the borders of the run and after its last step, and the best of them.
+  std::vector<Evaluation> evaluations;
+  std::optional<Evaluation> best;
 };
+
+/// "97.12 %".
+std::string percent_text(double share);
+/// "validation after 938 steps: loss 0.123, accuracy 97.12 %\n".
+std::string evaluation_line(const Evaluation& evaluation);
 
 /// Whether the losses changed at all; nothing for fewer than two.
 std::optional<bool> loss_moved(std::span<const double> losses);
@@ -93,7 +103,7 @@ std::optional<bool> loss_moved(std::span<const double> losses);
 std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t samples);
 
 /// Neither commits.
-void write_history(OutputFile& file, std::span<const double> losses);
+void write_history(OutputFile& file, const RunResult& result);
 void write_json(OutputFile& file, const RunResult& result);
 
 }  // namespace deviceloop::cli

@@ -208,9 +208,11 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add_flag("--tune", "on a GPU, try algorithms first; last bits may vary");
   options.group("Optimizer");
   declare_optimizer(options);
+  options.group("Validation and early end");
+  declare_watch(options);
   options.group(output);
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
-  options.add("--history", "FILE", "", "the loss of every step (.csv)");
+  options.add("--history", "FILE", "", "the loss of every step, and validation (.csv)");
   options.add("--json", "FILE", "", "plan, times and losses (.json)");
   options.add("--plot", "FILE", "", "the loss curve, by gnuplot (.svg or .png, not -)");
   declare_quiet(options);
@@ -246,7 +248,8 @@ TrainOptions read_train_options(const OptionSet& options) {
                           ", only by gd; drop one of the two");
   run.training.seed = options.unsigned_integer("--seed");
   run.forced = read_execution(options, run.training);
-  const std::int64_t samples = read_samples(options);
+  run.rows = read_samples(options);
+  run.validation = read_watch(options, run.training.watch);
 
   run.x = options.file("--x");
   run.y = options.file("--y");
@@ -266,9 +269,9 @@ TrainOptions read_train_options(const OptionSet& options) {
     if (!run.data.empty() && options.given(other))
       throw InvalidArgument("--data " + printable(run.data) + " holds inputs and targets, but " + other + " " +
                             printable(options.file(other)) + " is given too; drop --data, or --x and --y");
-  if (run.data.empty() && options.given("--targets"))
+  if (run.data.empty() && run.validation.data.empty() && options.given("--targets"))
     throw InvalidArgument("--targets " + in_quotes(run.targets) + " picks columns of --data FILE; add that or drop it");
-  if (!run.has_files() && options.given("--header"))
+  if (!run.has_files() && !run.validation.has_files() && options.given("--header"))
     throw InvalidArgument("--header " + options.text("--header") +
                           " is for .csv files; add --x and --y or --data, or drop it");
   if (run.x.empty() != run.y.empty())
@@ -278,11 +281,12 @@ TrainOptions read_train_options(const OptionSet& options) {
     throw InvalidArgument("--samples " + options.text("--samples") + " is for generated data, but " +
                           (run.x.empty() ? "--data " + printable(run.data) : "--x " + printable(run.x)) +
                           " is given; drop --samples, or " + (run.x.empty() ? "--data" : "--x and --y"));
-  set_samples(run, run.has_files() ? 0 : samples);
+  set_samples(run, run.has_files() ? 0 : run.rows - run.validation.rows_of(run.rows));
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
-  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"}, {"--x", "--y", "--data", "--weights"},
+  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"},
+                           {"--x", "--y", "--data", "--weights", "--validate", "--validate-x", "--validate-y"},
                            "--save", "--weights");  // to continue a run
   return run;
 }

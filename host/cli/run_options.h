@@ -12,6 +12,7 @@
 #include "files/reader.h"
 #include "options.h"
 #include "text_output.h"
+#include "watch_options.h"
 
 namespace deviceloop::cli {
 
@@ -54,9 +55,11 @@ struct TrainOptions {
   TrainingSpec training;  ///< with `samples` once they are known
   std::optional<ExecutorKind> forced;
   Init init = Init::normal;
-  std::int64_t steps = 0;                                               ///< with --epochs 0 until the samples are known
-  std::int64_t epochs = 0;                                              ///< 0: --epochs was not given
-  bool shuffle = false;                                                 ///< --shuffle was given
+  std::int64_t steps = 0;   ///< with --epochs 0 until the samples are known
+  std::int64_t epochs = 0;  ///< 0: --epochs was not given
+  bool shuffle = false;     ///< --shuffle was given
+  std::int64_t rows = 0;    ///< to generate, those for validation included
+  ValidationInput validation;
   bool keep_going = false;                                              ///< after a loss that is not finite
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
   TableHeader header = TableHeader::automatic;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -29,6 +30,7 @@
 #include "text.h"
 #include "text_output.h"
 #include "trainer_access.h"
+#include "watching.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -85,8 +87,8 @@ Samples load_data(const TrainOptions& run, const DeviceCaps& caps) {
                           " has no targets among the generated ones, which are standard normal; give --x and --y, or "
                           "--data");
   Samples data;
-  data.x = generate(training.samples, network.widths.front(), training.precision, training.seed, kTensorX);
-  data.y = generate(training.samples, network.widths.back(), training.precision, training.seed, kTensorY);
+  data.x = generate(run.rows, network.widths.front(), training.precision, training.seed, kTensorX);
+  data.y = generate(run.rows, network.widths.back(), training.precision, training.seed, kTensorY);
   return data;
 }
 
@@ -114,7 +116,11 @@ class ShownRows {
 /// Adds the last loss to `rest` where a run that was stopped has not shown it.
 TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text, std::string& rest) {
   Progress progress(formulation_text(run.training.formulation));
-  std::int64_t shown = -1;
+  // Of many evaluations every so manyth, and the best and the last in the summary.
+  constexpr std::int64_t kShownEvaluations = 40;
+  const std::int64_t borders = run.steps / next_border(trainer.training(), 0);
+  const std::int64_t stride = borders > kShownEvaluations ? (borders - 1) / kShownEvaluations + 1 : 1;
+  std::int64_t shown = -1, evaluation_count = 0;
   const auto show = [&](std::int64_t step, double loss) {
     shown = step;
     return loss_line(step, loss);
@@ -122,9 +128,13 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
   TrainReport report = trainer.train(run.steps, [&](const TrainProgress& chunk) {
     if (text.wanted()) {
       std::string lines;
+      auto evaluation = chunk.evaluations.begin();
       for (std::size_t i = 0; i < chunk.losses.size(); ++i) {
         const std::int64_t step = chunk.first_step + static_cast<std::int64_t>(i);
         if (is_shown(step) || step + 1 == chunk.steps_total) lines += show(step, chunk.losses[i]);
+        if (evaluation == chunk.evaluations.end() || evaluation->steps != step + 1) continue;
+        if (++evaluation_count % stride == 0) lines += evaluation_line(*evaluation);
+        ++evaluation;
       }
       if (!lines.empty()) {
         progress.clear();
@@ -174,7 +184,7 @@ Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters
                         [&](OutputFile& file) { write_trained_weights(file, trainer, parameters); });
   if (outputs.history)
     writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
-      write_history(file, result.losses);
+      write_history(file, result);
       file.commit();
     });
   if (outputs.json)
@@ -200,6 +210,25 @@ void write_outputs(const Writes& writes, bool in_place, std::string& written, Pr
       written += (written.empty() ? "; wrote " : ", ") + printable(file->path());
 }
 
+/// "; validation loss 0.12, accuracy 97.00 %; best 0.11 after 938 steps, kept".
+std::string validation_summary(const RunResult& result) {
+  std::string text;
+  if (result.end == EndOfRun::patience)
+    text = "; ended early, because " + std::to_string(result.training.watch.patience) +
+           (result.training.watch.patience == 1 ? " evaluation was" : " evaluations were") +
+           " not better than the best";
+  if (result.end == EndOfRun::target_loss) text = "; ended early at the target loss";
+  if (result.evaluations.empty()) return text;
+  const auto values = [](const Evaluation& evaluation) {
+    return loss_text(evaluation.loss) +
+           (evaluation.accuracy ? ", accuracy " + percent_text(*evaluation.accuracy) : std::string());
+  };
+  text += "; validation loss " + values(result.evaluations.back());
+  if (!result.best) return text;
+  return text + "; best " + values(*result.best) + " after " + std::to_string(result.best->steps) + " steps" +
+         (result.training.watch.keep_best ? ", kept" : "");
+}
+
 std::string summary(const RunResult& result) {
   std::string line = std::to_string(result.steps) + (result.steps == 1 ? " step" : " steps");
   if (result.us_per_step)
@@ -210,7 +239,7 @@ std::string summary(const RunResult& result) {
             ")";
   line += "; loss " + loss_text(result.losses.front());
   if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
-  return line;
+  return line + validation_summary(result);
 }
 
 }  // namespace
@@ -229,13 +258,14 @@ int run_train(const OptionSet& options) {
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps);
+  Samples validation = read_validation(run, data, caps.cpu);
   if (run.has_files()) {
     set_samples(run, data.x.rows);
     plan_run(run, caps, data);
   }
   const TrainingSpec& training = run.training;
   Trainer trainer(run.network, training, run.forced, caps);
-  std::string inputs = samples_line(run, data);
+  std::string inputs = samples_line(run, data) + validation_line(run, validation);
   if (run.weights.empty()) {
     trainer.initialize(training.seed, run.init);
   } else {
@@ -244,6 +274,12 @@ int run_train(const OptionSet& options) {
     inputs += weights.line(training.precision);
   }
   TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name);
+  const std::int64_t validation_rows = validation.x.rows;
+  if (validation_rows > 0) {
+    TrainerAccess::set_validation(trainer, validation.x.view(), validation.y.view(), validation.x.name,
+                                  validation.y.name);
+    validation = {};
+  }
   const ShownRows rows(data, trainer);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy
@@ -273,6 +309,18 @@ int run_train(const OptionSet& options) {
     rest = loss_line(0, report.losses.front());
   }
   result.losses = report.losses;
+
+  result.end = report.end;
+  result.validation_rows = validation_rows;
+  result.evaluations = report.evaluations;
+  result.best = trainer.best();
+  // The last parameters are evaluated too, and may be the best, so that a run of any length says how good it is.
+  if (validation_rows > 0 && (result.evaluations.empty() || result.evaluations.back().steps != trainer.steps_done())) {
+    const Evaluation last = trainer.evaluate();
+    result.evaluations.push_back(last);
+    if (last.loss < (result.best ? result.best->loss : std::numeric_limits<double>::infinity())) result.best = last;
+  }
+  if (training.watch.keep_best && result.best && result.best->steps != trainer.steps_done()) trainer.restore_best();
 
   const Parameters parameters = read_parameters(trainer);
   if (!result.first_non_finite_step) result.inactive_layers = inactive_layers(run.network, parameters, looked_at);

@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <any>
 #include <cstddef>
+#include <limits>
 #include <new>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "../accuracy.h"
 #include "../matrix_ops.h"
 #include "../parameters.h"
 #include "../planning/cpu_layout.h"
@@ -123,22 +126,60 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   void predict(ConstMatrix x, Matrix out) override {
     finish();
-    const SingleThreadedBlas single_threaded;
-    constexpr std::int64_t kRows = CpuLayout::kPredictRows;
-    pool_.run((x.rows + kRows - 1) / kRows, [&](std::int64_t panel, int worker) {
-      const std::int64_t first = panel * kRows, rows = std::min(kRows, x.rows - first);
-      T* const input = scratch<T>(layout_.predict_input, worker);
-      convert(Matrix(input, rows, x.columns), rows_of(x, first, rows));
-      T* const buffers[2] = {scratch<T>(layout_.predict_even, worker), scratch<T>(layout_.predict_odd, worker)};
-      const T* in = input;
-      for (const StepOperation& layer : layout_.step.inference) {
-        T* const layer_out = buffers[layer.layer % 2];
-        forward(layer, in, layer_out, nullptr, rows);
-        in = layer_out;
-      }
-      convert(rows_of(out, first, rows), ConstMatrix(in, rows, out.columns));
+    for_each_prediction(x, [&](std::int64_t first, std::int64_t rows, const T* prediction) {
+      convert(rows_of(out, first, rows), ConstMatrix(prediction, rows, out.columns));
     });
-    single_threaded.check();
+  }
+
+  void set_validation(ConstMatrix x, ConstMatrix y) override {
+    validation_x_ = x;
+    validation_y_ = y;
+    validation_loss_ = loss_of(network_, training_, x.rows, y.columns != network_.widths.back());
+    panels_.resize(static_cast<std::size_t>((x.rows + CpuLayout::kPredictRows - 1) / CpuLayout::kPredictRows));
+    best_parameters_.clear();
+    if (training_.watch.keep_best && x.rows > 0)
+      for (const ParameterInfo& info : parameter_layout(network_))
+        best_parameters_.emplace_back(element_type_of<T>(), info.rows, info.columns);
+    forget_best();
+  }
+
+  void enqueue_evaluation(bool may_be_best) override {
+    const std::int64_t columns = network_.widths.back();
+    const auto* const targets = static_cast<const T*>(validation_y_.data);
+    try {
+      finish();
+      for_each_prediction(validation_x_, [&](std::int64_t first, std::int64_t rows, const T* prediction) {
+        const T* const target = targets + first * validation_y_.columns;
+        EvaluationSums& sums = panels_[static_cast<std::size_t>(first / CpuLayout::kPredictRows)];
+        sums.loss = take_loss<T>(validation_loss_, nullptr, prediction, target, rows, columns);
+        sums.correct = counted_predictions(validation_loss_.kind, rows, columns) == 0
+                           ? 0
+                           : static_cast<double>(count_right(validation_loss_, prediction, target, rows, columns));
+      });
+    } catch (const Error& error) {
+      throw RunEnded(error.what(), 0);
+    }
+    EvaluationSums sums;
+    for (const EvaluationSums& panel : panels_) {
+      sums.loss += panel.loss;
+      sums.correct += panel.correct;
+    }
+    evaluations_.push_back(sums);
+    if (!may_be_best || best_parameters_.empty() || !(sums.loss < best_loss_)) return;
+    best_loss_ = sums.loss;
+    for (std::size_t index = 0; index < best_parameters_.size(); ++index)
+      read_state(static_cast<int>(index), best_parameters_[index].view());
+  }
+
+  void evaluations(std::span<EvaluationSums> out) override {
+    std::copy_n(evaluations_.begin(), out.size(), out.begin());
+    evaluations_.erase(evaluations_.begin(), evaluations_.begin() + static_cast<std::ptrdiff_t>(out.size()));
+  }
+
+  void forget_best() override { best_loss_ = std::numeric_limits<double>::infinity(); }
+
+  void read_best(int index, Matrix out) override {
+    convert(out, std::as_const(best_parameters_[static_cast<std::size_t>(index)]).view());
   }
 
  private:
@@ -170,6 +211,29 @@ class CpuExecutor final : public Executor, private GramDriver {
   Element* scratch(std::uint64_t offset, int worker) const {
     return arena_.at<Element>(layout_.thread_scratch + static_cast<std::uint64_t>(worker) * layout_.thread_stride +
                               offset);
+  }
+
+  // ---- prediction
+
+  // take(first, rows, their predictions) for all rows of x, panel by panel.
+  template <class Take>
+  void for_each_prediction(ConstMatrix x, const Take& take) {
+    const SingleThreadedBlas single_threaded;
+    constexpr std::int64_t kRows = CpuLayout::kPredictRows;
+    pool_.run((x.rows + kRows - 1) / kRows, [&](std::int64_t panel, int worker) {
+      const std::int64_t first = panel * kRows, rows = std::min(kRows, x.rows - first);
+      T* const input = scratch<T>(layout_.predict_input, worker);
+      convert(Matrix(input, rows, x.columns), rows_of(x, first, rows));
+      T* const buffers[2] = {scratch<T>(layout_.predict_even, worker), scratch<T>(layout_.predict_odd, worker)};
+      const T* in = input;
+      for (const StepOperation& layer : layout_.step.inference) {
+        T* const layer_out = buffers[layer.layer % 2];
+        forward(layer, in, layer_out, nullptr, rows);
+        in = layer_out;
+      }
+      take(first, rows, in);
+    });
+    single_threaded.check();
   }
 
   // ---- operations by row
@@ -466,6 +530,13 @@ class CpuExecutor final : public Executor, private GramDriver {
   ThreadPool pool_;
 
   std::optional<GramRun> gram_;
+
+  ConstMatrix validation_x_, validation_y_;
+  LossOfStep validation_loss_{};
+  std::vector<EvaluationSums> panels_;       // of one evaluation
+  std::vector<EvaluationSums> evaluations_;  // not fetched
+  Parameters best_parameters_;
+  double best_loss_ = std::numeric_limits<double>::infinity();
 
   std::vector<double> losses_;  // of the steps done and not fetched, from fetched_ on
   std::size_t fetched_ = 0;

@@ -9,6 +9,7 @@
 #include <deviceloop/error.h>
 #include <deviceloop/kernels.h>
 
+#include "../accuracy.h"
 #include "../activations.h"
 #include "../elementwise.h"
 #include "../matrix_ops.h"
@@ -196,6 +197,26 @@ double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const
 }
 
 template <class T>
+std::int64_t count_right(const LossOfStep& loss, const T* prediction, const T* target, std::int64_t rows,
+                         std::int64_t columns) {
+  std::int64_t count = 0;
+  if (is_by_element(loss.kind)) {
+    for (std::int64_t i = 0; i < rows * columns; ++i) count += is_right(prediction[i], target[i]) ? 1 : 0;
+    return count;
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    Largest<T> predicted, wanted;
+    for (std::int64_t j = 0; j < columns; ++j) predicted.take(prediction[row * columns + j], j);
+    if (loss.has_classes)
+      wanted.index = static_cast<std::int64_t>(target[row]);
+    else
+      for (std::int64_t j = 0; j < columns; ++j) wanted.take(target[row * columns + j], j);
+    count += predicted.index == wanted.index ? 1 : 0;
+  }
+  return count;
+}
+
+template <class T>
 void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64_t columns) {
   constexpr std::int64_t kTerms = 32, kColumns = 64;
   for (std::int64_t begin = 0; begin < rows; begin += kTerms) {
@@ -228,6 +249,8 @@ template double square_sum(const float*, std::int64_t);
 template double square_sum(const double*, std::int64_t);
 template double take_loss(const LossOfStep&, float*, const float*, const float*, std::int64_t, std::int64_t);
 template double take_loss(const LossOfStep&, double*, const double*, const double*, std::int64_t, std::int64_t);
+template std::int64_t count_right(const LossOfStep&, const float*, const float*, std::int64_t, std::int64_t);
+template std::int64_t count_right(const LossOfStep&, const double*, const double*, std::int64_t, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);
 template void add_column_sums(double*, const double*, std::int64_t, std::int64_t);
 

@@ -44,6 +44,11 @@ template <class T>
 double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, std::int64_t rows,
                  std::int64_t columns);
 
+/// How many predictions [rows, columns] are right; see counted_predictions().
+template <class T>
+std::int64_t count_right(const LossOfStep& loss, const T* prediction, const T* target, std::int64_t rows,
+                         std::int64_t columns);
+
 /// sums[column] += the column's sum over the rows of a panel: 32 rows at a time in T, from there in double.
 template <class T>
 void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64_t columns);

@@ -104,6 +104,16 @@ void check_optimizer(const Optimizer& optimizer, Precision precision) {
     throw InvalidArgument("the optimizer 'gradient_descent' has no weight decay and does not clip; choose 'sgd'");
 }
 
+void check_watch(const Watch& watch) {
+  if (watch.every < 0)
+    throw InvalidArgument("the steps between evaluations are " + std::to_string(watch.every) +
+                          "; they must not be negative, and 0 is automatic");
+  if (watch.patience < 0)
+    throw InvalidArgument("the patience is " + std::to_string(watch.patience) +
+                          " evaluations; it must not be negative, and 0 is no limit");
+  check_range("loss to end a run at", watch.target_loss.value_or(0), Precision::fp64, is_finite, "finite");
+}
+
 void validate(const NetworkSpec& network, const TrainingSpec& training, std::optional<ExecutorKind> forced) {
   check_known("activation", network.activation);
   check_known("output activation", network.output_activation);
@@ -139,6 +149,7 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
                           name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
                           "a larger one, or 0 for none");
   check_optimizer(training.optimizer, training.precision);
+  check_watch(training.watch);
   check_range("delta of the Huber loss", training.huber_delta, training.precision, is_above_0, "finite and above 0");
   if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
     throw InvalidArgument(

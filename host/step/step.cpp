@@ -142,17 +142,6 @@ class StepBuilder {
     return op;
   }
 
-  double loss_scale() const {
-    switch (training_.reduction) {
-      case Reduction::sum:
-        return 1;
-      case Reduction::mean:
-        break;
-    }
-    const auto rows = static_cast<double>(batch());
-    return 1 / (is_by_element(training_.loss) ? rows * static_cast<double>(network_.widths.back()) : rows);
-  }
-
   void add_operations() {
     if (step_.gram) make_gram_operations();
     std::vector<StepOperation>& operations = step_.operations;
@@ -173,7 +162,7 @@ class StepBuilder {
     if (loss.activation) loss.kept = layer(last()).kept;
     loss.b = step_.y;
     loss.out = layer(last()).gradient;
-    loss.loss = {training_.loss, loss_scale(), training_.huber_delta, training_.class_targets};
+    loss.loss = loss_of(network_, training_, batch(), training_.class_targets);
     operations.push_back(loss);
     for (int index = last(); index >= 0; --index) add_backward(index);
   }
@@ -319,6 +308,25 @@ bool has_minibatches(const TrainingSpec& training) {
 
 std::int64_t batch_of(const TrainingSpec& training) {
   return training.samples > 0 && training.batch_size != 0 ? training.batch_size : training.samples;
+}
+
+namespace {
+
+double loss_scale(const NetworkSpec& network, const TrainingSpec& training, std::int64_t rows) {
+  switch (training.reduction) {
+    case Reduction::sum:
+      return 1;
+    case Reduction::mean:
+      break;
+  }
+  const auto terms = static_cast<double>(rows);
+  return 1 / (is_by_element(training.loss) ? terms * static_cast<double>(network.widths.back()) : terms);
+}
+
+}  // namespace
+
+LossOfStep loss_of(const NetworkSpec& network, const TrainingSpec& training, std::int64_t rows, bool has_classes) {
+  return {training.loss, loss_scale(network, training, rows), training.huber_delta, has_classes};
 }
 
 Step make_step(const NetworkSpec& network, const TrainingSpec& training) {

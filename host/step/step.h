@@ -133,6 +133,9 @@ bool has_minibatches(const TrainingSpec& training);
 /// Rows of a step; 0 without samples.
 std::int64_t batch_of(const TrainingSpec& training);
 
+/// The loss of so many rows together.
+LossOfStep loss_of(const NetworkSpec& network, const TrainingSpec& training, std::int64_t rows, bool has_classes);
+
 /// The specifications have been validated.
 Step make_step(const NetworkSpec& network, const TrainingSpec& training);
 

@@ -177,6 +177,20 @@ constexpr std::int64_t kMaxWidth = 2147483647;
 constexpr int kMaxThreads = 256;
 /// @}
 
+/// What a run does with validation data (Trainer::set_validation), and what may end it before its last step. Both
+/// happen at its borders: after every `every` steps, counted as in Schedule.
+struct Watch {
+  /// 0: with minibatches after each step that completes an epoch, else after 100 steps.
+  std::int64_t every = 0;
+  /// The run ends after so many evaluations in a row of which none had a smaller loss than all before; 0: it does not.
+  std::int64_t patience = 0;
+  /// The run ends where the loss of the validation data, without them that of the step before the border, is at most
+  /// this.
+  std::optional<double> target_loss{};
+  /// Whether the parameters that had the smallest loss of the validation data are kept, for Trainer::restore_best.
+  bool keep_best = false;
+};
+
 /// One training run. The number of steps is not part of it; it is an argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
@@ -193,6 +207,7 @@ struct TrainingSpec {
   std::int64_t batch_size = 0;
   bool shuffle = true;
   /// @}
+  Watch watch{};
   Precision precision = Precision::fp32;
   Formulation formulation = Formulation::primal;
   /// Only with `gram`: this many steps after Z was last computed from W and b, it is computed from them again, which

@@ -26,6 +26,24 @@ struct PreparationStage {
   double ms = 0;
 };
 
+/// The loss of all validation data together, with the run's loss and reduction.
+struct Evaluation {
+  std::int64_t steps = 0;  ///< that were done before it, over all calls of Trainer::train
+  double loss = 0;
+  /// With Loss::cross_entropy the share of the rows whose largest prediction is the right class's (of rows of
+  /// probabilities, the largest one's; the first of equal ones), with Loss::binary_cross_entropy the share of the
+  /// predictions that are above 0 where the target is at least 1/2 and only there. Empty with other losses.
+  std::optional<double> accuracy{};
+};
+
+/// Why a call of Trainer::train ended.
+enum class EndOfRun {
+  all_steps,    ///< they were done
+  callback,     ///< the callback returned false
+  patience,     ///< see Watch::patience
+  target_loss,  ///< see Watch::target_loss
+};
+
 /// What one call of Trainer::train did.
 struct TrainReport {
   Plan plan{};                  ///< what ran it
@@ -44,7 +62,8 @@ struct TrainReport {
   /// @}
   /// Number of the first step whose loss is NaN or infinite. Divergence is reported here; it is not an error.
   std::optional<std::int64_t> first_non_finite_step{};
-  bool stopped = false;  ///< the callback returned false
+  EndOfRun end = EndOfRun::all_steps;
+  std::vector<Evaluation> evaluations{};  ///< at the borders that the run came to, in order
   /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, one line each; with the
   /// plan `persistent`: one line that says how a launch divides a step among its blocks.
   std::vector<std::string> algorithms{};
@@ -57,10 +76,11 @@ struct TrainReport {
 
 /// What the callback of Trainer::train sees.
 struct TrainProgress {
-  std::int64_t first_step = 0;       ///< number of the step that losses[0] belongs to
-  std::span<const double> losses{};  ///< of the steps since the last call
-  std::int64_t steps_done = 0;       ///< of this call of train
-  std::int64_t steps_total = 0;      ///< requested of this call of train
+  std::int64_t first_step = 0;                ///< number of the step that losses[0] belongs to
+  std::span<const double> losses{};           ///< of the steps since the last call
+  std::span<const Evaluation> evaluations{};  ///< since the last call
+  std::int64_t steps_done = 0;                ///< of this call of train
+  std::int64_t steps_total = 0;               ///< requested of this call of train
 };
 
 /// Return false to stop the run.
@@ -94,6 +114,12 @@ class DEVICELOOP_EXPORT Trainer {
   /// TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row and column) and
   /// for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
   void set_data(ConstMatrix x, ConstMatrix y);
+
+  /// Takes a copy of validation data, as set_data takes x and y; with Loss::cross_entropy y may be classes or
+  /// probabilities, whichever set_data gets. From then on train() evaluates them at the borders that
+  /// TrainingSpec::watch sets, in the executor's memory; the steps do not wait for it. Evaluations so far are
+  /// forgotten. No rows: none any more. Throws as set_data does.
+  void set_validation(ConstMatrix x, ConstMatrix y);
 
   /// Does the work that is done only once, so that the first step takes as long as any other: makes the executor of the
   /// plan, with its memory and threads; on a GPU also creates the context, loads libraries and kernels, chooses the
@@ -141,9 +167,10 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// Runs `steps` steps, each with TrainingSpec::batch_size samples, and returns their losses. Needs set_data.
   /// `callback` is called after every `steps_per_callback` steps (0: as many as take about 50 ms, at most 4096) and may
-  /// stop the run; without a callback, the host does not wait between steps. Throws InvalidArgument for a negative
-  /// number, without data, and if the losses do not fit into memory. A loss that is not finite does not end the run:
-  /// see TrainReport::first_non_finite_step.
+  /// stop the run; without a callback, the host does not wait between steps, but for the rules of TrainingSpec::watch,
+  /// which it looks at after each border. Throws InvalidArgument for a negative number, without data, if the losses do
+  /// not fit into memory, and if those rules need validation data and there are none. A loss that is not finite does
+  /// not end the run: see TrainReport::first_non_finite_step.
   ///
   /// On the CPU, OpenBLAS built with pthreads (and versions 0.3.22 and 0.3.23 built with OpenMP) has one number of
   /// threads for the whole process. A run sets it to 1 while steps run, and back to the application's number while
@@ -160,6 +187,17 @@ class DEVICELOOP_EXPORT Trainer {
   /// The loss of the current parameters, of the samples that the next step would take: what it would report. Needs
   /// set_data.
   double loss();
+
+  /// The validation data with the current parameters. It does not count for Watch. Needs set_validation.
+  Evaluation evaluate();
+
+  /// The evaluation with the smallest loss (the first of equal ones) of all at borders since the parameters were drawn,
+  /// loaded or written, or set_data or set_validation was called; empty if there is none with a finite loss.
+  std::optional<Evaluation> best() const;
+
+  /// The parameters of best() again, with which the optimizer begins anew, as after load_weights. Needs
+  /// Watch::keep_best. Throws InvalidArgument where there is no best().
+  void restore_best();
 
   /// out [rows, outputs] = network(x [rows, in_features]), for any number of rows, with or without data set. Throws
   /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision, and as

@@ -1,0 +1,35 @@
+// The executors that suites of parameterized tests run on.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <ostream>
+
+#include <deviceloop/deviceloop.h>
+
+#include "support/gpu.h"
+
+namespace deviceloop {
+
+struct Where {
+  ExecutorKind kind;
+  PersistentForm form = PersistentForm::automatic;
+  int threads = 1;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Where& where) {
+  out << name(where.kind);
+  if (where.kind == ExecutorKind::cpu) return out << "_threads_" << where.threads;
+  return where.kind == ExecutorKind::persistent ? out << "_" << name(where.form) : out;
+}
+
+/// Skips the test where the machine does not have it. For SetUp, which must return behind it.
+inline void require(const Where& where) {
+  if (where.kind == ExecutorKind::cpu) return;
+  const DeviceCaps machine = query_device_caps();
+  testing::require_gpu(machine.no_gpu_reason);
+  if (!machine.gpus.empty() && where.form == PersistentForm::cluster && machine.gpus[0].compute_capability < 90)
+    GTEST_SKIP() << "this GPU has no room for any problem of the test: it has no clusters";
+}
+
+}  // namespace deviceloop
