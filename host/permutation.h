@@ -52,19 +52,24 @@ DEVICELOOP_HOST_DEVICE inline PhiloxWords philox(PhiloxWords counter, std::uint6
   return counter;
 }
 
-/// The sample, of 0 .. samples - 1, that an epoch takes as its `index`: for each seed and epoch a permutation of the
-/// indices 0 .. samples - 1. samples is from 1 to 2^40, epoch not negative.
-DEVICELOOP_HOST_DEVICE inline std::int64_t sample_of(std::uint64_t seed, std::int64_t samples, std::int64_t epoch,
-                                                     std::int64_t index) {
-  // q / 2, bit by bit.
-  std::uint64_t half = 0;
-  for (std::uint64_t bit = std::uint64_t{1} << 20; bit != 0; bit >>= 1)
-    if (4 * (half + bit) * (half + bit) < static_cast<std::uint64_t>(samples)) half += bit;
-  const auto q = static_cast<std::uint32_t>(2 * (half + 1));
+/// The network of so many samples, from 1 to 2^40.
+struct SampleNetwork {
+  std::uint32_t q = 2;
   std::uint32_t rounds = 4;
-  for (std::uint64_t power = 1; power < std::uint64_t{1} << 16; power *= q) ++rounds;
-  const auto epoch_low = static_cast<std::uint32_t>(epoch), epoch_high = static_cast<std::uint32_t>(epoch >> 32);
-  do {
+
+  DEVICELOOP_HOST_DEVICE static SampleNetwork of(std::int64_t samples) {
+    // q / 2, bit by bit.
+    std::uint64_t half = 0;
+    for (std::uint64_t bit = std::uint64_t{1} << 20; bit != 0; bit >>= 1)
+      if (4 * (half + bit) * (half + bit) < static_cast<std::uint64_t>(samples)) half += bit;
+    SampleNetwork network{static_cast<std::uint32_t>(2 * (half + 1)), 4};
+    for (std::uint64_t power = 1; power < std::uint64_t{1} << 16; power *= network.q) ++network.rounds;
+    return network;
+  }
+
+  /// What it makes of an index below q^2.
+  DEVICELOOP_HOST_DEVICE std::int64_t permuted(std::uint64_t seed, std::int64_t epoch, std::int64_t index) const {
+    const auto epoch_low = static_cast<std::uint32_t>(epoch), epoch_high = static_cast<std::uint32_t>(epoch >> 32);
     auto left = static_cast<std::uint32_t>(index / q), right = static_cast<std::uint32_t>(index % q);
     for (std::uint32_t round = 0; round < rounds; ++round) {
       const std::uint32_t word = philox({{epoch_low, epoch_high, right, 1 + round}}, seed).words[0];
@@ -72,8 +77,17 @@ DEVICELOOP_HOST_DEVICE inline std::int64_t sample_of(std::uint64_t seed, std::in
       left = right;
       right = sum >= q ? sum - q : sum;
     }
-    index = static_cast<std::int64_t>(left) * q + right;
-  } while (index >= samples);
+    return static_cast<std::int64_t>(left) * q + right;
+  }
+};
+
+/// The sample, of 0 .. samples - 1, that an epoch takes as its `index`: for each seed and epoch a permutation of the
+/// indices 0 .. samples - 1. samples is from 1 to 2^40, epoch not negative.
+DEVICELOOP_HOST_DEVICE inline std::int64_t sample_of(std::uint64_t seed, std::int64_t samples, std::int64_t epoch,
+                                                     std::int64_t index) {
+  const SampleNetwork network = SampleNetwork::of(samples);
+  do index = network.permuted(seed, epoch, index);
+  while (index >= samples);
   return index;
 }
 
@@ -89,6 +103,9 @@ struct BatchOrder {
     const std::int64_t epoch = position / samples, index = position - epoch * samples;
     return shuffled ? sample_of(seed, samples, epoch, index) : index;
   }
+
+  /// Those at `count` positions, several at a time: on the host the fastest way.
+  void take(std::int64_t position, std::int64_t count, std::int64_t* out) const;
 };
 
 }  // namespace deviceloop

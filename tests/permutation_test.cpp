@@ -222,6 +222,22 @@ TEST(SampleOf, AnswersAsRecorded) {
   EXPECT_GE(checked, 200);
 }
 
+TEST(BatchOrder, TakesManyPositionsAsItTakesOne) {
+  for (const std::int64_t samples : {1, 2, 5, 31, 32, 33, 250, 1000, 60000})
+    for (const bool shuffled : {false, true}) {
+      const BatchOrder order{0xfedcba9876543210u, samples, shuffled};
+      for (const std::int64_t position :
+           {std::int64_t{0}, samples - 1, 3 * samples / 2, (std::int64_t{1} << 33) * samples + samples / 3})
+        for (const std::int64_t count : {1, 31, 32, 33, 100}) {
+          std::vector<std::int64_t> taken(static_cast<std::size_t>(count) + 1, -7);
+          order.take(position, count, taken.data());
+          for (std::int64_t i = 0; i < count; ++i)
+            ASSERT_EQ(taken[static_cast<std::size_t>(i)], order.sample(position + i)) << samples << " " << position + i;
+          EXPECT_EQ(taken.back(), -7);
+        }
+    }
+}
+
 TEST(BatchOrder, CountsPositionsThroughTheEpochs) {
   const BatchOrder shuffled{11, 10, true}, plain{11, 10, false};
   for (std::int64_t position = 0; position < 100; ++position) {

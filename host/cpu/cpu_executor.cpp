@@ -255,9 +255,13 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   // The rows [first, first + count) of the step's batch.
   void gather(const StepOperation& op, T* out, std::int64_t first, std::int64_t count) const {
-    for (std::int64_t row = first; row < first + count; ++row, out += op.columns) {
-      const std::int64_t sample = layout_.step.order.sample(scalars_.step * op.rows + row);
-      std::copy_n(tensor(op.a) + sample * op.columns, op.columns, out);
+    constexpr std::int64_t kRows = 64;
+    std::int64_t samples[kRows];
+    for (std::int64_t begin = first; begin < first + count; begin += kRows) {
+      const std::int64_t rows = std::min(kRows, first + count - begin);
+      layout_.step.order.take(scalars_.step * op.rows + begin, rows, samples);
+      for (std::int64_t row = 0; row < rows; ++row, out += op.columns)
+        std::copy_n(tensor(op.a) + samples[row] * op.columns, op.columns, out);
     }
   }
 

@@ -38,6 +38,22 @@ template <class T, class Formula>
   for (std::int64_t i = 0; i < count; ++i) dh[i] = Formula::gradient(kept[i], dh[i]);
 }
 
+template <class T, class Optimizer>
+[[gnu::always_inline]] inline void take_updates(T* parameters, const std::array<T*, elementwise::kMostStates>& state,
+                                                const T* gradients, std::int64_t count,
+                                                const elementwise::StepScalars<T>& scalars) {
+  // Copies, which the compiler knows no store to change.
+  const std::array<T*, elementwise::kMostStates> of = state;
+  const elementwise::StepScalars<T> of_step = scalars;
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    T kept[elementwise::kMostStates];
+    for (std::size_t s = 0; s < Optimizer::kStates.size(); ++s) kept[s] = of[s][i];
+    Optimizer::update(parameters[i], kept, elementwise::clipped(gradients[i], of_step), of_step);
+    for (std::size_t s = 0; s < Optimizer::kStates.size(); ++s) of[s][i] = kept[s];
+  }
+}
+
 // The same loops, compiled for processors with fused multiply-add: by a function of the C library it takes ten times as
 // long. It is exact by definition, so that the results are the same.
 #if defined(__x86_64__)
@@ -49,6 +65,13 @@ template <class T, class Formula>
 template <class T, class Formula>
 [[gnu::target("avx2,fma"), gnu::flatten]] void take_gradients_by_fma(T* dh, const T* kept, std::int64_t count) {
   take_gradients<T, Formula>(dh, kept, count);
+}
+
+template <class T, class Optimizer>
+[[gnu::target("avx2,fma"), gnu::flatten]] void take_updates_by_fma(
+    T* parameters, const std::array<T*, elementwise::kMostStates>& state, const T* gradients, std::int64_t count,
+    const elementwise::StepScalars<T>& scalars) {
+  take_updates<T, Optimizer>(parameters, state, gradients, count, scalars);
 }
 
 bool has_fma() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -104,12 +127,11 @@ void update(OptimizerKind optimizer, T* parameters, const std::array<T*, element
     if constexpr (of.adds_gradient) {
       add_scaled(parameters, scalars.negative_rate, gradients, count);
     } else {
-      for (std::int64_t i = 0; i < count; ++i) {
-        T kept[elementwise::kMostStates];
-        for (std::size_t s = 0; s < of.kStates.size(); ++s) kept[s] = state[s][i];
-        of.update(parameters[i], kept, elementwise::clipped(gradients[i], scalars), scalars);
-        for (std::size_t s = 0; s < of.kStates.size(); ++s) state[s][i] = kept[s];
-      }
+      using Of = decltype(of);
+#if defined(__x86_64__)
+      if (has_fma()) return take_updates_by_fma<T, Of>(parameters, state, gradients, count, scalars);
+#endif
+      take_updates<T, Of>(parameters, state, gradients, count, scalars);
     }
   });
 }
