@@ -36,10 +36,15 @@ class Memory final : public cuda::DeviceExecutor<T> {
   void set_data(ConstMatrix, ConstMatrix) override {}
   void enqueue(std::int64_t, std::int64_t) override {}
   double loss(std::int64_t) override { return 0; }
-  void predict(ConstMatrix, Matrix) override {}
+  void write_state(int, ConstMatrix in) override {
+    this->alive([&] { this->upload_matrix(this->template at<T>(0), in); });
+  }
 
  private:
+  using Base = cuda::DeviceExecutor<T>;
   T* state_at(const ParameterInfo&) override { return this->template at<T>(0); }
+  typename Base::PredictRoom predict_room() const override { return {this->template at<T>(0), 1}; }
+  const T* enqueue_predict(std::int64_t) const override { return this->template at<T>(0); }
 };
 
 std::size_t most_allocated = 0;
