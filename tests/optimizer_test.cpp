@@ -90,6 +90,15 @@ TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
   }
 }
 
+// The graph's launch that updates all parameters sums the gradients of some biases itself: of at most eight layers, and
+// of so many rows, and leaves those of others to a launch of their own.
+TEST_P(Optimizers, FollowTheReferenceHoweverBiasGradientsAreSummed) {
+  if (is_persistent()) return;
+  const Optimizer adam{.kind = OptimizerKind::adam, .learning_rate = 0.02};
+  for (const std::int64_t samples : {256, 257, 600, 1024, 1025}) check(problem_of(adam, {3, 40, 2}, samples), 3, 1e-10);
+  check(problem_of(adam, std::vector<std::int64_t>(12, 3), 5), 5, 1e-10);
+}
+
 // Gram is exact for all that adds a multiple of the gradient, whatever its rate. Reprojections end launches early.
 TEST_P(Optimizers, SchedulesInTheGramFormulationFollowTheReference) {
   for (const OptimizerCase& each : cases_here()) {

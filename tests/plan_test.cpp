@@ -349,6 +349,27 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
 }
 
+TEST(GraphLayout, SumsBiasGradientsInTheLaunchThatUpdatesAll) {
+  NetworkSpec network = network_of({784, 128, 10});
+  network.bias = true;
+  const auto sums = [&](const Optimizer& optimizer, std::int64_t samples) {
+    TrainingSpec training = training_of(samples);
+    training.optimizer = optimizer;
+    int alone = 0, within = 0;
+    for (const GraphOperation& op : make_graph_layout(network, training).operations) {
+      alone += op.kind == GraphOperation::Kind::column_sums;
+      within += static_cast<int>(op.summed.size());
+    }
+    return std::pair(alone, within);
+  };
+  const Optimizer adam{.kind = OptimizerKind::adam}, clipped{.kind = OptimizerKind::adam, .clip_norm = 1};
+  EXPECT_EQ(sums(adam, 64), std::pair(0, 2));
+  EXPECT_EQ(sums(adam, 1024), std::pair(0, 2));
+  EXPECT_EQ(sums(adam, 1025), std::pair(1, 1));  // of 128 columns in five tiles of rows
+  EXPECT_EQ(sums(clipped, 64), std::pair(2, 0));
+  EXPECT_EQ(sums({}, 64), std::pair(2, 0));
+}
+
 // The launch of a narrow layer knows ReLU's marks alone: through any other activation the gradient goes by another one.
 TEST(GraphLayout, ANarrowLayerTakesTheGradientThroughReluAlone) {
   for (const Activation activation : {Activation::relu, Activation::tanh, Activation::silu}) {

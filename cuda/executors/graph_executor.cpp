@@ -213,8 +213,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void update(const GraphOperation& op, const Scalars* scalars) const {
     OptimizerState<T> state{};
     for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
-    launch_update(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), scalars, op.rows * op.columns,
-                  stream());
+    std::vector<SummedGradient<T>> summed;
+    for (const GraphOperation::Summed& of : op.summed)
+      summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
+    launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), summed, scalars,
+                     op.rows * op.columns, stream());
   }
 
   void enqueue_launch(const GraphOperation& op, const Scalars* scalars) const {

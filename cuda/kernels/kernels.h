@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <span>
 
 #include <deviceloop/spec.h>
 
@@ -36,12 +37,22 @@ struct OptimizerState {
   T* values[elementwise::kMostStates];
 };
 
+/// Gradients that an update computes by itself: that of the parameter `first` + j is the sum of column j of a matrix
+/// [rows, columns], with at most kMostSummedTiles tiles of rows by row_sum_layout(). In parameters and state the range
+/// begins at a multiple of 16 bytes and is followed by nothing up to the next.
+template <class T>
+struct SummedGradient {
+  const T* matrix;
+  std::int64_t first, rows, columns;
+};
+
 /// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
-/// multiplied by *factor first, unless that is null. `scalars`, here and below, are in device memory.
+/// multiplied by *factor first, unless that is null. Of the ranges of `summed`, at most kMostSummedGradients,
+/// `gradients` are not read; they need `factor` to be null. `scalars`, here and below, are in device memory.
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, const elementwise::StepScalars<T>* scalars, std::int64_t count,
-                   cudaStream_t stream);
+                   const T* factor, std::span<const SummedGradient<T>> summed,
+                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream);
 
 /// *factor = clip_factor(the sum of the squares of the gradients, clip_norm). `slots` holds square_sum_slots(count)
 /// doubles, and is not used where that is 0.

@@ -12,35 +12,105 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// A thread takes one group of parameters. All pointers are aligned to 16 bytes.
-template <class T, int width, class Optimizer>
+template <class Optimizer>
+constexpr int kStates = std::tuple_size_v<std::remove_const_t<decltype(Optimizer::kStates)>>;
+
+/// The ranges that an update sums by itself. Their blocks, a tile of columns each, come after `first_block` others.
+template <class T>
+struct SummedGradients {
+  struct Range {
+    SummedGradient<T> gradient;
+    PanelLayout layout;
+  };
+  Range ranges[kMostSummedGradients];
+  std::int64_t count;
+  std::int64_t first_block;
+};
+
+struct ThreadSums {
+  double values[kThreads];
+};
+
+/// By a block: its columns' sums as column_sums_kernel adds them, tile of rows after tile of rows, and the update by
+/// them.
+template <class T, class Optimizer>
+__device__ void update_by_sums(T* parameters, const OptimizerState<T>& state, const SummedGradients<T>& summed,
+                               const elementwise::StepScalars<T>* scalars) {
+  auto& partial = shared<ThreadSums>().values;
+  const auto thread = static_cast<int>(thread_index());
+  std::int64_t across = std::int64_t{block_index()} - summed.first_block;
+  std::int64_t index = 0;
+  while (across >= summed.ranges[index].layout.tiles_across) across -= summed.ranges[index++].layout.tiles_across;
+  const SummedGradient<T>& of = summed.ranges[index].gradient;
+  const PanelLayout& layout = summed.ranges[index].layout;
+  double total = 0;
+  std::int64_t column = 0;
+  for (std::int64_t down = 0; down < layout.tiles_down; ++down) {
+    const PanelPlace place = panel_place(layout, of.rows, down * layout.tiles_across + across, thread);
+    column = place.column;
+    T sum = 0;
+    if (column < of.columns)
+#pragma unroll 8
+      for (std::int64_t row = place.row; row < place.end_row; row += place.row_step)
+        sum += of.matrix[row * of.columns + column];
+    partial[thread] = static_cast<double>(sum);
+    block_barrier();
+    if (thread < layout.threads_across) {
+      double tile = 0;
+      for (int other = thread; other < kThreads; other += layout.threads_across) tile += partial[other];
+      total += tile;
+    }
+    block_barrier();
+  }
+  if (thread >= layout.threads_across || column >= of.columns) return;
+  const std::int64_t parameter = of.first + column;
+  const elementwise::StepScalars<T> of_step = *scalars;
+  T kept[elementwise::kMostStates];
+#pragma unroll
+  for (int s = 0; s < kStates<Optimizer>; ++s) kept[s] = state.values[s][parameter];
+  T used = static_cast<T>(total);
+  if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
+  Optimizer::update(parameters[parameter], kept, used, of_step);
+#pragma unroll
+  for (int s = 0; s < kStates<Optimizer>; ++s) state.values[s][parameter] = kept[s];
+}
+
+/// A thread takes one group of parameters. All pointers are aligned to 16 bytes. With `sums` some blocks and no others
+/// take the ranges of `summed`.
+template <class T, int width, class Optimizer, bool sums>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor,
-                  const elementwise::StepScalars<T>* scalars, std::int64_t count) {
-  constexpr int kStates = std::tuple_size_v<std::remove_const_t<decltype(Optimizer::kStates)>>;
+                  SummedGradients<T> summed, const elementwise::StepScalars<T>* scalars, std::int64_t count) {
   const std::int64_t begin = (std::int64_t{block_index()} * kThreads + thread_index()) * width;
+  if constexpr (sums) {
+    if (block_index() >= summed.first_block) return update_by_sums<T, Optimizer>(parameters, state, summed, scalars);
+    for (std::int64_t index = 0; index < summed.count; ++index) {
+      const SummedGradient<T>& of = summed.ranges[index].gradient;
+      if (begin >= of.first && begin < of.first + of.columns) return;
+    }
+  }
   if (begin >= count) return;
   Group<T, width> parameter, gradient, states[elementwise::kMostStates];
   load_group<true>(parameter, parameters, begin, count);
   load_group<true>(gradient, gradients, begin, count);
 #pragma unroll
-  for (int s = 0; s < kStates; ++s) load_group<true>(states[s], state.values[s], begin, count);
+  for (int s = 0; s < kStates<Optimizer>; ++s) load_group<true>(states[s], state.values[s], begin, count);
   const elementwise::StepScalars<T> of_step = *scalars;
 #pragma unroll
   for (int i = 0; i < width; ++i) {
     T kept[elementwise::kMostStates];
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) kept[s] = states[s].values[i];
+    for (int s = 0; s < kStates<Optimizer>; ++s) kept[s] = states[s].values[i];
     T used = gradient.values[i];
     if (factor != nullptr) used *= *factor;
     if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
     Optimizer::update(parameter.values[i], kept, used, of_step);
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) states[s].values[i] = kept[s];
+    for (int s = 0; s < kStates<Optimizer>; ++s) states[s].values[i] = kept[s];
   }
   store_group<true>(parameters, parameter, begin, count);
 #pragma unroll
-  for (int s = 0; s < kStates; ++s) store_group<true>(state.values[s], states[s], begin, count);
+  for (int s = 0; s < kStates<Optimizer>; ++s) store_group<true>(state.values[s], states[s], begin, count);
 }
 
 struct WarpSums {
@@ -89,20 +159,32 @@ void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::in
 
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, const elementwise::StepScalars<T>* scalars, std::int64_t count,
-                   cudaStream_t stream) {
+                   const T* factor, std::span<const SummedGradient<T>> summed,
+                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream) {
+  constexpr int width = kVector<T>;
+  SummedGradients<T> ranges{};
+  ranges.count = static_cast<std::int64_t>(summed.size());
+  ranges.first_block = divide_up(count, std::int64_t{kThreads} * width);
+  std::int64_t blocks = ranges.first_block;
+  for (std::size_t index = 0; index < summed.size(); ++index) {
+    const PanelLayout layout = row_sum_layout(summed[index].rows, summed[index].columns);
+    ranges.ranges[index] = {summed[index], layout};
+    blocks += layout.tiles_across;
+  }
   elementwise::with_optimizer(optimizer, [&](auto of) {
-    constexpr int width = kVector<T>;
-    const std::int64_t blocks = divide_up(count, std::int64_t{kThreads} * width);
-    launch(update_kernel<T, width, decltype(of)>, {blocks, kThreads, 0}, stream, parameters, state, gradients, factor,
-           scalars, count);
+    using Of = decltype(of);
+    const auto kernel = summed.empty() ? update_kernel<T, width, Of, false> : update_kernel<T, width, Of, true>;
+    launch(kernel, {blocks, kThreads, summed.empty() ? 0 : static_cast<int>(sizeof(ThreadSums))}, stream, parameters,
+           state, gradients, factor, ranges, scalars, count);
   });
 }
 
 template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*, const float*,
-                            const elementwise::StepScalars<float>*, std::int64_t, cudaStream_t);
+                            std::span<const SummedGradient<float>>, const elementwise::StepScalars<float>*,
+                            std::int64_t, cudaStream_t);
 template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*, const double*,
-                            const elementwise::StepScalars<double>*, std::int64_t, cudaStream_t);
+                            std::span<const SummedGradient<double>>, const elementwise::StepScalars<double>*,
+                            std::int64_t, cudaStream_t);
 
 template void launch_clip_factor(float*, const float*, double, std::int64_t, double*, cudaStream_t);
 template void launch_clip_factor(double*, const double*, double, std::int64_t, double*, cudaStream_t);

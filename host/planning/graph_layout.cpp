@@ -232,6 +232,17 @@ class Lowering {
     below_ = kNoOperand;
   }
 
+  /// Few rows are summed by the launch that updates all parameters, unless it first needs the norm of all gradients.
+  void add_bias_update(const StepOperation& op) {
+    const std::uint64_t out = gradient_of(op);
+    const bool is_updated_later = out != layout_.at(op.out);
+    if (is_updated_later && clip_norm_ == 0 && update_->summed.size() < cuda::kMostSummedGradients &&
+        cuda::row_sum_layout(op.rows, op.columns).tiles_down <= cuda::kMostSummedTiles)
+      update_->summed.push_back({layout_.at(op.a), layout_.at(op.out), op.rows, op.columns});
+    else
+      add_column_sums(op, out);
+  }
+
   void add_column_sums(const StepOperation& op, std::uint64_t out) {
     GraphOperation& launch = push(Kind::column_sums, op, out, op.rows, op.columns);
     launch.a = layout_.at(op.a);
@@ -262,7 +273,7 @@ class Lowering {
                                  : elementwise::adds_gradient(op.optimizer) ? "update of its weights"
                                                                             : "gradient of its weights");
       case StepOperation::Kind::bias_update:
-        return add_column_sums(op, gradient_of(op));
+        return add_bias_update(op);
       case StepOperation::Kind::sum_update:
         push(Kind::update, op, layout_.at(op.out), op.rows, op.columns).a = layout_.at(op.a);
         return;
@@ -348,6 +359,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::update:
       moved =
           (3 + 2 * static_cast<double>(elementwise::states_of(op.optimizer).size())) * elements(op.rows, op.columns);
+      for (const GraphOperation::Summed& of : op.summed) moved += elements(of.rows, of.columns);
       break;
     case Kind::gemm:
       node.kind = GraphNode::Kind::product;

@@ -33,7 +33,8 @@ struct GraphOperation {
     through_activation,  ///< out = b times the activation's derivative, which follows from a
     column_sums,         ///< the column sums of a
     clip_factor,         ///< out = what all gradients a are multiplied by, so that their norm is at most clip_norm
-    update,              ///< by the optimizer: out and `state` by the gradient a, times b if there is one
+    update,              ///< by the optimizer: out and `state` by the gradient a, times b if there is one; `summed`
+                         ///< are gradients that the launch computes by itself
     copy,                ///< out = a
   };
 
@@ -54,6 +55,12 @@ struct GraphOperation {
   std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
   LossOfStep loss{};
+  /// Of `update`: a matrix whose column sums are the gradient of the parameter at `out`.
+  struct Summed {
+    std::uint64_t matrix = kNoOperand, out = kNoOperand;
+    std::int64_t rows = 0, columns = 0;
+  };
+  std::vector<Summed> summed{};
   double clip_norm = 0;      ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
   bool transpose_a = false;  ///< of a gemm: a is [inner, rows]

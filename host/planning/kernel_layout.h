@@ -97,6 +97,11 @@ constexpr PanelLayout row_sum_layout(std::int64_t rows, std::int64_t columns) {
   return panel_layout(rows, columns, 32, kTerms);
 }
 
+/// What an update sums by itself: so many gradients at most, of at most so many tiles of rows, which a block takes one
+/// after the other.
+inline constexpr int kMostSummedGradients = 8;
+inline constexpr std::int64_t kMostSummedTiles = 4;
+
 /// How the partial sums of an output, `slots` of them, are added: by `lanes` threads.
 struct SlotLayout {
   int lanes = 1;  ///< a power of two
