@@ -72,6 +72,20 @@ TEST_F(ReadSafetensors, ReadsTensorsInOrderOfTheirNames) {
   EXPECT_EQ(text_of(tensors[2].bytes), "xy");
 }
 
+TEST_F(ReadSafetensors, KeepsMetadata) {
+  const auto metadata = [&](const std::string& header) {
+    return SafeTensorsFile(folder_.write("x.safetensors", safetensors(header, ""))).metadata();
+  };
+  EXPECT_EQ(metadata("{}"), SafeTensorsMetadata{});
+  EXPECT_EQ(metadata(R"({"__metadata__":{}})"), SafeTensorsMetadata{});
+  EXPECT_EQ(
+      metadata(R"({"__metadata__":{"format":"pt","b":"","a \"\u00e4\n":"{\"x\":[1,\u0000]}"}})"),
+      (SafeTensorsMetadata{
+          {"format", "pt"}, {"b", ""}, {"a \"\xc3\xa4\n", std::string("{\"x\":[1,") + '\0' + std::string("]}")}}));
+  const std::string large(1'000'000, '[');
+  EXPECT_EQ(metadata(R"({"__metadata__":{"a":")" + large + "\"}}").at("a"), large);
+}
+
 TEST_F(ReadSafetensors, ReadsFilesWithoutElements) {
   EXPECT_EQ(read(safetensors("{}", "")).size(), 0u);
   EXPECT_EQ(read(safetensors(R"({"__metadata__":{}})", "")).size(), 0u);
@@ -305,6 +319,32 @@ TEST_F(WriteSafetensors, WritesTheFormat) {
   EXPECT_EQ(back[0].name, tensors[1].name);
   EXPECT_EQ(back[1].bytes, tensors[0].bytes);
   EXPECT_EQ(back[2].shape, tensors[2].shape);
+}
+
+TEST_F(WriteSafetensors, WritesMetadataInTheOrderOfItsKeys) {
+  const std::string path = folder_ / "x.safetensors";
+  const auto written = [&](const SafeTensorsMetadata& metadata) {
+    OutputFile file(path);
+    write_safetensors(file, {}, metadata);
+    file.commit();
+    return read_all(path);
+  };
+  const SafeTensorsMetadata metadata{{"format", "pt"}, {"a \"", "{\"b\":1}\n"}, {"empty", ""}};
+  const std::string header = R"({"__metadata__":{"a \"":"{\"b\":1}\n","empty":"","format":"pt"}})";
+  EXPECT_EQ(written(metadata).substr(8, header.size()), header);
+  EXPECT_EQ(SafeTensorsFile(path).metadata(), metadata);
+  EXPECT_EQ(written({}), safetensors(R"({"__metadata__":{}}     )", ""));
+  OutputFile file(folder_ / "y");
+  EXPECT_MENTIONS(refusal(file.path() + ": ",
+                          [&] {
+                            write_safetensors(file, {}, {{"a\xff", "b"}});
+                          }),
+                  "'a\\xff' is not UTF-8; give the metadata another key");
+  EXPECT_MENTIONS(refusal(file.path() + ": ",
+                          [&] {
+                            write_safetensors(file, {}, {{"a", "\xff"}});
+                          }),
+                  "'\\xff' is not UTF-8; give the metadata another text");
 }
 
 TEST_F(WriteSafetensors, RefusesWhatCouldNotBeReadBack) {

@@ -59,6 +59,7 @@ class HeaderHandler {
   using binary_t = nlohmann::json::binary_t;
 
   std::vector<Entry>& entries() { return entries_; }
+  SafeTensorsMetadata& metadata() { return metadata_; }
   const std::string& problem() const { return problem_; }
 
   bool null() { return unexpected("null"); }
@@ -77,7 +78,10 @@ class HeaderHandler {
     return true;
   }
   bool string(string_t& value) {
-    if (place_ == Place::metadata) return true;
+    if (place_ == Place::metadata) {
+      text_->second = std::move(value);
+      return true;
+    }
     if (place_ != Place::tensor || field_ != kDtype) return unexpected("a text");
     entries_.back().info.dtype = std::move(value);
     return true;
@@ -103,8 +107,11 @@ class HeaderHandler {
           return true;
         }
         return std::exchange(metadata_seen_, true) ? refuse("its header has '__metadata__' twice") : true;
-      case Place::metadata:
-        return metadata_keys_.insert(value).second ? true : refuse("'__metadata__' has " + in_quotes(value) + " twice");
+      case Place::metadata: {
+        const auto [text, is_new] = metadata_.try_emplace(value);
+        text_ = text;
+        return is_new ? true : refuse("'__metadata__' has " + in_quotes(value) + " twice");
+      }
       default:
         field_ = value == "dtype" ? kDtype : value == "shape" ? kShape : value == "data_offsets" ? kOffsets : 0;
         if (field_ == 0) return refuse(name() + " has the unknown key " + in_quotes(value));
@@ -163,7 +170,8 @@ class HeaderHandler {
   std::string name() const { return in_quotes(entries_.back().info.name); }
 
   std::vector<Entry> entries_;
-  std::set<std::string> metadata_keys_;
+  SafeTensorsMetadata metadata_;
+  SafeTensorsMetadata::iterator text_;  // of the last key
   std::string problem_;
   Place place_ = Place::start;
   unsigned field_ = 0;   // of the tensor being read, by the last key
@@ -267,6 +275,7 @@ void SafeTensorsFile::read_header() {
     entry.info.bytes = static_cast<std::uint64_t>(entry.offsets[1] - entry.offsets[0]);
     tensors_.push_back(std::move(entry.info));
   }
+  metadata_ = std::move(handler.metadata());
 }
 
 std::vector<std::byte> SafeTensorsFile::read(const SafeTensorInfo& tensor) const {
@@ -283,11 +292,22 @@ std::vector<SafeTensor> read_safetensors(const std::string& path) {
   return tensors;
 }
 
-void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors) {
+void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors, const SafeTensorsMetadata& metadata) {
   const auto refuse = [&](const std::string& problem) {
     throw InvalidArgument(printable(file.path()) + ": " + problem);
   };
-  std::string header = R"({"__metadata__":{"format":"pt"})";
+  const auto quoted = [&](const std::string& text, const char* remedy) {
+    try {
+      return nlohmann::json(text).dump();
+    } catch (const nlohmann::json::exception&) {
+      throw InvalidArgument(printable(file.path()) + ": " + in_quotes(text) + " is not UTF-8; " + remedy);
+    }
+  };
+  std::string header = R"({"__metadata__":{)";
+  for (const auto& [key, text] : metadata)
+    header += (header.back() == '{' ? "" : ",") + quoted(key, "give the metadata another key") + ":" +
+              quoted(text, "give the metadata another text");
+  header += "}";
   std::set<std::string_view> names;
   std::uint64_t offset = 0;
   for (const SafeTensor& tensor : tensors) {
@@ -302,13 +322,8 @@ void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors) {
     if (negative || tensor_size(tensor.shape, element) != tensor.bytes.size())
       refuse(in_quotes(tensor.name) + " with shape " + shape_text(tensor.shape) + " and dtype " + tensor.dtype +
              " has " + std::to_string(tensor.bytes.size()) + " bytes; give it as many as its shape takes");
-    std::string name;
-    try {
-      name = nlohmann::json(tensor.name).dump();
-    } catch (const nlohmann::json::exception&) {
-      refuse(in_quotes(tensor.name) + " is not UTF-8; give the tensor another name");
-    }
-    header += "," + name + R"(:{"dtype":")" + tensor.dtype + R"(","shape":[)";
+    header +=
+        "," + quoted(tensor.name, "give the tensor another name") + R"(:{"dtype":")" + tensor.dtype + R"(","shape":[)";
     for (std::size_t i = 0; i < tensor.shape.size(); ++i)
       header += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
     const std::uint64_t end = offset + tensor.bytes.size();
@@ -319,7 +334,7 @@ void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors) {
   header.append((8 - header.size() % 8) % 8, ' ');
   if (header.size() > kLargestHeader)
     refuse("the header takes " + std::to_string(header.size()) + " bytes, at most " + std::to_string(kLargestHeader) +
-           " are allowed; write fewer tensors to a file");
+           " are allowed; write fewer tensors or less metadata to a file");
   std::string length;
   for (int i = 0; i < 8; ++i) length += static_cast<char>(header.size() >> (8 * i) & 0xff);
   file.write(length + header);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,6 +31,9 @@ struct SafeTensor {
   std::vector<std::byte> bytes;  ///< row-major, little-endian
 };
 
+/// What a file says beside its tensors: texts by their keys, under "__metadata__" in its header.
+using SafeTensorsMetadata = std::map<std::string, std::string>;
+
 /// A file whose header has been read and checked; the tensors' bytes are read one by one.
 class SafeTensorsFile {
  public:
@@ -43,6 +47,8 @@ class SafeTensorsFile {
 
   /// In order of their names.
   const std::vector<SafeTensorInfo>& tensors() const { return tensors_; }
+  /// As the file has it, whatever program wrote it; no longer than the header.
+  const SafeTensorsMetadata& metadata() const { return metadata_; }
   std::vector<std::byte> read(const SafeTensorInfo& tensor) const;
   /// As T, float or double, from the type that the tensor has.
   template <class T>
@@ -59,13 +65,16 @@ class SafeTensorsFile {
   std::unique_ptr<const InputFile> file_;  // null: the caller has it
   const ByteSource& source_;
   std::vector<SafeTensorInfo> tensors_;
+  SafeTensorsMetadata metadata_;
 };
 
 /// All tensors of a file, in order of their names. Throws as SafeTensorsFile does.
 std::vector<SafeTensor> read_safetensors(const std::string& path);
 
-/// Writes the tensors in the order given. The caller commits. Throws InvalidArgument, before it writes, for tensors
-/// that read_safetensors would refuse.
-void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors);
+/// Writes the metadata in the order of its keys, then the tensors in the order given. The caller commits. Throws
+/// InvalidArgument, before it writes, for tensors that read_safetensors would refuse and for metadata that is not
+/// UTF-8.
+void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors,
+                       const SafeTensorsMetadata& metadata = {{"format", "pt"}});
 
 }  // namespace deviceloop
