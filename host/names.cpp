@@ -1,5 +1,7 @@
 #include "names.h"
 
+#include <algorithm>
+
 namespace deviceloop {
 
 // No default: -Werror=switch has every value of an enum named here.
@@ -172,6 +174,18 @@ const char* name_or_null(ExecutorKind kind) {
       return "persistent";
   }
   return nullptr;
+}
+
+std::string activation_text(Activation activation) {
+  std::string name = name_or_null(activation);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+std::optional<Activation> activation_named(std::string_view text) {
+  for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number)
+    if (text == activation_text(static_cast<Activation>(number))) return static_cast<Activation>(number);
+  return std::nullopt;
 }
 
 namespace {

@@ -1,7 +1,9 @@
 // Names of the values of a specification, for messages, and whether a number is one of them.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
@@ -24,6 +26,11 @@ const char* name_or_null(DeviceKind kind);
 const char* name_or_null(PersistentForm form);
 const char* name_or_null(ExecutorKind kind);
 /// @}
+
+/// "leaky-relu": as the command's options and weights files have it. The activation is one of its enum.
+std::string activation_text(Activation activation);
+/// The activation of such a name.
+std::optional<Activation> activation_named(std::string_view text);
 
 /// "'relu'", or "number 7".
 template <class Enum>

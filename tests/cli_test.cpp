@@ -29,6 +29,7 @@
 #include "files/npy.h"
 #include "files/reader.h"
 #include "files/safetensors.h"
+#include "input_scaling.h"
 #include "permutation.h"
 #include "support/run_command.h"
 #include "support/sanitized.h"
@@ -195,6 +196,8 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
        {"--loss NAME +squared, absolute, huber\\[:DELTA\\], bce or$", "cross-entropy \\(default squared\\)",
         "--reduction NAME .*sum\\)", "--epochs E .*ceil\\(E samples / batch size\\) steps", "--batch-size B .*0\\)",
         "--shuffle ", "--no-shuffle "})
+    EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
+  for (const std::string line : {"--scale FACTOR +multiplies every input", "--standardize +each input minus its mean"})
     EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
   EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
@@ -1799,7 +1802,6 @@ TEST(Train, ShowsNoProgressWhenPipedOrQuiet) {
   for (RunningCommand& each : runs) EXPECT_EQ(each.finish().err.find(" left"), std::string::npos);
 }
 
-// The weights file has none, so that predict must be told.
 TEST(Activation, IsThatOfTrainPlanAndPredict) {
   TemporaryFolder folder;
   const Arguments tanh = {"--activation", "tanh"}, weights = {"--weights", folder / "w.safetensors"};
@@ -1813,20 +1815,267 @@ TEST(Activation, IsThatOfTrainPlanAndPredict) {
   const CommandResult by_tanh = run(predict + tanh + Arguments{"--out", folder / "tanh.npy"});
   expect_done(by_tanh);
   EXPECT_NE(by_tanh.out.find("predicted by 6,5,2, activation tanh\n"), std::string::npos) << by_tanh.out;
-  expect_done(run(predict + Arguments{"--out", folder / "relu.npy"}));
-  EXPECT_NE(read_all(folder / "tanh.npy"), read_all(folder / "relu.npy"));
-  const CommandResult by_sigmoid =
-      run(predict + Arguments{"--output-activation", "sigmoid", "--out", folder / "sigmoid.npy"});
-  expect_done(by_sigmoid);
-  EXPECT_NE(by_sigmoid.out.find("predicted by 6,5,2, output activation sigmoid\n"), std::string::npos);
-  Trainer trainer({.widths = {6, 5, 2}, .output_activation = Activation::sigmoid});
-  trainer.load_weights(folder / "w.safetensors");
-  HostMatrix expected(ElementType::float32, 9, 2);
-  trainer.predict(read_npy(folder / "x.npy").view(), expected.view());
-  EXPECT_EQ(read_npy(folder / "sigmoid.npy").bytes, expected.bytes);
   const CommandResult plan = run({"plan", "--layers", "6,5,2", "--bias", "--activation", "gelu-tanh"});
   expect_done(plan);
   EXPECT_EQ(plan.out.rfind("--layers 6,5,2 with biases, activation gelu-tanh, 128 samples\n", 0), 0u) << plan.out;
+}
+
+/// The same weights without what deviceloop says of them, as other programs write them.
+std::string without_metadata(const TemporaryFolder& folder, const std::string& weights) {
+  OutputFile file(folder / "plain.safetensors");
+  write_safetensors(file, read_safetensors(weights));
+  file.commit();
+  return file.path();
+}
+
+class SavedNetworks : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    expect_done(run({"data", "--layers", "6,5,2", "--samples", "9", "--x", x_, "--y", y_}));
+    expect_done(train({"--bias", "--activation", "tanh", "--output-activation", "leaky-relu", "--steps", "3", "--quiet",
+                       "--save", weights_}));
+  }
+  std::string predicted(const std::string& weights, const Arguments& options) const {
+    const std::string out = folder_ / "p.npy";
+    const CommandResult result = run(Arguments{"predict", "--weights", weights, "--x", x_, "--out", out} + options);
+    expect_done(result);
+    network_ = lines(result.out).empty() ? "" : lines(result.out).back();
+    return read_all(out);
+  }
+
+  TemporaryFolder folder_;
+  const std::string x_ = folder_ / "x.npy", y_ = folder_ / "y.npy", weights_ = folder_ / "w.safetensors";
+  mutable std::string network_;  // what the last prediction was by
+};
+
+TEST_F(SavedNetworks, SayWhatPredictNeeds) {
+  const Arguments given = {"--activation", "tanh", "--output-activation", "leaky-relu"};
+  const std::string expected = predicted(weights_, {});
+  EXPECT_NE(network_.find("predicted by 6,5,2 with biases, activation tanh, output activation leaky-relu"),
+            std::string::npos)
+      << network_;
+  EXPECT_EQ(predicted(weights_, given), expected);
+  EXPECT_EQ(predicted(weights_, {"--activation", "tanh"}), expected);
+  const Arguments predict = {"predict", "--weights", weights_, "--x", x_, "--out", folder_ / "p2.npy"};
+  expect_refused(predict + Arguments{"--activation", "relu"},
+                 {weights_ + ": its network has the activation tanh, but relu was asked for; use tanh"});
+  expect_refused(predict + Arguments{"--output-activation", "identity"},
+                 {weights_ + ": its network has the output activation leaky-relu, but identity was asked for"});
+
+  // Without metadata the options say it, and their defaults.
+  const std::string plain = without_metadata(folder_, weights_);
+  EXPECT_EQ(predicted(plain, given), expected);
+  EXPECT_NE(predicted(plain, {}), expected);
+  EXPECT_NE(network_.find("predicted by 6,5,2 with biases"), std::string::npos) << network_;
+  EXPECT_EQ(network_.find("activation"), std::string::npos) << network_;
+  Trainer trainer({.widths = {6, 5, 2}, .bias = true});
+  trainer.load_weights(plain);
+  HostMatrix by_relu(ElementType::float32, 9, 2);
+  trainer.predict(read_npy(x_).view(), by_relu.view());
+  predicted(plain, {});
+  EXPECT_EQ(read_npy(folder_ / "p.npy").bytes, by_relu.bytes);
+}
+
+TEST_F(SavedNetworks, SayWhatTrainGoesOnWith) {
+  const Arguments files = {"--x", x_, "--y", y_, "--lr", "1e-3", "--steps", "5", "--quiet"};
+  const Arguments all = {"--layers", "6,5,2", "--bias", "--activation", "tanh", "--output-activation", "leaky-relu"};
+  const auto history = [&](const std::string& weights, const Arguments& options) {
+    expect_done(run(Arguments{"train", "--weights", weights, "--history", folder_ / "h"} + files + options));
+    return read_all(folder_ / "h");
+  };
+  const std::string expected = history(weights_, all);
+  EXPECT_EQ(history(weights_, {}), expected);
+  EXPECT_EQ(history(weights_, {"--layers", "6,5,2"}), expected);
+  EXPECT_EQ(history(without_metadata(folder_, weights_), all), expected);
+  const CommandResult plan = run({"plan", "--weights", weights_});
+  expect_done(plan);
+  EXPECT_EQ(plan.out.rfind("--layers 6,5,2 with biases, activation tanh, output activation leaky-relu, 128 ", 0), 0u)
+      << plan.out;
+
+  for (const std::string command : {"train", "plan"}) {
+    const Arguments on = Arguments{command, "--weights", weights_} + files;
+    expect_refused(on + Arguments{"--activation", "relu"},
+                   {weights_, "has the activation tanh, but relu was asked for; use tanh"});
+    expect_refused(on + Arguments{"--output-activation", "identity"},
+                   {weights_, "has the output activation leaky-relu, but identity was asked for; use leaky-relu"});
+    expect_refused(on + Arguments{"--layers", "6,4,2"}, {weights_, "give the network these widths: 6,5,2"});
+    // As ever without metadata: the widths are those of --layers, or its default.
+    expect_refused(Arguments{command, "--weights", without_metadata(folder_, weights_)} + files,
+                   {"plain.safetensors", "give the network these widths: 6,5,2"});
+    expect_refused({command, "--weights", folder_ / "none"}, {folder_ / "none"});
+    expect_refused(on + Arguments{"--loss", "cross-entropy", "--layers", "6,5,1"}, {"at least 2 outputs"});
+  }
+  EXPECT_EQ(run({"plan", "--weights", weights_, "--loss", "cross-entropy"}).exit_code, 0);
+  const std::string no_bias = folder_ / "no_bias.safetensors";
+  expect_done(train({"--steps", "0", "--quiet", "--save", no_bias}));
+  expect_refused(Arguments{"train", "--weights", no_bias, "--bias"} + files, {no_bias, "has no '0.bias'"});
+}
+
+TEST_F(SavedNetworks, ThatAreMalformedAreRefusedByEveryCommand) {
+  OutputFile file(folder_ / "bad.safetensors");
+  write_safetensors(file, read_safetensors(weights_), {{"deviceloop.network", "{\"version\":1}"}});
+  file.commit();
+  const std::string problem = file.path() + ": its metadata 'deviceloop.network' has no widths; save the weights again";
+  expect_refused({"predict", "--weights", file.path(), "--x", x_, "--out", folder_ / "p.npy"}, {problem});
+  for (const std::string command : {"train", "plan"})
+    expect_refused({command, "--weights", file.path(), "--x", x_, "--y", y_}, {problem});
+}
+
+/// Runs whose inputs are scaled, beside those of a library that gets scaled inputs.
+class ScaledInputs : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    expect_done(run({"data", "--layers", "6,5,2", "--samples", "9", "--precision", "fp64", "--x", x_, "--y", y_}));
+    expect_done(run({"data", "--layers", "6,5,2", "--samples", "9", "--precision", "fp64", "--data", data_}));
+    expect_done(run({"data", "--layers", "6,5,2", "--samples", "7", "--seed", "5", "--x", others_}));
+  }
+  Arguments files() const { return {"--layers", "6,5,2", "--x", x_, "--y", y_}; }
+  std::string history(const Arguments& options) const {
+    expect_done(
+        run(Arguments{"train", "--lr", "1e-3", "--steps", "20", "--quiet", "--history", folder_ / "h"} + options));
+    return read_all(folder_ / "h");
+  }
+  TemporaryFolder folder_;
+  const std::string x_ = folder_ / "x.npy", y_ = folder_ / "y.npy", data_ = folder_ / "d.npz",
+                    others_ = folder_ / "others.npy", weights_ = folder_ / "w.safetensors", out_ = folder_ / "p.npy";
+};
+
+TEST_F(ScaledInputs, TrainAndPredictAsTheLibraryDoesWithThem) {
+  const DataMatrix x = read_npy(x_), y = read_npy(y_), others = read_npy(others_);
+  const std::vector<std::pair<Arguments, InputScaling>> cases = {
+      {{"--scale", "1/255"}, InputScaling{1.0 / 255}},
+      {{"--scale", "-2.5e-1"}, InputScaling{-0.25}},
+      {{"--scale", "3/-4e2"}, InputScaling{3 / -4e2}},
+      {{"--standardize"}, standardized(x.view(), 1, "x")},
+      {{"--standardize", "--scale", "1e-3"}, standardized(x.view(), 1e-3, "x")}};
+  for (const Precision precision : {Precision::fp32, Precision::fp64})
+    for (const auto& [options, scaling] : cases) {
+      SCOPED_TRACE(words(options) + name(precision));
+      const ElementType type = element_type(precision);
+      const Arguments in = {"--precision", name(precision)};
+      const std::string losses = history(files() + options + in + Arguments{"--save", weights_});
+
+      TrainingSpec training;
+      training.precision = precision;
+      training.optimizer.learning_rate = 1e-3;
+      Trainer trainer({.widths = {6, 5, 2}}, training);
+      const HostMatrix scaled = scaling.apply(x, type, "x");
+      trainer.set_data(scaled.view(), y.view());
+      EXPECT_EQ(bits(losses_of(losses)), bits(trainer.train(20).losses));
+      // The rows of the training, and others by the numbers of the training.
+      for (const auto& [path, rows] : {std::pair(x_, x), std::pair(others_, others)}) {
+        expect_done(run(Arguments{"predict", "--weights", weights_, "--x", path, "--out", out_, "--quiet"} + in));
+        HostMatrix expected(type, rows.rows, 2);
+        trainer.predict(scaling.apply(rows, type, "x").view(), expected.view());
+        EXPECT_EQ(read_npy(out_).bytes, expected.bytes);
+      }
+    }
+}
+
+TEST_F(ScaledInputs, AreTheSameFromFilesAndGenerated) {
+  std::set<std::string> seen;
+  for (const Arguments& options : {Arguments{}, Arguments{"--scale", "0.5"}, Arguments{"--standardize"},
+                                   Arguments{"--scale", "1/4", "--standardize", "--batch-size", "4"}}) {
+    const Arguments in = options + Arguments{"--precision", "fp64"};
+    const std::string expected = history(in + files());
+    EXPECT_EQ(history(in + Arguments{"--layers", "6,5,2", "--data", data_}), expected);
+    EXPECT_EQ(history(in + Arguments{"--layers", "6,5,2", "--samples", "9"}), expected);
+    EXPECT_TRUE(seen.insert(expected).second) << words(options) << "changes nothing";
+  }
+  // Powers of two are exact: the same network sees the same inputs.
+  EXPECT_EQ(history(Arguments{"--standardize"} + files()),
+            history(Arguments{"--standardize", "--scale", "2"} + files()));
+}
+
+TEST_F(ScaledInputs, GoOnFromSavedWeightsBitForBit) {
+  const Arguments scaled = {"--scale", "1/3", "--standardize", "--activation", "silu"};
+  const std::string all = folder_ / "all.safetensors";
+  expect_done(
+      run(Arguments{"train", "--lr", "1e-3", "--steps", "40", "--quiet", "--history", folder_ / "all", "--save", all} +
+          files() + scaled));
+  std::vector<double> parts = losses_of(history(files() + scaled + Arguments{"--save", weights_}));
+  const Arguments on = {"--x", x_, "--y", y_, "--weights", weights_};
+  const std::vector<double> second = losses_of(history(on + Arguments{"--save", weights_}));
+  parts.insert(parts.end(), second.begin(), second.end());
+  EXPECT_EQ(bits(parts), bits(losses_of(read_all(folder_ / "all"))));
+  EXPECT_EQ(read_all(weights_), read_all(all));
+  // Other data take the numbers of the first run, which `--standardize` would not.
+  const std::string of_others = folder_.write("y7.npy", counting_npy<float>(7, 2));
+  expect_done(run({"train", "--x", others_, "--y", of_others, "--weights", weights_, "--steps", "0", "--quiet",
+                   "--save", folder_ / "same.safetensors"}));
+  EXPECT_EQ(read_all(folder_ / "same.safetensors"), read_all(weights_));
+
+  for (const std::string command : {"train", "plan"})
+    for (const Arguments& more : {Arguments{"--scale", "1/3"}, Arguments{"--standardize"}})
+      expect_refused(Arguments{command} + on + more, {weights_ + " says how its inputs are scaled", "drop " + more[0]});
+  // Weights without a scaling get one.
+  const std::string plain = without_metadata(folder_, weights_);
+  expect_done(run(
+      Arguments{"train", "--weights", plain, "--steps", "1", "--save", folder_ / "new", "--standardize", "--quiet"} +
+      files()));
+  EXPECT_NE(read_all(folder_ / "new").find("deviation"), std::string::npos);
+}
+
+TEST_F(ScaledInputs, AreInEveryReport) {
+  const auto second_line = [&](const Arguments& options) {
+    const CommandResult result =
+        run(Arguments{"train", "--steps", "1", "--json", folder_ / "r.json", "--save", weights_} + files() + options);
+    expect_done(result);
+    return lines(result.out).at(1);
+  };
+  EXPECT_EQ(second_line({"--scale", "1/4"}), "inputs multiplied by 0.25");
+  auto json = nlohmann::json::parse(read_all(folder_ / "r.json"));
+  EXPECT_EQ(json["input_scaling"], (nlohmann::json{{"factor", 0.25}, {"standardized", false}}));
+  EXPECT_EQ(second_line({"--standardize"}), "inputs, each column minus its mean, divided by its deviation");
+  EXPECT_EQ(second_line({"--standardize", "--scale", "2"}),
+            "inputs multiplied by 2, then each column minus its mean, divided by its deviation");
+  json = nlohmann::json::parse(read_all(folder_ / "r.json"));
+  EXPECT_EQ(json["input_scaling"], (nlohmann::json{{"factor", 2.0}, {"standardized", true}}));
+  const CommandResult predicted = run({"predict", "--weights", weights_, "--x", x_, "--out", out_});
+  expect_done(predicted);
+  EXPECT_NE(predicted.out.find("\ninputs multiplied by 2, then each column "), std::string::npos) << predicted.out;
+  EXPECT_EQ(second_line({"--scale", "1"}).rfind("plan cpu", 0), 0u);
+  EXPECT_FALSE(nlohmann::json::parse(read_all(folder_ / "r.json")).contains("input_scaling"));
+}
+
+TEST_F(ScaledInputs, AreRefusedWithRowColumnAndFile) {
+  for (const std::string factor : {"0", "-0", "0/5", "1/0", "nan", "inf", "1/inf", "1/nan", "1e999", "1e308/1e-10",
+                                   "1e-300/1e300", "x", "1/", "/2", "1/2/3", "1 / 2", ""})
+    expect_refused({"train", "--scale", factor},
+                   {"--scale must be a finite number other than 0, such as 0.5 or 1/255, not '" + factor + "'"});
+  expect_refused({"train", "--standardize=yes"}, {"--standardize", "no value"});
+  expect_refused({"predict", "--scale", "2"}, {"unknown option", "'--scale'"});
+  expect_refused({"data", "--standardize"}, {"unknown option", "'--standardize'"});
+
+  const std::string x = folder_.write("x.csv", "1,2\n3,4e9\n"), y = folder_.write("y.csv", "1\n2\n");
+  const std::string data = folder_.write("d.csv", "1,2,1\n3,4e9,2\n");
+  const std::string remedy = "scale it by another factor, use fp64, or drop such samples";
+  const std::string where = "scaled, row 1, column 1 is 4e+39, which fp32 cannot hold (counted from 0); " + remedy;
+  const Arguments large = {"--layers", "2,1", "--scale", "1e30"};
+  for (const std::string command : {"train", "plan"}) {
+    expect_refused(Arguments{command, "--x", x, "--y", y} + large, {x + ": " + where});
+    expect_refused(Arguments{command, "--data", data, "--targets", "1"} + large, {data + ": x: " + where});
+  }
+  expect_refused({"train", "--layers", "2,1", "--samples", "1", "--scale", "1e39"},
+                 {"the generated inputs: scaled, row 0, column 0 is ", remedy});
+  expect_refused({"train", "--layers", "2,1", "--x", x, "--y", y, "--scale", "1e300", "--precision", "fp64"},
+                 {x + ": scaled, row 1, column 1 is inf"});
+  expect_refused(
+      {"train", "--layers", "2,1", "--x", folder_.write("wide.csv", "1e308,1\n-1e308,2\n"), "--y", y, "--standardize"},
+      {"wide.csv: scaled, column 0 spans more than float64 holds"});
+  const std::string nan = folder_.write("nan.csv", "1,2\n3,nan\n");
+  for (const Arguments& options : {Arguments{"--scale", "2"}, Arguments{"--standardize"}})
+    expect_refused(Arguments{"train", "--layers", "2,1", "--x", nan, "--y", y} + options,
+                   {nan + ": row 1, column 1 is nan (counted from 0); replace or drop such samples"});
+
+  // Far from the training's rows: what a narrow column makes of it, fp32 cannot hold.
+  const std::string narrow = folder_.write("narrow.csv", "0\n1e-30\n");
+  expect_done(run({"train", "--layers", "1,1", "--x", narrow, "--y", y, "--standardize", "--steps", "0", "--quiet",
+                   "--save", weights_}));
+  const std::string far = folder_.write("far.csv", "1\n1e10\n");
+  expect_refused({"predict", "--weights", weights_, "--x", far, "--out", out_},
+                 {far + ": scaled, row 1, column 0 is 2e+40, which fp32 cannot hold (counted from 0); " + remedy});
+  expect_refused({"train", "--weights", weights_, "--x", far, "--y", y}, {far + ": scaled, row 1, column 0 is 2e+40"});
 }
 
 TEST(Data, IsWhatTrainGenerates) {

@@ -14,11 +14,14 @@
 #include <limits>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "files/safetensors.h"
 #include "support/openblas.h"
 #include "support/problem.h"
 #include "support/sanitized.h"
+#include "support/temporary_folder.h"
 
 namespace deviceloop {
 namespace {
@@ -434,6 +437,39 @@ TEST(Trainer, FailsBeforeAllocatingWhatDoesNotFit) {
                       [&] { trainer.set_data(ConstMatrix(x.data(), 10000, 4), ConstMatrix(y.data(), 10000, 2)); }),
                   "97.7 KiB");
   EXPECT_NO_THROW(trainer.set_data(ConstMatrix(x.data(), 10, 4), ConstMatrix(y.data(), 10, 2)));
+}
+
+TEST(Trainer, SavesItsNetworkWithItsWeightsAndRefusesAnothersActivations) {
+  const testing::TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors", state = folder / "s.safetensors";
+  const NetworkSpec network{
+      .widths = {4, 3, 2}, .activation = Activation::leaky_relu, .bias = true, .output_activation = Activation::tanh};
+  const Trainer saved(network);
+  saved.save_weights(weights);
+  saved.save_state(state);
+  for (const std::string& path : {weights, state})
+    EXPECT_EQ(SafeTensorsFile(path).metadata(),
+              (SafeTensorsMetadata{
+                  {"format", "pt"},
+                  {"deviceloop.network", R"({"version":1,"widths":[4,3,2],"bias":true,"activation":"leaky-relu",)"
+                                         R"("output_activation":"tanh"})"}}));
+  Trainer(network).load_weights(weights);
+  Trainer(network).load_state(state);
+  NetworkSpec hidden = network, output = network;
+  hidden.activation = Activation::relu;
+  output.output_activation = Activation::identity;
+  for (const auto& [other, problem] :
+       {std::pair(hidden, "its network has the activation leaky-relu, but relu was asked for; use leaky-relu"),
+        std::pair(output, "its network has the output activation tanh, but identity was asked for; use tanh")}) {
+    Trainer trainer(other);
+    trainer.initialize(5);
+    std::vector<float> before(12), after(12);
+    trainer.read_weight(0, Matrix(before.data(), 4, 3));
+    EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.load_weights(weights); }), weights + ": " + problem);
+    EXPECT_CONTAINS(message_of<InvalidArgument>([&] { trainer.load_state(state); }), state + ": " + problem);
+    trainer.read_weight(0, Matrix(after.data(), 4, 3));
+    EXPECT_EQ(before, after);
+  }
 }
 
 TEST(Trainer, MovesWithItsState) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "files/network_metadata.h"
 #include "files/safetensors.h"
 #include "support/refusal.h"
 #include "support/temporary_folder.h"
@@ -62,9 +64,10 @@ T value(const HostMatrix& matrix, std::int64_t row, std::int64_t column) {
 
 class Weights : public ::testing::Test {
  protected:
-  std::string write(const std::vector<SafeTensor>& tensors) const {
+  std::string write(const std::vector<SafeTensor>& tensors,
+                    const SafeTensorsMetadata& metadata = {{"format", "pt"}}) const {
     OutputFile file(folder_ / "weights.safetensors");
-    write_safetensors(file, tensors);
+    write_safetensors(file, tensors, metadata);
     file.commit();
     return file.path();
   }
@@ -169,7 +172,9 @@ TEST_F(Weights, AreWrittenAsPyTorchHasThem) {
   write_weights(file, spec, parameters);
   file.commit();
   const std::string header =
-      R"({"__metadata__":{"format":"pt"},"0.weight":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]},)"
+      R"({"__metadata__":{"deviceloop.network":"{\"version\":1,\"widths\":[2,3,1],\"bias\":true,)"
+      R"(\"activation\":\"relu\",\"output_activation\":\"identity\"}","format":"pt"},)"
+      R"("0.weight":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]},)"
       R"("0.bias":{"dtype":"F32","shape":[3],"data_offsets":[24,36]},)"
       R"("2.weight":{"dtype":"F32","shape":[1,3],"data_offsets":[36,48]},)"
       R"("2.bias":{"dtype":"F32","shape":[1],"data_offsets":[48,52]}})";
@@ -291,6 +296,221 @@ TEST_F(Weights, ToWriteMustFitTheNetwork) {
                             write_weights(file, network({2, 1}), parameters);
                           }),
                   "the parameter for '0.weight' has shape [1, 2], the network needs [2, 1]");
+}
+
+/// A file of the network 3,2,1 with that text as its metadata.
+class Metadata : public Weights {
+ protected:
+  SavedNetwork saved(const std::string& text) const {
+    return read_saved_network(SafeTensorsFile(write(tensors_, {{"format", "pt"}, {kNetworkKey, text}})));
+  }
+  std::string refused(const std::string& text) const {
+    const std::string path = write(tensors_, {{kNetworkKey, text}});
+    const std::string start = path + ": its metadata 'deviceloop.network' ";
+    const std::string message = refusal(start, [&] { read_saved_network(SafeTensorsFile(path)); });
+    EXPECT_EQ(message, refusal(start, [&] { read_weights(path, network({3, 2, 1}), ElementType::float32); }));
+    EXPECT_MENTIONS(message, "; save the weights again, or without the metadata and with the options of the network");
+    return message.substr(start.size());
+  }
+  /// `of` replaced by `with` in a text that is as it should be.
+  static std::string changed(const std::string& of, const std::string& with) {
+    std::string text = kText;
+    const std::size_t at = text.find(of);
+    EXPECT_NE(at, std::string::npos) << of;
+    return text.replace(at, of.size(), with);
+  }
+  static constexpr const char* kText =
+      R"({"version":1,"widths":[3,2,1],"bias":false,"activation":"leaky-relu","output_activation":"sigmoid",)"
+      R"("input_scaling":{"factor":0.5,"mean":[1,-2.5,0],"deviation":[1,2,3e-5]}})";
+  const std::vector<SafeTensor> tensors_{ones("0.weight", {2, 3}), ones("2.weight", {1, 2})};
+};
+
+TEST_F(Metadata, SayWhatTheTensorsDoNot) {
+  const SavedNetwork found = saved(kText);
+  EXPECT_TRUE(found.has_metadata);
+  EXPECT_EQ(found.network.widths, (std::vector<std::int64_t>{3, 2, 1}));
+  EXPECT_FALSE(found.network.bias);
+  EXPECT_EQ(found.network.activation, Activation::leaky_relu);
+  EXPECT_EQ(found.network.output_activation, Activation::sigmoid);
+  EXPECT_EQ(found.scaling.factor, 0.5);
+  EXPECT_EQ(found.scaling.mean, (std::vector<double>{1, -2.5, 0}));
+  EXPECT_EQ(found.scaling.deviation, (std::vector<double>{1, 2, 3e-5}));
+  // In another order, with white space, and without the part that may be absent.
+  const SavedNetwork plain = saved(R"( { "activation" : "sine", "bias" : false, "output_activation" : "relu",
+                                         "widths" : [ 3, 2, 1 ], "version" : 1 } )");
+  EXPECT_EQ(plain.network.activation, Activation::sine);
+  EXPECT_EQ(plain.network.output_activation, Activation::relu);
+  EXPECT_TRUE(plain.scaling.is_identity());
+  EXPECT_EQ(saved(changed(R"(,"mean":[1,-2.5,0],"deviation":[1,2,3e-5])", "")).scaling.factor, 0.5);
+}
+
+TEST_F(Metadata, OfOtherProgramsAreIgnored) {
+  for (const SafeTensorsMetadata& metadata :
+       {SafeTensorsMetadata{}, SafeTensorsMetadata{{"format", "pt"}},
+        SafeTensorsMetadata{{"network", "{"}, {"deviceloop", "x"}, {"deviceloop.networks", kText}}}) {
+    const SavedNetwork found = read_saved_network(SafeTensorsFile(write(tensors_, metadata)));
+    EXPECT_FALSE(found.has_metadata);
+    EXPECT_EQ(found.network.widths, (std::vector<std::int64_t>{3, 2, 1}));
+    EXPECT_EQ(found.network.activation, Activation::relu);
+    EXPECT_TRUE(found.scaling.is_identity());
+    for (const Activation activation : {Activation::relu, Activation::tanh}) {
+      NetworkSpec wanted = network({3, 2, 1});
+      wanted.activation = activation;
+      EXPECT_NO_THROW(check_network(SafeTensorsFile(folder_ / "weights.safetensors"), wanted));
+    }
+  }
+}
+
+TEST_F(Metadata, AreReadBackBitForBit) {
+  NetworkSpec spec = network({40, 2}, true);
+  InputScaling scaling{1.0 / 255};
+  std::uint64_t state = 1;
+  while (scaling.mean.size() < 40) {  // doubles of all sizes
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    double mean;
+    std::memcpy(&mean, &state, sizeof mean);
+    const double deviation = std::fabs(mean);
+    if (!std::isfinite(mean) || deviation == 0) continue;
+    scaling.mean.push_back(scaling.mean.empty() ? -0.0 : mean);
+    scaling.deviation.push_back(scaling.mean.size() == 2 ? std::numeric_limits<double>::denorm_min() : deviation);
+  }
+  Parameters parameters;
+  for (const ParameterInfo& info : parameter_layout(spec))
+    parameters.emplace_back(ElementType::float32, info.rows, info.columns);
+  for (int number = 0; number < 11; ++number) {
+    spec.activation = static_cast<Activation>(number);
+    spec.output_activation = static_cast<Activation>(10 - number);
+    OutputFile file(folder_ / "w");
+    write_weights(file, spec, parameters, scaling);
+    file.commit();
+    const SavedNetwork back = read_saved_network(SafeTensorsFile(folder_ / "w"));
+    EXPECT_TRUE(back.has_metadata);
+    EXPECT_EQ(back.network.widths, spec.widths);
+    EXPECT_TRUE(back.network.bias);
+    EXPECT_EQ(back.network.activation, spec.activation);
+    EXPECT_EQ(back.network.output_activation, spec.output_activation);
+    EXPECT_EQ(std::memcmp(&back.scaling.factor, &scaling.factor, sizeof(double)), 0);
+    ASSERT_EQ(back.scaling.mean.size(), 40u);
+    ASSERT_EQ(back.scaling.deviation.size(), 40u);
+    EXPECT_EQ(std::memcmp(back.scaling.mean.data(), scaling.mean.data(), 40 * sizeof(double)), 0);
+    EXPECT_EQ(std::memcmp(back.scaling.deviation.data(), scaling.deviation.data(), 40 * sizeof(double)), 0);
+  }
+}
+
+TEST_F(Metadata, OfAnotherNetworkAreRefused) {
+  EXPECT_MENTIONS(refused(changed("[3,2,1]", "[3,4,1]")), "has the widths 3,4,1, its tensors have 3,2,1");
+  EXPECT_MENTIONS(refused(changed("[3,2,1]", "[3,2]")), "has the widths 3,2, its tensors have 3,2,1");
+  EXPECT_MENTIONS(refused(changed("false", "true")), "says that the network has biases, and its tensors have none");
+  // The file is well-formed, but not of the network that is wanted.
+  const SafeTensorsFile file(write(tensors_, {{kNetworkKey, kText}}));
+  NetworkSpec wanted = network({3, 2, 1});
+  wanted.activation = Activation::leaky_relu;
+  wanted.output_activation = Activation::sigmoid;
+  EXPECT_NO_THROW(check_network(file, wanted));
+  const std::string start = folder_ / "weights.safetensors" + std::string(": its network has the ");
+  wanted.activation = Activation::tanh;
+  EXPECT_MENTIONS(refusal(start, [&] { check_network(file, wanted); }),
+                  "activation leaky-relu, but tanh was asked for; use leaky-relu");
+  wanted.activation = Activation::leaky_relu;
+  wanted.output_activation = Activation::gelu_tanh;
+  EXPECT_MENTIONS(refusal(start, [&] { read_weights(file, wanted, ElementType::float32); }),
+                  "output activation sigmoid, but gelu-tanh was asked for; use sigmoid");
+  // Without a hidden layer their activation is of no importance.
+  const SafeTensorsFile single(
+      write({ones("0.weight", {2, 3})},
+            {{kNetworkKey,
+              R"({"version":1,"widths":[3,2],"bias":false,"activation":"tanh","output_activation":"identity"})"}}));
+  EXPECT_NO_THROW(check_network(single, network({3, 2})));
+}
+
+TEST_F(Metadata, ThatAreMalformedAreRefused) {
+  EXPECT_NO_THROW(saved(kText));
+  const std::vector<std::pair<std::string, std::string>> cases{
+      {"", "is not JSON from character 1 on"},
+      {"relu", "is not JSON from character 1 on"},
+      {kText + std::string("}"), "is not JSON from character"},
+      {kText + std::string(1, '\0') + "}", "is not JSON from character"},
+      {std::string(kText).substr(0, 70), "is not JSON from character"},
+      {"[]", "is not a JSON object"},
+      {"1", "is not a JSON object"},
+      {"null", "is not a JSON object"},
+      {"\"x\"", "is not a JSON object"},
+      {"{}", "has no version"},
+      {changed(R"("version":1)", R"("version":2)"), "has the version 2, and this deviceloop reads version 1"},
+      {changed(R"("version":1,)", R"("version":2,"new":0,)"), "has the version 2, "},
+      {changed(R"("version":1)", R"("version":"1")"), "has a text in its version, which is a whole number"},
+      {changed(R"("version":1)", R"("version":1.0)"), "has the number 1.0 in its version"},
+      {changed(R"("version":1)", R"("version":-1)"), "has the number -1.0 in its version"},
+      {changed(R"("version":1)", R"("version":[1])"), "has a list in its version"},
+      {changed(R"("version":1,)", ""), "has no version"},
+      {changed(R"("version":1)", R"("version":1,"version":1)"), "has the key 'version' twice"},
+      {changed(R"("version")", R"("Version")"), "has the unknown key 'Version'"},
+      {changed(R"("bias")", R"("factor")"), "has the unknown key 'factor'"},
+      {changed(R"("widths":[3,2,1],)", ""), "has no widths"},
+      {changed("[3,2,1]", "[]"), "has 0 numbers in its widths, which begin with the inputs and end with the outputs"},
+      {changed("[3,2,1]", "[3]"), "has 1 numbers in its widths"},
+      {changed("[3,2,1]", "3"), "has the number 3.0 in its widths, which is a list of whole numbers from 1 to 2147"},
+      {changed("[3,2,1]", "[3,0,1]"), "has 0 in its widths"},
+      {changed("[3,2,1]", "[3,-2,1]"), "has the number -2.0 in its widths"},
+      {changed("[3,2,1]", "[3,2.5,1]"), "has the number 2.5 in its widths"},
+      {changed("[3,2,1]", "[3,2147483648,1]"), "has 2147483648 in its widths"},
+      {changed("[3,2,1]", R"(["3",2,1])"), "has a text in its widths"},
+      {changed("[3,2,1]", "[[3],2,1]"), "has a list in its widths"},
+      {changed("[3,2,1]", "{}"), "has an object in its widths"},
+      {changed("false", "0"), "has the number 0.0 in its bias, which is true or false"},
+      {changed("false", "null"), "has null in its bias"},
+      {changed("false", "{}"), "has an object in its bias"},
+      {changed(R"("bias":false,)", ""), "has no bias"},
+      {changed("leaky-relu", "leaky_relu"), "has the unknown activation 'leaky_relu'"},
+      {changed(R"("sigmoid")", R"("soft\u0007max")"), "has the unknown output_activation 'soft\\x07max'"},
+      {changed(R"("sigmoid")", "1"), "has the number 1.0 in its output_activation, which is a name"},
+      {changed(R"("leaky-relu")", R"(["leaky-relu"])"), "has a list in its activation"},
+      {changed(R"("activation":"leaky-relu",)", ""), "has no activation"},
+      {changed(R"(,"output_activation":"sigmoid")", ""), "has no output_activation"},
+      {changed(R"({"factor":0.5,"mean":[1,-2.5,0],"deviation":[1,2,3e-5]})", "0.5"),
+       "has the number 0.5 in its input_scaling, which is an object"},
+      {changed(R"({"factor":0.5,"mean":[1,-2.5,0],"deviation":[1,2,3e-5]})", "[]"), "has a list in its input_scaling"},
+      {changed(R"("factor":0.5,)", ""), "has no factor"},
+      {changed(R"("factor":0.5)", R"("factor":0)"), "has the number 0.0 in its factor, which is a finite number other"},
+      {changed(R"("factor":0.5)", R"("factor":-0.0)"), "has the number -0.0 in its factor"},
+      {changed(R"("factor":0.5)", R"("factor":1e999)"), "has 1e999, which is too large, in its factor"},
+      {changed(R"("factor":0.5)", R"("factor":NaN)"), "is not JSON"},
+      {changed(R"("factor":0.5)", R"("factor":"0.5")"), "has a text in its factor"},
+      {changed(R"("factor":0.5)", R"("factor":0.5,"factor":1)"), "has the key 'factor' twice"},
+      {changed(R"("factor":0.5)", R"("factor":0.5,"bias":false)"), "has the unknown key 'bias'"},
+      {changed("[1,-2.5,0]", "[1,-1e400,0]"), "has -1e400, which is too large, in its mean"},
+      {changed("[1,-2.5,0]", "[1,null,0]"), "has null in its mean, which is a list of finite numbers"},
+      {changed("[1,-2.5,0]", "1"), "has the number 1.0 in its mean"},
+      {changed("[1,-2.5,0]", "[1,[2],0]"), "has a list in its mean"},
+      {changed("[1,-2.5,0]", "[1,-2.5]"), "has 2 numbers as mean and 3 as deviation, and the network has 3 inputs"},
+      {changed("[1,2,3e-5]", "[1,2,3,4]"), "has 3 numbers as mean and 4 as deviation"},
+      {changed(R"(,"deviation":[1,2,3e-5])", ""), "has 3 numbers as mean and 0 as deviation"},
+      {changed(R"("mean":[1,-2.5,0],)", ""), "has 0 numbers as mean and 3 as deviation"},
+      {changed("[1,2,3e-5]", "[1,0,3]"),
+       "has the number 0.0 in its deviation, which is a list of finite numbers above"},
+      {changed("[1,2,3e-5]", "[1,-2,3]"), "has the number -2.0 in its deviation"},
+      {changed("[1,2,3e-5]", "[1,1e-999,3]"), "has the number 0.0 in its deviation"},
+      {changed("[1,2,3e-5]", "[1,2,1e309]"), "has 1e309, which is too large, in its deviation"},
+  };
+  for (const auto& [text, problem] : cases) {
+    SCOPED_TRACE(text);
+    EXPECT_EQ(refused(text).substr(0, problem.size()), problem);
+  }
+}
+
+TEST_F(Metadata, ThatAreHugeOrDeepAreRefused) {
+  const std::string many(1'000'000, '[');
+  EXPECT_MENTIONS(refused(many), "is not a JSON object");
+  EXPECT_MENTIONS(refused(R"({"widths":)" + many), "has a list in its widths");
+  EXPECT_MENTIONS(refused(std::string(1'000'000, '{')), "is not JSON from character 2 on");
+  EXPECT_MENTIONS(refused("{\"" + std::string(1'000'000, 'n')), "is not JSON");
+  EXPECT_MENTIONS(refused("{\"" + std::string(1'000'000, 'n') + "\":1}"), "has the unknown key 'nnn");
+  EXPECT_MENTIONS(refused(changed("leaky-relu", std::string(1'000'000, 'n'))), "has the unknown activation 'nnn");
+  EXPECT_MENTIONS(refused(changed("0.5", "1" + std::string(1'000'000, '0') + ".0")), "000..., which is too large, in");
+  std::string ones = "1";
+  for (int i = 0; i < 1'000'000; ++i) ones += ",1";
+  EXPECT_MENTIONS(refused(changed("3,2,1", "3," + ones)), ",1,1,..., its tensors have 3,2,1");
+  EXPECT_MENTIONS(refused(changed("1,-2.5,0", ones)), "has 1000001 numbers as mean and 3 as deviation");
 }
 
 TEST_F(Weights, OfVeryManyLayersTakeNoLongerForEachOfThem) {

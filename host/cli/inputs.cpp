@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <system_error>
@@ -11,7 +12,6 @@
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
-#include "files/weights.h"
 #include "matrix_ops.h"
 #include "memory.h"
 #include "permutation.h"
@@ -48,6 +48,8 @@ std::string note(const DataMatrix& matrix, Precision precision) {
   return is_working ? "" : matrix.stored_type + converted_text(precision);
 }
 
+std::string inputs_name(const DataMatrix& x) { return x.name.empty() ? "the generated inputs" : x.name; }
+
 std::string in_parentheses(const std::string& note) { return note.empty() ? "" : " (" + note + ")"; }
 
 }  // namespace
@@ -74,7 +76,7 @@ std::string samples_line(const TrainOptions& run, const Samples& data) {
 }
 
 WeightsInput::WeightsInput(const std::string& path, const CpuCaps& caps)
-    : file_(path, most_bytes(caps)), tensors_(file_), network_(read_network(tensors_)) {}
+    : file_(path, most_bytes(caps)), tensors_(file_), saved_(read_saved_network(tensors_)) {}
 
 void WeightsInput::load(Trainer& trainer) const { TrainerAccess::load_weights(trainer, tensors_); }
 
@@ -87,6 +89,42 @@ std::string WeightsInput::line(Precision precision) const {
     dtypes += (dtypes.empty() ? "" : " and ") + std::string(dtype);
   }
   return dtypes.empty() ? "" : file_.name() + " has weights in " + dtypes + converted_text(precision) + "\n";
+}
+
+std::unique_ptr<const WeightsInput> open_weights(const OptionSet& options, TrainOptions& run, const CpuCaps& caps) {
+  if (run.weights.empty()) return nullptr;
+  auto weights = std::make_unique<const WeightsInput>(run.weights, caps);
+  take_saved_network(options, weights->saved(), run);
+  weights->check(run.network);
+  return weights;
+}
+
+InputScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const DataMatrix& x) {
+  if (weights != nullptr && !weights->saved().scaling.is_identity()) return weights->saved().scaling;
+  return run.standardize ? standardized(x.view(), run.scale, inputs_name(x)) : InputScaling{run.scale};
+}
+
+void scale_inputs(DataMatrix& x, const InputScaling& scaling, Precision precision, const CpuCaps& caps) {
+  if (scaling.is_identity()) return;
+  const ElementType type = element_type(precision);
+  if (x.type != type) {
+    ByteCount bytes;
+    bytes.add(x.bytes.size())
+        .add(size_of(type), static_cast<std::uint64_t>(x.rows), static_cast<std::uint64_t>(x.columns));
+    check_memory(inputs_name(x) + " and a scaled copy", bytes, caps);
+  }
+  static_cast<HostMatrix&>(x) = scaling.apply(std::move(x), type, inputs_name(x));
+}
+
+std::string scaling_line(const InputScaling& scaling) {
+  if (scaling.is_identity()) return "";
+  char factor[64] = "";
+  if (scaling.factor != 1) std::snprintf(factor, sizeof factor, " multiplied by %g", scaling.factor);
+  std::string line = "inputs" + std::string(factor);
+  if (!scaling.mean.empty())
+    line += (scaling.factor != 1 ? ", then each column" : ", each column") +
+            std::string(" minus its mean, divided by its deviation");
+  return line + "\n";
 }
 
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,8 @@
 #include "files/read_file.h"
 #include "files/reader.h"
 #include "files/safetensors.h"
+#include "files/weights.h"
+#include "input_scaling.h"
 #include "parameters.h"
 #include "run_options.h"
 
@@ -45,7 +48,9 @@ class WeightsInput {
   /// Throws InvalidArgument, naming the file, where it holds no network.
   WeightsInput(const std::string& path, const CpuCaps& caps);
 
-  const NetworkSpec& network() const { return network_; }
+  const SavedNetwork& saved() const { return saved_; }
+  /// Throws InvalidArgument, naming the file, where it holds another network.
+  void check(const NetworkSpec& network) const { check_network(tensors_, network); }
   void load(Trainer& trainer) const;
   /// "w.safetensors is BF16, converted to fp32\n"; empty where it has the working precision.
   std::string line(Precision precision) const;
@@ -53,8 +58,24 @@ class WeightsInput {
  private:
   InputFile file_;
   SafeTensorsFile tensors_;
-  NetworkSpec network_;
+  SavedNetwork saved_;
 };
+
+/// Opens --weights and takes from it what the options leave open. Null without that option. Throws InvalidArgument
+/// where the options do not agree with the file.
+std::unique_ptr<const WeightsInput> open_weights(const OptionSet& options, TrainOptions& run, const CpuCaps& caps);
+
+/// What the inputs of a run go through: the scaling that its weights have, or --scale and --standardize, by the inputs
+/// `x` of the training data. `weights` may be null.
+InputScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const DataMatrix& x);
+
+/// Scales inputs into the working precision, with a message that names their file; leaves them as they are where the
+/// scaling does nothing. Throws InvalidArgument where a scaled element is not finite.
+void scale_inputs(DataMatrix& x, const InputScaling& scaling, Precision precision, const CpuCaps& caps);
+
+/// "inputs multiplied by 0.00392157 and then each column minus its mean, divided by its deviation\n"; empty where the
+/// scaling does nothing.
+std::string scaling_line(const InputScaling& scaling);
 
 /// What train takes without --x and --y.
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,

@@ -35,10 +35,13 @@ void declare_loss(OptionSet& options) {
   options.add("--reduction", "NAME", "sum", "sum or mean of the losses");
 }
 
-void read_loss(const OptionSet& options, const NetworkSpec& network, TrainingSpec& training) {
+void read_loss(const OptionSet& options, TrainingSpec& training) {
   if (!parse_loss(options.text("--loss"), training))
     options.refuse("--loss", "be squared, absolute, huber[:DELTA] with DELTA above 0, bce or cross-entropy");
   training.reduction = choose<Reduction>(options, "--reduction", {{"sum", Reduction::sum}, {"mean", Reduction::mean}});
+}
+
+void check_loss(const NetworkSpec& network, const TrainingSpec& training) {
   if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
     throw InvalidArgument("--loss cross-entropy needs at least 2 outputs, one for each class, and --layers " +
                           widths_text(network.widths) + " has 1; give it more, or use --loss bce");

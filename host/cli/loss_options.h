@@ -9,7 +9,9 @@ namespace deviceloop::cli {
 
 /// --loss and --reduction.
 void declare_loss(OptionSet& options);
-/// Sets the loss, Huber's delta and the reduction. Throws InvalidArgument for a loss that the network cannot have.
-void read_loss(const OptionSet& options, const NetworkSpec& network, TrainingSpec& training);
+/// Sets the loss, Huber's delta and the reduction.
+void read_loss(const OptionSet& options, TrainingSpec& training);
+/// Throws InvalidArgument for a loss that the network cannot have.
+void check_loss(const NetworkSpec& network, const TrainingSpec& training);
 
 }  // namespace deviceloop::cli

@@ -1,5 +1,6 @@
 // deviceloop plan: what train would run with the same options, and why. Trains and writes nothing.
 #include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -60,9 +61,11 @@ int run_plan(const OptionSet& options) {
   // The table shows for each executor whether it would run.
   DeviceCaps caps = query_caps_for(run.training.device);
   if (!caps.gpus.empty()) caps.no_cublaslt_reason = why_no_cublaslt();
+  const std::unique_ptr<const WeightsInput> weights = open_weights(options, run, caps.cpu);
   Samples data;
   if (run.has_files()) {
     data = read_data(run, caps.cpu);
+    scale_inputs(data.x, scaling_of(run, weights.get(), data.x), run.training.precision, caps.cpu);
     set_samples(run, data.x.rows - run.validation.rows_of(data.x.rows));
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);

@@ -21,7 +21,7 @@ namespace deviceloop::cli {
 
 void declare_predict(OptionSet& options) {
   options.group("Files, all three needed (FILE - is standard output)");
-  options.add("--weights", "FILE", "", "the network (.safetensors)");
+  options.add("--weights", "FILE", "", "the network, as train saves it (.safetensors)");
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
   options.group("How it runs");
@@ -51,13 +51,17 @@ int run_predict(const OptionSet& options) {
   OutputFile file(out);
   check_file_sizes({weights, x}, caps.cpu);
   const WeightsInput weights_input(weights, caps.cpu);
-  network.widths = weights_input.network().widths;
-  network.bias = weights_input.network().bias;
-  const DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
+  const SavedNetwork& saved = weights_input.saved();
+  network.widths = saved.network.widths;
+  network.bias = saved.network.bias;
+  if (saved.has_metadata) take_activations(options, saved.network, network);
+  weights_input.check(network);
+  DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
                           printable(weights) + " has " + std::to_string(network.widths.front()) +
                           " inputs; give it rows of that width");
+  scale_inputs(input, saved.scaling, training.precision, caps.cpu);
 
   Trainer trainer(network, training, forced, caps);
   ByteCount bytes;
@@ -73,8 +77,9 @@ int run_predict(const OptionSet& options) {
   write_npy(file, std::as_const(prediction).view());
   file.commit();
   text.write(rows_line(input, training.precision) + weights_input.line(training.precision) +
-             plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
-             std::to_string(prediction.columns) + ", predicted by " + network_text(network) + "\n");
+             scaling_line(saved.scaling) + plan_line(trainer.plan(), training) + printable(out) + ": " +
+             std::to_string(prediction.rows) + " x " + std::to_string(prediction.columns) + ", predicted by " +
+             network_text(network) + "\n");
   text.check();
   return 0;
 }

@@ -175,12 +175,6 @@ std::string objective_text(const TrainingSpec& training) {
          (training.loss == Loss::huber ? " with delta " + format("%g", training.huber_delta) : "");
 }
 
-std::string activation_text(Activation activation) {
-  std::string name = name_or_null(activation);
-  std::replace(name.begin(), name.end(), '_', '-');
-  return name;
-}
-
 std::string output_activation_text(const NetworkSpec& network) {
   return network.output_activation == Activation::identity
              ? ""
@@ -342,6 +336,10 @@ void write_json(OutputFile& file, const RunResult& result) {
   }
   if (result.network.output_activation != Activation::identity)
     json["output_activation"] = activation_text(result.network.output_activation);
+  if (!result.scaling.is_identity()) {
+    json["input_scaling"]["factor"] = result.scaling.factor;
+    json["input_scaling"]["standardized"] = !result.scaling.mean.empty();
+  }
   if (has_minibatches(result.training)) {
     json["batch_size"] = result.training.batch_size;
     json["shuffle"] = result.training.shuffle;

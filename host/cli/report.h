@@ -12,6 +12,7 @@
 #include <deviceloop/trainer.h>
 
 #include "files/output_file.h"
+#include "input_scaling.h"
 #include "parameters.h"
 
 namespace deviceloop::cli {
@@ -27,8 +28,6 @@ const char* loss_name(Loss loss);
 /// "sum of squared errors", "mean of Huber losses with delta 0.5".
 std::string objective_text(const TrainingSpec& training);
 
-/// "leaky-relu": as --activation takes it.
-std::string activation_text(Activation activation);
 /// ", output activation sigmoid"; nothing for identity.
 std::string output_activation_text(const NetworkSpec& network);
 
@@ -88,6 +87,7 @@ struct RunResult {
   /// Of the validation data: at the borders of the run and after its last step, and the best of them.
   std::vector<Evaluation> evaluations;
   std::optional<Evaluation> best;
+  InputScaling scaling{};
 };
 
 /// "97.12 %".

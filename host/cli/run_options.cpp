@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <system_error>
 #include <utility>
@@ -65,6 +66,20 @@ Activation read_activation(const OptionSet& options, const std::string& option) 
   options.refuse(option, "be one of " + allowed);
 }
 
+/// A number, or A/B; finite and not 0.
+double read_scale(const OptionSet& options) {
+  const std::string_view text = options.text("--scale");
+  const std::size_t slash = text.find('/');
+  std::optional<double> factor = parse<double>(text.substr(0, slash));
+  if (factor && slash != text.npos) {
+    const std::optional<double> divisor = parse<double>(text.substr(slash + 1));
+    factor = divisor && std::isfinite(*divisor) ? std::optional(*factor / *divisor) : std::nullopt;
+  }
+  if (!factor || !std::isfinite(*factor) || *factor == 0)
+    options.refuse("--scale", "be a finite number other than 0, such as 0.5 or 1/255");
+  return *factor;
+}
+
 }  // namespace
 
 void declare_activations(OptionSet& options) {
@@ -75,6 +90,11 @@ void declare_activations(OptionSet& options) {
 void read_activations(const OptionSet& options, NetworkSpec& network) {
   network.activation = read_activation(options, "--activation");
   network.output_activation = read_activation(options, "--output-activation");
+}
+
+void take_activations(const OptionSet& options, const NetworkSpec& saved, NetworkSpec& network) {
+  if (!options.given("--activation")) network.activation = saved.activation;
+  if (!options.given("--output-activation")) network.output_activation = saved.output_activation;
 }
 
 std::string network_text(const NetworkSpec& network) {
@@ -193,6 +213,8 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--data", "FILE", "", "both in one: .npz with x and y, or .csv");
   options.add("--targets", "N|NAMES", "", "of that .csv: the last N columns, or NAME,NAME");
   declare_header(options);
+  options.add("--scale", "FACTOR", "", "multiplies every input, such as 1/255");
+  options.add_flag("--standardize", "each input minus its mean, divided by its deviation");
   options.group("Training");
   declare_loss(options);
   options.add("--steps", "N", "500", "steps; 0: only the loss");
@@ -229,7 +251,7 @@ TrainOptions read_train_options(const OptionSet& options) {
       throw InvalidArgument("--steps " + options.text("--steps") + " and --epochs " + options.text("--epochs") +
                             " are both given; drop one of the two");
   }
-  read_loss(options, run.network, run.training);
+  read_loss(options, run.training);
   run.training.batch_size = options.integer("--batch-size", 0, kMaxCount);
   run.training.shuffle = !options.given("--no-shuffle");
   run.shuffle = options.given("--shuffle");
@@ -257,7 +279,10 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.targets = options.text("--targets");
   run.header = read_header(options);
   run.weights = options.file("--weights");
+  if (run.weights.empty()) check_loss(run.network, run.training);
   run.keep_going = options.given("--keep-going");
+  if (options.given("--scale")) run.scale = read_scale(options);
+  run.standardize = options.given("--standardize");
   run.training.deterministic = !options.given("--tune");
   run.save = options.file("--save");
   run.history = options.file("--history");
@@ -289,6 +314,19 @@ TrainOptions read_train_options(const OptionSet& options) {
                            {"--x", "--y", "--data", "--weights", "--validate", "--validate-x", "--validate-y"},
                            "--save", "--weights");  // to continue a run
   return run;
+}
+
+void take_saved_network(const OptionSet& options, const SavedNetwork& saved, TrainOptions& run) {
+  if (saved.has_metadata) {
+    if (!options.given("--layers")) run.network.widths = saved.network.widths;
+    if (!options.given("--bias")) run.network.bias = saved.network.bias;
+    take_activations(options, saved.network, run.network);
+  }
+  check_loss(run.network, run.training);
+  for (const char* option : {"--scale", "--standardize"})
+    if (!saved.scaling.is_identity() && options.given(option))
+      throw InvalidArgument(printable(run.weights) +
+                            " says how its inputs are scaled, and this run scales them so; drop " + option);
 }
 
 void set_samples(TrainOptions& run, std::int64_t samples) {

@@ -10,15 +10,18 @@
 #include <deviceloop/spec.h>
 
 #include "files/reader.h"
+#include "files/weights.h"
 #include "options.h"
 #include "text_output.h"
 #include "watch_options.h"
 
 namespace deviceloop::cli {
 
-/// --activation and --output-activation, which a weights file does not hold.
+/// --activation and --output-activation.
 void declare_activations(OptionSet& options);
 void read_activations(const OptionSet& options, NetworkSpec& network);
+/// Takes from a weights file the activations for which no option was given.
+void take_activations(const OptionSet& options, const NetworkSpec& saved, NetworkSpec& network);
 /// "1000,100,1 with biases, activation tanh, output activation sigmoid"; the defaults are not mentioned.
 std::string network_text(const NetworkSpec& network);
 
@@ -61,6 +64,8 @@ struct TrainOptions {
   std::int64_t rows = 0;    ///< to generate, those for validation included
   ValidationInput validation;
   bool keep_going = false;                                              ///< after a loss that is not finite
+  double scale = 1;                                                     ///< of the inputs
+  bool standardize = false;                                             ///< the inputs, after that
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
   TableHeader header = TableHeader::automatic;
   TextOutput::Where text = TextOutput::Where::standard_output;
@@ -77,6 +82,9 @@ inline bool are_classes(const TrainOptions& run, const Samples& data) {
 /// `output` is the heading of the files that are written.
 void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
+/// What the options leave open of the network, from the metadata of --weights. Throws InvalidArgument for a loss that
+/// the network cannot have, and for a scaling that both the file and an option have.
+void take_saved_network(const OptionSet& options, const SavedNetwork& saved, TrainOptions& run);
 /// Sets the number of samples, 0 while it is not known, and what follows from it: steps, the period of a cosine
 /// schedule. Throws InvalidArgument for batches that those samples cannot have.
 void set_samples(TrainOptions& run, std::int64_t samples);

@@ -164,13 +164,14 @@ Parameters read_parameters(const Trainer& trainer) {
   return parameters;
 }
 
-void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters) {
+void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters,
+                           const InputScaling& scaling) {
   const std::vector<ParameterInfo> layout = parameter_layout(trainer.network());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     if (const auto bad = find_non_finite(parameters[i].view(), parameters[i].type))
       throw Error(printable(file.path()) + " was not written: the last step made " + layout[i].name +
                   " infinite or nan (" + describe(*bad, parameters[i].type) + "); lower --lr");
-  write_weights(file, trainer.network(), parameters);
+  write_weights(file, trainer.network(), parameters, scaling);
   file.commit();
 }
 
@@ -181,7 +182,7 @@ Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters
   Writes writes;
   if (outputs.save && !result.first_non_finite_step)
     writes.emplace_back(outputs.save.get(),
-                        [&](OutputFile& file) { write_trained_weights(file, trainer, parameters); });
+                        [&](OutputFile& file) { write_trained_weights(file, trainer, parameters, result.scaling); });
   if (outputs.history)
     writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
       write_history(file, result);
@@ -252,6 +253,8 @@ int run_train(const OptionSet& options) {
   Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
   preparation.lap("devices");
+  std::unique_ptr<const WeightsInput> weights = open_weights(options, run, caps.cpu);
+  preparation.restart();
   plan_run(run, caps);
   preparation.lap("plan");
   Outputs outputs(run);
@@ -259,6 +262,9 @@ int run_train(const OptionSet& options) {
 
   Samples data = load_data(run, caps);
   Samples validation = read_validation(run, data, caps.cpu);
+  const InputScaling scaling = scaling_of(run, weights.get(), data.x);
+  scale_inputs(data.x, scaling, run.training.precision, caps.cpu);
+  if (validation.x.rows > 0) scale_inputs(validation.x, scaling, run.training.precision, caps.cpu);
   if (run.has_files()) {
     set_samples(run, data.x.rows);
     plan_run(run, caps, data);
@@ -266,13 +272,14 @@ int run_train(const OptionSet& options) {
   const TrainingSpec& training = run.training;
   Trainer trainer(run.network, training, run.forced, caps);
   std::string inputs = samples_line(run, data) + validation_line(run, validation);
-  if (run.weights.empty()) {
+  if (weights == nullptr) {
     trainer.initialize(training.seed, run.init);
   } else {
-    const WeightsInput weights(run.weights, caps.cpu);
-    weights.load(trainer);
-    inputs += weights.line(training.precision);
+    weights->load(trainer);
+    inputs += weights->line(training.precision);
+    weights.reset();
   }
+  inputs += scaling_line(scaling);
   TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name);
   const std::int64_t validation_rows = validation.x.rows;
   if (validation_rows > 0) {
@@ -296,6 +303,7 @@ int run_train(const OptionSet& options) {
   result.network = run.network;
   result.training = training;
   result.epochs = run.epochs;
+  result.scaling = scaling;
   result.steps = report.steps();
   result.total_ms = report.total_ms;
   for (const PreparationStage& stage : report.preparation) preparation.add(stage);

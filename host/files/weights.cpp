@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -16,6 +17,7 @@
 #include "../names.h"
 #include "../text.h"
 #include "elements.h"
+#include "network_metadata.h"
 #include "safetensors.h"
 #include "transpose.h"
 
@@ -102,9 +104,39 @@ NetworkSpec network_of(const SafeTensorsFile& file) {
   return network;
 }
 
-/// Refuses a file whose network is another one, naming the first tensor that differs.
+/// What the file says of the network that its tensors are.
+std::optional<NetworkMetadata> metadata_of(const SafeTensorsFile& file, const NetworkSpec& tensors) {
+  std::optional<NetworkMetadata> metadata = read_network_metadata(file);
+  if (!metadata) return metadata;
+  if (metadata->network.widths != tensors.widths)
+    file.refuse(metadata_problem("has the widths " + widths_text(metadata->network.widths) + ", its tensors have " +
+                                 widths_text(tensors.widths)));
+  if (metadata->network.bias != tensors.bias)
+    file.refuse(metadata_problem(std::string("says that the network has ") + (tensors.bias ? "no biases" : "biases") +
+                                 ", and its tensors have " + (tensors.bias ? "them" : "none")));
+  return metadata;
+}
+
+/// Refuses a file that says that its network has other activations.
+void check_activations(const SafeTensorsFile& file, const NetworkSpec& found, const NetworkSpec& wanted) {
+  const auto check = [&](const char* what, Activation has, Activation wants) {
+    if (has != wants)
+      file.refuse(std::string("its network has the ") + what + " " + activation_text(has) + ", but " +
+                  activation_text(wants) + " was asked for; use " + activation_text(has));
+  };
+  if (wanted.layers() > 1) check("activation", found.activation, wanted.activation);
+  check("output activation", found.output_activation, wanted.output_activation);
+}
+
+SafeTensorsMetadata metadata_to_write(const NetworkSpec& network, const InputScaling& scaling) {
+  return {{"format", "pt"}, {kNetworkKey, network_metadata_text({network, scaling})}};
+}
+
+}  // namespace
+
 void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
-  const NetworkSpec found = network_of(file);
+  const SavedNetwork saved = read_saved_network(file);
+  const NetworkSpec& found = saved.network;
   const std::string widths = "; give the network these widths: " + widths_text(found.widths);
   for (int layer = 0; layer < std::max(found.layers(), wanted.layers()); ++layer) {
     const std::string name = in_quotes(module_number(layer) + ".weight");
@@ -119,11 +151,21 @@ void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted) {
   }
   if (wanted.bias && !found.bias) file.refuse("has no '0.bias', and the network has biases; switch its bias off");
   if (!wanted.bias && found.bias) file.refuse("holds '0.bias', and the network has no biases; switch its bias on");
+  if (saved.has_metadata) check_activations(file, found, wanted);
 }
 
-}  // namespace
+SavedNetwork read_saved_network(const SafeTensorsFile& file) {
+  SavedNetwork saved;
+  saved.network = network_of(file);
+  if (std::optional<NetworkMetadata> metadata = metadata_of(file, saved.network)) {
+    saved.has_metadata = true;
+    saved.network = std::move(metadata->network);
+    saved.scaling = std::move(metadata->scaling);
+  }
+  return saved;
+}
 
-NetworkSpec read_network(const SafeTensorsFile& file) { return network_of(file); }
+NetworkSpec read_network(const SafeTensorsFile& file) { return read_saved_network(file).network; }
 NetworkSpec read_network(const std::string& path) { return read_network(SafeTensorsFile(path)); }
 
 Parameters read_weights(const std::string& path, const NetworkSpec& network, ElementType type) {
@@ -177,8 +219,9 @@ SafeTensor tensor_of(const HostMatrix& matrix, const ParameterInfo& info) {
 
 constexpr const char* kStepsName = "optimizer.steps";
 
-/// Refuses a file whose tensors are not the state of a network that is trained so.
-void check_state(const SafeTensorsFile& file, const std::vector<ParameterInfo>& layout, const TrainingSpec& training) {
+/// Refuses a file that is not the state of a network that is trained so.
+void check_state(const SafeTensorsFile& file, const std::vector<ParameterInfo>& layout, const NetworkSpec& network,
+                 const TrainingSpec& training) {
   const std::string remedy = "; load it into a trainer with the network, the optimizer and the precision that saved it";
   const std::string dtype = dtype_of(element_type(training.precision));
   std::set<std::string_view> known = {kStepsName};
@@ -196,6 +239,7 @@ void check_state(const SafeTensorsFile& file, const std::vector<ParameterInfo>& 
     if (!known.contains(tensor.name))
       file.refuse("holds " + in_quotes(tensor.name) + ", which the state of the optimizer " +
                   shown(training.optimizer.kind) + " for this network has not" + remedy);
+  if (const auto metadata = metadata_of(file, network)) check_activations(file, metadata->network, network);
 }
 
 }  // namespace
@@ -208,7 +252,8 @@ Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network,
   return parameters;
 }
 
-void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters) {
+void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters,
+                   const InputScaling& scaling) {
   const std::vector<ParameterInfo> layout = parameter_layout(network);
   const std::string name = printable(file.path());
   if (parameters.size() != layout.size())
@@ -225,12 +270,12 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                             "; give the parameters of this network");
     tensors.push_back(tensor_of(matrix, layout[i]));
   }
-  write_safetensors(file, tensors);
+  write_safetensors(file, tensors, metadata_to_write(network, scaling));
 }
 
 SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training) {
   const std::vector<ParameterInfo> layout = state_layout(network, training);
-  check_state(file, layout, training);
+  check_state(file, layout, network, training);
   SavedState state;
   for (const ParameterInfo& info : layout)
     state.values.push_back(read_matrix(file, *find(file, info.name), info, element_type(training.precision)));
@@ -252,7 +297,7 @@ void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpe
   HostMatrix steps(ElementType::float64, 1, 1);
   *static_cast<double*>(steps.view().data) = static_cast<double>(state.steps);
   tensors.push_back({kStepsName, "F64", {1}, steps.bytes});
-  write_safetensors(file, tensors);
+  write_safetensors(file, tensors, metadata_to_write(network, {}));
 }
 
 }  // namespace deviceloop

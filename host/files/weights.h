@@ -7,26 +7,41 @@
 
 #include <deviceloop/spec.h>
 
+#include "../input_scaling.h"
 #include "../parameters.h"
 #include "output_file.h"
 #include "safetensors.h"
 
 namespace deviceloop {
 
-/// The network that a weights file holds: widths from the shapes, bias from the names. Throws InvalidArgument, naming
-/// the file and the tensor, where the names or shapes are not those of a multilayer perceptron (see parameter_layout)
-/// or a dtype is none of F16, BF16, F32 and F64.
+/// The network that a weights file holds.
+struct SavedNetwork {
+  NetworkSpec network;        ///< widths from the shapes and bias from the names of the tensors
+  bool has_metadata = false;  ///< whether the file says more: otherwise the activations are the defaults
+  InputScaling scaling{};     ///< what the network's inputs go through first
+};
+
+/// Throws InvalidArgument, naming the file and the tensor, where the names or shapes are not those of a multilayer
+/// perceptron (see parameter_layout) or a dtype is none of F16, BF16, F32 and F64; and for metadata that is malformed
+/// (see network_metadata.h) or of another network than the tensors.
+/// @{
+SavedNetwork read_saved_network(const SafeTensorsFile& file);
 NetworkSpec read_network(const SafeTensorsFile& file);
 NetworkSpec read_network(const std::string& path);
+/// @}
+
+/// Throws as read_saved_network does, and where the file holds another network, by its tensors or by its metadata.
+void check_network(const SafeTensorsFile& file, const NetworkSpec& wanted);
 
 /// The parameters of `network` from the file, transposed to [in_features, out_features], converted to `type`. Throws
-/// InvalidArgument, naming the file and the tensor, for a tensor that is missing or left over, a shape that does not
-/// match, another dtype than those above, and a value that is not finite in `type`.
+/// InvalidArgument, naming the file and the tensor, as check_network does, and for a value that is not finite in
+/// `type`.
 Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network, ElementType type);
 Parameters read_weights(const std::string& path, const NetworkSpec& network, ElementType type);
 
-/// The reverse of read_weights. The caller commits.
-void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters);
+/// The reverse of read_weights, with the network's metadata. The caller commits.
+void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters,
+                   const InputScaling& scaling = {});
 
 /// All that a run goes on from: what state_layout() lists, and how many steps the optimizer has taken.
 struct SavedState {
@@ -40,7 +55,7 @@ struct SavedState {
 SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training);
 
 /// The reverse of read_state: the tensors of write_weights, those of the optimizer in the same way, as
-/// "0.weight.momentum", and "optimizer.steps", F64 [1]. The caller commits.
+/// "0.weight.momentum", and "optimizer.steps", F64 [1]; and the network's metadata. The caller commits.
 void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpec& training, const SavedState& state);
 
 }  // namespace deviceloop

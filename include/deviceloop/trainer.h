@@ -147,8 +147,10 @@ class DEVICELOOP_EXPORT Trainer {
   /// Weights from and to a safetensors file with the names and shapes of PyTorch's nn.Sequential(Linear, ReLU, ...):
   /// "0.weight" [out_features, in_features], "0.bias" [out_features], "2.weight", ... Loading accepts F16, BF16, F32
   /// and F64, also from a pipe, and the optimizer then begins anew, as after initialize; saving writes the working
-  /// precision, atomically. Throws InvalidArgument, naming the file, and then changes nothing; Error if writing the
-  /// file fails.
+  /// precision, atomically, and the network's widths, bias and activations as metadata. A file with such metadata is
+  /// refused if the activations are not the trainer's. Metadata may also name a scaling of the inputs, which the
+  /// command applies; the trainer does not: predict and set_data take inputs that are scaled already. Throws
+  /// InvalidArgument, naming the file, and then changes nothing; Error if writing the file fails.
   /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;
@@ -156,10 +158,11 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// All that a run goes on from, bit for bit: parameters, what the optimizer keeps for them, and how many steps it has
   /// taken, from and to a safetensors file with the tensors of save_weights and, beside them, "0.weight.momentum" and
-  /// the like, and "optimizer.steps". N steps, save_state, load_state in another trainer with the same specifications
-  /// and data, and M steps more give what N + M steps give, on the same executor (with Formulation::gram but for
-  /// rounding, since Z is computed anew). Throws InvalidArgument, naming the file, where it is the state of another
-  /// network, optimizer or precision, and then changes nothing; Error if writing the file fails.
+  /// the like, and "optimizer.steps"; the metadata are those of save_weights. N steps, save_state, load_state in
+  /// another trainer with the same specifications and data, and M steps more give what N + M steps give, on the same
+  /// executor (with Formulation::gram but for rounding, since Z is computed anew). Throws InvalidArgument, naming the
+  /// file, where it is the state of another network, optimizer or precision, and then changes nothing; Error if writing
+  /// the file fails.
   /// @{
   void load_state(const std::string& path);
   void save_state(const std::string& path) const;

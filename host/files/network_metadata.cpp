@@ -1,0 +1,216 @@
+#include "network_metadata.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "../names.h"
+#include "../text.h"
+
+namespace deviceloop {
+namespace {
+
+constexpr std::uint64_t kVersion = 1;
+
+/// Takes the text's JSON piece by piece, so that it is never held as a tree and both occurrences of a duplicate key are
+/// seen. Every member returns whether to go on; where it is false, problem() says why.
+class MetadataHandler {
+ public:
+  using number_integer_t = nlohmann::json::number_integer_t;
+  using number_unsigned_t = nlohmann::json::number_unsigned_t;
+  using number_float_t = nlohmann::json::number_float_t;
+  using string_t = nlohmann::json::string_t;
+  using binary_t = nlohmann::json::binary_t;
+
+  NetworkMetadata& metadata() { return metadata_; }
+  const std::string& problem() const { return problem_; }
+
+  bool null() { return unexpected("null"); }
+  bool boolean(bool value) {
+    if (!is_value_of(kBias)) return unexpected("a truth value");
+    metadata_.network.bias = value;
+    return true;
+  }
+  bool number_unsigned(number_unsigned_t value) {
+    if (is_value_of(kVersionField))
+      return value == kVersion ? true
+                               : refuse("has the version " + std::to_string(value) +
+                                        ", and this deviceloop reads version " + std::to_string(kVersion));
+    if (!is_element_of(kWidths)) return number(static_cast<double>(value));
+    if (value < 1 || value > static_cast<number_unsigned_t>(kMaxWidth)) return unexpected(std::to_string(value));
+    metadata_.network.widths.push_back(static_cast<std::int64_t>(value));
+    return true;
+  }
+  bool number_integer(number_integer_t value) { return number(static_cast<double>(value)); }
+  bool number_float(number_float_t value, const string_t&) { return number(value); }
+  bool string(string_t& value) {
+    if (!is_value_of(kActivation) && !is_value_of(kOutputActivation)) return unexpected("a text");
+    const std::optional<Activation> activation = activation_named(value);
+    if (!activation) return refuse("has the unknown " + std::string(field().name) + " " + in_quotes(value));
+    NetworkSpec& network = metadata_.network;
+    (field_ == kActivation ? network.activation : network.output_activation) = *activation;
+    return true;
+  }
+  bool binary(binary_t&) { return unexpected("binary data"); }
+
+  bool start_object(std::size_t) {
+    if (place_ == Place::start)
+      place_ = Place::network;
+    else if (is_value_of(kScaling))
+      place_ = Place::scaling;
+    else
+      return unexpected("an object");
+    return true;
+  }
+  bool key(string_t& value) {
+    field_ = 0;
+    while (field_ < kFields.size() && (kFields[field_].place != place_ || value != kFields[field_].name)) ++field_;
+    if (field_ == kFields.size()) return refuse("has the unknown key " + in_quotes(value));
+    if (std::exchange(seen_[field_], true)) return refuse("has the key " + in_quotes(value) + " twice");
+    return true;
+  }
+  bool end_object() {
+    for (std::size_t i = 0; i < kFields.size(); ++i)
+      if (kFields[i].place == place_ && kFields[i].is_required && !seen_[i])
+        return refuse(std::string("has no ") + kFields[i].name);
+    place_ = place_ == Place::scaling ? Place::network : Place::end;
+    return true;
+  }
+  bool start_array(std::size_t) {
+    if (!is_value_of(kWidths) && !is_value_of(kMean) && !is_value_of(kDeviation)) return unexpected("a list");
+    in_list_ = true;
+    return true;
+  }
+  bool end_array() {
+    in_list_ = false;
+    return true;
+  }
+  bool parse_error(std::size_t position, const std::string& token, const nlohmann::json::exception& error) {
+    constexpr int kOutOfRange = 406;  // nlohmann-json's number of the error
+    if (error.id == kOutOfRange) return unexpected(printable(token, 40) + ", which is too large,");
+    return refuse("is not JSON from character " + std::to_string(position) + " on");
+  }
+
+ private:
+  enum class Place { start, network, scaling, end };
+  struct Field {
+    Place place;
+    const char* name;
+    const char* type;  // for messages
+    bool is_required;
+  };
+  // The order is that of kFields.
+  enum : std::size_t {
+    kVersionField,
+    kWidths,
+    kBias,
+    kActivation,
+    kOutputActivation,
+    kScaling,
+    kFactor,
+    kMean,
+    kDeviation
+  };
+  static constexpr std::array<Field, 9> kFields{{
+      {Place::network, "version", "a whole number", true},
+      {Place::network, "widths", "a list of whole numbers from 1 to 2147483647", true},
+      {Place::network, "bias", "true or false", true},
+      {Place::network, "activation", "a name", true},
+      {Place::network, "output_activation", "a name", true},
+      {Place::network, "input_scaling", "an object", false},
+      {Place::scaling, "factor", "a finite number other than 0", true},
+      {Place::scaling, "mean", "a list of finite numbers", false},
+      {Place::scaling, "deviation", "a list of finite numbers above 0", false},
+  }};
+
+  const Field& field() const { return kFields[field_]; }
+  bool is_value_of(std::size_t number) const {
+    return place_ == kFields[number].place && field_ == number && !in_list_;
+  }
+  bool is_element_of(std::size_t number) const { return field_ == number && in_list_; }
+
+  bool number(double value) {
+    InputScaling& scaling = metadata_.scaling;
+    if (is_element_of(kMean))
+      scaling.mean.push_back(value);
+    else if (is_element_of(kDeviation) && value > 0)
+      scaling.deviation.push_back(value);
+    else if (is_value_of(kFactor) && value != 0)
+      scaling.factor = value;
+    else
+      return unexpected("the number " + nlohmann::json(value).dump());
+    return true;
+  }
+  bool refuse(std::string problem) {
+    problem_ = std::move(problem);
+    return false;
+  }
+  bool unexpected(const std::string& what) {
+    if (place_ == Place::start || place_ == Place::end) return refuse("is not a JSON object");
+    return refuse("has " + what + " in its " + field().name + ", which is " + field().type);
+  }
+
+  NetworkMetadata metadata_;
+  std::string problem_;
+  Place place_ = Place::start;
+  std::size_t field_ = 0;  // by the last key
+  bool in_list_ = false;
+  std::array<bool, kFields.size()> seen_{};
+};
+
+/// What is wrong with the scaling of a network; empty: nothing.
+std::string scaling_problem(const NetworkMetadata& metadata) {
+  const InputScaling& scaling = metadata.scaling;
+  const auto inputs = static_cast<std::size_t>(metadata.network.widths.front());
+  if (scaling.mean.size() != scaling.deviation.size() || (!scaling.mean.empty() && scaling.mean.size() != inputs))
+    return "has " + std::to_string(scaling.mean.size()) + " numbers as mean and " +
+           std::to_string(scaling.deviation.size()) + " as deviation, and the network has " + std::to_string(inputs) +
+           (inputs == 1 ? " input" : " inputs");
+  return "";
+}
+
+}  // namespace
+
+std::string network_metadata_text(const NetworkMetadata& metadata) {
+  nlohmann::ordered_json json;
+  json["version"] = kVersion;
+  json["widths"] = metadata.network.widths;
+  json["bias"] = metadata.network.bias;
+  json["activation"] = activation_text(metadata.network.activation);
+  json["output_activation"] = activation_text(metadata.network.output_activation);
+  if (!metadata.scaling.is_identity()) {
+    json["input_scaling"]["factor"] = metadata.scaling.factor;
+    if (!metadata.scaling.mean.empty()) {
+      json["input_scaling"]["mean"] = metadata.scaling.mean;
+      json["input_scaling"]["deviation"] = metadata.scaling.deviation;
+    }
+  }
+  return json.dump();
+}
+
+std::optional<NetworkMetadata> read_network_metadata(const SafeTensorsFile& file) {
+  const auto found = file.metadata().find(kNetworkKey);
+  if (found == file.metadata().end()) return std::nullopt;
+  const std::string& text = found->second;
+  // The JSON parser takes a NUL for the end of its input and would not see what follows.
+  if (const auto nul = text.find('\0'); nul != std::string::npos)
+    file.refuse(metadata_problem("is not JSON from character " + std::to_string(nul + 1) + " on"));
+  MetadataHandler handler;
+  if (!nlohmann::json::sax_parse(text, &handler)) file.refuse(metadata_problem(handler.problem()));
+  NetworkMetadata& metadata = handler.metadata();
+  if (metadata.network.widths.size() < 2)
+    file.refuse(metadata_problem("has " + std::to_string(metadata.network.widths.size()) +
+                                 " numbers in its widths, which begin with the inputs and end with the outputs"));
+  if (const std::string problem = scaling_problem(metadata); !problem.empty()) file.refuse(metadata_problem(problem));
+  return std::move(metadata);
+}
+
+std::string metadata_problem(const std::string& problem) {
+  return "its metadata " + in_quotes(kNetworkKey) + " " + problem +
+         "; save the weights again, or without the metadata and with the options of the network";
+}
+
+}  // namespace deviceloop
