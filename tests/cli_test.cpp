@@ -199,6 +199,7 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
     EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
   for (const std::string line : {"--scale FACTOR +multiplies every input", "--standardize +each input minus its mean"})
     EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
+  EXPECT_TRUE(holds(run({"predict", "--help"}).out, "--classes +instead of them the class of each row"));
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
   EXPECT_TRUE(holds(help, "--reproject N .*0\\)")) << help;
   // All but those of the optimizer are above it.
@@ -2076,6 +2077,71 @@ TEST_F(ScaledInputs, AreRefusedWithRowColumnAndFile) {
   expect_refused({"predict", "--weights", weights_, "--x", far, "--out", out_},
                  {far + ": scaled, row 1, column 0 is 2e+40, which fp32 cannot hold (counted from 0); " + remedy});
   expect_refused({"train", "--weights", weights_, "--x", far, "--y", y}, {far + ": scaled, row 1, column 0 is 2e+40"});
+}
+
+class Classes : public ::testing::Test {
+ protected:
+  /// A network of one layer that gives the inputs back.
+  std::string identity(std::int64_t width, Activation activation = Activation::identity) const {
+    Trainer trainer({.widths = {width, width}, .output_activation = activation});
+    std::vector<float> weight(static_cast<std::size_t>(width * width));
+    for (std::int64_t i = 0; i < width; ++i) weight[static_cast<std::size_t>(i * width + i)] = 1;
+    trainer.write_weight(0, ConstMatrix(weight.data(), width, width));
+    trainer.save_weights(folder_ / "w.safetensors");
+    return folder_ / "w.safetensors";
+  }
+  CommandResult predict(const std::string& weights, const std::string& rows, const std::string& out,
+                        const Arguments& options = {}) const {
+    return run(Arguments{"predict", "--classes", "--weights", weights, "--x", folder_.write("x.csv", rows), "--out",
+                         folder_ / out} +
+               options);
+  }
+  TemporaryFolder folder_;
+};
+
+TEST_F(Classes, AreTheFirstOfTheLargestOutputs) {
+  const std::string rows = "1,2,3\n3,2,1\n1,3,3\n2,2,2\n-1,-3,-2\n-0.0,0,0\n-5,-4,-4\n1e30,-1e30,2\n";
+  for (const std::string precision : {"fp32", "fp64"}) {
+    const CommandResult result = predict(identity(3), rows, "c.npy", {"--precision", precision});
+    expect_done(result);
+    EXPECT_NE(result.out.find("c.npy: 8 x 1, classes predicted by 3,3\n"), std::string::npos) << result.out;
+    EXPECT_EQ(read_all(folder_ / "c.npy"), npy("<i8", 8, 1, std::vector<std::int64_t>{2, 0, 1, 0, 0, 0, 1, 0}));
+    for (const std::string name : {"c.csv", "C.CSV"}) {
+      expect_done(predict(identity(3), rows, name, {"--precision", precision}));
+      EXPECT_EQ(read_all(folder_ / name), "2\n0\n1\n0\n0\n0\n1\n0\n");
+    }
+  }
+  // As labels of train.
+  expect_done(run({"train", "--x", folder_ / "x.csv", "--y", folder_ / "c.csv", "--layers", "3,3", "--loss",
+                   "cross-entropy", "--steps", "1", "--quiet"}));
+}
+
+TEST_F(Classes, OfOneOutputAreWhetherItIsAboveZero) {
+  expect_done(predict(identity(1), "1\n-1\n0\n-0.0\n1e-40\n-1e-40\n", "c.npy"));
+  EXPECT_EQ(read_all(folder_ / "c.npy"), npy("<i8", 6, 1, std::vector<std::int64_t>{1, 0, 0, 0, 1, 0}));
+  expect_done(predict(identity(1, Activation::tanh), "1\n-1\n0\n", "c.csv"));
+  EXPECT_EQ(read_all(folder_ / "c.csv"), "1\n0\n0\n");
+  for (const Activation activation : {Activation::sigmoid, Activation::softplus})
+    expect_one_line(predict(identity(1, activation), "1\n", "d.npy"), 2,
+                    {"--classes takes one output for log-odds", "output activation ", "is never below 0"});
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "d.npy"));
+  expect_done(predict(identity(2, Activation::sigmoid), "1,2\n", "c.csv"));
+  EXPECT_EQ(read_all(folder_ / "c.csv"), "1\n");
+}
+
+TEST_F(Classes, OfARowWithNanAreRefused) {
+  // 1e38 + 1e38 - (1e38 + 1e38) and the like: infinity minus infinity.
+  Trainer trainer({.widths = {2, 2, 2}, .activation = Activation::identity});
+  const std::vector<float> large{2, 2, 2, 2}, difference{1, 0, -1, 1};
+  trainer.write_weight(0, ConstMatrix(large.data(), 2, 2));
+  trainer.write_weight(1, ConstMatrix(difference.data(), 2, 2));
+  trainer.save_weights(folder_ / "nan.safetensors");
+  const std::string rows = "1,2\n3e38,3e38\n";
+  expect_one_line(
+      predict(folder_ / "nan.safetensors", rows, "c.npy"), 2,
+      {folder_ / "x.csv" + std::string(": row 1 has the output nan in column 0 (counted from 0)"), "--precision fp64"});
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "c.npy"));
+  expect_done(predict(folder_ / "nan.safetensors", rows, "c.npy", {"--precision", "fp64"}));
 }
 
 TEST(Data, IsWhatTrainGenerates) {

@@ -1,5 +1,10 @@
 // deviceloop predict: applies saved weights to new rows.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <deviceloop/error.h>
 #include <deviceloop/trainer.h>
@@ -10,7 +15,9 @@
 #include "inputs.h"
 #include "interrupt.h"
 #include "machine.h"
+#include "matrix_ops.h"
 #include "memory.h"
+#include "names.h"
 #include "report.h"
 #include "run_options.h"
 #include "text.h"
@@ -18,12 +25,59 @@
 #include "trainer_access.h"
 
 namespace deviceloop::cli {
+namespace {
+
+/// Throws InvalidArgument where the one output of a network is above 0 whatever the input is.
+void check_has_classes(const NetworkSpec& network) {
+  const Activation activation = network.output_activation;
+  if (network.widths.back() == 1 && (activation == Activation::sigmoid || activation == Activation::softplus))
+    throw InvalidArgument("--classes takes one output for log-odds, of class 1 above 0, but the output activation " +
+                          activation_text(activation) + " is never below 0; drop --classes");
+}
+
+/// The class of each row: the first of its largest outputs, or of one output whether it is above 0. Throws
+/// InvalidArgument, beginning with `name`, for a row with a NaN.
+std::vector<std::int64_t> classes_of(const HostMatrix& outputs, const std::string& name) {
+  std::vector<std::int64_t> classes(static_cast<std::size_t>(outputs.rows));
+  with_type(outputs.type, [&]<class T>(T*) {
+    const T* row = static_cast<const T*>(outputs.view().data);
+    for (std::int64_t r = 0; r < outputs.rows; ++r, row += outputs.columns) {
+      std::int64_t largest = 0;
+      for (std::int64_t column = 0; column < outputs.columns; ++column) {
+        if (std::isnan(row[column]))
+          throw InvalidArgument(name + ": row " + std::to_string(r) + " has the output nan in column " +
+                                std::to_string(column) +
+                                " (counted from 0) and so no class; drop it, or use --precision fp64");
+        if (row[column] > row[largest]) largest = column;
+      }
+      classes[static_cast<std::size_t>(r)] = outputs.columns == 1 ? (row[0] > 0 ? 1 : 0) : largest;
+    }
+  });
+  return classes;
+}
+
+bool ends_as_csv(std::string name) {
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  return name.ends_with(".csv");
+}
+
+/// As .npy, or as .csv where the file is called so.
+void write_classes(OutputFile& file, const std::vector<std::int64_t>& classes) {
+  if (!ends_as_csv(file.path())) return write_npy(file, classes.data(), static_cast<std::int64_t>(classes.size()), 1);
+  std::string text;
+  for (const std::int64_t number : classes) text += std::to_string(number) + "\n";
+  file.write(text);
+}
+
+}  // namespace
 
 void declare_predict(OptionSet& options) {
   options.group("Files, all three needed (FILE - is standard output)");
   options.add("--weights", "FILE", "", "the network, as train saves it (.safetensors)");
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
   options.add("--out", "FILE", "", "predictions to write (.npy)");
+  options.add_flag("--classes", "instead of them the class of each row (.npy or .csv)");
   options.group("How it runs");
   declare_activations(options);
   declare_header(options);
@@ -42,6 +96,7 @@ int run_predict(const OptionSet& options) {
   training.precision = read_precision(options);
   NetworkSpec network;
   read_activations(options, network);
+  const bool classes = options.given("--classes");
   const TableHeader header = read_header(options);
   const std::optional<ExecutorKind> forced = read_execution(options, training);
   TextOutput text(check_outputs(options, {"--out"}, {"--weights", "--x"}));
@@ -56,6 +111,7 @@ int run_predict(const OptionSet& options) {
   network.bias = saved.network.bias;
   if (saved.has_metadata) take_activations(options, saved.network, network);
   weights_input.check(network);
+  if (classes) check_has_classes(network);
   DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
@@ -68,18 +124,22 @@ int run_predict(const OptionSet& options) {
   bytes.add(input.bytes.size());
   bytes.add(size_of(element_type(training.precision)), static_cast<std::uint64_t>(input.rows),
             static_cast<std::uint64_t>(network.widths.back()));
+  if (classes) bytes.add(sizeof(std::int64_t), static_cast<std::uint64_t>(input.rows));
   for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(network, training.precision);
   check_memory("predictions for " + std::to_string(input.rows) + " rows of " + printable(x),
                bytes.add(host_bytes(trainer.plan())), caps.cpu);
   weights_input.load(trainer);
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
   TrainerAccess::predict(trainer, input.view(), prediction.view(), input.name);
-  write_npy(file, std::as_const(prediction).view());
+  if (classes)
+    write_classes(file, classes_of(prediction, input.name));
+  else
+    write_npy(file, std::as_const(prediction).view());
   file.commit();
   text.write(rows_line(input, training.precision) + weights_input.line(training.precision) +
              scaling_line(saved.scaling) + plan_line(trainer.plan(), training) + printable(out) + ": " +
-             std::to_string(prediction.rows) + " x " + std::to_string(prediction.columns) + ", predicted by " +
-             network_text(network) + "\n");
+             std::to_string(prediction.rows) + " x " + std::to_string(classes ? 1 : prediction.columns) +
+             (classes ? ", classes predicted by " : ", predicted by ") + network_text(network) + "\n");
   text.check();
   return 0;
 }
