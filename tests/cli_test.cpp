@@ -1162,6 +1162,38 @@ TEST_F(Validated, ByAPartOfTheDataAsByTheLibrary) {
       << result.out;
 }
 
+// The mean and the deviation are those of the rows that are trained by.
+TEST_F(Validated, ByDataScaledAsThoseTrainedBy) {
+  const auto scaled = [&](std::vector<float> rows, std::size_t columns) {
+    for (std::size_t column = 0; column < columns; ++column) {
+      double mean = 0, variance = 0;
+      const double count = static_cast<double>(train_x_.size() / columns);
+      for (std::size_t i = column; i < train_x_.size(); i += columns) mean += static_cast<double>(train_x_[i]) / count;
+      for (std::size_t i = column; i < train_x_.size(); i += columns)
+        variance += std::pow(static_cast<double>(train_x_[i]) - mean, 2) / count;
+      for (std::size_t i = column; i < rows.size(); i += columns)
+        rows[i] = static_cast<float>((static_cast<double>(rows[i]) - mean) / std::sqrt(variance));
+    }
+    return rows;
+  };
+  const auto loss = [&](const Arguments& options) {
+    expect_done(train(
+        options + Arguments{"--steps", "6", "--validate-every", "6", "--threads", "1", "--history", folder_ / "h"}));
+    return std::strtod(history().at(6).at(2).c_str(), nullptr);
+  };
+  const auto file = [&](const std::string& name, std::int64_t columns, const std::vector<float>& values) {
+    return folder_.write(name, npy(static_cast<std::int64_t>(values.size()) / columns, columns, values));
+  };
+  const std::string y = file("y.npy", 2, train_y_), vy = file("vy.npy", 2, validation_y_);
+  const double expected = loss({"--x", file("x.npy", 6, scaled(train_x_, 6)), "--y", y, "--validate-x",
+                                file("vx.npy", 6, scaled(validation_x_, 6)), "--validate-y", vy});
+  const double by_files = loss({"--standardize", "--x", file("x.npy", 6, train_x_), "--y", y, "--validate-x",
+                                file("vx.npy", 6, validation_x_), "--validate-y", vy});
+  EXPECT_NEAR(by_files, expected, 1e-5 * expected);
+  EXPECT_EQ(loss({"--standardize", "--samples", "20", "--validate-fraction", "0.25"}), by_files);
+  EXPECT_GT(std::abs(loss({"--samples", "20", "--validate-fraction", "0.25"}) - expected), 1e-3 * expected);
+}
+
 TEST_F(Validated, ByFilesInEveryForm) {
   const Arguments data = {"--x", folder_.write("x.npy", npy(15, 6, train_x_)), "--y",
                           folder_.write("y.npy", npy(15, 2, train_y_))};
