@@ -12,11 +12,19 @@
 #include "elementwise.h"
 #include "host_device.h"
 
-namespace deviceloop::activations {
+namespace deviceloop {
+
+/// An activation with its settings, as a step has it.
+struct ActivationOfStep {
+  Activation kind = Activation::identity;
+  double leaky_slope = 0.01;
+};
+
+namespace activations {
 
 /// Its gradient follows from its output, which therefore keeps the mask.
 struct Relu {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementwise::relu_marked(z);
@@ -29,7 +37,7 @@ struct Relu {
 };
 
 struct Identity {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return z;
@@ -40,23 +48,19 @@ struct Identity {
   }
 };
 
-/// The value is above 0 where the pre-activation is.
+/// The value is above 0 where the pre-activation is, unless the slope is below 0: then the pre-activation is kept. With
+/// a slope of 0 the value at -infinity is NaN, as PyTorch's.
+template <class T>
 struct LeakyRelu {
-  static constexpr bool keeps_pre_activation = false;
-  static constexpr double kSlope = 0.01;
-  template <class T>
-  DEVICELOOP_ELEMENT static T value(T z) {
-    return z > T(0) ? z : T(kSlope) * z;
-  }
-  template <class T>
-  DEVICELOOP_ELEMENT static T gradient(T h, T dh) {
-    return h > T(0) ? dh : T(kSlope) * dh;
-  }
+  static constexpr bool may_keep_pre_activation = true;
+  T slope;
+  DEVICELOOP_ELEMENT T value(T z) const { return z > T(0) ? z : slope * z; }
+  DEVICELOOP_ELEMENT T gradient(T kept, T dh) const { return kept > T(0) ? dh : slope * dh; }
 };
 
 /// e^z is h + 1 below 0.
 struct Elu {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     const T below = elementary::expm1(z);
@@ -87,7 +91,7 @@ DEVICELOOP_ELEMENT inline T bounded(T z) {
 }
 
 struct Silu {
-  static constexpr bool keeps_pre_activation = true;
+  static constexpr bool may_keep_pre_activation = true;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::at_least(z, T(-800)) * elementary::sigmoid(z);
@@ -101,7 +105,7 @@ struct Silu {
 
 /// For z far below 0, 1 + erf is a small difference and loses relative accuracy, as in the definition.
 struct Gelu {
-  static constexpr bool keeps_pre_activation = true;
+  static constexpr bool may_keep_pre_activation = true;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::at_least(z, T(-800)) * distribution(z);
@@ -123,7 +127,7 @@ struct Gelu {
 
 /// (1 + tanh(u)) / 2 is sigmoid(2 u).
 struct GeluTanh {
-  static constexpr bool keeps_pre_activation = true;
+  static constexpr bool may_keep_pre_activation = true;
   static constexpr double kScale = 1.59576912160573071176;  ///< 2 sqrt(2 / pi)
   static constexpr double kCubic = 0.044715;
   template <class T>
@@ -146,7 +150,7 @@ struct GeluTanh {
 };
 
 struct Tanh {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::tanh(z);
@@ -158,7 +162,7 @@ struct Tanh {
 };
 
 struct Sigmoid {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::sigmoid(z);
@@ -171,7 +175,7 @@ struct Sigmoid {
 
 /// sigmoid(z) is 1 - e^-h: as accurate, since h of a z far below 0 is small.
 struct Softplus {
-  static constexpr bool keeps_pre_activation = false;
+  static constexpr bool may_keep_pre_activation = false;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::softplus(z);
@@ -183,7 +187,7 @@ struct Softplus {
 };
 
 struct Sine {
-  static constexpr bool keeps_pre_activation = true;
+  static constexpr bool may_keep_pre_activation = true;
   template <class T>
   DEVICELOOP_ELEMENT static T value(T z) {
     return elementary::sin(z);
@@ -196,23 +200,24 @@ struct Sine {
 
 /// Whether it is a few instructions, which a kernel may have many copies of.
 template <class Formula>
-inline constexpr bool kIsShort =
-    std::is_same_v<Formula, Relu> || std::is_same_v<Formula, Identity> || std::is_same_v<Formula, LeakyRelu>;
+inline constexpr bool kIsShort = std::is_same_v<Formula, Relu> || std::is_same_v<Formula, Identity>;
+template <class T>
+inline constexpr bool kIsShort<LeakyRelu<T>> = true;
 
-/// use(an object of its struct). An activation is a struct like those above, and a line here. In a kernel, `use` must
-/// be a function for the device.
+/// use(an object of its struct, for elements of type T). An activation is a struct like those above, and a line here.
+/// In a kernel, `use` must be a function for the device.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
-template <class Use>
-DEVICELOOP_HOST_DEVICE constexpr auto with_activation(Activation activation, Use use) {
-  switch (activation) {
+template <class T, class Use>
+DEVICELOOP_HOST_DEVICE constexpr auto with_activation(const ActivationOfStep& activation, Use use) {
+  switch (activation.kind) {
     case Activation::relu:
       break;
     case Activation::identity:
       return use(Identity());
     case Activation::leaky_relu:
-      return use(LeakyRelu());
+      return use(LeakyRelu<T>{static_cast<T>(activation.leaky_slope)});
     case Activation::elu:
       return use(Elu());
     case Activation::silu:
@@ -234,20 +239,22 @@ DEVICELOOP_HOST_DEVICE constexpr auto with_activation(Activation activation, Use
 }
 
 /// Whether its gradient needs the pre-activation, else its value.
-constexpr bool keeps_pre_activation(Activation activation) {
-  return with_activation(activation, [](auto formula) { return decltype(formula)::keeps_pre_activation; });
+constexpr bool keeps_pre_activation(const ActivationOfStep& activation) {
+  if (activation.kind == Activation::leaky_relu) return activation.leaky_slope < 0;
+  return with_activation<float>(activation, [](auto formula) { return decltype(formula)::may_keep_pre_activation; });
 }
 
 /// For code that knows the activation at run time only.
 /// @{
 template <class T>
-DEVICELOOP_ELEMENT inline T value(Activation activation, T z) {
-  return with_activation(activation, [=](auto formula) { return formula.value(z); });
+DEVICELOOP_ELEMENT inline T value(const ActivationOfStep& activation, T z) {
+  return with_activation<T>(activation, [=](auto formula) { return formula.value(z); });
 }
 template <class T>
-DEVICELOOP_ELEMENT inline T gradient(Activation activation, T kept, T dh) {
-  return with_activation(activation, [=](auto formula) { return formula.gradient(kept, dh); });
+DEVICELOOP_ELEMENT inline T gradient(const ActivationOfStep& activation, T kept, T dh) {
+  return with_activation<T>(activation, [=](auto formula) { return formula.gradient(kept, dh); });
 }
 /// @}
 
-}  // namespace deviceloop::activations
+}  // namespace activations
+}  // namespace deviceloop

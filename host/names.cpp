@@ -1,6 +1,9 @@
 #include "names.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <system_error>
 
 namespace deviceloop {
 
@@ -176,15 +179,28 @@ const char* name_or_null(ExecutorKind kind) {
   return nullptr;
 }
 
-std::string activation_text(Activation activation) {
+std::string activation_text(Activation activation, double leaky_slope) {
   std::string name = name_or_null(activation);
   std::replace(name.begin(), name.end(), '_', '-');
-  return name;
+  if (activation != Activation::leaky_relu || leaky_slope == NetworkSpec().leaky_slope) return name;
+  char digits[32];  // as many as a double needs to be read again
+  return name + ":" + std::string(digits, std::to_chars(digits, digits + sizeof digits, leaky_slope).ptr);
 }
 
-std::optional<Activation> activation_named(std::string_view text) {
-  for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number)
-    if (text == activation_text(static_cast<Activation>(number))) return static_cast<Activation>(number);
+std::optional<NamedActivation> activation_named(std::string_view text) {
+  const std::size_t colon = text.find(':');
+  for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number) {
+    const auto kind = static_cast<Activation>(number);
+    if (text.substr(0, colon) != activation_text(kind)) continue;
+    if (kind != Activation::leaky_relu) return colon == text.npos ? std::optional(NamedActivation{kind}) : std::nullopt;
+    double slope = NetworkSpec().leaky_slope;
+    if (colon != text.npos) {
+      const char* const end = text.data() + text.size();
+      const auto parsed = std::from_chars(text.data() + colon + 1, end, slope);
+      if (parsed.ec != std::errc() || parsed.ptr != end || !std::isfinite(slope)) return std::nullopt;
+    }
+    return NamedActivation{kind, slope};
+  }
   return std::nullopt;
 }
 

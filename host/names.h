@@ -27,10 +27,15 @@ const char* name_or_null(PersistentForm form);
 const char* name_or_null(ExecutorKind kind);
 /// @}
 
-/// "leaky-relu": as the command's options and weights files have it. The activation is one of its enum.
-std::string activation_text(Activation activation);
-/// The activation of such a name.
-std::optional<Activation> activation_named(std::string_view text);
+/// "gelu-tanh", "leaky-relu:0.2": as the command's options and weights files have it; the default slope is not
+/// mentioned. The activation is one of its enum.
+std::string activation_text(Activation activation, double leaky_slope = NetworkSpec().leaky_slope);
+/// The activation of such a text, whose slope, which leaky ReLU alone has, is finite.
+struct NamedActivation {
+  Activation kind = Activation::relu;
+  std::optional<double> slope{};
+};
+std::optional<NamedActivation> activation_named(std::string_view text);
 
 /// "'relu'", or "number 7".
 template <class Enum>

@@ -27,7 +27,7 @@ class Activations : public ::testing::Test {
   static constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
   /// The gradient, times dh, at a pre-activation z, as executors take it.
-  static T gradient_at(Activation activation, T z, T dh) {
+  static T gradient_at(const ActivationOfStep& activation, T z, T dh) {
     const T kept = activations::keeps_pre_activation(activation) ? z : activations::value(activation, z);
     return activations::gradient(activation, kept, dh);
   }
@@ -38,8 +38,9 @@ TYPED_TEST_SUITE(Activations, Types);
 TEST(ActivationFormulas, NameEveryActivation) {
   int number = 0;
   for (const ActivationFormula& formula : kActivationFormulas) {
-    EXPECT_EQ(formula.activation, static_cast<Activation>(number++));
-    EXPECT_EQ(name_or_null(formula.activation), std::string(formula.name));
+    if (formula.activation.leaky_slope != 0.01) continue;  // once more, with another slope
+    EXPECT_EQ(formula.activation.kind, static_cast<Activation>(number++));
+    EXPECT_EQ(name_or_null(formula.activation.kind), std::string(formula.name));
   }
   EXPECT_EQ(name_or_null(static_cast<Activation>(number)), nullptr);
 }
@@ -79,15 +80,16 @@ TYPED_TEST(Activations, KeepTheRelativeErrorOfSmallValues) {
   const T far = sizeof(T) == 4 ? T(-80) : T(-700);
   for (T z = far; z < -20; z += T(0.37))
     for (const Activation activation : {Activation::sigmoid, Activation::softplus, Activation::silu}) {
-      const auto formula = std::find_if(std::begin(kActivationFormulas), std::end(kActivationFormulas),
-                                        [&](const ActivationFormula& each) { return each.activation == activation; });
+      const auto formula =
+          std::find_if(std::begin(kActivationFormulas), std::end(kActivationFormulas),
+                       [&](const ActivationFormula& each) { return each.activation.kind == activation; });
       const long double value = formula->value(z), slope = formula->derivative(z);
       if (activation != Activation::softplus) {  // whose definition loses it
-        EXPECT_NEAR(static_cast<double>(activations::value(activation, z) / value), 1,
+        EXPECT_NEAR(static_cast<double>(activations::value({activation}, z) / value), 1,
                     4 * std::numeric_limits<T>::epsilon())
             << formula->name << " at " << z;
       }
-      EXPECT_NEAR(static_cast<double>(this->gradient_at(activation, z, T(1)) / slope), 1,
+      EXPECT_NEAR(static_cast<double>(this->gradient_at({activation}, z, T(1)) / slope), 1,
                   8 * std::numeric_limits<T>::epsilon())
           << formula->name << " at " << z;
     }
@@ -107,11 +109,11 @@ TYPED_TEST(Activations, AreTheLimitAtInfinitiesAndNearThem) {
         Case{Activation::silu, 0, infinity, 0, 1}, Case{Activation::gelu, 0, infinity, 0, 1},
         Case{Activation::gelu_tanh, 0, infinity, 0, 1}, Case{Activation::tanh, -1, 1, 0, 0},
         Case{Activation::sigmoid, 0, 1, 0, 0}, Case{Activation::softplus, 0, infinity, 0, 1}}) {
-    EXPECT_EQ(activations::value(c.activation, -infinity), c.low) << name_or_null(c.activation);
-    EXPECT_EQ(activations::value(c.activation, infinity), c.high) << name_or_null(c.activation);
+    EXPECT_EQ(activations::value({c.activation}, -infinity), c.low) << name_or_null(c.activation);
+    EXPECT_EQ(activations::value({c.activation}, infinity), c.high) << name_or_null(c.activation);
     for (const T z : {infinity, most, T(1e30)}) {
-      EXPECT_EQ(this->gradient_at(c.activation, -z, T(1)), c.low_slope) << name_or_null(c.activation) << " " << z;
-      EXPECT_EQ(this->gradient_at(c.activation, z, T(1)), c.high_slope) << name_or_null(c.activation) << " " << z;
+      EXPECT_EQ(this->gradient_at({c.activation}, -z, T(1)), c.low_slope) << name_or_null(c.activation) << " " << z;
+      EXPECT_EQ(this->gradient_at({c.activation}, z, T(1)), c.high_slope) << name_or_null(c.activation) << " " << z;
     }
   }
 }
@@ -128,9 +130,35 @@ TYPED_TEST(Activations, PassNan) {
 
 TYPED_TEST(Activations, LeakyReluHasItsSlopeAtZero) {
   using T = TypeParam;
-  EXPECT_EQ(this->gradient_at(Activation::leaky_relu, T(0), T(1)), T(0.01));
-  EXPECT_EQ(this->gradient_at(Activation::elu, T(0), T(1)), T(1));
-  EXPECT_EQ(this->gradient_at(Activation::leaky_relu, -std::numeric_limits<T>::denorm_min(), T(1)), T(0.01));
+  EXPECT_EQ(this->gradient_at({Activation::leaky_relu}, T(0), T(1)), T(0.01));
+  EXPECT_EQ(this->gradient_at({Activation::elu}, T(0), T(1)), T(1));
+  EXPECT_EQ(this->gradient_at({Activation::leaky_relu}, -std::numeric_limits<T>::denorm_min(), T(1)), T(0.01));
+}
+
+// Of any slope, whatever its sign; at infinities, too, but for a slope of 0.
+TYPED_TEST(Activations, LeakyReluHasTheSlopeThatIsAskedFor) {
+  using T = TypeParam;
+  std::mt19937 random(4);
+  std::normal_distribution<T> normal;
+  for (const double slope : {0.0, -0.0, 1e-4, 0.25, 1.0, 3.0, -1e-4, -0.25, -1.0, -7.0}) {
+    SCOPED_TRACE(slope);
+    const ActivationOfStep leaky{Activation::leaky_relu, slope};
+    const T of_type = static_cast<T>(slope);
+    for (int i = 0; i < 2000; ++i) {
+      const T z = normal(random), dh = normal(random);
+      ASSERT_EQ(activations::value(leaky, z), z > 0 ? z : of_type * z) << z;
+      ASSERT_EQ(this->gradient_at(leaky, z, dh), z > 0 ? dh : of_type * dh) << z;
+    }
+    for (const T z : {T(0), T(-0.0)}) {
+      EXPECT_EQ(activations::value(leaky, z), T(0));
+      EXPECT_EQ(this->gradient_at(leaky, z, T(2)), 2 * of_type);
+    }
+    EXPECT_EQ(activations::value(leaky, this->kInfinity), this->kInfinity);
+    EXPECT_EQ(this->gradient_at(leaky, this->kInfinity, T(3)), T(3));
+    if (slope == 0) continue;
+    EXPECT_EQ(activations::value(leaky, -this->kInfinity), -of_type * this->kInfinity);
+    EXPECT_EQ(this->gradient_at(leaky, -this->kInfinity, T(3)), 3 * of_type);
+  }
 }
 
 /// NaN has many patterns.

@@ -257,7 +257,17 @@ TEST(Command, RefusesWhatIsNoNumber) {
 
 TEST(Command, RefusesWhatIsNoChoice) {
   expect_refused({"train", "--activation", "leaky_relu"},
-                 {"--activation", "one of relu, identity, leaky-relu, ", ", sine", "'leaky_relu'"});
+                 {"--activation", "one of relu, identity, leaky-relu[:SLOPE], ", ", sine", "'leaky_relu'"});
+  for (const std::string slope : {"", "x", "0.2:", "inf", "nan", "+0.2", "1e999"})
+    for (const std::string option : {"--activation", "--output-activation"})
+      expect_refused(
+          {"train", option, "leaky-relu:" + slope},
+          {option + " must have a finite slope in leaky-relu:SLOPE, such as 0.2, not 'leaky-relu:" + slope + "'"});
+  expect_refused({"train", "--activation", "tanh:0.2"}, {"--activation must be one of relu", "'tanh:0.2'"});
+  expect_refused({"train", "--activation", "leaky-relu:1e300"}, {"slope of the leaky ReLU", "1e+300", "use fp64"});
+  expect_refused(
+      {"train", "--activation", "leaky-relu:0.2", "--output-activation", "leaky-relu"},
+      {"--activation leaky-relu:0.2 and --output-activation leaky-relu have different slopes; a network has one"});
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
   expect_refused({"train", "--header", "true"}, {"--header", "auto, yes or no", "'true'"});
   expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
@@ -1848,6 +1858,30 @@ TEST(Activation, IsThatOfTrainPlanAndPredict) {
   const CommandResult by_tanh = run(predict + tanh + Arguments{"--out", folder / "tanh.npy"});
   expect_done(by_tanh);
   EXPECT_NE(by_tanh.out.find("predicted by 6,5,2, activation tanh\n"), std::string::npos) << by_tanh.out;
+  // Its slope too, which the library gets.
+  const Arguments leaky = {"--activation", "leaky-relu:-0.3"},
+                  leaky_weights = {"--weights", folder / "leaky.safetensors"};
+  expect_done(run(Arguments{"data"} + data + leaky_weights + leaky));
+  const CommandResult by_leaky =
+      run(Arguments{"predict", "--x", folder / "x.npy"} + leaky_weights + Arguments{"--out", folder / "leaky.npy"});
+  expect_done(by_leaky);
+  EXPECT_NE(by_leaky.out.find("predicted by 6,5,2, activation leaky-relu:-0.3\n"), std::string::npos) << by_leaky.out;
+  Trainer of_slope({.widths = {6, 5, 2}, .activation = Activation::leaky_relu, .leaky_slope = -0.3});
+  of_slope.load_weights(folder / "leaky.safetensors");
+  HostMatrix expected(ElementType::float32, 9, 2);
+  of_slope.predict(read_npy(folder / "x.npy").view(), expected.view());
+  EXPECT_EQ(read_npy(folder / "leaky.npy").bytes, expected.bytes);
+  for (const std::string other : {"leaky-relu", "leaky-relu:0.3"})
+    expect_refused(
+        Arguments{"predict", "--x", folder / "x.npy", "--activation", other, "--out", folder / "p.npy"} + leaky_weights,
+        {folder / "leaky.safetensors", "leaky-relu:-0.3", other + " was asked for"});
+  const CommandResult both =
+      train(leaky + split("--output-activation leaky-relu:-0.3 --steps 1 --json " + (folder / "r.json")));
+  expect_done(both);
+  EXPECT_TRUE(holds(both.out, "fp32, output activation leaky-relu:-0.3\\)$")) << both.out;
+  EXPECT_EQ(nlohmann::ordered_json::parse(read_all(folder / "r.json"))["output_activation"], "leaky-relu:-0.3");
+  const CommandResult usual = run({"plan", "--layers", "6,5,2", "--activation", "leaky-relu:0.01"});
+  EXPECT_EQ(usual.out.rfind("--layers 6,5,2, activation leaky-relu, 128 samples\n", 0), 0u) << usual.out;
   const CommandResult plan = run({"plan", "--layers", "6,5,2", "--bias", "--activation", "gelu-tanh"});
   expect_done(plan);
   EXPECT_EQ(plan.out.rfind("--layers 6,5,2 with biases, activation gelu-tanh, 128 samples\n", 0), 0u) << plan.out;

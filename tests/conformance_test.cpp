@@ -436,7 +436,8 @@ TEST_P(Conformance, FollowsTheReferenceWithEveryActivation) {
         if (kHostFixture && bias != (widths.size() > 3)) continue;
         SCOPED_TRACE(testing::kActivationFormulas[i].name + std::string(", ") + ::testing::PrintToString(widths));
         Problem problem = Problem::random(widths, bias, 9, Precision::fp64, Init::xavier, 1e-2);
-        problem.network.activation = testing::kActivationFormulas[i].activation;
+        problem.network.activation = testing::kActivationFormulas[i].activation.kind;
+        problem.network.leaky_slope = testing::kActivationFormulas[i].activation.leaky_slope;
         if (!has_room(problem)) continue;
         reference::Network expected = problem.start;
         const std::vector<double> losses = reference::train(expected, problem.x, problem.y, 1e-2, 2, references[i]);

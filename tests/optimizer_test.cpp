@@ -193,7 +193,8 @@ TEST_P(Optimizers, OutputActivationsFollowTheReference) {
         SCOPED_TRACE(::testing::Message() << testing::kActivationFormulas[i].name << ", " << widths.back());
         if (kHostFixture && is_persistent() && widths.back() == 19 && i % 4 != 1) continue;
         Problem problem = problem_of({.kind = OptimizerKind::sgd, .learning_rate = 0.02, .momentum = 0.5}, widths, 9);
-        problem.network.output_activation = testing::kActivationFormulas[i].activation;
+        problem.network.output_activation = testing::kActivationFormulas[i].activation.kind;
+        problem.network.leaky_slope = testing::kActivationFormulas[i].activation.leaky_slope;
         problem.training.loss = loss;
         problem.y = targets_of({loss, Reduction::sum}, problem.y);
         reference::Network network = problem.start;
@@ -406,6 +407,15 @@ TEST_F(OptimizerRefusals, OfLossesNameTheValueAndTheRemedy) {
   const auto refusal = [&] { return testing::refusal<InvalidArgument>("", [&] { Trainer(network, training); }); };
   EXPECT_MENTIONS(refusal(), "the delta of the Huber loss is 0; it must be finite and above 0");
   training.huber_delta = 1;
+  network.leaky_slope = NAN;
+  EXPECT_MENTIONS(refusal(), "the slope of the leaky ReLU is nan; it must be finite");
+  network.leaky_slope = -1e300;
+  EXPECT_MENTIONS(refusal(),
+                  "the slope of the leaky ReLU is -1e+300, rounded to fp32 -inf; it must be finite there, or");
+  training.precision = Precision::fp64;
+  EXPECT_NO_THROW(Trainer(network, training));
+  training.precision = Precision::fp32;
+  network.leaky_slope = 0.01;
   training.class_targets = true;
   EXPECT_MENTIONS(refusal(), "for the loss 'cross_entropy', not 'huber'; choose that");
   training.class_targets = false;

@@ -108,6 +108,24 @@ TEST(Step, MinibatchesAreRowsOfTheData) {
   EXPECT_EQ(make_step(network, training).x, make_step(network, training).data_x);
 }
 
+// From the value it cannot be told on which side of 0 the pre-activation was.
+TEST(Step, KeepsPreActivationsOfALeakyReluWhoseSlopeIsBelow0) {
+  NetworkSpec network;
+  network.widths = {3, 4, 2};
+  network.activation = network.output_activation = Activation::leaky_relu;
+  TrainingSpec training;
+  training.samples = 8;
+  for (const double slope : {0.01, 3.0, 0.0, -0.0, -0.01, -3.0}) {
+    network.leaky_slope = slope;
+    const Step step = make_step(network, training);
+    for (const Step::Layer& layer : step.layers) EXPECT_EQ(layer.kept != layer.output, slope < 0) << slope;
+    for (const StepOperation& op : step.operations)
+      if (op.activation) {
+        EXPECT_EQ(op.activation->leaky_slope, slope);
+      }
+  }
+}
+
 TEST(Step, WithoutSamplesThereIsInferenceAlone) {
   for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
     const Step step = step_of({7, 5, 2}, 0, true, formulation);

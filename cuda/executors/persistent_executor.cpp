@@ -261,6 +261,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     next_tag_ = 1;
   }
 
+  T leaky_slope() const { return static_cast<T>(this->network_.leaky_slope); }
   std::uint64_t timeout_ns() const { return static_cast<std::uint64_t>(training_.deadline_ms) * 1000000; }
 
   void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
@@ -306,7 +307,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.phase_count = static_cast<std::int32_t>(layout_.phases.size()) - 1;
     arguments.forward_phases = static_cast<std::int32_t>(layout_.forward_phases);
     arguments.form = layout_.form;
-    arguments.loss = layout_.loss_of_step;
+    arguments.constants = {layout_.loss_of_step, leaky_slope()};
     arguments.forward_only = forward_only;
     arguments.scalars = at<Scalars>(layout_.scalars);
     arguments.scalar_stride = scalars_->varies() ? 1 : 0;
@@ -325,7 +326,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// An update adds its gradient.
   void enqueue_operation(const PersistentOperation& operation) const {
     launch_operation(at<unsigned char>(0), cut_alone(operation, layout_.gpu.multiprocessors, sizeof(T)),
-                     adding_scalars<T>(), stream());
+                     adding_scalars<T>(), leaky_slope(), stream());
   }
 
   void copy(TensorId to, TensorId from) const {

@@ -11,12 +11,13 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// h = Formula::value(z + bias), and with `keeps` z + bias to `kept`, for [rows, groups * width] matrices without gaps.
+/// h = formula.value(z + bias), and with `keeps` z + bias to `kept`, for [rows, groups * width] matrices without gaps.
 /// A thread has one group of columns, whose biases it loads once, and takes kGroupsPerThread rows, all loaded before
 /// the first store where the formula is short: h and kept may be z.
 template <class T, int width, class Formula, bool keeps>
-__global__ void __launch_bounds__(kThreads) bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows,
-                                                                   std::int64_t groups, PanelLayout layout, T* kept) {
+__global__ void __launch_bounds__(kThreads)
+    bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
+                           T* kept, Formula formula) {
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
   const std::int64_t columns = groups * width;
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) bias_activation_kernel(T* h, const T
       for (int i = 0; i < width; ++i) {
         const T sum = bias != nullptr ? sums[item].values[i] + biases.values[i] : sums[item].values[i];
         if constexpr (keeps) pre_activation.values[i] = sum;
-        sums[item].values[i] = Formula::value(sum);
+        sums[item].values[i] = formula.value(sum);
       }
       if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
       store_group<true>(h + row * columns, sums[item], place.column * width, columns);
@@ -48,14 +49,14 @@ __global__ void __launch_bounds__(kThreads) bias_activation_kernel(T* h, const T
   }
 }
 
-template <class Formula, bool keeps, class T>
-void launch_bias(T* h, T* kept, const T* z, const T* bias, std::int64_t rows, std::int64_t columns,
+template <bool keeps, class Formula, class T>
+void launch_bias(Formula formula, T* h, T* kept, const T* z, const T* bias, std::int64_t rows, std::int64_t columns,
                  cudaStream_t stream) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kGroupsPerThread);
     launch(bias_activation_kernel<T, width(), Formula, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows,
-           groups, layout, kept);
+           groups, layout, kept, formula);
   };
   if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
@@ -91,19 +92,19 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
-                            std::int64_t features, cudaStream_t stream) {
-  activations::with_activation(activation, [=](auto formula) {
+void launch_bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias,
+                            std::int64_t batch, std::int64_t features, cudaStream_t stream) {
+  activations::with_activation<T>(activation, [=](auto formula) {
     using Formula = decltype(formula);
-    if constexpr (Formula::keeps_pre_activation)
-      if (kept != nullptr) return launch_bias<Formula, true>(h, kept, z, bias, batch, features, stream);
-    launch_bias<Formula, false, T>(h, nullptr, z, bias, batch, features, stream);
+    if constexpr (Formula::may_keep_pre_activation)
+      if (kept != nullptr) return launch_bias<true>(formula, h, kept, z, bias, batch, features, stream);
+    launch_bias<false, Formula, T>(formula, h, nullptr, z, bias, batch, features, stream);
   });
 }
 
 template <class T>
 void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t features, cudaStream_t stream) {
-  launch_bias<activations::Identity, false, T>(z, nullptr, z, bias, batch, features, stream);
+  launch_bias<false, activations::Identity, T>({}, z, nullptr, z, bias, batch, features, stream);
 }
 
 namespace {
@@ -135,10 +136,10 @@ void launch_column_sums_descend(T* sums, const T* matrix, const elementwise::Ste
   launch_column_sums_to(Descend<T>{sums, scalars}, matrix, batch, features, slots, stream);
 }
 
-template void launch_bias_activation(Activation, float*, float*, const float*, const float*, std::int64_t, std::int64_t,
-                                     cudaStream_t);
-template void launch_bias_activation(Activation, double*, double*, const double*, const double*, std::int64_t,
+template void launch_bias_activation(const ActivationOfStep&, float*, float*, const float*, const float*, std::int64_t,
                                      std::int64_t, cudaStream_t);
+template void launch_bias_activation(const ActivationOfStep&, double*, double*, const double*, const double*,
+                                     std::int64_t, std::int64_t, cudaStream_t);
 template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
 template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
 

@@ -57,12 +57,12 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T*
       dz, count, [](T at, T gradient) { return elementwise::relu_gradient(at, gradient); }, z, dh);
 }
 
-/// dz = Formula::gradient(kept, dh)
+/// dz = formula.gradient(kept, dh)
 template <class T, int width, class Formula>
 __global__ void __launch_bounds__(kThreads)
-    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count) {
+    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count, Formula formula) {
   map_groups<width, activations::kIsShort<Formula> ? kGroupsPerThread : 1>(
-      dz, count, [](T at, T gradient) { return Formula::gradient(at, gradient); }, kept, dh);
+      dz, count, [formula](T at, T gradient) { return formula.gradient(at, gradient); }, kept, dh);
 }
 
 /// weights -= learning_rate dweights
@@ -97,15 +97,15 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 }
 
 template <class T>
-void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
-                                cudaStream_t stream) {
-  activations::with_activation(activation, [=](auto formula) {
+void launch_activation_gradient(const ActivationOfStep& activation, T* dz, const T* kept, const T* dh,
+                                std::int64_t count, cudaStream_t stream) {
+  activations::with_activation<T>(activation, [=](auto formula) {
     using Formula = decltype(formula);
     if (aligned_to_16(dz, kept, dh))
       launch(activation_gradient_kernel<T, kVector<T>, Formula>, config_for(count, kVector<T>), stream, dz, kept, dh,
-             count);
+             count, formula);
     else
-      launch(activation_gradient_kernel<T, 1, Formula>, config_for(count, 1), stream, dz, kept, dh, count);
+      launch(activation_gradient_kernel<T, 1, Formula>, config_for(count, 1), stream, dz, kept, dh, count, formula);
   });
 }
 
@@ -122,8 +122,10 @@ template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu(double*, const double*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
-template void launch_activation_gradient(Activation, float*, const float*, const float*, std::int64_t, cudaStream_t);
-template void launch_activation_gradient(Activation, double*, const double*, const double*, std::int64_t, cudaStream_t);
+template void launch_activation_gradient(const ActivationOfStep&, float*, const float*, const float*, std::int64_t,
+                                         cudaStream_t);
+template void launch_activation_gradient(const ActivationOfStep&, double*, const double*, const double*, std::int64_t,
+                                         cudaStream_t);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
 

@@ -10,6 +10,7 @@
 
 #include <deviceloop/spec.h>
 
+#include "../../host/activations.h"
 #include "../../host/elementwise.h"
 #include "../../host/losses.h"
 #include "../../host/permutation.h"
@@ -25,8 +26,8 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 
 /// dz = the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value, times dh.
 template <class T>
-void launch_activation_gradient(Activation activation, T* dz, const T* kept, const T* dh, std::int64_t count,
-                                cudaStream_t stream);
+void launch_activation_gradient(const ActivationOfStep& activation, T* dz, const T* kept, const T* dh,
+                                std::int64_t count, cudaStream_t stream);
 
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
@@ -62,8 +63,8 @@ void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::in
 
 /// h = activation(z + bias), and z + bias to `kept`, which may be null, and is null unless the activation keeps it.
 template <class T>
-void launch_bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t batch,
-                            std::int64_t features, cudaStream_t stream);
+void launch_bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias,
+                            std::int64_t batch, std::int64_t features, cudaStream_t stream);
 
 /// z += bias in place.
 template <class T>

@@ -73,20 +73,21 @@ __device__ inline bool has_addends(Kind kind) {
 /// its products.
 /// @{
 template <class T>
-DEVICELOOP_RARELY_CALLED T other_value(Activation activation, T z) {
-  return activations::value(activation, z);
+DEVICELOOP_RARELY_CALLED T other_value(Activation activation, T leaky_slope, T z) {
+  return activations::value({activation, static_cast<double>(leaky_slope)}, z);
 }
 template <class T>
-DEVICELOOP_RARELY_CALLED T other_gradient(Activation activation, T kept, T dh) {
-  return activations::gradient(activation, kept, dh);
+DEVICELOOP_RARELY_CALLED T other_gradient(Activation activation, T leaky_slope, T kept, T dh) {
+  return activations::gradient({activation, static_cast<double>(leaky_slope)}, kept, dh);
 }
 template <class T>
-__device__ inline T activation_value(Activation activation, T z) {
-  return activation == Activation::relu ? activations::Relu::value(z) : other_value(activation, z);
+__device__ inline T activation_value(Activation activation, T leaky_slope, T z) {
+  return activation == Activation::relu ? activations::Relu::value(z) : other_value(activation, leaky_slope, z);
 }
 template <class T>
-__device__ inline T activation_gradient(Activation activation, T kept, T dh) {
-  return activation == Activation::relu ? activations::Relu::gradient(kept, dh) : other_gradient(activation, kept, dh);
+__device__ inline T activation_gradient(Activation activation, T leaky_slope, T kept, T dh) {
+  return activation == Activation::relu ? activations::Relu::gradient(kept, dh)
+                                        : other_gradient(activation, leaky_slope, kept, dh);
 }
 /// @}
 
@@ -106,7 +107,7 @@ __device__ void update_element(const PersistentOperation& op, unsigned char* bas
 
 /// What becomes of element `index` of the product, whose value is v; returns its loss, if it has one.
 template <class T>
-__device__ T finish_element(const PersistentOperation& op, const LossOfStep& loss, unsigned char* base,
+__device__ T finish_element(const PersistentOperation& op, const LaunchConstants<T>& constants, unsigned char* base,
                             const StepScalars<T>& scalars, std::int64_t index, std::int64_t column, T v) {
   T* const out = at<T>(base, op.out);
   if (has_addends(op.kind)) {
@@ -120,18 +121,20 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
       break;
     case Kind::hidden:
       if (op.extra != kNone) at<T>(base, op.extra)[index] = v;
-      out[index] = activation_value(op.activation, v);
+      out[index] = activation_value(op.activation, constants.leaky_slope, v);
       break;
     case Kind::errors: {
       const bool is_plain = op.activation == Activation::identity;
-      const T prediction = is_plain ? v : activation_value(op.activation, v);
-      const elementwise::LossTerm<T> term = elementwise::loss_term(loss, prediction, at<T>(base, op.extra)[index]);
+      const T prediction = is_plain ? v : activation_value(op.activation, constants.leaky_slope, v);
+      const elementwise::LossTerm<T> term =
+          elementwise::loss_term(constants.loss, prediction, at<T>(base, op.extra)[index]);
       const T kept = op.keeps_pre_activation != 0 ? v : prediction;
-      out[index] = is_plain ? term.gradient : activation_gradient(op.activation, kept, term.gradient);
+      out[index] =
+          is_plain ? term.gradient : activation_gradient(op.activation, constants.leaky_slope, kept, term.gradient);
       return term.value;
     }
     case Kind::input_gradient:
-      out[index] = activation_gradient(op.activation, at<T>(base, op.extra)[index], v);
+      out[index] = activation_gradient(op.activation, constants.leaky_slope, at<T>(base, op.extra)[index], v);
       break;
     case Kind::weight_update:
       update_element(op, base, scalars, index, v);
@@ -151,8 +154,9 @@ __device__ T finish_element(const PersistentOperation& op, const LossOfStep& los
 }
 
 template <class Shape, class T>
-__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
-                          unsigned char* base, const StepScalars<T>& scalars, std::int64_t task) {
+__device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation& op,
+                          const LaunchConstants<T>& constants, unsigned char* base, const StepScalars<T>& scalars,
+                          std::int64_t task) {
   auto& tile = tile_memory<T, Shape>(memory);
   const std::int64_t first_row = task / op.tiles_across * Shape::rows;
   const std::int64_t first_column = task % op.tiles_across * Shape::columns;
@@ -171,7 +175,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
     T sum = tile.sums[0][row][column];
 #pragma unroll
     for (int group = 1; group < Shape::groups; ++group) sum += tile.sums[group][row][column];
-    squares += finish_element(op, loss, base, scalars, (first_row + row) * op.columns + first_column + column,
+    squares += finish_element(op, constants, base, scalars, (first_row + row) * op.columns + first_column + column,
                               first_column + column, sum);
   }
   if (op.kind == Kind::errors) {
@@ -212,21 +216,22 @@ __device__ void take_bias_update(PersistentShared<T>& memory, const PersistentOp
 
 /// A warp takes a row.
 template <class T>
-__device__ void take_row_loss(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
-                              unsigned char* base, std::int64_t task) {
+__device__ void take_row_loss(PersistentShared<T>& memory, const PersistentOperation& op,
+                              const LaunchConstants<T>& constants, unsigned char* base, std::int64_t task) {
   static_assert(kRowLossRows * kWarpThreads == kThreads);
   const std::int64_t row = task * kRowLossRows + thread_index() / kWarpThreads;
   double of_row = 0;
   if (row < op.rows) {
     T* const gradient = at<T>(base, op.out) + row * op.columns;
     const T value = cross_entropy_row(gradient, at<T>(base, op.a) + row * op.columns,
-                                      at<T>(base, op.extra) + row * (loss.has_classes ? 1 : op.columns), op.columns,
-                                      loss.has_classes, static_cast<T>(loss.scale));
+                                      at<T>(base, op.extra) + row * (constants.loss.has_classes ? 1 : op.columns),
+                                      op.columns, constants.loss.has_classes, static_cast<T>(constants.loss.scale));
     const unsigned lane = thread_index() % kWarpThreads;
     if (lane == 0) of_row = static_cast<double>(value);
     if (op.activation != Activation::identity)
       for (std::int64_t j = lane; j < op.columns; j += kWarpThreads)
-        gradient[j] = activation_gradient(op.activation, at<T>(base, op.b)[row * op.columns + j], gradient[j]);
+        gradient[j] = activation_gradient(op.activation, constants.leaky_slope, at<T>(base, op.b)[row * op.columns + j],
+                                          gradient[j]);
   }
   const double total = block_sum(of_row, memory.warp_sums);
   if (thread_index() == 0) at<double>(base, op.slots)[task] = total;
@@ -245,15 +250,16 @@ __device__ void take_loss(PersistentShared<T>& memory, const PersistentOperation
 }
 
 template <class T>
-__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op, const LossOfStep& loss,
-                             unsigned char* base, const StepScalars<T>& scalars, std::int64_t task) {
+__device__ void take_product(PersistentShared<T>& memory, const PersistentOperation& op,
+                             const LaunchConstants<T>& constants, unsigned char* base, const StepScalars<T>& scalars,
+                             std::int64_t task) {
   switch (op.tile) {
     case Tile::small:
-      return take_tile<SmallTile>(memory, op, loss, base, scalars, task);
+      return take_tile<SmallTile>(memory, op, constants, base, scalars, task);
     case Tile::medium:
-      return take_tile<MediumTile>(memory, op, loss, base, scalars, task);
+      return take_tile<MediumTile>(memory, op, constants, base, scalars, task);
     case Tile::large:
-      return take_tile<LargeTile>(memory, op, loss, base, scalars, task);
+      return take_tile<LargeTile>(memory, op, constants, base, scalars, task);
   }
 }
 
@@ -315,13 +321,13 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
         std::int64_t task = number;
         for (; task >= op->tasks; ++op) task -= op->tasks;
         if (op->kind == Kind::loss)
-          take_loss(memory, *op, base, arguments.loss.scale, arguments.losses + step);
+          take_loss(memory, *op, base, arguments.constants.loss.scale, arguments.losses + step);
         else if (op->kind == Kind::row_loss)
-          take_row_loss(memory, *op, arguments.loss, base, task);
+          take_row_loss(memory, *op, arguments.constants, base, task);
         else if (op->kind == Kind::bias_update)
           take_bias_update(memory, *op, base, memory.scalars, task);
         else
-          take_product(memory, *op, arguments.loss, base, memory.scalars, task);
+          take_product(memory, *op, arguments.constants, base, memory.scalars, task);
       }
       target += grid_blocks();
       const std::uint64_t code = late_wait_code(phase + 1, step);
@@ -334,12 +340,12 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(PersistentArgum
 /// One task of one operation a block.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    operation_kernel(unsigned char* memory, PersistentOperation operation, StepScalars<T> scalars) {
+    operation_kernel(unsigned char* memory, PersistentOperation operation, StepScalars<T> scalars, T leaky_slope) {
   auto& block_memory = shared<PersistentShared<T>>();
   if (operation.kind == Kind::bias_update)
     take_bias_update(block_memory, operation, memory, scalars, block_index());
   else
-    take_product(block_memory, operation, LossOfStep(), memory, scalars, block_index());
+    take_product(block_memory, operation, {{}, leaky_slope}, memory, scalars, block_index());
 }
 
 template <class T>
@@ -375,9 +381,9 @@ std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bo
 
 template <class T>
 void launch_operation(unsigned char* memory, const PersistentOperation& operation, const StepScalars<T>& scalars,
-                      cudaStream_t stream) {
+                      T leaky_slope, cudaStream_t stream) {
   launch(operation_kernel<T>, {operation.tasks, kThreads, static_cast<int>(sizeof(PersistentShared<T>))}, stream,
-         memory, operation, scalars);
+         memory, operation, scalars, leaky_slope);
 }
 
 template void prepare_persistent<float>(const PersistentLayout&);
@@ -386,7 +392,9 @@ template std::int64_t resident_persistent<float>(const PersistentLayout&);
 template std::int64_t resident_persistent<double>(const PersistentLayout&);
 template void launch_persistent(const PersistentArguments<float>&, const PersistentLayout&, cudaStream_t);
 template void launch_persistent(const PersistentArguments<double>&, const PersistentLayout&, cudaStream_t);
-template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<float>&, cudaStream_t);
-template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<double>&, cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<float>&, float,
+                               cudaStream_t);
+template void launch_operation(unsigned char*, const PersistentOperation&, const StepScalars<double>&, double,
+                               cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -9,6 +9,13 @@
 
 namespace deviceloop::cuda {
 
+/// What all operations of a launch share.
+template <class T>
+struct LaunchConstants {
+  LossOfStep loss{};
+  T leaky_slope = 0;  ///< of Activation::leaky_relu
+};
+
 /// What a launch of the persistent kernel works on; all pointers are to device memory.
 template <class T>
 struct PersistentArguments {
@@ -20,7 +27,7 @@ struct PersistentArguments {
   std::int32_t phase_count;     ///< of a step, without the one of the loss alone
   std::int32_t forward_phases;  ///< of these
   PersistentForm form;
-  LossOfStep loss;
+  LaunchConstants<T> constants;
   bool forward_only;  ///< takes the losses of the parameters as they are, and changes nothing
   const elementwise::StepScalars<T>* scalars;
   std::int32_t scalar_stride;  ///< from step to step; 0 where all have the same
@@ -49,6 +56,6 @@ std::uint64_t arrivals_of(const PersistentLayout& layout, std::int64_t steps, bo
 /// A product or bias_update of cut_alone by a launch of its own, with operands at offsets from `memory`.
 template <class T>
 void launch_operation(unsigned char* memory, const PersistentOperation& operation,
-                      const elementwise::StepScalars<T>& scalars, cudaStream_t stream);
+                      const elementwise::StepScalars<T>& scalars, T leaky_slope, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

@@ -98,7 +98,7 @@ void checked_mask_gradient(T* dz, const T* h, const T* dh, std::int64_t count, S
   constexpr const char* function = "mask_gradient";
   check_apart(function, range_of(function, "dz", dz, count),
               {range_of(function, "h", h, count), range_of(function, "dh", dh, count)}, true);
-  if (count > 0) launch_activation_gradient(Activation::relu, dz, h, dh, count, stream);
+  if (count > 0) launch_activation_gradient({Activation::relu}, dz, h, dh, count, stream);
 }
 
 template <class T>
@@ -107,7 +107,7 @@ void checked_bias_relu(T* h, const T* z, const T* bias, std::int64_t batch, std:
   const MemoryRange out = range_of(function, "h", h, batch, features);
   check_apart(function, out, {range_of(function, "z", z, batch, features)}, true);
   if (bias != nullptr) check_apart(function, out, {range_of(function, "bias", bias, features)}, false);
-  if (out.bytes > 0) launch_bias_activation<T>(Activation::relu, h, nullptr, z, bias, batch, features, stream);
+  if (out.bytes > 0) launch_bias_activation<T>({Activation::relu}, h, nullptr, z, bias, batch, features, stream);
 }
 
 template <class T>

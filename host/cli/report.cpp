@@ -178,7 +178,7 @@ std::string objective_text(const TrainingSpec& training) {
 std::string output_activation_text(const NetworkSpec& network) {
   return network.output_activation == Activation::identity
              ? ""
-             : ", output activation " + activation_text(network.output_activation);
+             : ", output activation " + activation_text(network.output_activation, network.leaky_slope);
 }
 
 std::string batches_text(const TrainingSpec& training, std::int64_t epochs) {
@@ -335,7 +335,7 @@ void write_json(OutputFile& file, const RunResult& result) {
     json["reduction"] = name_or_null(result.training.reduction);
   }
   if (result.network.output_activation != Activation::identity)
-    json["output_activation"] = activation_text(result.network.output_activation);
+    json["output_activation"] = activation_text(result.network.output_activation, result.network.leaky_slope);
   if (!result.scaling.is_identity()) {
     json["input_scaling"]["factor"] = result.scaling.factor;
     json["input_scaling"]["standardized"] = !result.scaling.mean.empty();

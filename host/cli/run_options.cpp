@@ -6,6 +6,8 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -56,12 +58,15 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
 }
 
-Activation read_activation(const OptionSet& options, const std::string& option) {
+NamedActivation read_activation(const OptionSet& options, const std::string& option) {
+  const std::string& text = options.text(option);
+  if (const std::optional<NamedActivation> named = activation_named(text)) return *named;
+  const std::string leaky = activation_text(Activation::leaky_relu);
+  if (text.starts_with(leaky + ":")) options.refuse(option, "have a finite slope in " + leaky + ":SLOPE, such as 0.2");
   std::string allowed;
   for (int number = 0; name_or_null(static_cast<Activation>(number)) != nullptr; ++number) {
     const std::string name = activation_text(static_cast<Activation>(number));
-    if (options.text(option) == name) return static_cast<Activation>(number);
-    allowed += (number == 0 ? "" : ", ") + name;
+    allowed += (number == 0 ? "" : ", ") + name + (name == leaky ? "[:SLOPE]" : "");
   }
   options.refuse(option, "be one of " + allowed);
 }
@@ -83,23 +88,36 @@ double read_scale(const OptionSet& options) {
 }  // namespace
 
 void declare_activations(OptionSet& options) {
-  options.add("--activation", "NAME", "relu", "of hidden layers, such as tanh or gelu");
+  options.add("--activation", "NAME", "relu", "hidden layers: tanh, leaky-relu[:SLOPE]");
   options.add("--output-activation", "NAME", "identity", "of the output layer, same names");
 }
 
 void read_activations(const OptionSet& options, NetworkSpec& network) {
-  network.activation = read_activation(options, "--activation");
-  network.output_activation = read_activation(options, "--output-activation");
+  const NamedActivation hidden = read_activation(options, "--activation");
+  const NamedActivation output = read_activation(options, "--output-activation");
+  network.activation = hidden.kind;
+  network.output_activation = output.kind;
+  if (hidden.slope && output.slope && *hidden.slope != *output.slope)
+    throw InvalidArgument("--activation " + activation_text(hidden.kind, *hidden.slope) + " and --output-activation " +
+                          activation_text(output.kind, *output.slope) +
+                          " have different slopes; a network has one, give both the same");
+  network.leaky_slope = hidden.slope.value_or(output.slope.value_or(network.leaky_slope));
 }
 
 void take_activations(const OptionSet& options, const NetworkSpec& saved, NetworkSpec& network) {
+  // A slope that was given is kept, to be compared.
+  const bool has_slope = (options.given("--activation") && network.activation == Activation::leaky_relu) ||
+                         (options.given("--output-activation") && network.output_activation == Activation::leaky_relu);
+  if (!has_slope) network.leaky_slope = saved.leaky_slope;
   if (!options.given("--activation")) network.activation = saved.activation;
   if (!options.given("--output-activation")) network.output_activation = saved.output_activation;
 }
 
 std::string network_text(const NetworkSpec& network) {
   return widths_text(network.widths) + (network.bias ? " with biases" : "") +
-         (network.activation == Activation::relu ? "" : ", activation " + activation_text(network.activation)) +
+         (network.activation == Activation::relu
+              ? ""
+              : ", activation " + activation_text(network.activation, network.leaky_slope)) +
          output_activation_text(network);
 }
 

@@ -19,23 +19,23 @@ namespace deviceloop {
 namespace {
 
 template <class T, class Formula>
-[[gnu::always_inline]] inline void take_values(T* h, const T* z, const T* bias, std::int64_t rows,
+[[gnu::always_inline]] inline void take_values(Formula formula, T* h, const T* z, const T* bias, std::int64_t rows,
                                                std::int64_t columns) {
   // ivdep: h may be z, for which the compiler would otherwise emit scalar code.
   if (bias == nullptr) {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = Formula::value(z[i]);
+    for (std::int64_t i = 0; i < rows * columns; ++i) h[i] = formula.value(z[i]);
     return;
   }
   for (std::int64_t row = 0; row < rows; ++row, h += columns, z += columns) {
 #pragma GCC ivdep
-    for (std::int64_t column = 0; column < columns; ++column) h[column] = Formula::value(z[column] + bias[column]);
+    for (std::int64_t column = 0; column < columns; ++column) h[column] = formula.value(z[column] + bias[column]);
   }
 }
 
 template <class T, class Formula>
-[[gnu::always_inline]] inline void take_gradients(T* dh, const T* kept, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) dh[i] = Formula::gradient(kept[i], dh[i]);
+[[gnu::always_inline]] inline void take_gradients(Formula formula, T* dh, const T* kept, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) dh[i] = formula.gradient(kept[i], dh[i]);
 }
 
 template <class T, class Optimizer>
@@ -58,13 +58,14 @@ template <class T, class Optimizer>
 // long. It is exact by definition, so that the results are the same.
 #if defined(__x86_64__)
 template <class T, class Formula>
-[[gnu::target("avx2,fma"), gnu::flatten]] void take_values_by_fma(T* h, const T* z, const T* bias, std::int64_t rows,
-                                                                  std::int64_t columns) {
-  take_values<T, Formula>(h, z, bias, rows, columns);
+[[gnu::target("avx2,fma"), gnu::flatten]] void take_values_by_fma(Formula formula, T* h, const T* z, const T* bias,
+                                                                  std::int64_t rows, std::int64_t columns) {
+  take_values(formula, h, z, bias, rows, columns);
 }
 template <class T, class Formula>
-[[gnu::target("avx2,fma"), gnu::flatten]] void take_gradients_by_fma(T* dh, const T* kept, std::int64_t count) {
-  take_gradients<T, Formula>(dh, kept, count);
+[[gnu::target("avx2,fma"), gnu::flatten]] void take_gradients_by_fma(Formula formula, T* dh, const T* kept,
+                                                                     std::int64_t count) {
+  take_gradients(formula, dh, kept, count);
 }
 
 template <class T, class Optimizer>
@@ -80,7 +81,7 @@ bool has_fma() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports
 }  // namespace
 
 template <class T>
-void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+void bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
                      std::int64_t columns) {
   if (kept != nullptr) {
     if (kept != z) std::copy_n(z, rows * columns, kept);
@@ -88,12 +89,11 @@ void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* 
     z = kept;
     bias = nullptr;
   }
-  activations::with_activation(activation, [=](auto formula) {
-    using Formula = decltype(formula);
+  activations::with_activation<T>(activation, [=](auto formula) {
 #if defined(__x86_64__)
-    if (has_fma()) return take_values_by_fma<T, Formula>(h, z, bias, rows, columns);
+    if (has_fma()) return take_values_by_fma(formula, h, z, bias, rows, columns);
 #endif
-    take_values<T, Formula>(h, z, bias, rows, columns);
+    take_values(formula, h, z, bias, rows, columns);
   });
 }
 
@@ -105,13 +105,12 @@ void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns) 
 }
 
 template <class T>
-void through_activation(Activation activation, T* dh, const T* kept, std::int64_t count) {
-  activations::with_activation(activation, [=](auto formula) {
-    using Formula = decltype(formula);
+void through_activation(const ActivationOfStep& activation, T* dh, const T* kept, std::int64_t count) {
+  activations::with_activation<T>(activation, [=](auto formula) {
 #if defined(__x86_64__)
-    if (has_fma()) return take_gradients_by_fma<T, Formula>(dh, kept, count);
+    if (has_fma()) return take_gradients_by_fma(formula, dh, kept, count);
 #endif
-    take_gradients<T, Formula>(dh, kept, count);
+    take_gradients(formula, dh, kept, count);
   });
 }
 
@@ -255,12 +254,14 @@ void add_column_sums(double* sums, const T* panel, std::int64_t rows, std::int64
   }
 }
 
-template void bias_activation(Activation, float*, float*, const float*, const float*, std::int64_t, std::int64_t);
-template void bias_activation(Activation, double*, double*, const double*, const double*, std::int64_t, std::int64_t);
+template void bias_activation(const ActivationOfStep&, float*, float*, const float*, const float*, std::int64_t,
+                              std::int64_t);
+template void bias_activation(const ActivationOfStep&, double*, double*, const double*, const double*, std::int64_t,
+                              std::int64_t);
 template void add_bias(float*, const float*, std::int64_t, std::int64_t);
 template void add_bias(double*, const double*, std::int64_t, std::int64_t);
-template void through_activation(Activation, float*, const float*, std::int64_t);
-template void through_activation(Activation, double*, const double*, std::int64_t);
+template void through_activation(const ActivationOfStep&, float*, const float*, std::int64_t);
+template void through_activation(const ActivationOfStep&, double*, const double*, std::int64_t);
 template void add_scaled(float*, float, const float*, std::int64_t);
 template void add_scaled(double*, double, const double*, std::int64_t);
 template void update(OptimizerKind, float*, const std::array<float*, elementwise::kMostStates>&, const float*,

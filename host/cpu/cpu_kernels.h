@@ -6,6 +6,7 @@
 
 #include <deviceloop/spec.h>
 
+#include "../activations.h"
 #include "../elementwise.h"
 #include "../losses.h"
 
@@ -13,7 +14,7 @@ namespace deviceloop {
 
 /// h = activation(z + bias), and z + bias to `kept`, which may be null; bias [columns] may be null, and h may be z.
 template <class T>
-void bias_activation(Activation activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
+void bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias, std::int64_t rows,
                      std::int64_t columns);
 
 /// panel += bias, which may be null.
@@ -22,7 +23,7 @@ void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
 
 /// dh times the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value; in place.
 template <class T>
-void through_activation(Activation activation, T* dh, const T* kept, std::int64_t count);
+void through_activation(const ActivationOfStep& activation, T* dh, const T* kept, std::int64_t count);
 
 /// sum[i] += factor * values[i], rounded twice.
 template <class T>

@@ -48,10 +48,14 @@ class MetadataHandler {
   bool number_float(number_float_t value, const string_t&) { return number(value); }
   bool string(string_t& value) {
     if (!is_value_of(kActivation) && !is_value_of(kOutputActivation)) return unexpected("a text");
-    const std::optional<Activation> activation = activation_named(value);
+    const std::optional<NamedActivation> activation = activation_named(value);
     if (!activation) return refuse("has the unknown " + std::string(field().name) + " " + in_quotes(value));
     NetworkSpec& network = metadata_.network;
-    (field_ == kActivation ? network.activation : network.output_activation) = *activation;
+    (field_ == kActivation ? network.activation : network.output_activation) = activation->kind;
+    if (!activation->slope) return true;
+    if (slope_ && *slope_ != *activation->slope) return refuse("has two slopes of leaky ReLU, and a network has one");
+    slope_ = activation->slope;
+    network.leaky_slope = *slope_;
     return true;
   }
   bool binary(binary_t&) { return unexpected("binary data"); }
@@ -157,6 +161,7 @@ class MetadataHandler {
   std::string problem_;
   Place place_ = Place::start;
   std::size_t field_ = 0;  // by the last key
+  std::optional<double> slope_{};
   bool in_list_ = false;
   std::array<bool, kFields.size()> seen_{};
 };
@@ -179,8 +184,8 @@ std::string network_metadata_text(const NetworkMetadata& metadata) {
   json["version"] = kVersion;
   json["widths"] = metadata.network.widths;
   json["bias"] = metadata.network.bias;
-  json["activation"] = activation_text(metadata.network.activation);
-  json["output_activation"] = activation_text(metadata.network.output_activation);
+  json["activation"] = activation_text(metadata.network.activation, metadata.network.leaky_slope);
+  json["output_activation"] = activation_text(metadata.network.output_activation, metadata.network.leaky_slope);
   if (!metadata.scaling.is_identity()) {
     json["input_scaling"]["factor"] = metadata.scaling.factor;
     if (!metadata.scaling.mean.empty()) {

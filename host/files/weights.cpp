@@ -120,9 +120,11 @@ std::optional<NetworkMetadata> metadata_of(const SafeTensorsFile& file, const Ne
 /// Refuses a file that says that its network has other activations.
 void check_activations(const SafeTensorsFile& file, const NetworkSpec& found, const NetworkSpec& wanted) {
   const auto check = [&](const char* what, Activation has, Activation wants) {
-    if (has != wants)
-      file.refuse(std::string("its network has the ") + what + " " + activation_text(has) + ", but " +
-                  activation_text(wants) + " was asked for; use " + activation_text(has));
+    const std::string is = activation_text(has, found.leaky_slope),
+                      wanted_text = activation_text(wants, wanted.leaky_slope);
+    if (is != wanted_text)
+      file.refuse(std::string("its network has the ") + what + " " + is + ", but " + wanted_text +
+                  " was asked for; use " + is);
   };
   if (wanted.layers() > 1) check("activation", found.activation, wanted.activation);
   check("output activation", found.output_activation, wanted.output_activation);

@@ -84,7 +84,7 @@ double pass_us(const Step& step, const StepOperation& op) {
       return bytes(op.out) / kGatherBytesPerUs + kOrderUs * static_cast<double>(op.rows);
     case StepOperation::Kind::forward:
     case StepOperation::Kind::activate:
-      return op.activation ? elements * element_us(*op.activation) : 0;
+      return op.activation ? elements * element_us(op.activation->kind) : 0;
     case StepOperation::Kind::loss:
       return elements * element_us(op.loss.kind);
     case StepOperation::Kind::weight_update:

@@ -162,7 +162,7 @@ class Lowering {
   /// the activation waits for that update, as it overwrites what the update reads.
   void add_input_gradient(const StepOperation& op) {
     const bool narrow = is_narrow(op.inner);
-    const bool fused = narrow && narrow_launch_masks(*op.activation);
+    const bool fused = narrow && narrow_launch_masks(op.activation->kind);
     below_ = fused ? layout_.at(op.out) : layout_.gradient;
     if (fused) fused_ = op.activation;
     if (!narrow)
@@ -305,7 +305,7 @@ class Lowering {
   // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
   // through by the same launch, and else the launch that does so.
   std::uint64_t below_ = kNoOperand;
-  std::optional<Activation> fused_;
+  std::optional<ActivationOfStep> fused_;
   std::optional<GraphOperation> through_;
   std::optional<GraphOperation> update_;  ///< of all parameters, after all gradients
 };

@@ -49,7 +49,7 @@ struct GraphOperation {
   std::uint64_t bias = kNoOperand;
   std::uint64_t below = kNoOperand;
   std::uint64_t kept = kNoOperand;
-  std::optional<Activation> activation{};
+  std::optional<ActivationOfStep> activation{};
   std::uint64_t out = kNoOperand;
   std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
   std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};

@@ -175,7 +175,7 @@ class Builder {
     layout_.loss_of_step = loss.loss;
     PersistentOperation& errors = layout_.operations.back();
     errors.kind = by_element ? Kind::errors : Kind::row_loss;
-    errors.activation = loss.activation.value_or(Activation::identity);
+    errors.activation = loss.activation ? loss.activation->kind : Activation::identity;
     errors.keeps_pre_activation = loss.kept != step().layers.back().output ? 1 : 0;
     errors.out = layout_.at(loss.out);
     errors.extra = layout_.at(loss.b);
@@ -504,7 +504,7 @@ PersistentOperation persistent_operation(const PersistentLayout& layout, const S
   // Of most products: [rows, inner] and [inner, columns] as they lie in memory.
   made.a_stride = operation.inner;
   made.b_stride = operation.columns;
-  if (operation.activation) made.activation = *operation.activation;
+  if (operation.activation) made.activation = operation.activation->kind;
   made.optimizer = operation.optimizer;
   std::transform(operation.state.begin(), operation.state.end(), std::begin(made.state),
                  [&](TensorId state) { return layout.at(state); });

@@ -150,6 +150,8 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
                           "a larger one, or 0 for none");
   check_optimizer(training.optimizer, training.precision);
   check_watch(training.watch);
+  check_range(
+      "slope of the leaky ReLU", network.leaky_slope, training.precision, [](double) { return true; }, "finite");
   check_range("delta of the Huber loss", training.huber_delta, training.precision, is_above_0, "finite and above 0");
   if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
     throw InvalidArgument(

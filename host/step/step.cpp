@@ -1,6 +1,5 @@
 #include "step.h"
 
-#include "../activations.h"
 #include "../names.h"
 
 namespace deviceloop {
@@ -27,13 +26,13 @@ class StepBuilder {
   Step::Layer& layer(int index) { return step_.layers[static_cast<std::size_t>(index)]; }
   int last() const { return network_.layers() - 1; }
   /// None where pre-activations are the output.
-  std::optional<Activation> activation_of(int index) const {
-    if (index < last()) return network_.activation;
+  std::optional<ActivationOfStep> activation_of(int index) const {
+    if (index < last()) return ActivationOfStep{network_.activation, network_.leaky_slope};
     if (network_.output_activation == Activation::identity) return std::nullopt;
-    return network_.output_activation;
+    return ActivationOfStep{network_.output_activation, network_.leaky_slope};
   }
   bool keeps_pre_activation(int index) const {
-    const std::optional<Activation> activation = activation_of(index);
+    const std::optional<ActivationOfStep> activation = activation_of(index);
     return activation && activations::keeps_pre_activation(*activation);
   }
   std::int64_t batch() const { return step_.batch; }
@@ -184,7 +183,7 @@ class StepBuilder {
       op.a = of.gradient;
       op.b = of.weight;
       op.kept = layer(index - 1).kept;
-      op.activation = network_.activation;
+      op.activation = activation_of(index - 1);
       op.out = layer(index - 1).gradient;
       operations.push_back(op);
     }
@@ -248,17 +247,18 @@ std::string text_of(const Step& step, const StepOperation& op) {
     case Kind::forward: {
       const std::string z = text(op.a) + " " + text(op.b) + plus(op.bias);
       return text(op.out) + (op.kept == kNoTensor ? "" : ", " + text(op.kept)) + " = " +
-             (op.activation ? std::string(name_or_null(*op.activation)) + "(" + z + ")" : z);
+             (op.activation ? std::string(name_or_null(op.activation->kind)) + "(" + z + ")" : z);
     }
     case Kind::activate:
-      return text(op.out) + " = " + std::string(name_or_null(*op.activation)) + "(" + text(op.a) + ")";
+      return text(op.out) + " = " + std::string(name_or_null(op.activation->kind)) + "(" + text(op.a) + ")";
     case Kind::loss:
       return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss.kind)) + "(" + text(op.a) + ", " +
              text(op.b) + ")" +
-             (op.activation ? std::string(" through ") + name_or_null(*op.activation) + " to " + text(op.kept) : "");
+             (op.activation ? std::string(" through ") + name_or_null(op.activation->kind) + " to " + text(op.kept)
+                            : "");
     case Kind::input_gradient:
       return text(op.out) + " = " + text(op.a) + " " + text(op.b) + "^T through " +
-             std::string(name_or_null(*op.activation)) + " to " + text(op.kept);
+             std::string(name_or_null(op.activation->kind)) + " to " + text(op.kept);
     case Kind::weight_update:
       return update_text(step, op, text(op.a) + "^T " + text(op.b));
     case Kind::bias_update:

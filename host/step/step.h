@@ -12,6 +12,7 @@
 
 #include <deviceloop/spec.h>
 
+#include "../activations.h"
 #include "../elementwise.h"
 #include "../losses.h"
 #include "../parameters.h"
@@ -73,7 +74,7 @@ struct StepOperation {
   TensorId out = kNoTensor;
   StateTensors state = kNoStates;
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of an update
-  std::optional<Activation> activation{};
+  std::optional<ActivationOfStep> activation{};
   LossOfStep loss{};
   bool bias_in_kernel = false;
 

@@ -17,7 +17,7 @@ namespace deviceloop {
 enum class Activation {
   relu,        ///< z < 0 ? 0 : z; its gradient passes at 0 and at NaN
   identity,    ///< z
-  leaky_relu,  ///< z > 0 ? z : 0.01 z
+  leaky_relu,  ///< z > 0 ? z : slope z, with NetworkSpec::leaky_slope
   elu,         ///< z > 0 ? z : e^z - 1
   silu,        ///< z / (1 + e^-z), also called swish
   gelu,        ///< z (1 + erf(z / sqrt(2))) / 2
@@ -38,6 +38,9 @@ struct NetworkSpec {
   Activation activation = Activation::relu;             ///< of the hidden layers
   bool bias = false;                                    ///< whether every layer has one
   Activation output_activation = Activation::identity;  ///< of the output layer
+  /// The slope of leaky_relu, wherever it is used; PyTorch's negative_slope. Any number that is finite in the working
+  /// precision.
+  double leaky_slope = 0.01;
 
   /// Layers with weights: one fewer than widths.
   int layers() const { return static_cast<int>(widths.size()) - 1; }
