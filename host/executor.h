@@ -44,8 +44,9 @@ class Executor {
   /// The times of the stages of its construction.
   const Preparation& preparation() const { return preparation_; }
 
-  /// Takes a copy of x [samples, in_features] and y [samples, outputs], converted to the working precision.
-  virtual void set_data(ConstMatrix x, ConstMatrix y) = 0;
+  /// Takes a copy of x [samples, in_features], y [samples, outputs] and, with TrainingSpec::sample_weights,
+  /// `sample_weights` [samples, 1], converted to the working precision.
+  virtual void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) = 0;
 
   /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched. The
   /// optimizer has taken `first_step` steps before.

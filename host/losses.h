@@ -92,6 +92,12 @@ struct Scaled {
 };
 /// @}
 
+/// The term of a row with a weight.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline LossTerm<T> weighted(const LossTerm<T>& term, T weight) {
+  return {term.value * weight, term.gradient * weight};
+}
+
 /// use(the formula of a loss by element): for loops and launches on the host.
 template <class T, class Use>
 inline void with_loss(const LossOfStep& loss, Use use) {

@@ -131,6 +131,20 @@ void check_finite(ConstMatrix in, ElementType type, const std::string& what) {
     throw InvalidArgument(what + ": " + describe(*bad, type) + "; replace or drop such samples");
 }
 
+void check_weights(ConstMatrix in, ElementType type, const std::string& what) {
+  check_finite(in, type, what);
+  with_type(in.type, [&]<class In>(In*) {
+    for (std::int64_t row = 0; row < in.rows; ++row) {
+      const auto weight = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
+      if (weight >= 0) continue;
+      char text[32];
+      std::snprintf(text, sizeof text, "%g", weight);
+      throw InvalidArgument(what + ": row " + std::to_string(row) + " is " + text +
+                            " (counted from 0), and the weights of samples must not be negative");
+    }
+  });
+}
+
 void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what) {
   with_type(in.type, [&]<class In>(In*) {
     for (std::int64_t row = 0; row < in.rows; ++row) {

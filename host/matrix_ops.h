@@ -90,6 +90,9 @@ std::string describe(const NonFinite& where, ElementType type);
 /// Throws InvalidArgument where find_non_finite finds something; `what` names the matrix.
 void check_finite(ConstMatrix in, ElementType type, const std::string& what);
 
+/// Throws InvalidArgument for a column of weights of samples one of which is not finite in `type` or negative.
+void check_weights(ConstMatrix in, ElementType type, const std::string& what);
+
 /// Throws InvalidArgument for a column of finite numbers not all of which are 0, 1, ..., classes - 1.
 void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what);
 

@@ -301,19 +301,32 @@ Trainer& Trainer::operator=(Trainer&&) noexcept = default;
 
 void Trainer::set_data(ConstMatrix x, ConstMatrix y) { TrainerAccess::set_data(*this, x, y, "x", "y"); }
 
+void Trainer::set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) {
+  TrainerAccess::set_data(*this, x, y, "x", "y", &sample_weights, "sample_weights");
+}
+
 void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
-                             const std::string& y_name) {
+                             const std::string& y_name, const ConstMatrix* sample_weights,
+                             const std::string& weights_name) {
   const DefaultFloatingPoint floating_point;
   Trainer::Impl& self = *trainer.impl_;
   self.check_process();
   const bool has_classes = self.check_shapes(x, y);
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
+  if (sample_weights != nullptr) {
+    check_host_view(*sample_weights, "sample_weights");
+    if (sample_weights->rows != x.rows || sample_weights->columns != 1)
+      throw InvalidArgument("sample_weights is " + shape(*sample_weights) + "; it must be [" + std::to_string(x.rows) +
+                            ", 1], one weight for each row of x");
+  }
   self.preparation.restart();
   TrainingSpec training = self.training;
   training.samples = x.rows;
   training.class_targets = has_classes;
+  training.sample_weights = sample_weights != nullptr;
   const bool needs_executor = !self.executor || self.training.samples != training.samples ||
-                              self.training.class_targets != training.class_targets;
+                              self.training.class_targets != training.class_targets ||
+                              self.training.sample_weights != training.sample_weights;
   Decision decision;
   // Before the first element is read, because a view with more rows than the machine has memory for is a mistake.
   if (needs_executor) {
@@ -321,6 +334,7 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
     self.preparation.lap("plan");
   }
   self.check_elements(x, y, has_classes, x_name, y_name);
+  if (sample_weights != nullptr) check_weights(*sample_weights, element_type(training.precision), weights_name);
   self.preparation.lap("data");
 
   if (needs_executor) {
@@ -333,7 +347,7 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
     self.need_executor();
   }
   self.forget_evaluations();
-  self.executor->set_data(x, y);
+  self.executor->set_data(x, y, sample_weights != nullptr ? *sample_weights : ConstMatrix());
   self.has_data = true;
   self.preparation.lap("data");
 }

@@ -11,10 +11,12 @@
 namespace deviceloop {
 
 struct TrainerAccess {
-  /// Trainer::set_data, set_validation and predict; a message about an element begins with these names.
+  /// Trainer::set_data, set_validation and predict; a message about an element begins with these names. Null weights:
+  /// none.
   /// @{
   static void set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
-                       const std::string& y_name);
+                       const std::string& y_name, const ConstMatrix* sample_weights = nullptr,
+                       const std::string& weights_name = "");
   static void set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix y, const std::string& x_name,
                              const std::string& y_name);
   static void predict(Trainer& trainer, ConstMatrix x, Matrix out, const std::string& x_name);

@@ -184,11 +184,26 @@ TEST(Command, HasHelpAndVersionEverywhere) {
 
 TEST(Command, ShowsTheDefaultsInTheHelp) {
   const std::string help = run({"train", "--help"}).out;
-  for (const std::string line :
-       {"--layers LIST .*1000,100,1", "--samples N .*128", "--steps N .*500", "--lr RATE .*1e-6",
-        "--init NAME .*normal\\)", "--seed N .*0", "--precision NAME .*fp32\\)", "--device NAME .*auto\\)",
-        "--plan NAME .*auto\\)", "--threads N .*0", "--bias", "--x FILE", "--y FILE", "--weights FILE", "--save FILE",
-        "--history FILE", "--json FILE", "--plot FILE", "--quiet"})
+  for (const std::string line : {"--layers LIST .*1000,100,1",
+                                 "--samples N .*128",
+                                 "--steps N .*500",
+                                 "--lr RATE .*1e-6",
+                                 "--init NAME .*normal\\)",
+                                 "--seed N .*0",
+                                 "--precision NAME .*fp32\\)",
+                                 "--device NAME .*auto\\)",
+                                 "--plan NAME .*auto\\)",
+                                 "--threads N .*0",
+                                 "--bias",
+                                 "--x FILE",
+                                 "--y FILE",
+                                 "--weights FILE",
+                                 "--save FILE",
+                                 "--sample-weights FILE",
+                                 "--history FILE",
+                                 "--json FILE",
+                                 "--plot FILE",
+                                 "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
   EXPECT_TRUE(holds(help, "--activation NAME .*relu\\)")) << help;
   EXPECT_TRUE(holds(help, "--output-activation NAME .*identity\\)")) << help;
@@ -749,7 +764,7 @@ TEST(Train, HasTheLossesOfTheLibrary) {
 /// The losses of kSmall's network, of the generated targets or the given ones.
 std::vector<double> losses_by_the_library(TrainingSpec training, std::int64_t steps = 20,
                                           Activation output_activation = Activation::identity,
-                                          std::vector<float> y = {}) {
+                                          std::vector<float> y = {}, const std::vector<float>& weights = {}) {
   NetworkSpec network;
   network.widths = {6, 5, 2};
   network.output_activation = output_activation;
@@ -762,7 +777,11 @@ std::vector<double> losses_by_the_library(TrainingSpec training, std::int64_t st
   }
   Trainer trainer(network, training);
   trainer.initialize(0, Init::normal);
-  trainer.set_data({x.data(), 9, 6}, {y.data(), 9, static_cast<std::int64_t>(y.size() / 9)});
+  const ConstMatrix targets(y.data(), 9, static_cast<std::int64_t>(y.size() / 9));
+  if (weights.empty())
+    trainer.set_data({x.data(), 9, 6}, targets);
+  else
+    trainer.set_data({x.data(), 9, 6}, targets, {weights.data(), 9, 1});
   return trainer.train(steps).losses;
 }
 
@@ -984,6 +1003,62 @@ TEST_F(Labels, AreComparedWithProbabilities) {
   }
 }
 
+TEST_F(Labels, MayHaveWeights) {
+  const std::vector<float> weights = {1, 0, 2.5f, 1, 1, 0.5f, 3, 0, 1};
+  const std::string npy_file = folder_.write("w.npy", npy(9, 1, weights));
+  const std::string csv_file = folder_.write("w.csv", "weight\n1\n0\n2.5\n1\n1\n0.5\n3\n0\n1\n");
+  for (const std::string& file : {npy_file, csv_file}) {
+    const Arguments data = files("y.idx", idx_) + Arguments{"--sample-weights", file};
+    EXPECT_EQ(losses("--steps 20 --loss cross-entropy --reduction mean --batch-size 4", data),
+              bits(losses_by_the_library({.loss = Loss::cross_entropy, .reduction = Reduction::mean, .batch_size = 4},
+                                         20, Activation::identity, numbers_, weights)));
+    EXPECT_EQ(
+        losses("--steps 20 --loss bce", files("rows.npy", npy(9, 2, rows_)) + Arguments{"--sample-weights", file}),
+        bits(losses_by_the_library({.loss = Loss::binary_cross_entropy}, 20, Activation::identity, rows_, weights)));
+  }
+  // What is read, what is minimized, and for programs.
+  const Arguments data = files("y.csv", csv_) + Arguments{"--sample-weights", csv_file};
+  const CommandResult result = train("--steps 2 --loss cross-entropy", data + Arguments{"--json", folder_ / "r.json"});
+  expect_done(result);
+  EXPECT_EQ(lines(result.out).front(), "read 9 samples from " + folder_ / "x.npy" + " and " + folder_ / "y.csv" +
+                                           " (line 1 is its header), weights of the samples from " + csv_file +
+                                           " (line 1 is its header)");
+  EXPECT_TRUE(holds(lines(result.out).at(1), "^plan cpu: .*, fp32, sum of weighted cross-entropies\\)$")) << result.out;
+  EXPECT_EQ(nlohmann::json::parse(read_all(folder_ / "r.json"))["sample_weights"], true);
+  const CommandResult plan = run(Arguments{"plan", "--layers", "6,5,2", "--reduction", "mean"} +
+                                 files("rows.npy", npy(9, 2, rows_)) + Arguments{"--sample-weights", npy_file});
+  expect_done(plan);
+  EXPECT_TRUE(holds(lines(plan.out).back(), ", mean of weighted squared errors\\)$")) << plan.out;
+  // Both in one file.
+  const std::string both = folder_.write("both.csv", "1,2,3,4,5,6,0,1\n2,3,4,5,6,7,1,0\n");
+  const Arguments of_both = {"--data", both, "--targets", "2", "--sample-weights", folder_.write("two.csv", "1\n2\n")};
+  const CommandResult by_data = train("--steps 1", of_both);
+  expect_done(by_data);
+  EXPECT_EQ(lines(by_data.out).front(),
+            "read 2 samples from " + both + ", weights of the samples from " + folder_ / "two.csv");
+
+  // Refused by train and plan alike.
+  const std::string negative = folder_.write("negative.csv", "1\n0\n2\n-0.25\n1\n1\n3\n0\n1\n");
+  const std::string wide = folder_.write("wide.npy", counting_npy<float>(9, 2));
+  const std::string few = folder_.write("few.npy", counting_npy<float>(8, 1));
+  for (const std::string command : {"train", "plan"}) {
+    const auto refused = [&](const std::string& file, const std::vector<std::string>& words) {
+      expect_refused(Arguments{command, "--layers", "6,5,2"} + files("rows.npy", npy(9, 2, rows_)) +
+                         Arguments{"--sample-weights", file},
+                     words);
+    };
+    refused(negative,
+            {negative + ": row 3 is -0.25 (counted from 0), and the weights of samples must not be negative"});
+    refused(wide, {wide + " has 2 columns, but samples have one weight each"});
+    refused(few, {few + " has 8 rows, ", "x.npy has 9 rows; both need one row a sample"});
+    refused(folder_ / "absent.npy", {"absent.npy"});
+    expect_refused({command, "--sample-weights", npy_file},
+                   {"--sample-weights " + npy_file + " is for samples from files; add --x and --y or --data"});
+    expect_refused({command, "--sample-weights", npy_file, "--x", npy_file, "--y", csv_file, "--history", npy_file},
+                   {"--history", "name the same file"});
+  }
+}
+
 TEST_F(Labels, AreRefusedWithTheRowAndTheValue) {
   const std::string bad = folder_.write("bad.csv", "0\n1\n1\n2\n0\n1\n0\n1\n1\n");
   const std::string half = folder_.write("half.csv", "0\n1\n1\n0.5\n0\n1\n0\n1\n1\n");
@@ -1077,7 +1152,8 @@ TEST(LossAndBatchOptions, AreInEveryReport) {
   expect_done(plain);
   EXPECT_TRUE(holds(plain.out, "1 thread, fp32\\)$")) << plain.out;
   json = nlohmann::ordered_json::parse(read_all(folder / "r.json"));
-  for (const char* key : {"loss", "reduction", "output_activation", "batch_size", "shuffle", "epochs"})
+  for (const char* key :
+       {"loss", "reduction", "sample_weights", "output_activation", "batch_size", "shuffle", "epochs"})
     EXPECT_FALSE(json.contains(key)) << key;
 }
 

@@ -155,6 +155,49 @@ TYPED_TEST(CudaKernels, EveryActivationIsThatOfTheCpuBitForBit) {
         }
 }
 
+// Gradients by element are those of the CPU; by row, and in the loss, sums have another order.
+TYPED_TEST(CudaKernels, LossesWithWeightsAreThoseOfTheCpu) {
+  using T = TypeParam;
+  const LossOfStep losses[] = {{Loss::squared_error},
+                               {Loss::squared_error, 0.1},
+                               {Loss::absolute_error, 0.1},
+                               {Loss::huber, 0.1, 0.75},
+                               {Loss::binary_cross_entropy, 0.1},
+                               {Loss::cross_entropy, 0.1},
+                               {Loss::cross_entropy, 1, 1, true}};
+  const std::int64_t shapes[][2] = {{1, 2}, {9, 3}, {130, 4}, {33, 70}, {3, 5000}};
+  for (const LossOfStep& loss : losses)
+    for (const auto& [rows, columns] : shapes)
+      for (const int offset : {0, 1}) {
+        SCOPED_TRACE("loss " + std::to_string(static_cast<int>(loss.kind)) + ", " + std::to_string(rows) + " x " +
+                     std::to_string(columns) + ", " + std::to_string(offset) + " off");
+        const std::vector<T> prediction = random_values<T>(rows * columns, 4);
+        std::vector<T> target = random_values<T>(loss.has_classes ? rows : rows * columns, 5);
+        std::vector<T> weights = random_values<T>(rows, 6);
+        for (std::size_t i = 0; i < target.size(); ++i)
+          target[i] = loss.has_classes ? T(i * 7 % static_cast<std::size_t>(columns)) : std::abs(target[i]);
+        for (T& weight : weights) weight = std::abs(weight);
+        const DeviceArray<T> device_prediction(prediction, offset), device_target(target, offset);
+        const DeviceArray<T> device_weights(weights, offset), gradient(rows * columns, offset);
+        const std::int64_t slots =
+            is_by_element(loss.kind) ? cuda::element_loss_slots<T>(rows * columns) : cuda::row_loss_slots(rows);
+        const DeviceArray<double> sum(1), workspace(std::max<std::int64_t>(slots, 1));
+        cuda::launch_loss(loss, {sum.data()}, gradient.data(), device_prediction.data(), device_target.data(),
+                          static_cast<const T*>(device_weights.data()), rows, columns, workspace.data(),
+                          this->stream());
+        std::vector<T> expected(prediction.size());
+        const double expected_sum = take_loss(loss, expected.data(), prediction.data(), target.data(),
+                                              static_cast<const T*>(weights.data()), rows, columns);
+        const std::vector<T> got = gradient.read(this->owner());
+        if (is_by_element(loss.kind))
+          expect_same(got, expected);
+        else
+          for (std::size_t i = 0; i < got.size(); ++i)
+            ASSERT_NEAR(got[i], expected[i], 8 * std::numeric_limits<T>::epsilon() * (1 + weights[i / columns])) << i;
+        EXPECT_NEAR(sum.read(this->owner())[0] / expected_sum, 1, 64 * std::numeric_limits<T>::epsilon());
+      }
+}
+
 TYPED_TEST(CudaKernels, BiasReluKeepsTheMaskInTheSignOfItsZero) {
   using T = TypeParam;
   const std::int64_t shapes[][2] = {{0, 5},   {5, 0},    {1, 1},    {1, 33},    {33, 1},

@@ -2,6 +2,7 @@
 // double, over whole runs.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "permutation.h"
 #include "support/activations.h"
+#include "support/loss_cases.h"
 #include "support/optimizer_cases.h"
 #include "support/problem.h"
 #include "support/reference_loss.h"
@@ -53,12 +55,25 @@ class Optimizers : public ::testing::TestWithParam<Where> {
       ASSERT_LE(reference::loss_error(values[i], expected[i], expected[0]), bound) << "step " << i;
   }
 
-  static void check(const Problem& problem, std::int64_t steps, double bound) {
+  /// A trainer whose samples have weights.
+  static Trainer trainer_of(const Problem& problem, const std::vector<double>& weights) {
+    Trainer trainer = trainer_of(problem);
+    trainer.set_data(Problem::view(problem.x), Problem::view(problem.y), column(weights));
+    return trainer;
+  }
+  static ConstMatrix column(const std::vector<double>& values) {
+    return ConstMatrix(values.data(), static_cast<std::int64_t>(values.size()), 1);
+  }
+
+  static void check(const Problem& problem, std::int64_t steps, double bound, const std::vector<double>& weights = {}) {
     reference::Network network = problem.start;
     reference::OptimizerState state(problem.training.optimizer);
     const std::vector<double> losses =
-        reference::train(network, state, problem.x, problem.y, steps, reference::loss_function(problem.training));
-    Trainer trainer = trainer_of(problem);
+        reference::train(network, state, problem.x, problem.y, steps,
+                         weights.empty() ? reference::loss_function(problem.training)
+                                         : reference::loss_function(problem.training, weights));
+    Trainer trainer = weights.empty() ? trainer_of(problem) : trainer_of(problem, weights);
+    EXPECT_EQ(trainer.training().sample_weights, !weights.empty());
     expect_near(trainer.train(steps).losses, losses, bound);
     EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), bound);
   }
@@ -128,42 +143,6 @@ TEST_P(Optimizers, OneCallEqualsManyCalls) {
 
 class Minibatches : public Optimizers {};
 
-struct LossCase {
-  Loss loss;
-  Reduction reduction;
-  double delta = 1;
-  bool classes = false;
-};
-
-const std::vector<LossCase>& loss_cases() {
-  static const std::vector<LossCase> all = {
-      {Loss::squared_error, Reduction::mean},
-      {Loss::absolute_error, Reduction::sum},
-      {Loss::absolute_error, Reduction::mean},
-      {Loss::huber, Reduction::sum, 0.7},
-      {Loss::huber, Reduction::mean, 2},
-      {Loss::binary_cross_entropy, Reduction::sum},
-      {Loss::binary_cross_entropy, Reduction::mean},
-      {Loss::cross_entropy, Reduction::sum},
-      {Loss::cross_entropy, Reduction::mean},
-      {Loss::cross_entropy, Reduction::sum, 1, true},
-      {Loss::cross_entropy, Reduction::mean, 1, true},
-  };
-  return all;
-}
-
-/// Targets that are probabilities, in rows that need not sum up to 1, or classes.
-reference::Table targets_of(const LossCase& of, const reference::Table& normal) {
-  reference::Table y = normal;
-  if (of.classes) y = reference::Table(normal.rows, 1);
-  for (std::size_t i = 0; i < y.values.size(); ++i)
-    if (of.classes)
-      y.values[i] = static_cast<double>(i * 7 % normal.columns);
-    else if (of.loss == Loss::binary_cross_entropy || of.loss == Loss::cross_entropy)
-      y.values[i] = std::abs(normal.values[i]) / 4 - std::floor(std::abs(normal.values[i]) / 4);
-  return y;
-}
-
 // Outputs of a row in one tile and in several; the last rows are no whole task.
 TEST_P(Optimizers, LossesFollowTheReference) {
   for (const Precision precision : {Precision::fp64, Precision::fp32})
@@ -181,6 +160,131 @@ TEST_P(Optimizers, LossesFollowTheReference) {
           for (double& value : problem.y.values) value = static_cast<float>(value);
         check(problem, kHostFixture ? 3 : 12, precision == Precision::fp64 ? 1e-10 : 2e-4);
       }
+}
+
+/// At a rate at which the sum of weighted squared errors falls, too.
+Optimizer optimizer_of(const LossCase& of) {
+  const bool is_steep = of.loss == Loss::squared_error && of.reduction == Reduction::sum;
+  return {.kind = OptimizerKind::sgd, .learning_rate = is_steep ? 2e-4 : 4e-3, .momentum = 0.5};
+}
+
+/// The sum of squared errors, too.
+std::vector<LossCase> weighted_cases() {
+  std::vector<LossCase> cases = {{Loss::squared_error, Reduction::sum}};
+  cases.insert(cases.end(), loss_cases().begin(), loss_cases().end());
+  return cases;
+}
+
+// Outputs of a row in one group of elements and in several; the last group is not full.
+TEST_P(Optimizers, SampleWeightsFollowTheReference) {
+  for (const Precision precision : {Precision::fp64, Precision::fp32})
+    for (const LossCase& each : weighted_cases())
+      for (const std::int64_t outputs : {3, 41}) {
+        if (kHostFixture && (outputs == 41) != (precision == Precision::fp32)) continue;
+        SCOPED_TRACE(::testing::Message() << "loss " << static_cast<int>(each.loss) << " of " << outputs << " outputs");
+        Problem problem = problem_of(optimizer_of(each), {7, 20, outputs}, 37, precision);
+        problem.training.loss = each.loss;
+        problem.training.reduction = each.reduction;
+        problem.training.huber_delta = each.delta;
+        problem.y = targets_of(each, problem.y);
+        if (precision == Precision::fp32)
+          for (double& value : problem.y.values) value = static_cast<float>(value);
+        check(problem, kHostFixture ? 2 : 12, precision == Precision::fp64 ? 1e-10 : 2e-4, weights_of(37));
+      }
+}
+
+// The CPU adds up gradients in slots there; an output activation takes the gradient further.
+TEST_P(Optimizers, SampleWeightsOfManySamplesFollowTheReference) {
+  const std::int64_t samples = GetParam().form == PersistentForm::block ? 100 : kHostFixture ? 300 : 1100;
+  for (const Loss loss : {Loss::huber, Loss::cross_entropy}) {
+    Problem problem = problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {5, 18, 2}, samples);
+    problem.training.loss = loss;
+    problem.training.reduction = Reduction::mean;
+    problem.y = targets_of({loss, Reduction::mean}, problem.y);
+    check(problem, 4, 1e-10, weights_of(static_cast<std::size_t>(samples)));
+  }
+}
+
+TEST_P(Optimizers, SampleWeightsInTheGramFormulationFollowTheReference) {
+  for (const Loss loss : {Loss::squared_error, Loss::cross_entropy})
+    for (const std::vector<std::int64_t>& widths :
+         {std::vector<std::int64_t>{30, 20, 3}, std::vector<std::int64_t>{30, 2}}) {
+      Problem problem = problem_of({.learning_rate = 1e-3}, widths, 9);
+      problem.training.formulation = Formulation::gram;
+      problem.training.loss = loss;
+      problem.y = targets_of({loss, Reduction::sum}, problem.y);
+      check(problem, 12, 1e-10, weights_of(9));
+    }
+}
+
+TEST_P(Optimizers, WeightsOf1ChangeNoBit) {
+  for (const LossCase& each : weighted_cases()) {
+    SCOPED_TRACE(::testing::Message() << "loss " << static_cast<int>(each.loss));
+    Problem problem = problem_of(optimizer_of(each), {7, 20, 3}, 37, Precision::fp32);
+    problem.training.loss = each.loss;
+    problem.training.reduction = each.reduction;
+    problem.training.huber_delta = each.delta;
+    problem.y = targets_of(each, problem.y);
+    Trainer plain = trainer_of(problem), weighted = trainer_of(problem, std::vector<double>(37, 1));
+    EXPECT_EQ(weighted.loss(), plain.loss());
+    EXPECT_EQ(weighted.train(5).losses, plain.train(5).losses);
+    EXPECT_EQ(flat(problem.parameters_of(weighted)), flat(problem.parameters_of(plain)));
+  }
+}
+
+/// The row `row` of a table, `times` times, behind the rows of `to`.
+void append(reference::Table& to, const reference::Table& from, std::size_t row, int times) {
+  to.columns = from.columns;
+  for (int i = 0; i < times; ++i, ++to.rows)
+    for (std::size_t j = 0; j < from.columns; ++j) to.values.push_back(from(row, j));
+}
+
+// 0 leaves it out.
+TEST_P(Optimizers, AWholeWeightIsARowRepeatedSoManyTimes) {
+  for (const LossCase& each : weighted_cases()) {
+    if (each.reduction == Reduction::mean) continue;  // which divides by the number of rows
+    SCOPED_TRACE(::testing::Message() << "loss " << static_cast<int>(each.loss));
+    Problem problem = problem_of(optimizer_of(each), {7, 20, 3}, 14);
+    problem.training.loss = each.loss;
+    problem.training.huber_delta = each.delta;
+    problem.y = targets_of(each, problem.y);
+    Problem repeated = problem;
+    repeated.x = repeated.y = {};
+    std::vector<double> weights;
+    for (std::size_t row = 0; row < 14; ++row) {
+      const int times = static_cast<int>(row * 3 % 4);
+      weights.push_back(times);
+      append(repeated.x, problem.x, row, times);
+      append(repeated.y, problem.y, row, times);
+    }
+    Trainer weighted = trainer_of(problem, weights), by_hand = trainer_of(repeated);
+    expect_near(weighted.train(6).losses, by_hand.train(6).losses, 1e-12);
+    EXPECT_LE(reference::relative_error(flat(problem.parameters_of(weighted)), flat(problem.parameters_of(by_hand))),
+              1e-12);
+  }
+}
+
+// Another executor each time; what the optimizer keeps goes along.
+TEST_P(Optimizers, SampleWeightsComeAndGoWithTheData) {
+  Problem problem = problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, 9);
+  reference::Network network = problem.start;
+  reference::OptimizerState state(problem.training.optimizer);
+  Trainer trainer = trainer_of(problem);
+  std::vector<double> losses, trained;
+  for (const bool has_weights : {false, true, true, false}) {
+    std::vector<double> weights = weights_of(9);
+    if (losses.size() > 4) std::reverse(weights.begin(), weights.end());
+    if (has_weights)
+      trainer.set_data(Problem::view(problem.x), Problem::view(problem.y), column(weights));
+    else
+      trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+    for (const double loss : reference::train(network, state, problem.x, problem.y, 3,
+                                              has_weights ? reference::loss_function(problem.training, weights)
+                                                          : reference::loss_function(problem.training)))
+      losses.push_back(loss);
+    for (const double loss : trainer.train(3).losses) trained.push_back(loss);
+  }
+  expect_near(trained, losses, 1e-10);
 }
 
 // By element in narrow and wide output layers, and by row; without a hidden layer, too.
@@ -259,6 +363,34 @@ TEST_P(Minibatches, FollowTheReference) {
           for (const double loss_of_step : trainer.train(count).losses) trained.push_back(loss_of_step);
         }
         expect_near(trained, losses, 1e-10);
+        EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), 1e-10);
+      }
+}
+
+TEST_P(Minibatches, TakeTheWeightsOfTheirRows) {
+  for (const bool shuffle : {false, true})
+    for (const Loss loss : {Loss::squared_error, Loss::cross_entropy})
+      for (const std::int64_t samples : {10, 5000}) {
+        SCOPED_TRACE(::testing::Message() << samples << (shuffle ? " shuffled" : ""));
+        Problem problem = problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, samples);
+        problem.training.batch_size = samples == 10 ? 4 : kHostFixture ? 70 : 1500;
+        problem.training.shuffle = shuffle;
+        problem.training.seed = 11;
+        problem.training.loss = loss;
+        problem.training.reduction = Reduction::mean;
+        problem.y = targets_of({loss, Reduction::mean, 1, loss == Loss::cross_entropy}, problem.y);
+        reference::Table weights(static_cast<std::size_t>(samples), 1);
+        weights.values = weights_of(weights.rows);
+        const std::int64_t steps = samples == 10 ? 23 : 4;
+        reference::Network network = problem.start;
+        reference::OptimizerState state(problem.training.optimizer);
+        std::vector<double> losses;
+        for (std::int64_t step = 0; step < steps; ++step)
+          losses.push_back(reference::train(
+              network, state, batch_of(problem, problem.x, step), batch_of(problem, problem.y, step), 1,
+              reference::loss_function(problem.training, batch_of(problem, weights, step).values))[0]);
+        Trainer trainer = trainer_of(problem, weights.values);
+        expect_near(trainer.train(steps).losses, losses, 1e-10);
         EXPECT_LE(reference::relative_error(flat(problem.parameters_of(trainer)), flat(network)), 1e-10);
       }
 }
@@ -442,6 +574,34 @@ TEST_F(OptimizerRefusals, OfLossesNameTheValueAndTheRemedy) {
   EXPECT_MENTIONS(refusal_of_classes({0, 1}, 1), "give it as many as y has columns");
 }
 
+TEST_F(OptimizerRefusals, OfSampleWeightsNameTheRow) {
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.device.kind = DeviceKind::cpu;
+  const std::vector<float> x(9), y(6);
+  Trainer trainer(network, training);
+  const auto refusal_of_weights = [&](const std::vector<double>& weights, std::int64_t rows, std::int64_t columns) {
+    return testing::refusal<InvalidArgument>("sample_weights", [&] {
+      trainer.set_data(ConstMatrix(x.data(), 3, 3), ConstMatrix(y.data(), 3, 2),
+                       ConstMatrix(weights.data(), rows, columns));
+    });
+  };
+  EXPECT_MENTIONS(refusal_of_weights({1, 0, -0.5}, 3, 1), ": row 2 is -0.5 (counted from 0)");
+  EXPECT_MENTIONS(refusal_of_weights({1, 0, -0.5}, 3, 1), "the weights of samples must not be negative");
+  EXPECT_MENTIONS(refusal_of_weights({1, NAN, 1}, 3, 1), ": row 1, column 0 is nan");
+  EXPECT_MENTIONS(refusal_of_weights({INFINITY, 1, 1}, 3, 1), ": row 0, column 0 is inf");
+  EXPECT_MENTIONS(refusal_of_weights({1, 1, 1e300}, 3, 1), "row 2, column 0 is 1e+300, which fp32 cannot hold");
+  EXPECT_MENTIONS(refusal_of_weights({1, 1}, 2, 1), " is [2, 1]; it must be [3, 1], one weight for each row of x");
+  EXPECT_MENTIONS(refusal_of_weights({1, 1, 1}, 1, 3), " is [1, 3]; it must be [3, 1]");
+  EXPECT_MENTIONS(refusal_of_weights({}, 0, 0), " is [0, 0]; it must be [3, 1]");
+  // None of them has become part of the trainer; the sign of a zero is none.
+  EXPECT_FALSE(trainer.training().sample_weights);
+  const double zero = -0.0;
+  trainer.set_data(ConstMatrix(x.data(), 1, 3), ConstMatrix(y.data(), 1, 2), ConstMatrix(&zero, 1, 1));
+  EXPECT_TRUE(trainer.training().sample_weights);
+}
+
 TEST_F(OptimizerRefusals, ABatchIsAtMostAllSamples) {
   NetworkSpec network;
   network.widths = {3, 2};
@@ -531,6 +691,9 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.optimizer.clip_norm = 0;
   training.form = PersistentForm::two_layer;
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'");
+  training.sample_weights = true;
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no weights of samples, which the other forms take");
+  training.sample_weights = false;
   training.optimizer = scheduled({}, {.warmup_steps = 5});
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has one learning rate for all steps");
   training.form = PersistentForm::automatic;

@@ -108,6 +108,26 @@ TEST(Step, MinibatchesAreRowsOfTheData) {
   EXPECT_EQ(make_step(network, training).x, make_step(network, training).data_x);
 }
 
+TEST(Step, SamplesHaveTheirWeightsInEachBatch) {
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.samples = 100;
+  training.sample_weights = true;
+  EXPECT_EQ(to_string(make_step(network, training)),
+            "P [100, 2] = X [100, 3] W0 [3, 2]\n"
+            "dZ0 [100, 2] = gradient of squared_error(P [100, 2], Y [100, 2]) times sample_weights [100, 1]\n"
+            "W0 [3, 2] -= rate X [100, 3]^T dZ0 [100, 2]\n");
+  training.batch_size = 8;
+  EXPECT_EQ(to_string(make_step(network, training)),
+            "X_batch [8, 3] = rows of X [100, 3]\n"
+            "Y_batch [8, 2] = rows of Y [100, 2]\n"
+            "sample_weights_batch [8, 1] = rows of sample_weights [100, 1]\n"
+            "P [8, 2] = X_batch [8, 3] W0 [3, 2]\n"
+            "dZ0 [8, 2] = gradient of squared_error(P [8, 2], Y_batch [8, 2]) times sample_weights_batch [8, 1]\n"
+            "W0 [3, 2] -= rate X_batch [8, 3]^T dZ0 [8, 2]\n");
+}
+
 // From the value it cannot be told on which side of 0 the pre-activation was.
 TEST(Step, KeepsPreActivationsOfALeakyReluWhoseSlopeIsBelow0) {
   NetworkSpec network;
@@ -154,7 +174,7 @@ TEST(Step, EachOperationFindsWhatItNeeds) {
         const Step step = step_of(widths, 6, bias, formulation);
         std::set<TensorId> written, updated;
         for (const StepOperation& op : step.operations) {
-          for (const TensorId read : {op.a, op.b, op.bias, op.kept}) {
+          for (const TensorId read : {op.a, op.b, op.bias, op.kept, op.weights}) {
             if (read == kNoTensor) continue;
             EXPECT_EQ(updated.count(read), 0u) << step.tensor(read).name << " is read after its update";
             const StepTensor::Lifetime lifetime = step.tensor(read).lifetime;

@@ -52,11 +52,12 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   ~GraphExecutor() override { this->leave(); }
 
-  void set_data(ConstMatrix x, ConstMatrix y) override {
+  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
     alive([&] {
       if (gram_) gram_->before_data();
       this->upload_matrix(tensor(layout_.step.data_x), x);
       this->upload_matrix(tensor(layout_.step.data_y), y);
+      if (training_.sample_weights) this->upload_matrix(tensor(layout_.step.data_weights), sample_weights);
     });
   }
 
@@ -128,6 +129,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// Null where there is none.
   T* operand(std::uint64_t offset) const { return offset == kNoOperand ? nullptr : at<T>(offset); }
   T* tensor(TensorId id) const { return operand(layout_.at(id)); }
+  const T* weights_of(const GraphOperation& op) const { return operand(op.weights); }
   /// Of a step of a launch.
   const Scalars* scalars_at(std::int64_t step) const {
     return at<Scalars>(layout_.scalars) + std::min(step, layout_.scalar_sets - 1);
@@ -240,7 +242,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
       case Kind::loss: {
         const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
-        return launch_loss(op.loss, ring, out, a, b, op.rows, op.columns, slots(), stream());
+        return launch_loss(op.loss, ring, out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
       }
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
@@ -265,8 +267,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
       enqueue_launch(layout_.operations[index], scalars_at(0));
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
-    launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b), op.rows,
-                op.columns, slots(), stream());
+    launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b),
+                weights_of(op), op.rows, op.columns, slots(), stream());
   }
 
   void copy(T* to, const T* from, std::int64_t count) const {
@@ -341,6 +343,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     };
     fill_tensor(step.data_x, 1);
     fill_tensor(step.data_y, 1);
+    if (training_.sample_weights) fill_tensor(step.data_weights, 1);
     for (const Step::Layer& layer : step.layers)
       fill_tensor(layer.weight, std::sqrt(2.0 / static_cast<double>(layer.in_features)));
     if (gram_) gram_->before_step();

@@ -43,11 +43,12 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   ~PersistentExecutor() override { this->leave(); }
 
-  void set_data(ConstMatrix x, ConstMatrix y) override {
+  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
     alive([&] {
       if (gram_) gram_->before_data();
       this->upload_matrix(tensor(layout_.step.data_x), x);
       this->upload_matrix(tensor(layout_.step.data_y), y);
+      if (training_.sample_weights) this->upload_matrix(tensor(layout_.step.data_weights), sample_weights);
     });
   }
 
@@ -307,7 +308,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.phase_count = static_cast<std::int32_t>(layout_.phases.size()) - 1;
     arguments.forward_phases = static_cast<std::int32_t>(layout_.forward_phases);
     arguments.form = layout_.form;
-    arguments.constants = {layout_.loss_of_step, leaky_slope()};
+    arguments.constants = {layout_.loss_of_step, layout_.at(layout_.step.weights), leaky_slope()};
     arguments.forward_only = forward_only;
     arguments.scalars = at<Scalars>(layout_.scalars);
     arguments.scalar_stride = scalars_->varies() ? 1 : 0;

@@ -161,7 +161,7 @@ class Validation {
       const std::int64_t first = panel * layout_.panel_rows, rows = std::min(layout_.panel_rows, layout_.rows - first);
       const T* const prediction = predict(first, rows);
       const T* const target = y() + first * target_columns;
-      launch_loss<T>(layout_.loss, {at<double>(layout_.losses) + panel}, nullptr, prediction, target, rows,
+      launch_loss<T>(layout_.loss, {at<double>(layout_.losses) + panel}, nullptr, prediction, target, nullptr, rows,
                      layout_.columns, at<double>(layout_.slots), stream_);
       if (count_terms() > 0)
         launch_count_right(at<double>(layout_.counts) + first / kLossRows, layout_.loss, prediction, target, rows,

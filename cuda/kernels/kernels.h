@@ -80,9 +80,10 @@ struct LossRing {
 
 /// The loss of predictions [rows, columns] and, unless that is null, its gradient, which may overwrite them. `slots`
 /// holds element_loss_slots<T>(rows * columns) or row_loss_slots(rows) doubles, and is not used where that is 0.
+/// `weights` [rows], which multiply the losses of their rows, may be null.
 template <class T>
 void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
-                 std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
+                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
 
 /// What evaluations of validation data leave in device memory.
 struct EvaluationState {

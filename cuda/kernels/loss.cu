@@ -29,17 +29,29 @@ inline constexpr bool kZeroOfZeros = true;
 template <class T>
 inline constexpr bool kZeroOfZeros<elementwise::Scaled<elementwise::BinaryCrossEntropy, T>> = false;
 
+/// Of the rows of predictions: kernels are compiled for both, so that rows without weights cost nothing. With weights
+/// there is one for all alignments.
+/// @{
+struct NoWeights {};
+template <class T>
+struct RowWeights {
+  const T* values;
+  std::int64_t columns;
+};
+/// @}
+
 struct WarpSums {
   double values[kThreads / kWarpThreads];
 };
 
-/// finish(block, the sum of the losses of the block's elements); gradient = that of each, unless it is null. A thread
-/// adds its kGroupsPerThread groups in T. Groups are counted from element 0 even if the pointers are not aligned, so
-/// that the order of the sum does not depend on the addresses.
-template <class T, bool aligned, class Formula, class Finish>
+/// finish(block, the sum of the losses of the block's elements, times the weights of their rows); gradient = that of
+/// each, unless it is null. A thread adds its kGroupsPerThread groups in T. Groups are counted from element 0 even if
+/// the pointers are not aligned, so that the order of the sum does not depend on the addresses.
+template <class T, bool aligned, class Formula, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
     element_loss_kernel(Finish finish, Formula formula, T* gradient, const T* prediction, const T* target,
-                        std::int64_t count) {
+                        std::int64_t count, Weights weights) {
+  constexpr bool is_weighted = !std::is_same_v<Weights, NoWeights>;
   constexpr int width = kVector<T>;
   static_assert(kGroupsPerThread * width <= kTerms);
   const auto thread = static_cast<int>(thread_index());
@@ -56,9 +68,21 @@ __global__ void __launch_bounds__(kThreads)
   for (int item = 0; item < kGroupsPerThread; ++item) {
     Group<T, width> gradients;
     const std::int64_t begin = group_index(block, thread, item) * width;
+    [[maybe_unused]] std::int64_t row = 0, column = 0;
+    if constexpr (is_weighted) {
+      row = begin / weights.columns;
+      column = begin % weights.columns;
+    }
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const elementwise::LossTerm<T> term = formula(predictions[item].values[i], targets[item].values[i]);
+      elementwise::LossTerm<T> term = formula(predictions[item].values[i], targets[item].values[i]);
+      if constexpr (is_weighted) {
+        term = elementwise::weighted(term, begin + i < count ? weights.values[row] : T(0));
+        if (++column == weights.columns) {
+          column = 0;
+          ++row;
+        }
+      }
       if (kZeroOfZeros<Formula> || begin + i < count) sum += term.value;
       gradients.values[i] = term.gradient;
     }
@@ -68,21 +92,23 @@ __global__ void __launch_bounds__(kThreads)
   if (thread == 0) finish(block, total);
 }
 
-/// finish(block, the sum of the losses of the block's rows). A warp takes a row after the other.
-template <class T, class Finish>
+/// finish(block, the sum of the losses of the block's rows, times their weights). A warp takes a row after the other.
+template <class T, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t rows,
-                         std::int64_t columns, bool has_classes, T scale) {
+                         std::int64_t columns, bool has_classes, T scale, Weights weights) {
   constexpr int kWarps = kThreads / kWarpThreads;
   const std::int64_t target_columns = has_classes ? 1 : columns;
   double sum = 0;
   for (int i = 0; i < kLossRows / kWarps; ++i) {
     const std::int64_t row = std::int64_t{block_index()} * kLossRows + i * kWarps + thread_index() / kWarpThreads;
     if (row >= rows) break;
+    T weight = 1;
+    if constexpr (!std::is_same_v<Weights, NoWeights>) weight = weights.values[row];
     const T loss =
         cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr, prediction + row * columns,
-                          target + row * target_columns, columns, has_classes, scale);
-    if (thread_index() % kWarpThreads == 0) sum += static_cast<double>(loss);
+                          target + row * target_columns, columns, has_classes, scale * weight);
+    if (thread_index() % kWarpThreads == 0) sum += static_cast<double>(loss * weight);
   }
   const double total = block_sum(sum, shared<WarpSums>().values);
   if (thread_index() == 0) finish(block_index(), total);
@@ -92,34 +118,45 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
-                 std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
+                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
   const Append append{ring, loss.scale};
   const std::int64_t count = rows * columns;
   const bool by_element = is_by_element(loss.kind);
   const std::int64_t blocks = by_element ? group_blocks(count, kVector<T>) : divide_up(rows, kLossRows);
   const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
-  const auto launch_blocks = [&](const auto& finish) {
+  const auto launch_weighted = [&](const auto& finish, const auto& row_weights) {
     using Finish = std::decay_t<decltype(finish)>;
+    using Weights = std::decay_t<decltype(row_weights)>;
     if (!by_element) {
-      launch(cross_entropy_kernel<T, Finish>, config, stream, finish, gradient, prediction, target, rows, columns,
-             loss.has_classes, static_cast<T>(loss.scale));
+      launch(cross_entropy_kernel<T, Finish, Weights>, config, stream, finish, gradient, prediction, target, rows,
+             columns, loss.has_classes, static_cast<T>(loss.scale), row_weights);
       return;
     }
     elementwise::with_loss<T>(loss, [&](auto formula) {
       using Formula = decltype(formula);
-      const auto kernel = aligned_to_16(gradient, prediction, target) ? element_loss_kernel<T, true, Formula, Finish>
-                                                                      : element_loss_kernel<T, false, Formula, Finish>;
-      launch(kernel, config, stream, finish, formula, gradient, prediction, target, count);
+      const auto launch_aligned = [&](auto aligned) {
+        launch(element_loss_kernel<T, aligned(), Formula, Finish, Weights>, config, stream, finish, formula, gradient,
+               prediction, target, count, row_weights);
+      };
+      if constexpr (std::is_same_v<Weights, NoWeights>)
+        if (aligned_to_16(gradient, prediction, target)) return launch_aligned(std::true_type());
+      launch_aligned(std::false_type());
     });
+  };
+  const auto launch_blocks = [&](const auto& finish) {
+    if (weights == nullptr)
+      launch_weighted(finish, NoWeights());
+    else
+      launch_weighted(finish, RowWeights<T>{weights, columns});
   };
   if (blocks == 1) return launch_blocks(append);
   launch_blocks(Store<double>{slots});
   launch_sum_slots(append, slots, 1, blocks, stream);
 }
 
-template void launch_loss(const LossOfStep&, const LossRing&, float*, const float*, const float*, std::int64_t,
-                          std::int64_t, double*, cudaStream_t);
-template void launch_loss(const LossOfStep&, const LossRing&, double*, const double*, const double*, std::int64_t,
-                          std::int64_t, double*, cudaStream_t);
+template void launch_loss(const LossOfStep&, const LossRing&, float*, const float*, const float*, const float*,
+                          std::int64_t, std::int64_t, double*, cudaStream_t);
+template void launch_loss(const LossOfStep&, const LossRing&, double*, const double*, const double*, const double*,
+                          std::int64_t, std::int64_t, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

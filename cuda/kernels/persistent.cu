@@ -105,10 +105,12 @@ __device__ void update_element(const PersistentOperation& op, unsigned char* bas
     if (op.state[s] != kNone) at<T>(base, op.state[s])[index] = state[s];
 }
 
-/// What becomes of element `index` of the product, whose value is v; returns its loss, if it has one.
+/// What becomes of element `index`, of that row and column, of the product, whose value is v; returns its loss, if it
+/// has one.
 template <class T>
 __device__ T finish_element(const PersistentOperation& op, const LaunchConstants<T>& constants, unsigned char* base,
-                            const StepScalars<T>& scalars, std::int64_t index, std::int64_t column, T v) {
+                            const StepScalars<T>& scalars, std::int64_t index, std::int64_t row, std::int64_t column,
+                            T v) {
   T* const out = at<T>(base, op.out);
   if (has_addends(op.kind)) {
     if (op.start != kNone) v += at<T>(base, op.start)[index];
@@ -126,8 +128,8 @@ __device__ T finish_element(const PersistentOperation& op, const LaunchConstants
     case Kind::errors: {
       const bool is_plain = op.activation == Activation::identity;
       const T prediction = is_plain ? v : activation_value(op.activation, constants.leaky_slope, v);
-      const elementwise::LossTerm<T> term =
-          elementwise::loss_term(constants.loss, prediction, at<T>(base, op.extra)[index]);
+      elementwise::LossTerm<T> term = elementwise::loss_term(constants.loss, prediction, at<T>(base, op.extra)[index]);
+      if (constants.weights != kNone) term = elementwise::weighted(term, at<T>(base, constants.weights)[row]);
       const T kept = op.keeps_pre_activation != 0 ? v : prediction;
       out[index] =
           is_plain ? term.gradient : activation_gradient(op.activation, constants.leaky_slope, kept, term.gradient);
@@ -176,7 +178,7 @@ __device__ void take_tile(PersistentShared<T>& memory, const PersistentOperation
 #pragma unroll
     for (int group = 1; group < Shape::groups; ++group) sum += tile.sums[group][row][column];
     squares += finish_element(op, constants, base, scalars, (first_row + row) * op.columns + first_column + column,
-                              first_column + column, sum);
+                              first_row + row, first_column + column, sum);
   }
   if (op.kind == Kind::errors) {
     const double total = block_sum(static_cast<double>(squares), memory.warp_sums);
@@ -223,11 +225,13 @@ __device__ void take_row_loss(PersistentShared<T>& memory, const PersistentOpera
   double of_row = 0;
   if (row < op.rows) {
     T* const gradient = at<T>(base, op.out) + row * op.columns;
-    const T value = cross_entropy_row(gradient, at<T>(base, op.a) + row * op.columns,
-                                      at<T>(base, op.extra) + row * (constants.loss.has_classes ? 1 : op.columns),
-                                      op.columns, constants.loss.has_classes, static_cast<T>(constants.loss.scale));
+    const T weight = constants.weights != kNone ? at<T>(base, constants.weights)[row] : T(1);
+    const T value =
+        cross_entropy_row(gradient, at<T>(base, op.a) + row * op.columns,
+                          at<T>(base, op.extra) + row * (constants.loss.has_classes ? 1 : op.columns), op.columns,
+                          constants.loss.has_classes, static_cast<T>(constants.loss.scale) * weight);
     const unsigned lane = thread_index() % kWarpThreads;
-    if (lane == 0) of_row = static_cast<double>(value);
+    if (lane == 0) of_row = static_cast<double>(value * weight);
     if (op.activation != Activation::identity)
       for (std::int64_t j = lane; j < op.columns; j += kWarpThreads)
         gradient[j] = activation_gradient(op.activation, constants.leaky_slope, at<T>(base, op.b)[row * op.columns + j],
@@ -345,7 +349,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (operation.kind == Kind::bias_update)
     take_bias_update(block_memory, operation, memory, scalars, block_index());
   else
-    take_product(block_memory, operation, {{}, leaky_slope}, memory, scalars, block_index());
+    take_product(block_memory, operation, {{}, kNone, leaky_slope}, memory, scalars, block_index());
 }
 
 template <class T>

@@ -13,7 +13,8 @@ namespace deviceloop::cuda {
 template <class T>
 struct LaunchConstants {
   LossOfStep loss{};
-  T leaky_slope = 0;  ///< of Activation::leaky_relu
+  std::uint64_t weights = kNone;  ///< where those of the rows of a batch lie, [rows]; kNone: the rows have none
+  T leaky_slope = 0;              ///< of Activation::leaky_relu
 };
 
 /// What a launch of the persistent kernel works on; all pointers are to device memory.

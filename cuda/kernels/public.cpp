@@ -128,7 +128,8 @@ void checked_squared_error(double* loss, T* gradient, const T* prediction, const
   if (count == 0)
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(loss, 0, sizeof(double), stream));
   else
-    launch_loss({}, {loss}, gradient, prediction, target, count, 1, static_cast<double*>(workspace), stream);
+    launch_loss<T>({}, {loss}, gradient, prediction, target, nullptr, count, 1, static_cast<double*>(workspace),
+                   stream);
 }
 
 template <class T>

@@ -64,15 +64,19 @@ std::string rows_line(const DataMatrix& data, Precision precision) {
 
 std::string samples_line(const TrainOptions& run, const Samples& data) {
   if (!run.has_files()) return "";
+  const std::string weights = run.training.sample_weights
+                                  ? ", weights of the samples from " + data.weights.name +
+                                        in_parentheses(note(data.weights, run.training.precision))
+                                  : "";
   const std::string x = note(data.x, run.training.precision), y = note(data.y, run.training.precision);
   const std::string start = "read " + count(data.x.rows, "sample") + " from ";
   if (run.data.empty())
-    return start + data.x.name + in_parentheses(x) + " and " + data.y.name + in_parentheses(y) + "\n";
+    return start + data.x.name + in_parentheses(x) + " and " + data.y.name + in_parentheses(y) + weights + "\n";
   std::string notes = data.x.header_line != 0 || (x.empty() && y.empty()) ? x
                       : x.empty()                                         ? "y is " + y
                       : y.empty()                                         ? "x is " + x
                                                                           : "x is " + x + ", and y is " + y;
-  return start + printable(run.data) + in_parentheses(notes) + "\n";
+  return start + printable(run.data) + in_parentheses(notes) + weights + "\n";
 }
 
 WeightsInput::WeightsInput(const std::string& path, const CpuCaps& caps)
@@ -141,18 +145,34 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 
 namespace {
 
+/// Adds the samples' weights to inputs and targets.
+void read_weights_of(Samples& data, const std::string& path, ReadOptions options) {
+  const std::uint64_t held = data.y.bytes.size() + data.x.bytes.size();
+  options.most_bytes -= std::min(options.most_bytes, held);
+  data.weights = read_matrix(path, options);
+  if (data.weights.columns != 1)
+    throw InvalidArgument(data.weights.name + " has " + count(data.weights.columns, "column") +
+                          ", but samples have one weight each; give it one column");
+  if (data.weights.rows != data.x.rows)
+    throw InvalidArgument(data.weights.name + " has " + count(data.weights.rows, "row") + ", " + data.x.name + " has " +
+                          count(data.x.rows, "row") + "; both need one row a sample");
+}
+
 /// The files of data or of validation data.
 struct DataFiles {
   const std::string& x;
   const std::string& y;
   const std::string& data;
+  const std::string& weights;
 };
 
 Samples read_files(const DataFiles& files, const TrainOptions& run, const CpuCaps& caps) {
   Samples data;
   ReadOptions options = read_options(run.training.precision, run.header, caps);
+  std::vector<std::string> paths = files.data.empty() ? std::vector{files.x, files.y} : std::vector{files.data};
+  if (!files.weights.empty()) paths.push_back(files.weights);
+  if (paths.size() > 1) check_file_sizes(paths, caps);
   if (files.data.empty()) {
-    check_file_sizes({files.x, files.y}, caps);
     data.x = read_matrix(files.x, options);
     options.most_bytes -= std::min<std::uint64_t>(options.most_bytes, data.x.bytes.size());
     data.y = read_matrix(files.y, options);
@@ -163,6 +183,9 @@ Samples read_files(const DataFiles& files, const TrainOptions& run, const CpuCap
   if (data.x.rows != data.y.rows)
     throw InvalidArgument(data.x.name + " has " + count(data.x.rows, "row") + ", " + data.y.name + " has " +
                           count(data.y.rows, "row") + "; both need one row a sample");
+
+  if (!files.weights.empty())
+    read_weights_of(data, files.weights, read_options(run.training.precision, run.header, caps));
 
   std::vector<std::int64_t> fitting = run.network.widths;
   fitting.front() = data.x.columns;
@@ -197,8 +220,9 @@ constexpr std::int64_t kValidationEpoch = std::numeric_limits<std::int64_t>::max
 
 Samples take_validation(const TrainOptions& run, Samples& data) {
   // While rows have their numbers in the files.
-  for (const DataMatrix* const matrix : {&data.x, &data.y})
-    check_finite(matrix->view(), element_type(run.training.precision), matrix->name);
+  const ElementType type = element_type(run.training.precision);
+  for (const DataMatrix* const matrix : {&data.x, &data.y}) check_finite(matrix->view(), type, matrix->name);
+  if (!run.sample_weights.empty()) check_weights(data.weights.view(), type, data.weights.name);
   if (are_classes(run, data)) check_classes(data.y.view(), run.network.widths.back(), data.y.name);
   const std::int64_t rows = data.x.rows, count = run.validation.rows_of(rows);
   std::vector<bool> is_taken(static_cast<std::size_t>(rows));
@@ -206,23 +230,24 @@ Samples take_validation(const TrainOptions& run, Samples& data) {
     is_taken[static_cast<std::size_t>(sample_of(run.training.seed, rows, kValidationEpoch, i))] = true;
   std::vector<std::int64_t> taken, left;
   for (std::int64_t row = 0; row < rows; ++row) (is_taken[static_cast<std::size_t>(row)] ? taken : left).push_back(row);
-  Samples validation = data;
+  Samples validation{data.x, data.y, {}};
   take_rows(validation.x, taken);
   take_rows(validation.y, taken);
   take_rows(data.x, left);
   take_rows(data.y, left);
+  if (!run.sample_weights.empty()) take_rows(data.weights, left);
   return validation;
 }
 
 }  // namespace
 
 Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
-  return read_files({run.x, run.y, run.data}, run, caps);
+  return read_files({run.x, run.y, run.data, run.sample_weights}, run, caps);
 }
 
 Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps) {
   const ValidationInput& from = run.validation;
-  if (from.has_files()) return read_files({from.x, from.y, from.data}, run, caps);
+  if (from.has_files()) return read_files({from.x, from.y, from.data, ""}, run, caps);
   return from.fraction > 0 ? take_validation(run, data) : Samples();
 }
 

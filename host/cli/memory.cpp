@@ -61,9 +61,11 @@ Plan plan_run(const TrainOptions& run, DeviceCaps& caps, const Samples& read) {
       (run.epochs > 0 ? " and --epochs " + std::to_string(run.epochs) : " and --steps " + std::to_string(run.steps));
   ByteCount data;  // as the executor has them, and as they are generated
   data.add(size_of(element_type(training.precision)), static_cast<std::uint64_t>(training.samples),
-           static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back()));
+           static_cast<std::uint64_t>(run.network.widths.front() + run.network.widths.back() +
+                                      (training.sample_weights ? 1 : 0)));
   ByteCount bytes = data;
-  if (run.has_files()) bytes = ByteCount().add(read.x.bytes.size()).add(read.y.bytes.size());
+  if (run.has_files())
+    bytes = ByteCount().add(read.x.bytes.size()).add(read.y.bytes.size()).add(read.weights.bytes.size());
   bytes.add(2 * sizeof(double), static_cast<std::uint64_t>(run.steps));
   // The weights as drawn or read, and as they are handed on.
   for (int copy = 0; copy < 2; ++copy) bytes.add_parameters(run.network, training.precision);

@@ -70,6 +70,8 @@ int run_plan(const OptionSet& options) {
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);
     if (are_classes(run, data)) check_classes(data.y.view(), run.network.widths.back(), data.y.name);
+    if (run.training.sample_weights)
+      check_weights(data.weights.view(), element_type(run.training.precision), data.weights.name);
   }
   const std::int64_t samples = run.training.samples;
   const Plan plan = plan_run(run, caps, data);

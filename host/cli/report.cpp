@@ -107,7 +107,7 @@ nlohmann::ordered_json json_of(const Schedule& schedule) {
 }
 
 bool is_plain(const TrainingSpec& training) {
-  return training.loss == Loss::squared_error && training.reduction == Reduction::sum;
+  return training.loss == Loss::squared_error && training.reduction == Reduction::sum && !training.sample_weights;
 }
 
 struct LossText {
@@ -171,7 +171,8 @@ const char* optimizer_name(OptimizerKind kind) {
 const char* loss_name(Loss loss) { return text_of(loss).option; }
 
 std::string objective_text(const TrainingSpec& training) {
-  return std::string(name_or_null(training.reduction)) + " of " + text_of(training.loss).plural +
+  return std::string(name_or_null(training.reduction)) + (training.sample_weights ? " of weighted " : " of ") +
+         text_of(training.loss).plural +
          (training.loss == Loss::huber ? " with delta " + format("%g", training.huber_delta) : "");
 }
 
@@ -333,6 +334,7 @@ void write_json(OutputFile& file, const RunResult& result) {
     json["loss"] = loss_name(result.training.loss);
     if (result.training.loss == Loss::huber) json["huber_delta"] = result.training.huber_delta;
     json["reduction"] = name_or_null(result.training.reduction);
+    if (result.training.sample_weights) json["sample_weights"] = true;
   }
   if (result.network.output_activation != Activation::identity)
     json["output_activation"] = activation_text(result.network.output_activation, result.network.leaky_slope);

@@ -25,7 +25,7 @@ const char* optimizer_name(OptimizerKind kind);
 
 /// "squared", "bce": as --loss takes it.
 const char* loss_name(Loss loss);
-/// "sum of squared errors", "mean of Huber losses with delta 0.5".
+/// "sum of squared errors", "mean of weighted Huber losses with delta 0.5".
 std::string objective_text(const TrainingSpec& training);
 
 /// ", output activation sigmoid"; nothing for identity.

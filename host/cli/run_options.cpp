@@ -230,6 +230,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--y", "FILE", "", "targets, one row a sample (.npy, .csv, IDX)");
   options.add("--data", "FILE", "", "both in one: .npz with x and y, or .csv");
   options.add("--targets", "N|NAMES", "", "of that .csv: the last N columns, or NAME,NAME");
+  options.add("--sample-weights", "FILE", "", "of the losses, one column (formats of --y)");
   declare_header(options);
   options.add("--scale", "FACTOR", "", "multiplies every input, such as 1/255");
   options.add_flag("--standardize", "each input minus its mean, divided by its deviation");
@@ -295,6 +296,8 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.y = options.file("--y");
   run.data = options.file("--data");
   run.targets = options.text("--targets");
+  run.sample_weights = options.file("--sample-weights");
+  run.training.sample_weights = !run.sample_weights.empty();
   run.header = read_header(options);
   run.weights = options.file("--weights");
   if (run.weights.empty()) check_loss(run.network, run.training);
@@ -314,6 +317,9 @@ TrainOptions read_train_options(const OptionSet& options) {
                             printable(options.file(other)) + " is given too; drop --data, or --x and --y");
   if (run.data.empty() && run.validation.data.empty() && options.given("--targets"))
     throw InvalidArgument("--targets " + in_quotes(run.targets) + " picks columns of --data FILE; add that or drop it");
+  if (!run.has_files() && run.training.sample_weights)
+    throw InvalidArgument("--sample-weights " + printable(run.sample_weights) +
+                          " is for samples from files; add --x and --y or --data, or drop it");
   if (!run.has_files() && !run.validation.has_files() && options.given("--header"))
     throw InvalidArgument("--header " + options.text("--header") +
                           " is for .csv files; add --x and --y or --data, or drop it");
@@ -328,9 +334,10 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
-  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot"},
-                           {"--x", "--y", "--data", "--weights", "--validate", "--validate-x", "--validate-y"},
-                           "--save", "--weights");  // to continue a run
+  run.text = check_outputs(
+      options, {"--save", "--history", "--json", "--plot"},
+      {"--x", "--y", "--data", "--sample-weights", "--weights", "--validate", "--validate-x", "--validate-y"}, "--save",
+      "--weights");  // to continue a run
   return run;
 }
 

@@ -67,6 +67,7 @@ struct TrainOptions {
   double scale = 1;                                                     ///< of the inputs
   bool standardize = false;                                             ///< the inputs, after that
   std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
+  std::string sample_weights;                                           ///< the same
   TableHeader header = TableHeader::automatic;
   TextOutput::Where text = TextOutput::Where::standard_output;
 

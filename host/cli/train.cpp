@@ -280,7 +280,9 @@ int run_train(const OptionSet& options) {
     weights.reset();
   }
   inputs += scaling_line(scaling);
-  TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name);
+  const ConstMatrix sample_weights = data.weights.view();
+  TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name,
+                          training.sample_weights ? &sample_weights : nullptr, data.weights.name);
   const std::int64_t validation_rows = validation.x.rows;
   if (validation_rows > 0) {
     TrainerAccess::set_validation(trainer, validation.x.view(), validation.y.view(), validation.x.name,

@@ -63,10 +63,12 @@ class CpuExecutor final : public Executor, private GramDriver {
     preparation_.lap("memory");
   }
 
-  void set_data(ConstMatrix x, ConstMatrix y) override {
+  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
     if (gram_) gram_->before_data();
     convert(Matrix(tensor(layout_.step.data_x), x.rows, x.columns), x);
     convert(Matrix(tensor(layout_.step.data_y), y.rows, y.columns), y);
+    if (layout_.step.data_weights != kNoTensor)
+      convert(Matrix(tensor(layout_.step.data_weights), sample_weights.rows, 1), sample_weights);
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
@@ -151,7 +153,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       for_each_prediction(validation_x_, [&](std::int64_t first, std::int64_t rows, const T* prediction) {
         const T* const target = targets + first * validation_y_.columns;
         EvaluationSums& sums = panels_[static_cast<std::size_t>(first / CpuLayout::kPredictRows)];
-        sums.loss = take_loss<T>(validation_loss_, nullptr, prediction, target, rows, columns);
+        sums.loss = take_loss<T>(validation_loss_, nullptr, prediction, target, nullptr, rows, columns);
         sums.correct = counted_predictions(validation_loss_.kind, rows, columns) == 0
                            ? 0
                            : static_cast<double>(count_right(validation_loss_, prediction, target, rows, columns));
@@ -283,7 +285,8 @@ class CpuExecutor final : public Executor, private GramDriver {
           bias_activation<T>(*op.activation, out, nullptr, a, nullptr, count, op.columns);
           break;
         case StepOperation::Kind::loss:
-          loss = take_loss(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker), count, op.columns);
+          loss = take_loss<T>(op.loss, backward ? out : nullptr, a, at_row(op.b, first, worker),
+                              op.weights == kNoTensor ? nullptr : at_row(op.weights, first, worker), count, op.columns);
           if (!backward) return loss;
           if (op.activation)
             through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);

@@ -153,8 +153,32 @@ double square_sum(const T* values, std::int64_t count) {
 
 namespace {
 
-template <class T, class Formula>
-double take_element_loss(Formula formula, T* gradient, const T* prediction, const T* target, std::int64_t count) {
+struct NoWeights {
+  template <class T>
+  elementwise::LossTerm<T> operator()(const elementwise::LossTerm<T>& term) const {
+    return term;
+  }
+};
+
+/// Called with the terms of one element after the other.
+template <class T>
+struct RowWeights {
+  const T* weight;
+  std::int64_t columns;
+  std::int64_t column = 0;
+  elementwise::LossTerm<T> operator()(const elementwise::LossTerm<T>& term) {
+    const T of_row = *weight;
+    if (++column == columns) {
+      column = 0;
+      ++weight;
+    }
+    return elementwise::weighted(term, of_row);
+  }
+};
+
+template <class T, class Formula, class Weights>
+double take_element_loss(Formula formula, Weights weigh, T* gradient, const T* prediction, const T* target,
+                         std::int64_t count) {
   // Eight lanes of at most 32 losses each in T, so that the loop vectorises and its order is fixed for every machine.
   constexpr std::int64_t kLanes = 8;
   constexpr std::int64_t kBlock = 32 * kLanes;
@@ -164,7 +188,7 @@ double take_element_loss(Formula formula, T* gradient, const T* prediction, cons
     T lanes[kLanes] = {};
     std::int64_t i = begin;
     const auto element = [&](std::int64_t index) {
-      const elementwise::LossTerm<T> term = formula(prediction[index], target[index]);
+      const elementwise::LossTerm<T> term = weigh(formula(prediction[index], target[index]));
       if (gradient != nullptr) gradient[index] = term.gradient;
       return term.value;
     };
@@ -201,19 +225,27 @@ T cross_entropy_row(T* gradient, const T* logits, const T* target, std::int64_t 
 }  // namespace
 
 template <class T>
-double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, std::int64_t rows,
-                 std::int64_t columns) {
+double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, const T* weights,
+                 std::int64_t rows, std::int64_t columns) {
   double sum = 0;
   if (is_by_element(loss.kind)) {
-    elementwise::with_loss<T>(
-        loss, [&](auto formula) { sum = take_element_loss(formula, gradient, prediction, target, rows * columns); });
+    const std::int64_t count = rows * columns;
+    elementwise::with_loss<T>(loss, [&](auto formula) {
+      if (weights == nullptr)
+        sum = take_element_loss(formula, NoWeights(), gradient, prediction, target, count);
+      else
+        sum = take_element_loss(formula, RowWeights<T>{weights, columns}, gradient, prediction, target, count);
+    });
     return sum * loss.scale;
   }
   const std::int64_t target_columns = loss.has_classes ? 1 : columns;
-  for (std::int64_t row = 0; row < rows; ++row)
-    sum += static_cast<double>(cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr,
-                                                 prediction + row * columns, target + row * target_columns, columns,
-                                                 loss.has_classes, static_cast<T>(loss.scale)));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const T weight = weights != nullptr ? weights[row] : T(1);
+    const T of_row = cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr,
+                                       prediction + row * columns, target + row * target_columns, columns,
+                                       loss.has_classes, static_cast<T>(loss.scale) * weight);
+    sum += static_cast<double>(of_row * weight);
+  }
   return sum * loss.scale;
 }
 
@@ -270,8 +302,10 @@ template void update(OptimizerKind, double*, const std::array<double*, elementwi
                      std::int64_t, const elementwise::StepScalars<double>&);
 template double square_sum(const float*, std::int64_t);
 template double square_sum(const double*, std::int64_t);
-template double take_loss(const LossOfStep&, float*, const float*, const float*, std::int64_t, std::int64_t);
-template double take_loss(const LossOfStep&, double*, const double*, const double*, std::int64_t, std::int64_t);
+template double take_loss(const LossOfStep&, float*, const float*, const float*, const float*, std::int64_t,
+                          std::int64_t);
+template double take_loss(const LossOfStep&, double*, const double*, const double*, const double*, std::int64_t,
+                          std::int64_t);
 template std::int64_t count_right(const LossOfStep&, const float*, const float*, std::int64_t, std::int64_t);
 template std::int64_t count_right(const LossOfStep&, const double*, const double*, std::int64_t, std::int64_t);
 template void add_column_sums(double*, const float*, std::int64_t, std::int64_t);
@@ -329,7 +363,7 @@ double checked_squared_error(std::span<T> gradient, std::span<const T> predictio
     check("squared_error", "gradient", gradient, "target", target);
   }
   return take_loss(LossOfStep(), gradient.empty() ? nullptr : gradient.data(), prediction.data(), target.data(),
-                   static_cast<std::int64_t>(prediction.size()), 1);
+                   static_cast<const T*>(nullptr), static_cast<std::int64_t>(prediction.size()), 1);
 }
 
 }  // namespace

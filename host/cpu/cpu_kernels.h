@@ -40,10 +40,10 @@ template <class T>
 double square_sum(const T* values, std::int64_t count);
 
 /// The sum of the losses of predictions [rows, columns], times the scale; their gradient may be null or the predictions
-/// themselves.
+/// themselves. `weights` [rows], which multiply the losses of their rows, may be null.
 template <class T>
-double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, std::int64_t rows,
-                 std::int64_t columns);
+double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, const T* weights,
+                 std::int64_t rows, std::int64_t columns);
 
 /// How many predictions [rows, columns] are right; see counted_predictions().
 template <class T>

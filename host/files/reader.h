@@ -36,6 +36,7 @@ struct DataMatrix : HostMatrix {
 struct Samples {
   DataMatrix x;
   DataMatrix y;
+  DataMatrix weights;  ///< of the samples, one column; empty where they have none
 };
 
 /// Reads one matrix. Throws InvalidArgument, naming the file, where the format is not known, for what the format's

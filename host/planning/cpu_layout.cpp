@@ -213,6 +213,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   if (batch > 0) {
     take_whole(step.data_x);
     take_whole(step.data_y);
+    take_whole(step.data_weights);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
     if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
     const bool has_output_activation = step.inference.back().activation.has_value();
@@ -222,6 +223,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     if (step.x != step.data_x) {
       take_activation(step.x);
       take_activation(step.y);
+      if (step.weights != kNoTensor) take_activation(step.weights);
     }
     for (const Step::Layer& layer : step.layers) {
       if (&layer != &step.layers.back() || has_output_activation) take_activation(layer.output);

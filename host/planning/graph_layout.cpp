@@ -295,6 +295,7 @@ class Lowering {
     GraphOperation& launch = push(Kind::loss, op, layout_.at(op.out), op.rows, op.columns);
     launch.a = layout_.at(op.a);
     launch.b = layout_.at(op.b);
+    launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
     if (op.activation) push_through(op, layout_.at(op.out));
   }
@@ -478,7 +479,8 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     layout.loss = arena.take(1, 1, sizeof(double));
     places.take(step.data_x);
     places.take(step.data_y);
-    for (const TensorId id : {step.x, step.y})
+    places.take(step.data_weights);
+    for (const TensorId id : {step.x, step.y, step.weights})
       if (layout.at(id) == kNoOperand) places.take(id);
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);

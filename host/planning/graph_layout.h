@@ -49,6 +49,7 @@ struct GraphOperation {
   std::uint64_t bias = kNoOperand;
   std::uint64_t below = kNoOperand;
   std::uint64_t kept = kNoOperand;
+  std::uint64_t weights = kNoOperand;  ///< of a loss: of its rows
   std::optional<ActivationOfStep> activation{};
   std::uint64_t out = kNoOperand;
   std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`

@@ -150,6 +150,7 @@ class Builder {
     }
     take(gram ? gram->kernel : step().x);
     take(step().y);
+    take(step().weights);
     // One for each tile of the last layer, of which the smallest are the most, or for each task of a loss by row.
     const std::int64_t tiles =
         cuda::divide_up(batch_, SmallTile::rows) * cuda::divide_up(network_.widths.back(), SmallTile::columns);
@@ -308,6 +309,10 @@ class Builder {
     if (training_.loss != Loss::squared_error || training_.reduction != Reduction::sum) {
       way.refusal = "the form 'two-layer' has the sum of squared errors alone, not the " +
                     std::string(name_or_null(training_.reduction)) + " of " + name_or_null(training_.loss);
+      return way;
+    }
+    if (training_.sample_weights) {
+      way.refusal = "the form 'two-layer' has no weights of samples, which the other forms take";
       return way;
     }
     if (!elementwise::adds_gradient(training_.optimizer.kind)) {

@@ -78,9 +78,12 @@ class StepBuilder {
     const std::int64_t target_columns = training_.class_targets ? 1 : network_.widths.back();
     step_.data_x = step_.x = add("X", Lifetime::data, training_.samples, network_.widths.front());
     step_.data_y = step_.y = add("Y", Lifetime::data, training_.samples, target_columns);
+    if (training_.sample_weights)
+      step_.data_weights = step_.weights = add("sample_weights", Lifetime::data, training_.samples, 1);
     if (has_minibatches(training_)) {
       step_.x = add("X_batch", Lifetime::activation, batch(), network_.widths.front());
       step_.y = add("Y_batch", Lifetime::activation, batch(), target_columns);
+      if (training_.sample_weights) step_.weights = add("sample_weights_batch", Lifetime::activation, batch(), 1);
     }
     for (int index = 0; index < network_.layers(); ++index) {
       const std::string number = std::to_string(index);
@@ -160,6 +163,7 @@ class StepBuilder {
     loss.a = step_.gram && last() == 0 && !loss.activation ? step_.gram->pre_activation : layer(last()).output;
     if (loss.activation) loss.kept = layer(last()).kept;
     loss.b = step_.y;
+    loss.weights = step_.weights;
     loss.out = layer(last()).gradient;
     loss.loss = loss_of(network_, training_, batch(), training_.class_targets);
     operations.push_back(loss);
@@ -167,7 +171,9 @@ class StepBuilder {
   }
 
   void add_gathers() {
-    for (const auto& [data, batch] : {std::pair(step_.data_x, step_.x), std::pair(step_.data_y, step_.y)}) {
+    for (const auto& [data, batch] : {std::pair(step_.data_x, step_.x), std::pair(step_.data_y, step_.y),
+                                      std::pair(step_.data_weights, step_.weights)}) {
+      if (data == kNoTensor) continue;
       StepOperation op = operation(Kind::gather, 0, step_.batch, step_.tensor(batch).columns, 0);
       op.a = data;
       op.out = batch;
@@ -253,7 +259,7 @@ std::string text_of(const Step& step, const StepOperation& op) {
       return text(op.out) + " = " + std::string(name_or_null(op.activation->kind)) + "(" + text(op.a) + ")";
     case Kind::loss:
       return text(op.out) + " = gradient of " + std::string(name_or_null(op.loss.kind)) + "(" + text(op.a) + ", " +
-             text(op.b) + ")" +
+             text(op.b) + ")" + (op.weights == kNoTensor ? "" : " times " + text(op.weights)) +
              (op.activation ? std::string(" through ") + name_or_null(op.activation->kind) + " to " + text(op.kept)
                             : "");
     case Kind::input_gradient:

@@ -52,7 +52,8 @@ struct StepOperation {
     gather,          ///< out = the rows of the data a that the step takes, in their order
     forward,         ///< out = activation(a b + bias), without an activation where it has none; a b + bias to `kept`
     activate,        ///< out = activation(a)
-    loss,            ///< the loss of predictions a and targets b, and to out its gradient through the activation
+    loss,            ///< the loss of predictions a and targets b, times the rows' weights where they have some, and to
+                     ///< out its gradient through the activation
     input_gradient,  ///< out = (a b^T) times the activation's derivative, which follows from `kept`
     weight_update,   ///< the gradient is a^T b
     bias_update,     ///< the gradient is the column sums of a
@@ -68,9 +69,10 @@ struct StepOperation {
   std::int64_t inner = 0;  ///< 0: no product
   TensorId a = kNoTensor;
   TensorId b = kNoTensor;
-  TensorId bias = kNoTensor;   ///< [1, columns]
-  TensorId kept = kNoTensor;   ///< as out
-  TensorId start = kNoTensor;  ///< as out
+  TensorId bias = kNoTensor;     ///< [1, columns]
+  TensorId kept = kNoTensor;     ///< as out
+  TensorId start = kNoTensor;    ///< as out
+  TensorId weights = kNoTensor;  ///< of a loss: [rows, 1]
   TensorId out = kNoTensor;
   StateTensors state = kNoStates;
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of an update
@@ -114,10 +116,11 @@ struct Step {
   BatchOrder order{};      ///< which rows of the data; only of `gather`
   std::vector<StepTensor> tensors{};
   std::vector<Layer> layers{};
-  TensorId x = kNoTensor;  ///< [batch, in_features]; with minibatches a copy of rows of data_x
-  TensorId y = kNoTensor;  ///< [batch, outputs], or [batch, 1] of classes
-  /// What the caller sets: x and y themselves, or with minibatches [samples, ...].
-  TensorId data_x = kNoTensor, data_y = kNoTensor;
+  TensorId x = kNoTensor;        ///< [batch, in_features]; with minibatches a copy of rows of data_x
+  TensorId y = kNoTensor;        ///< [batch, outputs], or [batch, 1] of classes
+  TensorId weights = kNoTensor;  ///< [batch, 1]; none where samples have no weights
+  /// What the caller sets: x, y and weights themselves, or with minibatches [samples, ...].
+  TensorId data_x = kNoTensor, data_y = kNoTensor, data_weights = kNoTensor;
   std::optional<Gram> gram{};
   /// Forward, the loss, and backward: a layer's input gradient comes before the update of its weight.
   std::vector<StepOperation> operations{};

@@ -64,7 +64,9 @@ enum class Loss {
 };
 
 /// What becomes of the sum of all losses: sum leaves it, mean divides it by the number of predictions, with
-/// cross_entropy by the number of rows. The gradient is that of the result.
+/// cross_entropy by the number of rows. Where samples have weights, each loss of a row is multiplied by the row's
+/// weight, and mean divides by the same number: PyTorch's (weight * loss).mean() with reduction='none'. The gradient is
+/// that of the result.
 enum class Reduction { sum, mean };
 
 /// How a gradient g changes a parameter p, with PyTorch's formulas and defaults. All gradients of a step are computed
@@ -199,7 +201,8 @@ struct TrainingSpec {
   Loss loss = Loss::squared_error;
   double huber_delta = 1;  ///< of huber, above 0
   Reduction reduction = Reduction::sum;
-  bool class_targets = false;  ///< with cross_entropy: targets are numbers of classes. Trainer fills it in.
+  bool class_targets = false;   ///< with cross_entropy: targets are numbers of classes. Trainer fills it in.
+  bool sample_weights = false;  ///< samples have weights, see Trainer::set_data. Trainer fills it in.
   Optimizer optimizer{};
   std::int64_t samples = 0;  ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
   /// Samples per step; 0: all. Of another size B than all N of them, row r of the step that follows s others takes the

@@ -113,7 +113,13 @@ class DEVICELOOP_EXPORT Trainer {
   /// change. Throws InvalidArgument for shapes that do not match the network or each other, for fewer samples than
   /// TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row and column) and
   /// for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
+  /// With `sample_weights` [samples, 1], host view of float or double: the losses of row r, and with them their
+  /// gradients, are multiplied by weight r, see Reduction. Weights are finite and not negative; 0 leaves a row out of
+  /// the sum. Throws as above, and InvalidArgument for a weight that is negative (with its row).
+  /// @{
   void set_data(ConstMatrix x, ConstMatrix y);
+  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights);
+  /// @}
 
   /// Takes a copy of validation data, as set_data takes x and y; with Loss::cross_entropy y may be classes or
   /// probabilities, whichever set_data gets. From then on train() evaluates them at the borders that
@@ -124,8 +130,9 @@ class DEVICELOOP_EXPORT Trainer {
   /// Does the work that is done only once, so that the first step takes as long as any other: makes the executor of the
   /// plan, with its memory and threads; on a GPU also creates the context, loads libraries and kernels, chooses the
   /// algorithms of matrix products and captures graphs. set_data does this work if it was not done for the same number
-  /// of samples and kind of targets. A call before set_data prepares for TrainingSpec::samples; with samples 0, for a
-  /// network that only predicts. Throws as set_data does if the machine lacks something, and then changes nothing.
+  /// of samples, kind of targets and weights or none. A call before set_data prepares for TrainingSpec::samples; with
+  /// samples 0, for a network that only predicts. Throws as set_data does if the machine lacks something, and then
+  /// changes nothing.
   void prepare();
 
   /// Draws the weights and sets the biases to 0. The optimizer begins anew: what it keeps is 0, and the steps of
@@ -209,7 +216,7 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// As given.
   const NetworkSpec& network() const;
-  /// As given, with `samples` and `class_targets` as set by the data.
+  /// As given, with `samples`, `class_targets` and `sample_weights` as set by the data.
   const TrainingSpec& training() const;
   /// The current plan. Before set_data it is made for TrainingSpec::samples (0: a network that only predicts).
   const Plan& plan() const;

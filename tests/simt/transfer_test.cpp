@@ -33,7 +33,7 @@ class Memory final : public cuda::DeviceExecutor<T> {
   }
   ~Memory() override { this->leave(); }
 
-  void set_data(ConstMatrix, ConstMatrix) override {}
+  void set_data(ConstMatrix, ConstMatrix, ConstMatrix) override {}
   void enqueue(std::int64_t, std::int64_t) override {}
   double loss(std::int64_t) override { return 0; }
   void write_state(int, ConstMatrix in) override {

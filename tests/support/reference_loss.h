@@ -73,4 +73,26 @@ inline std::function<LossFunction> loss_function(const TrainingSpec& training) {
   };
 }
 
+/// The same with weights: each row is a loss of its own, and the mean divides by the number of all.
+inline std::function<LossFunction> loss_function(const TrainingSpec& training, const std::vector<double>& weights) {
+  TrainingSpec summed = training;
+  summed.reduction = Reduction::sum;
+  return [training, weights, of_row = loss_function(summed)](const Table& prediction, const Table& y, Table& gradient) {
+    double loss = 0, count = 1;
+    if (training.reduction == Reduction::mean)
+      count = static_cast<double>(training.loss == Loss::cross_entropy ? prediction.rows : prediction.values.size());
+    const auto row_of = [](const Table& table, std::size_t row) {
+      Table one(1, table.columns);
+      for (std::size_t j = 0; j < table.columns; ++j) one(0, j) = table(row, j);
+      return one;
+    };
+    for (std::size_t n = 0; n < prediction.rows; ++n) {
+      Table gradient_of_row(1, prediction.columns);
+      loss += weights[n] / count * of_row(row_of(prediction, n), row_of(y, n), gradient_of_row);
+      for (std::size_t j = 0; j < prediction.columns; ++j) gradient(n, j) = weights[n] / count * gradient_of_row(0, j);
+    }
+    return loss;
+  };
+}
+
 }  // namespace deviceloop::reference
