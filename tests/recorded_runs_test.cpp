@@ -1,6 +1,6 @@
 // Runs that NumPy and PyTorch made, met at every step: the starting case, whose data the test draws again, a small
-// network whose hidden units live, and one for each optimizer and schedule. tests/reference/record.py and
-// tests/reference/record_optimizers.py wrote the files and explain them.
+// network whose hidden units live, and one for each optimizer and schedule, and for each loss with each activation.
+// tests/reference/record.py, record_optimizers.py and record_losses.py wrote the files and explain them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,6 +15,8 @@
 
 #include "files/npy.h"
 #include "files/weights.h"
+#include "support/activations.h"
+#include "support/loss_cases.h"
 #include "support/optimizer_cases.h"
 #include "support/problem.h"
 
@@ -71,7 +73,7 @@ double estimated_error(const std::vector<double>& weight, const std::vector<std:
   return std::sqrt(squares / static_cast<double>(table.size() - 1)) / table[0].at(column);
 }
 
-class StartingCase : public testing::TestWithParam<Precision> {};
+class StartingCase : public ::testing::TestWithParam<Precision> {};
 
 TEST_P(StartingCase, FollowsNumpyAtEveryStepToTheSameWeights) {
   const Precision precision = GetParam();
@@ -97,7 +99,7 @@ TEST_P(StartingCase, FollowsNumpyAtEveryStepToTheSameWeights) {
   EXPECT_GT(estimated_error(planted, table, 0), 1e-5);
 }
 
-class SmallNetwork : public testing::TestWithParam<Precision> {};
+class SmallNetwork : public ::testing::TestWithParam<Precision> {};
 
 TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
   const Precision precision = GetParam();
@@ -131,9 +133,9 @@ TEST_P(SmallNetwork, FollowsNumpyAtEveryStepToTheSameWeights) {
 
 using NamedNumbers = std::vector<std::pair<std::string, double>>;
 
-// optimizers.csv: the numbers of each case.
-std::map<std::string, NamedNumbers> read_optimizers() {
-  std::ifstream file(kFolder + "optimizers.csv");
+// optimizers.csv and losses.csv: the numbers of each case.
+std::map<std::string, NamedNumbers> read_cases(const std::string& file_name) {
+  std::ifstream file(kFolder + file_name);
   std::string line, name, field;
   std::getline(file, line);  // who made it
   std::getline(file, line);
@@ -150,9 +152,25 @@ std::map<std::string, NamedNumbers> read_optimizers() {
   return cases;
 }
 
+/// A run of kSteps steps has the numbers that were recorded, among them every `every`-th parameter.
+void expect_recorded(const Problem& problem, Trainer& trainer, const NamedNumbers& recorded, std::size_t every) {
+  constexpr std::size_t kSteps = 50;
+  const std::vector<double> losses = trainer.train(kSteps).losses;
+  const std::vector<double> end = flat(problem.parameters_of(trainer));
+  NamedNumbers numbers;
+  for (std::size_t i = 0; i < kSteps; ++i) numbers.emplace_back("loss " + std::to_string(i), losses.at(i));
+  numbers.emplace_back("norm", std::sqrt(std::inner_product(end.begin(), end.end(), end.begin(), 0.0)));
+  for (std::size_t i = 0; i < end.size(); i += every) numbers.emplace_back("element " + std::to_string(i), end[i]);
+  ASSERT_EQ(numbers.size(), recorded.size());
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const auto& [name, expected] = recorded[i];
+    EXPECT_EQ(numbers[i].first, name);
+    EXPECT_NEAR(numbers[i].second, expected, 1e-10 * std::max(1e-2, std::abs(expected))) << name;
+  }
+}
+
 TEST(RecordedOptimizers, AreFollowedAtEveryStepToTheSameParameters) {
-  constexpr std::size_t kSteps = 50, kEvery = 9;
-  auto recorded = read_optimizers();
+  auto recorded = read_cases("optimizers.csv");
   for (const OptimizerCase& each : optimizer_cases()) {
     SCOPED_TRACE(each.name);
     const auto found = recorded.extract(each.name);
@@ -161,26 +179,65 @@ TEST(RecordedOptimizers, AreFollowedAtEveryStepToTheSameParameters) {
     problem.training.optimizer = each.optimizer;
     for (const int threads : {1, 3}) {
       Trainer trainer = problem.trainer(threads, ExecutorKind::cpu);
-      const std::vector<double> losses = trainer.train(kSteps).losses;
-      const std::vector<double> end = flat(problem.parameters_of(trainer));
-      NamedNumbers numbers;
-      for (std::size_t i = 0; i < kSteps; ++i) numbers.emplace_back("loss " + std::to_string(i), losses.at(i));
-      numbers.emplace_back("norm", std::sqrt(std::inner_product(end.begin(), end.end(), end.begin(), 0.0)));
-      for (std::size_t i = 0; i < end.size(); i += kEvery) numbers.emplace_back("element " + std::to_string(i), end[i]);
-      ASSERT_EQ(numbers.size(), found.mapped().size());
-      for (std::size_t i = 0; i < numbers.size(); ++i) {
-        const auto& [name, expected] = found.mapped()[i];
-        EXPECT_EQ(numbers[i].first, name);
-        EXPECT_NEAR(numbers[i].second, expected, 1e-10 * std::max(1e-2, std::abs(expected))) << name;
-      }
+      expect_recorded(problem, trainer, found.mapped(), 9);
     }
   }
   for (const auto& [name, numbers] : recorded) ADD_FAILURE() << "'" << name << "' is recorded, but is no case";
 }
 
-const auto kPrecisions = testing::Values(Precision::fp32, Precision::fp64);
-INSTANTIATE_TEST_SUITE_P(RecordedRuns, StartingCase, kPrecisions, testing::PrintToStringParamName());
-INSTANTIATE_TEST_SUITE_P(RecordedRuns, SmallNetwork, kPrecisions, testing::PrintToStringParamName());
+TEST(RecordedLosses, AreFollowedWithEveryActivationToTheSameParameters) {
+  struct Named {
+    const char* name;
+    LossCase of;
+  };
+  const Named losses[] = {
+      {"squared_error", {Loss::squared_error, {}}},
+      {"absolute_error", {Loss::absolute_error, {}}},
+      {"huber of delta 0.7", {Loss::huber, {}, 0.7}},
+      {"huber of delta 2", {Loss::huber, {}, 2}},
+      {"binary_cross_entropy", {Loss::binary_cross_entropy, {}}},
+      {"cross_entropy", {Loss::cross_entropy, {}}},
+      {"cross_entropy of classes", {Loss::cross_entropy, {}, 1, true}},
+  };
+  constexpr std::size_t offsets[] = {0, 2, 5, 6, 7, 11, 8};
+  const auto& activations = testing::kActivationFormulas;
+  auto recorded = read_cases("losses.csv");
+  for (std::size_t j = 0; j < std::size(losses); ++j)
+    for (std::size_t i = 0; i < std::size(activations); ++i) {
+      const auto& output = activations[(i + offsets[j]) % std::size(activations)];
+      const bool is_mean = (i + j) % 2 == 1, is_weighted = (i / 2 + j) % 2 == 1;
+      const std::string name = std::string(is_mean ? "mean of " : "sum of ") + (is_weighted ? "weighted " : "") +
+                               losses[j].name + "; " + activations[i].name + "; " + output.name;
+      SCOPED_TRACE(name);
+      const auto found = recorded.extract(name);
+      ASSERT_FALSE(found.empty()) << "not recorded";
+      Problem problem = Problem::random({7, 20, 3}, true, 9, Precision::fp64, Init::he, 1e-3);
+      problem.network.activation = activations[i].activation.kind;
+      problem.network.output_activation = output.activation.kind;
+      problem.network.leaky_slope = activations[i].activation.kind == Activation::leaky_relu
+                                        ? activations[i].activation.leaky_slope
+                                        : output.activation.leaky_slope;
+      problem.training.loss = losses[j].of.loss;
+      problem.training.huber_delta = losses[j].of.delta;
+      problem.training.reduction = is_mean ? Reduction::mean : Reduction::sum;
+      const double rate = losses[j].of.loss == Loss::absolute_error ? 5e-4 : 2e-3;
+      const double terms = problem.training.loss == Loss::cross_entropy ? 9 : 27;
+      problem.training.optimizer = {
+          .kind = OptimizerKind::sgd, .learning_rate = rate * (is_mean ? terms : 1), .momentum = 0.5};
+      problem.y = targets_of(losses[j].of, problem.y);
+      const std::vector<double> weights = weights_of(9);
+      for (const int threads : {1, 3}) {
+        Trainer trainer = problem.trainer(threads, ExecutorKind::cpu);
+        if (is_weighted) trainer.set_data(Problem::view(problem.x), Problem::view(problem.y), {weights.data(), 9, 1});
+        expect_recorded(problem, trainer, found.mapped(), 27);
+      }
+    }
+  for (const auto& [name, numbers] : recorded) ADD_FAILURE() << "'" << name << "' is recorded, but is no case";
+}
+
+const auto kPrecisions = ::testing::Values(Precision::fp32, Precision::fp64);
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, StartingCase, kPrecisions, ::testing::PrintToStringParamName());
+INSTANTIATE_TEST_SUITE_P(RecordedRuns, SmallNetwork, kPrecisions, ::testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace deviceloop
