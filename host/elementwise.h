@@ -63,6 +63,12 @@ DEVICELOOP_HOST_DEVICE inline T sgd_update(T weight, T gradient, T learning_rate
   return std::fma(-learning_rate, gradient, weight);
 }
 
+/// a x + b y, rounded after each operation.
+template <class T>
+DEVICELOOP_HOST_DEVICE inline T weighted_sum(T a, T x, T b, T y) {
+  return a * x + b * y;
+}
+
 /// What the updates of one step read beside gradients and what they change, in the working precision: what follows from
 /// Optimizer and the number of the step. On a GPU it lies in device memory, so that a captured graph reads its current
 /// values; one and zero are what a product needs besides.
@@ -96,6 +102,7 @@ inline constexpr int kMostStates = 2;
 struct GradientDescent {
   static constexpr std::array<const char*, 0> kStates{};  ///< the names of the numbers kept for each parameter
   static constexpr bool adds_gradient = true;  ///< adds a multiple of the gradient, which a product can do by itself
+  static constexpr bool is_linear = true;      ///< in the parameter, what is kept for it, and the gradient together
   template <class T>
   DEVICELOOP_HOST_DEVICE static void update(T& parameter, T*, T gradient, const StepScalars<T>& scalars) {
     parameter = sgd_update(parameter, gradient, scalars.learning_rate);
@@ -107,6 +114,7 @@ struct GradientDescent {
 struct Sgd {
   static constexpr std::array<const char*, 1> kStates{"momentum"};
   static constexpr bool adds_gradient = false;
+  static constexpr bool is_linear = true;
   template <class T>
   DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
     gradient += scalars.weight_decay * parameter;
@@ -119,6 +127,7 @@ struct Sgd {
 struct AdamW {
   static constexpr std::array<const char*, 2> kStates{"first_moment", "second_moment"};
   static constexpr bool adds_gradient = false;
+  static constexpr bool is_linear = false;
   template <class T>
   DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
     state[0] += scalars.one_minus_beta1 * (gradient - state[0]);
@@ -138,6 +147,7 @@ struct Adam : AdamW {
 struct RmsProp {
   static constexpr std::array<const char*, 2> kStates{"second_moment", "momentum"};
   static constexpr bool adds_gradient = false;
+  static constexpr bool is_linear = false;
   template <class T>
   DEVICELOOP_HOST_DEVICE static void update(T& parameter, T* state, T gradient, const StepScalars<T>& scalars) {
     gradient += scalars.weight_decay * parameter;
@@ -209,6 +219,10 @@ inline std::span<const char* const> states_of(OptimizerKind optimizer) {
 
 inline bool adds_gradient(OptimizerKind optimizer) {
   return with_optimizer(optimizer, [](auto of) { return of.adds_gradient; });
+}
+
+inline bool is_linear(OptimizerKind optimizer) {
+  return with_optimizer(optimizer, [](auto of) { return of.is_linear; });
 }
 
 }  // namespace deviceloop::elementwise
