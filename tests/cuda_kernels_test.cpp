@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/cuda.h>
@@ -121,6 +122,25 @@ TYPED_TEST(CudaKernels, ReluGradientKeepsTheGradientAtExactlyZeroAndAtNaN) {
   const DeviceArray<T> dh(std::vector<T>(6, T(7))), dz(6);
   cuda::relu_gradient(dz.data(), z.data(), dh.data(), 6, this->stream());
   expect_same(dz.read(this->owner()), {T(0), T(7), T(7), T(7), T(7), T(0)});
+}
+
+// Both round after each operation.
+TYPED_TEST(CudaKernels, AWeightedSumIsThatOfTheCpuBitForBit) {
+  using T = TypeParam;
+  for (const std::int64_t count : kCounts)
+    for (const int offset : kOffsets)
+      for (const auto& [a, b] : {std::pair(T(1), T(0)), std::pair(T(0.3), T(-1.7))}) {
+        if (count == 0) continue;
+        SCOPED_TRACE(std::to_string(count) + " elements, " + std::to_string(offset) + " off");
+        const std::vector<T> x = this->special_values(count, 2), y = this->special_values(count, 3);
+        const DeviceArray<T> device_x(x, offset), device_y(y, offset), out(count, offset);
+        cuda::launch_weighted_sum<T>(out.data(), a, device_x.data(), b, device_y.data(), count, this->stream());
+        std::vector<T> expected(x.size());
+        for (std::size_t i = 0; i < x.size(); ++i) expected[i] = elementwise::weighted_sum(a, x[i], b, y[i]);
+        expect_same(out.read(this->owner()), expected);
+        cuda::launch_weighted_sum<T>(device_y.data(), a, device_x.data(), b, device_y.data(), count, this->stream());
+        expect_same(device_y.read(this->owner()), expected);
+      }
 }
 
 // Sizes for groups of several elements and for single ones, with bias and without, the pre-activation kept and not.

@@ -75,6 +75,14 @@ __global__ void __launch_bounds__(kThreads)
       static_cast<const T*>(weights), dweights);
 }
 
+/// out = a x + b y
+template <class T, int width>
+__global__ void __launch_bounds__(kThreads)
+    weighted_sum_kernel(T* out, T a, const T* x, T b, const T* y, std::int64_t count) {
+  map_groups<width>(
+      out, count, [a, b](T of_x, T of_y) { return elementwise::weighted_sum(a, of_x, b, of_y); }, x, y);
+}
+
 /// The grid of a kernel that takes groups of `width`.
 LaunchConfig config_for(std::int64_t count, int width) { return {group_blocks(count, width), kThreads, 0}; }
 
@@ -118,6 +126,14 @@ void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int6
     launch(sgd_update_kernel<T, 1>, config_for(count, 1), stream, weights, dweights, learning_rate, count);
 }
 
+template <class T>
+void launch_weighted_sum(T* out, T a, const T* x, T b, const T* y, std::int64_t count, cudaStream_t stream) {
+  if (aligned_to_16(out, x, y))
+    launch(weighted_sum_kernel<T, kVector<T>>, config_for(count, kVector<T>), stream, out, a, x, b, y, count);
+  else
+    launch(weighted_sum_kernel<T, 1>, config_for(count, 1), stream, out, a, x, b, y, count);
+}
+
 template void launch_relu(float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu(double*, const double*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
@@ -128,5 +144,7 @@ template void launch_activation_gradient(const ActivationOfStep&, double*, const
                                          cudaStream_t);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
+template void launch_weighted_sum(float*, float, const float*, float, const float*, std::int64_t, cudaStream_t);
+template void launch_weighted_sum(double*, double, const double*, double, const double*, std::int64_t, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -32,6 +32,10 @@ void launch_activation_gradient(const ActivationOfStep& activation, T* dz, const
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
 
+/// out = a x + b y; out may be x or y.
+template <class T>
+void launch_weighted_sum(T* out, T a, const T* x, T b, const T* y, std::int64_t count, cudaStream_t stream);
+
 /// What the optimizer keeps for each parameter, as many arrays of them as it keeps numbers.
 template <class T>
 struct OptimizerState {
