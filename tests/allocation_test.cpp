@@ -42,11 +42,14 @@ TEST(Allocations, DoNotGrowWithSteps) {
   struct Case {
     std::int64_t samples;
     Formulation formulation;
+    OptimizerKind optimizer = OptimizerKind::gradient_descent;
   };
-  for (const Case c : {Case{70, Formulation::primal}, Case{2000, Formulation::primal}, Case{70, Formulation::gram}})
+  for (const Case c : {Case{70, Formulation::primal}, Case{2000, Formulation::primal}, Case{70, Formulation::gram},
+                       Case{70, Formulation::gram, OptimizerKind::sgd}})
     for (const int threads : {1, 3}) {
       Problem problem = Problem::random({20, 10, 2}, true, c.samples, Precision::fp32, Init::he, 1e-7);
       problem.training.formulation = c.formulation;
+      problem.training.optimizer.kind = c.optimizer;
       problem.training.reprojection_steps = c.formulation == Formulation::gram ? 3 : 0;
       const auto count = [&](std::int64_t steps) {
         Trainer trainer = problem.trainer(threads);

@@ -868,7 +868,12 @@ TEST(OptimizerOptions, AreRefusedWithTheirValueAndARemedy) {
             {"--schedule must be constant, step:EVERY:FACTOR, exponential:FACTOR or cosine[:END]",
              "not '" + schedule + "'"});
   for (const std::string value : {"-1", "1.5", "x"}) refused({"--warmup", value}, {"--warmup", "whole number", value});
-  refused({"--optimizer", "adam", "--formulation", "gram"}, {"--formulation gram", "--optimizer adam", "only by gd"});
+  for (const std::string kind : {"adam", "adamw", "rmsprop"})
+    refused({"--optimizer", kind, "--formulation", "gram"},
+            {"--formulation gram", "--optimizer " + kind, "only by gd and sgd"});
+  for (const std::string clip : {"--clip-norm", "--clip-value"})
+    refused({"--optimizer", "sgd", clip, "1", "--formulation", "gram"},
+            {"--formulation gram", "clip gradients", clip + " 1", "drop one"});
   expect_refused({"plan", "--optimizer", "lion"}, {"--optimizer", "'lion'"});
   expect_refused({"predict", "--optimizer", "adam"}, {"unknown option", "'--optimizer'"});
 }

@@ -85,6 +85,26 @@ TEST(CpuLayout, CountsTheBytesOfTheGramFormulation) {
   }
 }
 
+// Momentum of the parameters, which the primal has too, of Z and of S, and that of the first layer a second time.
+TEST(CpuLayout, CountsTheBytesOfMomentumInTheGramFormulation) {
+  const auto bytes = [](Formulation formulation, OptimizerKind kind) {
+    NetworkSpec network;
+    network.widths = {1000, 100, 1};
+    network.bias = true;
+    TrainingSpec training;
+    training.samples = 128;
+    training.formulation = formulation;
+    training.optimizer.kind = kind;
+    const CpuLayout layout = make_cpu_layout(network, training, 1);
+    return layout.bytes - layout.thread_stride;  // updates by more than a product take a thread's scratch
+  };
+  using Kind = OptimizerKind;
+  const std::uint64_t primal =
+      bytes(Formulation::primal, Kind::sgd) - bytes(Formulation::primal, Kind::gradient_descent);
+  EXPECT_EQ(bytes(Formulation::gram, Kind::sgd) - bytes(Formulation::gram, Kind::gradient_descent),
+            primal + 2 * 51200 + 400000 + 448);
+}
+
 TEST(CpuLayout, TheGramFormulationIsFolded) {
   EXPECT_TRUE(layout_of({64, 64, 64, 1}, 4096).chunked);
   const CpuLayout layout = layout_of({64, 64, 64, 1}, 4096, 1, false, Formulation::gram);

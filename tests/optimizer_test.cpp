@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "names.h"
 #include "permutation.h"
 #include "support/activations.h"
 #include "support/loss_cases.h"
@@ -114,7 +115,7 @@ TEST_P(Optimizers, FollowTheReferenceHoweverBiasGradientsAreSummed) {
   check(problem_of(adam, std::vector<std::int64_t>(12, 3), 5), 5, 1e-10);
 }
 
-// Gram is exact for all that adds a multiple of the gradient, whatever its rate. Reprojections end launches early.
+// Whatever its rate; tests/gram_optimizer_test.cpp has momentum and decay. Reprojections end launches early.
 TEST_P(Optimizers, SchedulesInTheGramFormulationFollowTheReference) {
   for (const OptimizerCase& each : cases_here()) {
     if (each.optimizer.kind != OptimizerKind::gradient_descent) continue;
@@ -666,9 +667,32 @@ TEST_F(OptimizerRefusals, AStateIsThatOfItsNetworkOptimizerAndPrecision) {
                   "has no number of steps in 'optimizer.steps'");
 }
 
-TEST_F(OptimizerRefusals, GramIsForUpdatesThatAddTheGradient) {
-  EXPECT_MENTIONS(refusal_of({.kind = OptimizerKind::adam}, Formulation::gram),
-                  "not for the optimizer 'adam'; choose 'gradient_descent'");
+TEST_F(OptimizerRefusals, GramIsForUpdatesThatAreLinearInTheGradient) {
+  using Kind = OptimizerKind;
+  for (const Kind kind : {Kind::adam, Kind::adamw, Kind::rmsprop}) {
+    const std::string refusal = refusal_of({.kind = kind}, Formulation::gram);
+    EXPECT_MENTIONS(refusal,
+                    "the formulation 'gram' is exact for updates that are linear in the gradient, not for the "
+                    "optimizer '" +
+                        std::string(name_or_null(kind)) + "', which divides by the root of its squares");
+    EXPECT_MENTIONS(refusal, "choose 'gradient_descent' or 'sgd', or use 'primal'");
+  }
+  EXPECT_MENTIONS(refusal_of({.kind = Kind::sgd, .clip_norm = 1}, Formulation::gram),
+                  "not for those clipped by their norm, since it never computes those of the first layer, which are a "
+                  "part of it; set clip_norm to 0, or use 'primal'");
+  EXPECT_MENTIONS(refusal_of({.kind = Kind::sgd, .clip_value = 1}, Formulation::gram),
+                  "not for those clipped by their value, since it never computes those of the first layer; set "
+                  "clip_value to 0, or use 'primal'");
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.samples = 4;
+  training.formulation = Formulation::gram;
+  for (const Optimizer& optimizer : {Optimizer{.kind = Kind::sgd, .momentum = 0.9, .nesterov = true, .weight_decay = 1},
+                                     scheduled({.kind = Kind::sgd}, {.kind = ScheduleKind::exponential})}) {
+    training.optimizer = optimizer;
+    EXPECT_NO_THROW(make_plan(network, training, DeviceCaps()));
+  }
 }
 
 TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
@@ -698,6 +722,10 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.sample_weights = true;
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no weights of samples, which the other forms take");
   training.sample_weights = false;
+  training.optimizer = {.kind = OptimizerKind::sgd, .momentum = 0.9};
+  training.formulation = Formulation::gram;
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'sgd'");
+  training.formulation = Formulation::primal;
   training.optimizer = scheduled({}, {.warmup_steps = 5});
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has one learning rate for all steps");
   training.form = PersistentForm::automatic;

@@ -332,11 +332,13 @@ TEST(Decide, HoldsTheLayoutThatItsPlanWasMadeBy) {
 
 TEST(GraphLayout, CountsTheKernelsOfAStep) {
   const auto nodes = [](std::vector<std::int64_t> widths, std::int64_t samples, bool bias,
-                        Formulation formulation = Formulation::primal) {
+                        Formulation formulation = Formulation::primal,
+                        OptimizerKind optimizer = OptimizerKind::gradient_descent) {
     NetworkSpec network = network_of(std::move(widths));
     network.bias = bias;
     TrainingSpec training = training_of(samples);
     training.formulation = formulation;
+    training.optimizer.kind = optimizer;
     return make_graph_layout(network, training).nodes_per_step();
   };
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 6);  // GEMM, ReLU, layer, error, its gradient, GEMM
@@ -347,6 +349,9 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
+  // One launch updates Z and the upper layers, whatever their number, and one S.
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 8);
+  EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 4);  // error, gradient of Z, S, Z
 }
 
 TEST(GraphLayout, SumsBiasGradientsInTheLaunchThatUpdatesAll) {

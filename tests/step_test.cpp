@@ -58,6 +58,48 @@ TEST(Step, InTheGramFormulationTheFirstLayerIsTrainedInTheSpaceOfSamples) {
             "S [5, 4] -= rate dZ0 [5, 4]\n");
 }
 
+// What the optimizer keeps for W and b, it keeps for Z and S; the first layer is rebuilt with its momentum.
+TEST(Step, InTheGramFormulationMomentumIsThatOfPreActivations) {
+  NetworkSpec network;
+  network.widths = {30, 4, 1};
+  network.bias = true;
+  TrainingSpec training;
+  training.samples = 5;
+  training.formulation = Formulation::gram;
+  training.optimizer.kind = OptimizerKind::sgd;
+  const Step step = make_step(network, training);
+  const std::string text = to_string(step);
+  EXPECT_EQ(text.substr(text.find("W1 [4, 1] by")),
+            "W1 [4, 1] by sgd along H0 [5, 4]^T dZ1 [5, 1]\n"
+            "b1 [1, 1] by sgd along column sums of dZ1 [5, 1]\n"
+            "Z [5, 4] by sgd along K [5, 5]^T dZ0 [5, 4]\n"
+            "S [5, 4] by sgd along dZ0 [5, 4]\n");
+  const auto name = [&](TensorId id) { return step.tensor(id).name; };
+  const Step::Gram& gram = step.gram.value();
+  const std::size_t count = step.operations.size();
+  EXPECT_EQ(name(step.operations[count - 2].state[0]), "Z.momentum");
+  EXPECT_EQ(name(step.operations[count - 1].state[0]), "S.momentum");
+  std::vector<std::string> projected, rebuilt;
+  for (const StepOperation& op : gram.make_pre_activation)
+    projected.push_back(name(op.out) + " = " + name(op.a) + " " + name(op.b) + " + " + name(op.bias));
+  EXPECT_EQ(projected, (std::vector<std::string>{"Z = X W0 + b0", "Z.momentum = X W0.momentum + b0.momentum"}));
+  for (const StepOperation& op : gram.rebuild) {
+    rebuilt.push_back(name(op.out) + " from " + name(op.start) + ", " + name(op.start_state) + ", " +
+                      name(op.kind == Kind::rebuild_weight ? op.b : op.a));
+    EXPECT_EQ(op.rebuilt_state, op.out == step.layers[0].weight || op.out == step.layers[0].bias ? -1 : 0);
+  }
+  EXPECT_EQ(rebuilt, (std::vector<std::string>{"W0 from W0_start, W0_start.momentum, S",
+                                               "b0 from b0_start, b0_start.momentum, S",
+                                               "W0.momentum from W0_start, W0_start.momentum, S.momentum",
+                                               "b0.momentum from b0_start, b0_start.momentum, S.momentum"}));
+  for (const ParameterInfo& info : state_layout(network, training)) {
+    if (info.layer == 0) {
+      EXPECT_EQ(name(gram.start_of(info)),
+                std::string(info.is_bias ? "b0" : "W0") + "_start" + (info.state < 0 ? "" : ".momentum"));
+    }
+  }
+}
+
 TEST(Step, OptimizersKeepTensorsBesideTheParameters) {
   NetworkSpec network;
   network.widths = {3, 2};

@@ -46,7 +46,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
  public:
   GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
       : Base(network, training, decision.plan), layout_(std::any_cast<const GraphLayout&>(decision.layout)) {
-    if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
+    if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training);
     this->build([&] { make(); });
   }
 
@@ -222,7 +222,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
                      op.rows * op.columns, stream());
   }
 
-  void enqueue_launch(const GraphOperation& op, const Scalars* scalars) const {
+  void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares = {}) const {
     T* const out = operand(op.out);
     const T* const a = operand(op.a);
     const T* const b = operand(op.b);
@@ -254,11 +254,15 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         return update(op, scalars);
       case Kind::copy:
         return copy(out, a, op.rows * op.columns);
+      case Kind::start_rebuild:
+        return launch_weighted_sum(out, static_cast<T>(shares.of_start(op.rebuilt_state)), a,
+                                   static_cast<T>(shares.of_start_state(op.rebuilt_state)), b, op.rows * op.columns,
+                                   stream());
     }
   }
 
-  void enqueue_all(const List& list, const Scalars* scalars) const {
-    for (const GraphOperation& op : list) enqueue_launch(op, scalars);
+  void enqueue_all(const List& list, const Scalars* scalars, const GramShares& shares = {}) const {
+    for (const GraphOperation& op : list) enqueue_launch(op, scalars, shares);
   }
   void enqueue_all(const List& list) const { enqueue_all(list, scalars_at(0)); }
 
@@ -284,17 +288,20 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   void clear_sum() override {
-    const StepTensor& sum = layout_.step.tensor(layout_.step.gram->sum);
-    clear(layout_.at(layout_.step.gram->sum), static_cast<std::uint64_t>(sum.rows * sum.columns) * sizeof(T));
+    const Step::Gram& gram = *layout_.step.gram;
+    const StepTensor& shape = layout_.step.tensor(gram.sum);
+    const std::uint64_t bytes = static_cast<std::uint64_t>(shape.rows * shape.columns) * sizeof(T);
+    clear(layout_.at(gram.sum), bytes);
+    for (const TensorId state : gram.sum_state)
+      if (state != kNoTensor) clear(layout_.at(state), bytes);
   }
 
-  void rebuild_parameters() override {
-    enqueue_all(layout_.rebuild, at<Scalars>(layout_.scalars) + layout_.scalar_sets);
+  void rebuild_parameters(const GramShares& shares) override {
+    enqueue_all(layout_.rebuild, at<Scalars>(layout_.scalars) + layout_.scalar_sets, shares);
   }
 
   void keep_as_start(const ParameterInfo& info) override {
-    const Step::Gram& gram = *layout_.step.gram;
-    copy(tensor(info.is_bias ? gram.start_bias : gram.start_weight), state_at(info), info.rows * info.columns);
+    copy(tensor(layout_.step.gram->start_of(info)), state_at(info), info.rows * info.columns);
   }
 
   // ---- a run
@@ -313,7 +320,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       double loss = 0;
       losses_->fetch({&loss, 1});
       if (gram_) {
-        rebuild_parameters();
+        rebuild_parameters({});
         gram_->forget();
       }
     }
@@ -364,7 +371,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       const std::int64_t count = gram_->steps_in_one_go(steps);
       gram_->before_step();
       launch_steps(first_step, count);
-      gram_->after_steps(count);
+      gram_->after_steps(first_step, count);
       first_step += count;
       steps -= count;
     }

@@ -12,6 +12,7 @@
 #include "../../host/planning/persistent_layout.h"
 #include "../../host/step/gram_run.h"
 #include "../../host/step/scalars.h"
+#include "../kernels/kernels.h"
 #include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
@@ -36,7 +37,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       : Base(network, training, decision.plan),
         layout_(resident(std::any_cast<const PersistentLayout&>(decision.layout), network, training,
                          decision.plan.device)) {
-    if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
+    if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training);
     preparation_.lap("kernels");
     this->build([&] { make(decision.plan.bytes); });
   }
@@ -67,8 +68,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
         const std::int64_t half = losses_->next_half(stream());
         launch_steps(count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
         losses_->send(count, stream());
+        if (gram_) gram_->after_steps(first_step + done, count);
         done += count;
-        if (gram_) gram_->after_steps(count);
       }
     });
   }
@@ -213,7 +214,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       double loss = 0;
       losses_->fetch({&loss, 1});
       if (gram_) {
-        rebuild_parameters();
+        rebuild_parameters({});
         gram_->forget();
       }
     }
@@ -342,26 +343,38 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void compute_gram(bool kernel, bool pre_activation) override {
     const Step::Gram& gram = *layout_.step.gram;
     if (kernel) enqueue_operation(persistent_operation(layout_, gram.make_kernel));
-    if (pre_activation) enqueue_operation(persistent_operation(layout_, gram.make_pre_activation));
+    if (!pre_activation) return;
+    for (const StepOperation& operation : gram.make_pre_activation)
+      enqueue_operation(persistent_operation(layout_, operation));
   }
 
   void clear_sum() override {
-    const TensorId sum = layout_.step.gram->sum;
-    const StepTensor& shape = layout_.step.tensor(sum);
-    this->clear(layout_.at(sum), static_cast<std::uint64_t>(shape.rows * shape.columns) * sizeof(T));
+    const Step::Gram& gram = *layout_.step.gram;
+    const StepTensor& shape = layout_.step.tensor(gram.sum);
+    const std::uint64_t bytes = static_cast<std::uint64_t>(shape.rows * shape.columns) * sizeof(T);
+    this->clear(layout_.at(gram.sum), bytes);
+    for (const TensorId state : gram.sum_state)
+      if (state != kNoTensor) this->clear(layout_.at(state), bytes);
   }
 
-  void rebuild_parameters() override {
+  void rebuild_parameters(const GramShares& shares) override {
     for (const StepOperation& operation : layout_.step.gram->rebuild) {
-      if (operation.kind == StepOperation::Kind::rebuild_bias) copy(operation.out, operation.start);
-      enqueue_operation(persistent_operation(layout_, operation));
+      PersistentOperation made = persistent_operation(layout_, operation);
+      if (operation.start_state != kNoTensor) {
+        const StepTensor& shape = layout_.step.tensor(operation.out);
+        launch_weighted_sum(tensor(operation.out), static_cast<T>(shares.of_start(operation.rebuilt_state)),
+                            tensor(operation.start), static_cast<T>(shares.of_start_state(operation.rebuilt_state)),
+                            tensor(operation.start_state), shape.rows * shape.columns, stream());
+        if (made.start != kNone) made.start = made.out;
+      } else if (operation.kind == StepOperation::Kind::rebuild_bias) {
+        copy(operation.out, operation.start);
+      }
+      enqueue_operation(made);
     }
   }
 
   void keep_as_start(const ParameterInfo& info) override {
-    const Step::Gram& gram = *layout_.step.gram;
-    const Step::Layer& layer = layout_.step.layers.front();
-    copy(info.is_bias ? gram.start_bias : gram.start_weight, info.is_bias ? layer.bias : layer.weight);
+    copy(layout_.step.gram->start_of(info), layout_.step.tensor_of(info));
   }
 
   const PersistentLayout layout_;

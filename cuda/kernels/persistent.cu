@@ -105,6 +105,17 @@ __device__ void update_element(const PersistentOperation& op, unsigned char* bas
     if (op.state[s] != kNone) at<T>(base, op.state[s])[index] = state[s];
 }
 
+/// Updates element `index` of `out` and of the sum by an optimizer that keeps one number for each. Called, so that the
+/// kernel's own code remains that of gradient descent.
+template <class T>
+DEVICELOOP_RARELY_CALLED void update_gram_element(const PersistentOperation& op, unsigned char* base,
+                                                  const StepScalars<T>& scalars, std::int64_t index, T gradient) {
+  update_element(op, base, scalars, index, gradient);
+  T state[elementwise::kMostStates] = {at<T>(base, op.extra)[index]};
+  elementwise::update(op.optimizer, at<T>(base, op.sum)[index], state, at<T>(base, op.b)[index], scalars);
+  at<T>(base, op.extra)[index] = state[0];
+}
+
 /// What becomes of element `index`, of that row and column, of the product, whose value is v; returns its loss, if it
 /// has one.
 template <class T>
@@ -142,6 +153,10 @@ __device__ T finish_element(const PersistentOperation& op, const LaunchConstants
       update_element(op, base, scalars, index, v);
       break;
     case Kind::gram_update: {
+      if (op.extra != kNone) {
+        update_gram_element(op, base, scalars, index, v);
+        break;
+      }
       T& sum = at<T>(base, op.sum)[index];
       out[index] = elementwise::sgd_update(out[index], v, scalars.learning_rate);
       sum = elementwise::sgd_update(sum, at<T>(base, op.b)[index], scalars.learning_rate);

@@ -13,6 +13,7 @@
 
 #include <deviceloop/error.h>
 
+#include "elementwise.h"
 #include "files/same_file.h"
 #include "loss_options.h"
 #include "names.h"
@@ -56,6 +57,17 @@ std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& 
     }
   options.refuse("--plan",
                  "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
+}
+
+/// By what the formulation 'gram' does not train: it never has the gradient of the first weight.
+void refuse_for_gram(const OptionSet& options, const Optimizer& optimizer) {
+  if (!elementwise::is_linear(optimizer.kind))
+    throw InvalidArgument("--formulation gram does not train by --optimizer " + options.text("--optimizer") +
+                          ", only by gd and sgd; drop one of the two");
+  for (const std::string clip : {"--clip-norm", "--clip-value"})
+    if (options.number(clip) > 0)
+      throw InvalidArgument("--formulation gram does not clip gradients, but " + clip + " " + options.text(clip) +
+                            " asks for it; drop one of the two");
 }
 
 NamedActivation read_activation(const OptionSet& options, const std::string& option) {
@@ -284,9 +296,7 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (run.training.reprojection_steps > 0 && run.training.formulation != Formulation::gram)
     throw InvalidArgument("--reproject " + options.text("--reproject") +
                           " belongs to --formulation gram; add that or drop it");
-  if (run.training.formulation == Formulation::gram && run.training.optimizer.kind != OptimizerKind::gradient_descent)
-    throw InvalidArgument("--formulation gram does not train by --optimizer " + options.text("--optimizer") +
-                          ", only by gd; drop one of the two");
+  if (run.training.formulation == Formulation::gram) refuse_for_gram(options, run.training.optimizer);
   run.training.seed = options.unsigned_integer("--seed");
   run.forced = read_execution(options, run.training);
   run.rows = read_samples(options);

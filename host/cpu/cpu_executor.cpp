@@ -58,7 +58,9 @@ class CpuExecutor final : public Executor, private GramDriver {
     if (clips_norm_) std::fill_n(arena_.at<std::byte>(layout_.gradients), layout_.parameter_bytes, std::byte{});
     if (layout_.step.gram) {
       clear_sum();
-      gram_.emplace(static_cast<GramDriver&>(*this), network, training.reprojection_steps);
+      for (const StateTensors& states : {gram().start_weight_state, gram().start_bias_state})
+        for (const TensorId id : states) clear(id);
+      gram_.emplace(static_cast<GramDriver&>(*this), network, training);
     }
     preparation_.lap("memory");
   }
@@ -84,7 +86,7 @@ class CpuExecutor final : public Executor, private GramDriver {
         scalars_ = step_scalars<T>(training_.optimizer, first_step + done);
         losses_[first + static_cast<std::size_t>(done)] = take_step();
         ++done;
-        if (gram_) gram_->after_steps(1);
+        if (gram_) gram_->after_steps(first_step + done - 1, 1);
         single_threaded.check();
       }
     } catch (const Error& error) {
@@ -192,6 +194,13 @@ class CpuExecutor final : public Executor, private GramDriver {
   T* tensor(TensorId id) const { return id == kNoTensor ? nullptr : arena_.at<T>(layout_.at(id)); }
   T* tensor(const ParameterInfo& info) const { return tensor(layout_.step.tensor_of(info)); }
 
+  /// Nothing where there is no such tensor.
+  void clear(TensorId id) const {
+    if (id == kNoTensor) return;
+    const StepTensor& shape = layout_.step.tensor(id);
+    std::fill_n(tensor(id), shape.rows * shape.columns, T(0));
+  }
+
   /// Rows of a tensor from `row` on, which a panel begins with.
   T* at_row(TensorId id, std::int64_t row, int worker) const {
     const StepTensor& shape = layout_.step.tensor(id);
@@ -296,7 +305,7 @@ class CpuExecutor final : public Executor, private GramDriver {
           through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
           break;
         case StepOperation::Kind::sum_update:
-          add_scaled(out, scalars_.negative_rate, a, count * op.columns);
+          update(op.optimizer, out, state_from(op, first * op.columns), a, count * op.columns, scalars_);
           break;
         case StepOperation::Kind::weight_update:
         case StepOperation::Kind::bias_update:
@@ -343,23 +352,23 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   // ---- folded
 
-  void run_folded(const std::vector<Update>& updates, const Scalars& scalars) {
+  void run_folded(const std::vector<Update>& updates, const Scalars& scalars, const GramShares& shares = {}) {
     std::int64_t tasks = 0;
     for (const Update& update : updates) tasks += update.tasks;
     pool_.run(tasks, [&, this](std::int64_t task, int worker) {
       for (const Update& update : updates) {
-        if (task < update.tasks) return run_update(update, scalars, task * update.task_rows, worker);
+        if (task < update.tasks) return run_update(update, scalars, shares, task * update.task_rows, worker);
         task -= update.tasks;
       }
     });
   }
 
   // The rows of `out` from `first` on that are one task.
-  void run_update(const Update& update, const Scalars& scalars, std::int64_t first, int worker) const {
+  void run_update(const Update& update, const Scalars& scalars, const GramShares& shares, std::int64_t first,
+                  int worker) const {
     const StepOperation& op = update.operation;
     const std::int64_t count = std::min(update.task_rows, layout_.step.tensor(op.out).rows - first);
-    if (op.start != kNoTensor)
-      std::copy_n(tensor(op.start) + first * op.columns, count * op.columns, tensor(op.out) + first * op.columns);
+    if (op.start != kNoTensor) start_rebuild(op, shares, first * op.columns, count * op.columns);
     if (op.inner == 0)
       update_bias(op, scalars, worker);
     else
@@ -399,10 +408,15 @@ class CpuExecutor final : public Executor, private GramDriver {
       std::copy_n(gradients, count, arena_.at<T>(layout_.gradients + layout_.at(op.out)) + first);
       return;
     }
+    update(op.optimizer, tensor(op.out) + first, state_from(op, first), gradients, count, scalars);
+  }
+
+  /// What the optimizer keeps for the elements of `out` from `first` on.
+  std::array<T*, elementwise::kMostStates> state_from(const StepOperation& op, std::int64_t first) const {
     std::array<T*, elementwise::kMostStates> state{};
     for (std::size_t s = 0; s < state.size(); ++s)
       if (op.state[s] != kNoTensor) state[s] = tensor(op.state[s]) + first;
-    update(op.optimizer, tensor(op.out) + first, state, gradients, count, scalars);
+    return state;
   }
 
   // All parameters at once, which lie behind each other, as do their gradients and what the optimizer keeps.
@@ -441,16 +455,19 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   // ---- Gram
 
-  // K and Z, in the panels of the first phase.
+  const Step::Gram& gram() const { return *layout_.step.gram; }
+
+  // K, Z and what the optimizer keeps for Z, in the panels of the first phase.
   void compute_gram(bool kernel, bool pre_activation) override {
     const SingleThreadedBlas single_threaded;
-    pool_.run(2 * layout_.blocks, [&, this](std::int64_t task, int) {
+    const auto products = static_cast<std::int64_t>(1 + gram().make_pre_activation.size());
+    pool_.run(products * layout_.blocks, [&, this](std::int64_t task, int) {
       const bool is_kernel = task < layout_.blocks;
       if (is_kernel ? !kernel : !pre_activation) return;
       const std::int64_t first = task % layout_.blocks * layout_.panel_rows;
       const std::int64_t count = std::min(layout_.panel_rows, layout_.step.batch - first);
-      const Step::Gram& gram = *layout_.step.gram;
-      const StepOperation& op = is_kernel ? gram.make_kernel : gram.make_pre_activation;
+      const auto product = static_cast<std::size_t>(task / layout_.blocks);
+      const StepOperation& op = is_kernel ? gram().make_kernel : gram().make_pre_activation[product - 1];
       const T* const panel = tensor(op.a) + first * op.inner;
       T* const out = tensor(op.out) + first * op.columns;
       if (!is_kernel) return forward(op, panel, out, nullptr, count);
@@ -462,19 +479,33 @@ class CpuExecutor final : public Executor, private GramDriver {
   }
 
   void clear_sum() override {
-    const StepTensor& shape = layout_.step.tensor(layout_.step.gram->sum);
-    std::fill_n(tensor(layout_.step.gram->sum), shape.rows * shape.columns, T(0));
+    clear(gram().sum);
+    for (const TensorId id : gram().sum_state) clear(id);
   }
 
-  void rebuild_parameters() override {
+  void rebuild_parameters(const GramShares& shares) override {
     const SingleThreadedBlas single_threaded;
-    run_folded(layout_.rebuild, adding_scalars<T>());
+    run_folded(layout_.rebuild, adding_scalars<T>(), shares);
     single_threaded.check();
   }
 
+  // `count` elements of `out` from `first` on, to which a product or column sums are added next.
+  void start_rebuild(const StepOperation& op, const GramShares& shares, std::int64_t first, std::int64_t count) const {
+    T* const out = tensor(op.out) + first;
+    const T* const start = tensor(op.start) + first;
+    if (op.start_state == kNoTensor) {
+      std::copy_n(start, count, out);
+      return;
+    }
+    const T* const start_state = tensor(op.start_state) + first;
+    const auto of_start = static_cast<T>(shares.of_start(op.rebuilt_state));
+    const auto of_state = static_cast<T>(shares.of_start_state(op.rebuilt_state));
+    for (std::int64_t i = 0; i < count; ++i)
+      out[i] = elementwise::weighted_sum(of_start, start[i], of_state, start_state[i]);
+  }
+
   void keep_as_start(const ParameterInfo& info) override {
-    const Step::Gram& gram = *layout_.step.gram;
-    std::copy_n(tensor(info), info.rows * info.columns, tensor(info.is_bias ? gram.start_bias : gram.start_weight));
+    std::copy_n(tensor(info), info.rows * info.columns, tensor(gram().start_of(info)));
   }
 
   // ---- chunked

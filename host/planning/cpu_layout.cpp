@@ -190,10 +190,14 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     layout.square_sums =
         arena.take(divide_up(bytes / static_cast<std::int64_t>(element), CpuLayout::kSlotRange), 1, sizeof(double));
   }
-  if (step.gram)
-    for (const TensorId id :
-         {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
+  if (step.gram) {
+    const Step::Gram& gram = *step.gram;
+    for (const TensorId id : {gram.kernel, gram.pre_activation, gram.sum, gram.start_weight, gram.start_bias})
       take_whole(id);
+    for (const StateTensors& states :
+         {gram.pre_activation_state, gram.sum_state, gram.start_weight_state, gram.start_bias_state})
+      for (const TensorId id : states) take_whole(id);
+  }
 
   layout.chunked = !step.gram && batch >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
   layout.adds_products = batch <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind);

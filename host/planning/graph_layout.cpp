@@ -58,9 +58,31 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
     case Kind::through_activation:
     case Kind::update:
     case Kind::copy:
+    case Kind::start_rebuild:
       return 0;
   }
   return 0;
+}
+
+/// What is updated, and what the optimizer keeps for it.
+struct Updated {
+  TensorId tensor;
+  StateTensors state;
+};
+
+/// What lies together, in this order, so that one launch can update it: the parameters, but Z in place of the first
+/// layer's where it is updated by more than its product.
+std::vector<Updated> updated_together(const Step& step, OptimizerKind optimizer) {
+  std::vector<Updated> updated;
+  for (const Step::Layer& layer : step.layers) {
+    if (step.gram && &layer == &step.layers.front() && !elementwise::adds_gradient(optimizer)) {
+      updated.push_back({step.gram->pre_activation, step.gram->pre_activation_state});
+      continue;
+    }
+    updated.push_back({layer.weight, layer.weight_state});
+    updated.push_back({layer.bias, layer.bias_state});
+  }
+  return updated;
 }
 
 /// Translates operations of a step into launches.
@@ -80,9 +102,13 @@ class Lowering {
   }
 
   /// The bias is added by a launch of its own.
-  std::vector<GraphOperation> lower_pre_activation(const StepOperation& op) {
-    add_product(op, layout_.at(op.a), layout_.at(op.out), op.rows, kNoOperand, "Z from its weights");
-    if (op.bias != kNoTensor) add_bias(op, layout_.at(op.bias), layout_.at(op.out), op.rows);
+  std::vector<GraphOperation> lower_pre_activation(const std::vector<StepOperation>& operations) {
+    for (const StepOperation& op : operations) {
+      const bool is_state = op.out != layout_.step.gram->pre_activation;
+      add_product(op, layout_.at(op.a), layout_.at(op.out), op.rows, kNoOperand,
+                  is_state ? "momentum of Z from that of its weights" : "Z from its weights");
+      if (op.bias != kNoTensor) add_bias(op, layout_.at(op.bias), layout_.at(op.out), op.rows);
+    }
     return take();
   }
 
@@ -193,12 +219,18 @@ class Lowering {
       update_->rows = 1;
       update_->columns =
           static_cast<std::int64_t>(layout_.parameter_bytes / size_of(element_type(layout_.step.precision)));
-      const Step::Layer& first = layout_.step.layers.front();
-      update_->out = layout_.at(first.weight);
+      const Updated first = updated_together(layout_.step, op.optimizer).front();
+      update_->out = layout_.at(first.tensor);
       update_->a = layout_.parameter_gradients;
-      for (std::size_t i = 0; i < first.weight_state.size(); ++i) update_->state[i] = layout_.at(first.weight_state[i]);
+      update_->state = state_of(first.state);
     }
     return layout_.parameter_gradients + layout_.at(op.out);
+  }
+
+  std::array<std::uint64_t, elementwise::kMostStates> state_of(const StateTensors& tensors) const {
+    std::array<std::uint64_t, elementwise::kMostStates> state{};
+    std::transform(tensors.begin(), tensors.end(), state.begin(), [&](TensorId id) { return layout_.at(id); });
+    return state;
   }
 
   void add_update(GraphOperation update) {
@@ -232,6 +264,12 @@ class Lowering {
     below_ = kNoOperand;
   }
 
+  const char* purpose_of_update(const StepOperation& op) const {
+    const bool is_gram = layout_.step.gram && op.layer == 0;
+    if (elementwise::adds_gradient(op.optimizer)) return is_gram ? "update of Z" : "update of its weights";
+    return is_gram ? "gradient of Z" : "gradient of its weights";
+  }
+
   /// Few rows are summed by the launch that updates all parameters, unless it first needs the norm of all gradients.
   void add_bias_update(const StepOperation& op) {
     const std::uint64_t out = gradient_of(op);
@@ -249,9 +287,20 @@ class Lowering {
     launch.descends = out == layout_.at(op.out);
   }
 
-  void add_copy(const StepOperation& op) {
+  void add_start(const StepOperation& op) {
     const StepTensor& tensor = layout_.step.tensor(op.out);
-    push(Kind::copy, op, layout_.at(op.out), tensor.rows, tensor.columns).a = layout_.at(op.start);
+    const Kind kind = op.start_state == kNoTensor ? Kind::copy : Kind::start_rebuild;
+    GraphOperation& launch = push(kind, op, layout_.at(op.out), tensor.rows, tensor.columns);
+    launch.a = layout_.at(op.start);
+    launch.b = layout_.at(op.start_state);
+    launch.rebuilt_state = op.rebuilt_state;
+  }
+
+  void add_sum_update(const StepOperation& op) {
+    GraphOperation& launch = push(Kind::update, op, layout_.at(op.out), op.rows, op.columns);
+    launch.optimizer = op.optimizer;
+    launch.state = state_of(op.state);
+    launch.a = layout_.at(op.a);
   }
 
   void add(const StepOperation& op) {
@@ -268,24 +317,22 @@ class Lowering {
       case StepOperation::Kind::input_gradient:
         return add_input_gradient(op);
       case StepOperation::Kind::weight_update:
-        return add_weight_update(op, gradient_of(op),
-                                 layout_.step.gram && op.layer == 0         ? "update of Z"
-                                 : elementwise::adds_gradient(op.optimizer) ? "update of its weights"
-                                                                            : "gradient of its weights");
+        return add_weight_update(op, gradient_of(op), purpose_of_update(op));
       case StepOperation::Kind::bias_update:
         return add_bias_update(op);
       case StepOperation::Kind::sum_update:
-        push(Kind::update, op, layout_.at(op.out), op.rows, op.columns).a = layout_.at(op.a);
-        return;
+        return add_sum_update(op);
       case StepOperation::Kind::kernel_matrix:
         push_gemm(op, "K", layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows).transpose_b = true;
         if (op.bias_in_kernel) add_bias(op, layout_.ones, layout_.at(op.out), op.rows);
         return;
       case StepOperation::Kind::rebuild_weight:
-        add_copy(op);
-        return add_weight_update(op, layout_.at(op.out), "its weights from S");
+        add_start(op);
+        return add_weight_update(
+            op, layout_.at(op.out),
+            op.rebuilt_state < 0 ? "its weights from S" : "momentum of its weights from that of S");
       case StepOperation::Kind::rebuild_bias:
-        add_copy(op);
+        add_start(op);
         return add_column_sums(op, layout_.at(op.out));
     }
   }
@@ -352,6 +399,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
     case Kind::loss:
     case Kind::through_activation:
+    case Kind::start_rebuild:
       moved = 3 * elements(op.rows, op.columns);
       break;
     case Kind::clip_factor:
@@ -446,31 +494,34 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
   const Step& step = layout.step;
   Places places(layout, arena, training.precision);
   std::int64_t widest_gradient = 0;
+  const OptimizerKind optimizer = training.optimizer.kind;
+  const std::vector<Updated> updated = updated_together(step, optimizer);
+  for (const Updated& each : updated) places.take(each.tensor);
+  layout.parameter_bytes = arena.used();
   for (const Step::Layer& layer : step.layers) {
-    places.take(layer.weight);
-    places.take(layer.bias);
     const bool narrow = is_narrow(layer.out_features);
     if (!narrow) layout.has_gemm = true;
     const bool has_gradient = &layer != &step.layers.front();
     if (has_gradient && (!narrow || !narrow_launch_masks(activation)))
       widest_gradient = std::max(widest_gradient, layer.in_features);
   }
-  layout.parameter_bytes = arena.used();
-  const OptimizerKind optimizer = training.optimizer.kind;
   for (std::size_t state = 0; state < elementwise::states_of(optimizer).size(); ++state)
-    for (const Step::Layer& layer : step.layers) {
-      places.take(layer.weight_state[state]);
-      places.take(layer.bias_state[state]);
-    }
+    for (const Updated& each : updated) places.take(each.state[state]);
   if (!elementwise::adds_gradient(optimizer))
     layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
   if (training.optimizer.clip_norm > 0) layout.clip_factor = arena.take(1, 1, element);
   if (step.gram) {
     layout.has_gemm = true;  // for K
-    for (const TensorId id :
-         {step.gram->kernel, step.gram->pre_activation, step.gram->sum, step.gram->start_weight, step.gram->start_bias})
-      places.take(id);
-    if (step.gram->start_bias != kNoTensor) layout.ones = arena.take(step.batch, 1, element);
+    const Step::Gram& gram = *step.gram;
+    const Step::Layer& first = step.layers.front();
+    places.take(gram.kernel);
+    for (const TensorId id : {gram.pre_activation, first.weight, first.bias})
+      if (layout.at(id) == kNoOperand) places.take(id);  // those that are not updated together
+    for (const TensorId id : {gram.sum, gram.start_weight, gram.start_bias}) places.take(id);
+    for (const StateTensors& states :
+         {first.weight_state, first.bias_state, gram.sum_state, gram.start_weight_state, gram.start_bias_state})
+      for (const TensorId id : states) places.take(id);
+    if (gram.start_bias != kNoTensor) layout.ones = arena.take(step.batch, 1, element);
   }
   if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
   if (step.batch > 0) {

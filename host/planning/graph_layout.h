@@ -36,6 +36,7 @@ struct GraphOperation {
     update,              ///< by the optimizer: out and `state` by the gradient a, times b if there is one; `summed`
                          ///< are gradients that the launch computes by itself
     copy,                ///< out = a
+    start_rebuild,       ///< out = shares of a and b (GramShares)
   };
 
   Kind kind = Kind::copy;
@@ -62,6 +63,7 @@ struct GraphOperation {
     std::int64_t rows = 0, columns = 0;
   };
   std::vector<Summed> summed{};
+  int rebuilt_state = -1;    ///< of `start_rebuild`, as in StepOperation
   double clip_norm = 0;      ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
   bool transpose_a = false;  ///< of a gemm: a is [inner, rows]
@@ -105,7 +107,8 @@ struct GraphLayout {
   int predict_products = 0;  ///< and are so many
 
   /// The parameters come first in the arena, up to here. Where the optimizer does not just add gradients, each number
-  /// that it keeps and the gradients take as much, in the same order, so that one launch updates all.
+  /// that it keeps and the gradients take as much, in the same order, so that one launch updates all; in the Gram
+  /// formulation that is Z in place of the first layer's parameters, which lie elsewhere.
   std::uint64_t parameter_bytes = 0;
   std::uint64_t parameter_gradients = 0;
   std::uint64_t clip_factor = 0;  ///< T, with clip_norm

@@ -122,11 +122,14 @@ class Builder {
     layout_.tensors[static_cast<std::size_t>(id)] = arena_.take(tensor.rows, tensor.columns, element_);
   }
 
+  void take(const StateTensors& states) {
+    for (const TensorId state : states) take(state);
+  }
+
   void take_parameters(const Step::Layer& layer) {
     take(layer.weight);
     take(layer.bias);
-    for (const StateTensors& states : {layer.weight_state, layer.bias_state})
-      for (const TensorId state : states) take(state);
+    for (const StateTensors& states : {layer.weight_state, layer.bias_state}) take(states);
   }
 
   /// In the Gram formulation a step does not touch the first layer's parameters.
@@ -138,6 +141,7 @@ class Builder {
     if (gram) {
       take(gram->pre_activation);
       take(gram->sum);
+      for (const StateTensors& states : {gram->pre_activation_state, gram->sum_state}) take(states);
     }
     layout_.state_bytes = arena_.used();
     if (batch_ == 0) return;
@@ -162,6 +166,7 @@ class Builder {
     take_parameters(step().layers.front());
     take(gram->start_weight);
     take(gram->start_bias);
+    for (const StateTensors& states : {gram->start_weight_state, gram->start_bias_state}) take(states);
   }
 
   void begin_phase() { layout_.phases.push_back({static_cast<std::int64_t>(layout_.operations.size()), 0}); }
@@ -227,6 +232,7 @@ class Builder {
         case StepOperation::Kind::sum_update:  // by the tiles that update Z
           waiting.back().kind = Kind::gram_update;
           waiting.back().sum = layout_.at(op.out);
+          waiting.back().extra = layout_.at(op.state.front());
           break;
         case StepOperation::Kind::gather:
         case StepOperation::Kind::kernel_matrix:

@@ -53,7 +53,7 @@ struct PersistentOperation {
     row_loss,  ///< the same by row, of a [rows, columns]; the activation's derivative follows from b
     input_gradient,  ///< out = v times the activation's derivative, which follows from `extra`
     weight_update,   ///< updates out by the gradient v
-    gram_update,     ///< the same, and sum by the gradient b
+    gram_update,     ///< the same, and sum, for which the optimizer keeps `extra`, by the gradient b
     bias_update,     ///< updates out [columns] by the gradient column sums of a [inner, columns]
     loss,            ///< the loss of the step: its scale times the sum of slots [inner]
   };

@@ -32,9 +32,16 @@ std::string text(double value) {
 std::string why_not_gram(const TrainingSpec& training) {
   if (training.batch_size != 0 && training.batch_size != training.samples)
     return "for steps that take all samples, not " + std::to_string(training.batch_size) + "; set the batch size to 0";
-  if (!elementwise::adds_gradient(training.optimizer.kind))
-    return "for updates that add a multiple of the gradient, not for the optimizer " + shown(training.optimizer.kind) +
-           "; choose 'gradient_descent'";
+  // The gradients of the first layer's parameters are never computed: see GramShares.
+  if (!elementwise::is_linear(training.optimizer.kind))
+    return "for updates that are linear in the gradient, not for the optimizer " + shown(training.optimizer.kind) +
+           ", which divides by the root of its squares; choose 'gradient_descent' or 'sgd'";
+  if (training.optimizer.clip_norm > 0)
+    return "for gradients as they are, not for those clipped by their norm, since it never computes those of the first "
+           "layer, which are a part of it; set clip_norm to 0";
+  if (training.optimizer.clip_value > 0)
+    return "for gradients as they are, not for those clipped by their value, since it never computes those of the "
+           "first layer; set clip_value to 0";
   return "";
 }
 

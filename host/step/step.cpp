@@ -102,6 +102,10 @@ class StepBuilder {
     step_.gram->sum = add("S", Lifetime::derived, batch(), out);
     step_.gram->start_weight = add("W0_start", Lifetime::derived, in, out);
     if (network_.bias) step_.gram->start_bias = add("b0_start", Lifetime::derived, 1, out);
+    step_.gram->pre_activation_state = add_states(step_.gram->pre_activation);
+    step_.gram->sum_state = add_states(step_.gram->sum);
+    step_.gram->start_weight_state = add_states(step_.gram->start_weight);
+    if (network_.bias) step_.gram->start_bias_state = add_states(step_.gram->start_bias);
     if (keeps_pre_activation(0)) layer(0).kept = step_.gram->pre_activation;
   }
 
@@ -193,20 +197,21 @@ class StepBuilder {
       op.out = layer(index - 1).gradient;
       operations.push_back(op);
     }
+    const auto add_update = [&](const StepOperation& op, const StateTensors& state) {
+      operations.push_back(op);
+      operations.back().optimizer = training_.optimizer.kind;
+      operations.back().state = state;
+    };
     if (index == 0 && step_.gram) {
-      operations.push_back(product_of_inputs(Kind::weight_update, 0, step_.gram->kernel, batch(), of.gradient,
-                                             step_.gram->pre_activation));
-      operations.push_back(column_sums(Kind::sum_update, 0, of.gradient, step_.gram->sum));
+      const Step::Gram& gram = *step_.gram;
+      add_update(product_of_inputs(Kind::weight_update, 0, gram.kernel, batch(), of.gradient, gram.pre_activation),
+                 gram.pre_activation_state);
+      add_update(column_sums(Kind::sum_update, 0, of.gradient, gram.sum), gram.sum_state);
       return;
     }
-    operations.push_back(
-        product_of_inputs(Kind::weight_update, index, input(index), of.in_features, of.gradient, of.weight));
-    operations.back().optimizer = training_.optimizer.kind;
-    operations.back().state = of.weight_state;
-    if (!network_.bias) return;
-    operations.push_back(column_sums(Kind::bias_update, index, of.gradient, of.bias));
-    operations.back().optimizer = training_.optimizer.kind;
-    operations.back().state = of.bias_state;
+    add_update(product_of_inputs(Kind::weight_update, index, input(index), of.in_features, of.gradient, of.weight),
+               of.weight_state);
+    if (network_.bias) add_update(column_sums(Kind::bias_update, index, of.gradient, of.bias), of.bias_state);
   }
 
   void make_gram_operations() {
@@ -216,16 +221,32 @@ class StepBuilder {
     gram.make_kernel.a = step_.x;
     gram.make_kernel.out = gram.kernel;
     gram.make_kernel.bias_in_kernel = network_.bias;
-    gram.make_pre_activation = step_.inference.front();
-    gram.make_pre_activation.out = gram.pre_activation;
-    gram.make_pre_activation.activation.reset();
-    gram.make_pre_activation.kept = kNoTensor;
-    gram.rebuild.push_back(
-        product_of_inputs(Kind::rebuild_weight, 0, step_.x, first.in_features, gram.sum, first.weight));
-    gram.rebuild.back().start = gram.start_weight;
-    if (!network_.bias) return;
-    gram.rebuild.push_back(column_sums(Kind::rebuild_bias, 0, gram.sum, first.bias));
-    gram.rebuild.back().start = gram.start_bias;
+    // The parameters themselves first, then each of the numbers that the optimizer keeps for them.
+    const auto states = static_cast<int>(elementwise::states_of(training_.optimizer.kind).size());
+    for (int state = -1; state < states; ++state) {
+      const auto of = [state](TensorId parameter, const StateTensors& kept) {
+        return state < 0 ? parameter : kept[static_cast<std::size_t>(state)];
+      };
+      const TensorId weight = of(first.weight, first.weight_state), bias = of(first.bias, first.bias_state);
+      const TensorId sum = of(gram.sum, gram.sum_state);
+      StepOperation project = step_.inference.front();
+      project.b = weight;
+      project.bias = bias;
+      project.out = of(gram.pre_activation, gram.pre_activation_state);
+      project.activation.reset();
+      project.kept = kNoTensor;
+      gram.make_pre_activation.push_back(project);
+      const auto add_rebuild = [&](const StepOperation& op, TensorId start, const StateTensors& start_state) {
+        gram.rebuild.push_back(op);
+        gram.rebuild.back().start = start;
+        gram.rebuild.back().start_state = start_state.front();
+        gram.rebuild.back().rebuilt_state = state;
+      };
+      add_rebuild(product_of_inputs(Kind::rebuild_weight, 0, step_.x, first.in_features, sum, weight),
+                  gram.start_weight, gram.start_weight_state);
+      if (network_.bias)
+        add_rebuild(column_sums(Kind::rebuild_bias, 0, sum, bias), gram.start_bias, gram.start_bias_state);
+    }
   }
 
   const NetworkSpec& network_;
@@ -242,6 +263,12 @@ std::string text_of(const Step& step, TensorId id) {
 std::string update_text(const Step& step, const StepOperation& op, const std::string& gradient) {
   if (elementwise::adds_gradient(op.optimizer)) return text_of(step, op.out) + " -= rate " + gradient;
   return text_of(step, op.out) + " by " + name_or_null(op.optimizer) + " along " + gradient;
+}
+
+/// What a rebuild starts from.
+std::string start_text(const Step& step, const StepOperation& op) {
+  if (op.start_state == kNoTensor) return text_of(step, op.start);
+  return "shares of " + text_of(step, op.start) + " and " + text_of(step, op.start_state);
 }
 
 std::string text_of(const Step& step, const StepOperation& op) {
@@ -274,9 +301,9 @@ std::string text_of(const Step& step, const StepOperation& op) {
     case Kind::kernel_matrix:
       return text(op.out) + " = " + text(op.a) + " " + text(op.a) + "^T" + (op.bias_in_kernel ? " + 1" : "");
     case Kind::rebuild_weight:
-      return text(op.out) + " = " + text(op.start) + " + " + text(op.a) + "^T " + text(op.b);
+      return text(op.out) + " = " + start_text(step, op) + " + " + text(op.a) + "^T " + text(op.b);
     case Kind::rebuild_bias:
-      return text(op.out) + " = " + text(op.start) + " + column sums of " + text(op.a);
+      return text(op.out) + " = " + start_text(step, op) + " + column sums of " + text(op.a);
   }
   return "";
 }
@@ -300,6 +327,11 @@ bool StepOperation::is_by_row() const {
       return false;
   }
   return false;
+}
+
+TensorId Step::Gram::start_of(const ParameterInfo& info) const {
+  if (info.state < 0) return info.is_bias ? start_bias : start_weight;
+  return (info.is_bias ? start_bias_state : start_weight_state)[static_cast<std::size_t>(info.state)];
 }
 
 TensorId Step::tensor_of(const ParameterInfo& info) const {

@@ -59,8 +59,8 @@ struct StepOperation {
     bias_update,     ///< the gradient is the column sums of a
     sum_update,      ///< the gradient is a
     kernel_matrix,   ///< out = a a^T (+ 1 in every element with `bias_in_kernel`)
-    rebuild_weight,  ///< out = start + a^T b
-    rebuild_bias,    ///< out = start + column sums of a
+    rebuild_weight,  ///< out = start + a^T b; with `start_state`, shares of both (GramShares) in place of start
+    rebuild_bias,    ///< the same with the column sums of a in place of a^T b
   };
   Kind kind = Kind::forward;
   int layer = 0;
@@ -69,12 +69,14 @@ struct StepOperation {
   std::int64_t inner = 0;  ///< 0: no product
   TensorId a = kNoTensor;
   TensorId b = kNoTensor;
-  TensorId bias = kNoTensor;     ///< [1, columns]
-  TensorId kept = kNoTensor;     ///< as out
-  TensorId start = kNoTensor;    ///< as out
-  TensorId weights = kNoTensor;  ///< of a loss: [rows, 1]
+  TensorId bias = kNoTensor;         ///< [1, columns]
+  TensorId kept = kNoTensor;         ///< as out
+  TensorId start = kNoTensor;        ///< as out
+  TensorId start_state = kNoTensor;  ///< as out
+  TensorId weights = kNoTensor;      ///< of a loss: [rows, 1]
   TensorId out = kNoTensor;
   StateTensors state = kNoStates;
+  int rebuilt_state = -1;  ///< of a rebuild: which of the optimizer's numbers `out` is; -1: the parameter itself
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of an update
   std::optional<ActivationOfStep> activation{};
   LossOfStep loss{};
@@ -99,16 +101,26 @@ struct Step {
     TensorId gradient = kNoTensor;  ///< dZ [batch, out_features]
   };
   /// Of the Gram formulation (see Formulation): the first layer is trained as a weight Z would be whose input is K.
+  /// What the optimizer keeps for W and b, it keeps for Z and S instead (GramShares says why that is the same); the
+  /// states of the parameters are rebuilt with them.
   struct Gram {
     TensorId kernel = kNoTensor;          ///< K [batch, batch]
     TensorId pre_activation = kNoTensor;  ///< Z [batch, out_features]
     TensorId sum = kNoTensor;             ///< S [batch, out_features]
     TensorId start_weight = kNoTensor;    ///< W_0 [in_features, out_features]
     TensorId start_bias = kNoTensor;      ///< b_0 [1, out_features]
-    /// K from X; Z from X, W and b; W and, with bias, b from W_0, b_0 and S: each where it is needed, in no step.
+    StateTensors pre_activation_state = kNoStates;
+    StateTensors sum_state = kNoStates;           ///< V
+    StateTensors start_weight_state = kNoStates;  ///< v_0
+    StateTensors start_bias_state = kNoStates;
+    /// K from X; Z from X, W and b; W and, with bias, b from W_0, b_0 and S; and the same of what the optimizer keeps:
+    /// each where it is needed, in no step.
     StepOperation make_kernel{};
-    StepOperation make_pre_activation{};
+    std::vector<StepOperation> make_pre_activation{};
     std::vector<StepOperation> rebuild{};
+
+    /// W_0, b_0, or what the optimizer kept for them: of an entry of state_layout() of the first layer.
+    TensorId start_of(const ParameterInfo& info) const;
   };
 
   Precision precision = Precision::fp32;

@@ -136,7 +136,7 @@ constexpr ElementType element_type(Precision precision) {
   return ElementType::float64;
 }
 
-/// Two ways to compute the same full-batch gradient descent; their results are equal except for rounding.
+/// Two ways to compute the same full-batch training; their results are equal except for rounding.
 ///
 /// `primal`: the equations as they are written.
 ///
@@ -149,6 +149,18 @@ constexpr ElementType element_type(Precision precision) {
 /// from which W and b are computed when a run ends, or earlier if they are read. A step of the first layer takes 2
 /// samples^2 out_features floating-point operations instead of 4 samples in_features out_features: fewer where samples
 /// < 2 in_features. The other layers are trained as in `primal`.
+///
+/// That is exact for every update that is linear in the parameter, its momentum and the gradient, so `gram` takes
+/// gradient_descent and sgd, the latter with momentum, Nesterov's too, and weight decay; any schedule and warm-up. Z
+/// and S are then updated as parameters are, with a momentum each (of Z X v, of S V, which begins with 0), by the
+/// gradients K dZ and dZ; and W and its momentum v are
+///   W = c W_0 + f v_0 + X^T S,  v = e W_0 + h v_0 + X^T V
+/// with W_0 and v_0 what they were when S and V were last 0. (c, e) and (f, h) follow from the learning rates, the
+/// momentum and the decay: they obey the same update with the gradient 0, from (1, 0) and (0, 1) on. The bias likewise.
+/// Trainer::save_state writes v, as in `primal`.
+///
+/// Refused with InvalidArgument: adam, adamw and rmsprop, which divide by the root of squared gradients; clip_norm and
+/// clip_value, since the gradient of W is never computed; and steps that do not take all samples.
 enum class Formulation { primal, gram };
 
 /// How initial weights are drawn; biases start at 0. Standard deviations: normal 1, he sqrt(2 / in_features) (He et
@@ -216,8 +228,8 @@ struct TrainingSpec {
   Watch watch{};
   Precision precision = Precision::fp32;
   Formulation formulation = Formulation::primal;
-  /// Only with `gram`: this many steps after Z was last computed from W and b, it is computed from them again, which
-  /// removes the difference that rounding has caused. 0: never.
+  /// Only with `gram`: this many steps after Z was last computed from W and b, it is computed from them again, and its
+  /// momentum from theirs, which removes the difference that rounding has caused. 0: never.
   std::int64_t reprojection_steps = 0;
   /// True: the same bits on every run, for any number of threads. False: before the first step, a GPU's executor times
   /// the algorithms that cuBLASLt proposes for each matrix product and takes the fastest, which may differ from run to
