@@ -540,8 +540,8 @@ TYPED_TEST(CudaKernels, GatherRowsTakesTheSamplesOfTheStep) {
           const DeviceArray<T> device_data(data, offset), out(rows * columns, offset);
           const DeviceArray<std::int64_t> device_step(std::vector<std::int64_t>{step});
           const BatchOrder order{0x0123456789abcdefu, samples, shuffled};
-          cuda::launch_gather_rows(out.data(), device_data.data(), columns, order, device_step.data(), rows,
-                                   this->stream());
+          const cuda::GatheredRows<T> matrix{out.data(), device_data.data(), columns};
+          cuda::launch_gather_rows<T>({&matrix, 1}, order, device_step.data(), rows, this->stream());
           std::vector<T> expected;
           for (std::int64_t position = step * rows; position < (step + 1) * rows; ++position) {
             const std::int64_t index = position % samples;
@@ -563,9 +563,37 @@ TYPED_TEST(CudaKernels, GatherRowsWritesWhereNoVectorFits) {
   const DeviceArray<std::int64_t> step(std::vector<std::int64_t>{0});
   for (const int offset : kOffsets) {
     const DeviceArray<T> device_data(data, offset), out(6 * 8, 3 - offset);
-    cuda::launch_gather_rows(out.data(), device_data.data(), 8, BatchOrder{0, 6, false}, step.data(), 6,
-                             this->stream());
+    const cuda::GatheredRows<T> matrix{out.data(), device_data.data(), 8};
+    cuda::launch_gather_rows<T>({&matrix, 1}, BatchOrder{0, 6, false}, step.data(), 6, this->stream());
     expect_same(out.read(this->owner()), data);
+  }
+}
+
+// Inputs, targets and weights by one launch, of which some take vectors.
+TYPED_TEST(CudaKernels, GatherRowsTakesTheSameSamplesOfEachMatrix) {
+  using T = TypeParam;
+  const std::int64_t samples = 50, rows = 33;
+  const BatchOrder order{9, samples, true};
+  const DeviceArray<std::int64_t> step(std::vector<std::int64_t>{3});
+  const std::vector<std::int64_t> columns = {1032, 3, 1};
+  std::vector<std::vector<T>> data;
+  std::vector<DeviceArray<T>> device_data, out;
+  std::vector<cuda::GatheredRows<T>> matrices;
+  for (const std::int64_t width : columns) {
+    data.push_back(random_values<T>(samples * width, static_cast<std::uint32_t>(40 + width)));
+    device_data.emplace_back(data.back());
+    out.emplace_back(rows * width);
+  }
+  for (std::size_t i = 0; i < columns.size(); ++i)
+    matrices.push_back({out[i].data(), device_data[i].data(), columns[i]});
+  cuda::launch_gather_rows<T>(matrices, order, step.data(), rows, this->stream());
+  for (std::size_t i = 0; i < columns.size(); ++i) {
+    std::vector<T> expected;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const auto from = data[i].begin() + static_cast<std::ptrdiff_t>(order.sample(3 * rows + row) * columns[i]);
+      expected.insert(expected.end(), from, from + static_cast<std::ptrdiff_t>(columns[i]));
+    }
+    expect_same(out[i].read(this->owner()), expected);
   }
 }
 

@@ -349,8 +349,8 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
-  // One launch updates Z and the upper layers, whatever their number, and one S.
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 8);
+  // One launch updates Z and the upper layers, whatever their number, by biases that it sums itself, and one S.
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 7);
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 4);  // error, gradient of Z, S, Z
 }
 
@@ -373,6 +373,21 @@ TEST(GraphLayout, SumsBiasGradientsInTheLaunchThatUpdatesAll) {
   EXPECT_EQ(sums(adam, 1025), std::pair(1, 1));  // of 128 columns in five tiles of rows
   EXPECT_EQ(sums(clipped, 64), std::pair(2, 0));
   EXPECT_EQ(sums({}, 64), std::pair(2, 0));
+}
+
+TEST(GraphLayout, TakesEightKernelsForAStepOfAClassifier) {
+  NetworkSpec network = network_of({784, 128, 10});
+  network.bias = true;
+  TrainingSpec training = training_of(60000);
+  training.batch_size = 64;
+  training.loss = Loss::cross_entropy;
+  training.reduction = Reduction::mean;
+  training.class_targets = true;
+  training.optimizer.kind = OptimizerKind::adam;
+  // Batch, GEMM, ReLU, layer, loss, its gradient, GEMM, update
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 8);
+  training.batch_size = 512;
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 9);  // and a sum in two stages
 }
 
 // The launch of a narrow layer knows ReLU's marks alone: through any other activation the gradient goes by another one.

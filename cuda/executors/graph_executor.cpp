@@ -212,13 +212,26 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       launch_column_sums(operand(op.out), operand(op.a), op.rows, op.columns, slots(), stream());
   }
 
+  void gather(const GraphOperation& op, const Scalars* scalars) const {
+    std::vector<GatheredRows<T>> matrices;
+    for (const GraphOperation::Gathered& of : op.gathered)
+      matrices.push_back({operand(of.out), operand(of.data), of.columns});
+    launch_gather_rows<T>(matrices, layout_.step.order, &scalars->step, op.rows, stream());
+  }
+
+  LossRing loss_ring() const {
+    return {at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
+  }
+
   void update(const GraphOperation& op, const Scalars* scalars) const {
     OptimizerState<T> state{};
     for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
     std::vector<SummedGradient<T>> summed;
     for (const GraphOperation::Summed& of : op.summed)
       summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
-    launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), summed, scalars,
+    UpdateSums<T> sums{summed};
+    if (op.loss_blocks > 0) sums.loss = {loss_ring(), op.loss.scale, at<double>(layout_.loss_slots), op.loss_blocks};
+    launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), sums, scalars,
                      op.rows * op.columns, stream());
   }
 
@@ -231,7 +244,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::gemm:
         return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
       case Kind::gather:
-        return launch_gather_rows(out, a, op.columns, layout_.step.order, &scalars->step, op.rows, stream());
+        return gather(op, scalars);
       case Kind::narrow_linear:
         return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
       case Kind::narrow_gradient:
@@ -240,10 +253,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
       case Kind::add_bias:
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
-      case Kind::loss: {
-        const LossRing ring{at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
-        return launch_loss(op.loss, ring, out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
-      }
+      case Kind::loss:
+        if (op.loss_blocks > 0)
+          return launch_loss_blocks(op.loss, at<double>(layout_.loss_slots), out, a, b, weights_of(op), op.rows,
+                                    op.columns, stream());
+        return launch_loss(op.loss, loss_ring(), out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
       case Kind::column_sums:

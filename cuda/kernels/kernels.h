@@ -42,23 +42,6 @@ struct OptimizerState {
   T* values[elementwise::kMostStates];
 };
 
-/// Gradients that an update computes by itself: that of the parameter `first` + j is the sum of column j of a matrix
-/// [rows, columns], with at most kMostSummedTiles tiles of rows by row_sum_layout(). In parameters and state the range
-/// begins at a multiple of 16 bytes and is followed by nothing up to the next.
-template <class T>
-struct SummedGradient {
-  const T* matrix;
-  std::int64_t first, rows, columns;
-};
-
-/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
-/// multiplied by *factor first, unless that is null. Of the ranges of `summed`, at most kMostSummedGradients,
-/// `gradients` are not read; they need `factor` to be null. `scalars`, here and below, are in device memory.
-template <class T>
-void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, std::span<const SummedGradient<T>> summed,
-                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream);
-
 /// *factor = clip_factor(the sum of the squares of the gradients, clip_norm). `slots` holds square_sum_slots(count)
 /// doubles, and is not used where that is 0.
 template <class T>
@@ -88,6 +71,42 @@ struct LossRing {
 template <class T>
 void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
                  const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
+
+/// The same without the end: each of its loss_blocks() leaves a partial sum, which LossSum adds up.
+template <class T>
+void launch_loss_blocks(const LossOfStep& loss, double* partial_sums, T* gradient, const T* prediction, const T* target,
+                        const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream);
+struct LossSum {
+  LossRing ring{};
+  double scale = 1;  ///< of LossOfStep
+  const double* partial_sums = nullptr;
+  std::int64_t count = 0;  ///< 0: none
+};
+
+/// Gradients that an update computes by itself: that of the parameter `first` + j is the sum of column j of a matrix
+/// [rows, columns], with at most kMostSummedTiles tiles of rows by row_sum_layout(). In parameters and state the range
+/// begins at a multiple of 16 bytes and is followed by nothing up to the next.
+template <class T>
+struct SummedGradient {
+  const T* matrix;
+  std::int64_t first, rows, columns;
+};
+
+/// Sums that an update takes beside its own work, so that they need no launch: at most kMostSummedGradients, and a
+/// loss.
+template <class T>
+struct UpdateSums {
+  std::span<const SummedGradient<T>> gradients{};
+  LossSum loss{};
+};
+
+/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
+/// multiplied by *factor first, unless that is null. Of the ranges of `sums`, `gradients` are not read; they need
+/// `factor` to be null. `scalars`, here and below, are in device memory.
+template <class T>
+void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
+                   const T* factor, const UpdateSums<T>& sums, const elementwise::StepScalars<T>* scalars,
+                   std::int64_t count, cudaStream_t stream);
 
 /// What evaluations of validation data leave in device memory.
 struct EvaluationState {
@@ -135,10 +154,19 @@ void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementw
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
                                   int out_features, double* slots, cudaStream_t stream);
 
-/// The batch of a step: row r of out [rows, columns] is the row order.sample(*step * rows + r) of
-/// data [order.samples, columns], which out does not overlap. `step`, not negative, is in device memory.
+/// Rows of a batch and of the data that they are taken from, both [..., columns] without gaps; they do not overlap.
 template <class T>
-void launch_gather_rows(T* out, const T* data, std::int64_t columns, const BatchOrder& order, const std::int64_t* step,
+struct GatheredRows {
+  T* out;
+  const T* data;
+  std::int64_t columns;
+};
+inline constexpr std::size_t kMostGathered = 3;
+
+/// The batch of a step: row r of each out [rows, columns] is the row order.sample(*step * rows + r) of its
+/// data [order.samples, columns]; of at most kMostGathered. `step`, not negative, is in device memory.
+template <class T>
+void launch_gather_rows(std::span<const GatheredRows<T>> matrices, const BatchOrder& order, const std::int64_t* step,
                         std::int64_t rows, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

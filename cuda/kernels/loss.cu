@@ -12,17 +12,6 @@
 namespace deviceloop::cuda {
 namespace {
 
-/// Appends the loss of a step to the ring.
-struct Append {
-  LossRing ring;
-  double scale;
-  __device__ void operator()(std::int64_t, double sum) const {
-    const std::int64_t step = ring.steps != nullptr ? *ring.steps : 0;
-    ring.losses[step % ring.size] = sum * scale;
-    if (ring.steps != nullptr) *ring.steps = step + 1;
-  }
-};
-
 /// Whether the loss of two zeros is 0: then nothing need be left out where groups are filled up with them.
 template <class Formula>
 inline constexpr bool kZeroOfZeros = true;
@@ -116,16 +105,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-template <class T>
-void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
-                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
-  const Append append{ring, loss.scale};
+namespace {
+
+template <class T, class Finish>
+void launch_blocks(const Finish& finish, const LossOfStep& loss, T* gradient, const T* prediction, const T* target,
+                   const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
   const std::int64_t count = rows * columns;
   const bool by_element = is_by_element(loss.kind);
-  const std::int64_t blocks = by_element ? group_blocks(count, kVector<T>) : divide_up(rows, kLossRows);
+  const std::int64_t blocks = loss_blocks<T>(by_element, rows, columns);
   const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
-  const auto launch_weighted = [&](const auto& finish, const auto& row_weights) {
-    using Finish = std::decay_t<decltype(finish)>;
+  const auto launch_weighted = [&](const auto& row_weights) {
     using Weights = std::decay_t<decltype(row_weights)>;
     if (!by_element) {
       launch(cross_entropy_kernel<T, Finish, Weights>, config, stream, finish, gradient, prediction, target, rows,
@@ -143,17 +132,34 @@ void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, cons
       launch_aligned(std::false_type());
     });
   };
-  const auto launch_blocks = [&](const auto& finish) {
-    if (weights == nullptr)
-      launch_weighted(finish, NoWeights());
-    else
-      launch_weighted(finish, RowWeights<T>{weights, columns});
-  };
-  if (blocks == 1) return launch_blocks(append);
-  launch_blocks(Store<double>{slots});
+  if (weights == nullptr)
+    launch_weighted(NoWeights());
+  else
+    launch_weighted(RowWeights<T>{weights, columns});
+}
+
+}  // namespace
+
+template <class T>
+void launch_loss_blocks(const LossOfStep& loss, double* partial_sums, T* gradient, const T* prediction, const T* target,
+                        const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
+  launch_blocks(Store<double>{partial_sums}, loss, gradient, prediction, target, weights, rows, columns, stream);
+}
+
+template <class T>
+void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
+                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
+  const AppendLoss append{ring, loss.scale};
+  const std::int64_t blocks = loss_blocks<T>(is_by_element(loss.kind), rows, columns);
+  if (blocks == 1) return launch_blocks(append, loss, gradient, prediction, target, weights, rows, columns, stream);
+  launch_loss_blocks(loss, slots, gradient, prediction, target, weights, rows, columns, stream);
   launch_sum_slots(append, slots, 1, blocks, stream);
 }
 
+template void launch_loss_blocks(const LossOfStep&, double*, float*, const float*, const float*, const float*,
+                                 std::int64_t, std::int64_t, cudaStream_t);
+template void launch_loss_blocks(const LossOfStep&, double*, double*, const double*, const double*, const double*,
+                                 std::int64_t, std::int64_t, cudaStream_t);
 template void launch_loss(const LossOfStep&, const LossRing&, float*, const float*, const float*, const float*,
                           std::int64_t, std::int64_t, double*, cudaStream_t);
 template void launch_loss(const LossOfStep&, const LossRing&, double*, const double*, const double*, const double*,

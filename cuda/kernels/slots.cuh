@@ -8,6 +8,7 @@
 #include "../../host/planning/kernel_layout.h"
 #include "../runtime/device.cuh"
 #include "../runtime/launch.h"
+#include "kernels.h"
 
 namespace deviceloop::cuda {
 
@@ -25,6 +26,17 @@ struct Descend {
   const elementwise::StepScalars<T>* scalars;
   __device__ void operator()(std::int64_t index, double sum) const {
     parameters[index] = elementwise::sgd_update(parameters[index], static_cast<T>(sum), scalars->learning_rate);
+  }
+};
+
+/// Appends the loss of a step to the ring.
+struct AppendLoss {
+  LossRing ring;
+  double scale;
+  __device__ void operator()(std::int64_t, double sum) const {
+    const std::int64_t step = ring.steps != nullptr ? *ring.steps : 0;
+    ring.losses[step % ring.size] = sum * scale;
+    if (ring.steps != nullptr) *ring.steps = step + 1;
   }
 };
 

@@ -15,9 +15,10 @@ namespace {
 template <class Optimizer>
 constexpr int kStates = std::tuple_size_v<std::remove_const_t<decltype(Optimizer::kStates)>>;
 
-/// The ranges that an update sums by itself. Their blocks, a tile of columns each, come after `first_block` others.
+/// What an update sums beside its own work. The blocks for it come after `first_block` others: one for each tile of
+/// columns of a range, then one for the loss.
 template <class T>
-struct SummedGradients {
+struct SumBlocks {
   struct Range {
     SummedGradient<T> gradient;
     PanelLayout layout;
@@ -25,22 +26,37 @@ struct SummedGradients {
   Range ranges[kMostSummedGradients];
   std::int64_t count;
   std::int64_t first_block;
+  LossSum loss;
 };
 
-struct ThreadSums {
+struct WarpSums {
+  double values[kThreads / kWarpThreads];
+};
+union ThreadSums {
   double values[kThreads];
+  WarpSums warps;
 };
 
-/// By a block: its columns' sums as column_sums_kernel adds them, tile of rows after tile of rows, and the update by
-/// them.
+/// By a block: a loss from its partial sums. Each thread adds every kThreads-th.
+__device__ void append_loss(const LossSum& loss) {
+  double sum = 0;
+  for (std::int64_t i = thread_index(); i < loss.count; i += kThreads) sum += loss.partial_sums[i];
+  const double total = block_sum(sum, shared<ThreadSums>().warps.values);
+  if (thread_index() == 0) AppendLoss{loss.ring, loss.scale}(0, total);
+}
+
+/// By a block: the sums of its columns of a range as column_sums_kernel adds them, tile of rows after tile of rows, and
+/// the update by them; or the loss.
 template <class T, class Optimizer>
-__device__ void update_by_sums(T* parameters, const OptimizerState<T>& state, const SummedGradients<T>& summed,
-                               const elementwise::StepScalars<T>* scalars) {
+__device__ void take_sums(T* parameters, const OptimizerState<T>& state, const SumBlocks<T>& summed,
+                          const elementwise::StepScalars<T>* scalars) {
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
   std::int64_t across = std::int64_t{block_index()} - summed.first_block;
   std::int64_t index = 0;
-  while (across >= summed.ranges[index].layout.tiles_across) across -= summed.ranges[index++].layout.tiles_across;
+  while (index < summed.count && across >= summed.ranges[index].layout.tiles_across)
+    across -= summed.ranges[index++].layout.tiles_across;
+  if (index == summed.count) return append_loss(summed.loss);
   const SummedGradient<T>& of = summed.ranges[index].gradient;
   const PanelLayout& layout = summed.ranges[index].layout;
   double total = 0;
@@ -76,14 +92,14 @@ __device__ void update_by_sums(T* parameters, const OptimizerState<T>& state, co
 }
 
 /// A thread takes one group of parameters. All pointers are aligned to 16 bytes. With `sums` some blocks and no others
-/// take the ranges of `summed`.
+/// take what is summed.
 template <class T, int width, class Optimizer, bool sums>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor,
-                  SummedGradients<T> summed, const elementwise::StepScalars<T>* scalars, std::int64_t count) {
+    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor, SumBlocks<T> summed,
+                  const elementwise::StepScalars<T>* scalars, std::int64_t count) {
   const std::int64_t begin = (std::int64_t{block_index()} * kThreads + thread_index()) * width;
   if constexpr (sums) {
-    if (block_index() >= summed.first_block) return update_by_sums<T, Optimizer>(parameters, state, summed, scalars);
+    if (block_index() >= summed.first_block) return take_sums<T, Optimizer>(parameters, state, summed, scalars);
     for (std::int64_t index = 0; index < summed.count; ++index) {
       const SummedGradient<T>& of = summed.ranges[index].gradient;
       if (begin >= of.first && begin < of.first + of.columns) return;
@@ -112,10 +128,6 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int s = 0; s < kStates<Optimizer>; ++s) store_group<true>(state.values[s], states[s], begin, count);
 }
-
-struct WarpSums {
-  double values[kThreads / kWarpThreads];
-};
 
 template <class T>
 struct StoreClipFactor {
@@ -159,11 +171,13 @@ void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::in
 
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, std::span<const SummedGradient<T>> summed,
-                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream) {
+                   const T* factor, const UpdateSums<T>& sums, const elementwise::StepScalars<T>* scalars,
+                   std::int64_t count, cudaStream_t stream) {
   constexpr int width = kVector<T>;
-  SummedGradients<T> ranges{};
+  const std::span<const SummedGradient<T>> summed = sums.gradients;
+  SumBlocks<T> ranges{};
   ranges.count = static_cast<std::int64_t>(summed.size());
+  ranges.loss = sums.loss;
   ranges.first_block = divide_up(count, std::int64_t{kThreads} * width);
   std::int64_t blocks = ranges.first_block;
   for (std::size_t index = 0; index < summed.size(); ++index) {
@@ -171,20 +185,22 @@ void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<
     ranges.ranges[index] = {summed[index], layout};
     blocks += layout.tiles_across;
   }
+  if (sums.loss.count > 0) ++blocks;
+  const bool has_sums = blocks > ranges.first_block;
   elementwise::with_optimizer(optimizer, [&](auto of) {
     using Of = decltype(of);
-    const auto kernel = summed.empty() ? update_kernel<T, width, Of, false> : update_kernel<T, width, Of, true>;
-    launch(kernel, {blocks, kThreads, summed.empty() ? 0 : static_cast<int>(sizeof(ThreadSums))}, stream, parameters,
-           state, gradients, factor, ranges, scalars, count);
+    const auto kernel = has_sums ? update_kernel<T, width, Of, true> : update_kernel<T, width, Of, false>;
+    launch(kernel, {blocks, kThreads, has_sums ? static_cast<int>(sizeof(ThreadSums)) : 0}, stream, parameters, state,
+           gradients, factor, ranges, scalars, count);
   });
 }
 
 template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*, const float*,
-                            std::span<const SummedGradient<float>>, const elementwise::StepScalars<float>*,
-                            std::int64_t, cudaStream_t);
+                            const UpdateSums<float>&, const elementwise::StepScalars<float>*, std::int64_t,
+                            cudaStream_t);
 template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*, const double*,
-                            std::span<const SummedGradient<double>>, const elementwise::StepScalars<double>*,
-                            std::int64_t, cudaStream_t);
+                            const UpdateSums<double>&, const elementwise::StepScalars<double>*, std::int64_t,
+                            cudaStream_t);
 
 template void launch_clip_factor(float*, const float*, double, std::int64_t, double*, cudaStream_t);
 template void launch_clip_factor(double*, const double*, double, std::int64_t, double*, cudaStream_t);

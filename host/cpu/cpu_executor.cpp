@@ -264,28 +264,20 @@ class CpuExecutor final : public Executor, private GramDriver {
       add_bias(out, tensor(op.bias), rows, op.columns);
   }
 
-  // The rows [first, first + count) of the step's batch.
-  void gather(const StepOperation& op, T* out, std::int64_t first, std::int64_t count) const {
-    constexpr std::int64_t kRows = 64;
-    std::int64_t samples[kRows];
-    for (std::int64_t begin = first; begin < first + count; begin += kRows) {
-      const std::int64_t rows = std::min(kRows, first + count - begin);
-      layout_.step.order.take(scalars_.step * op.rows + begin, rows, samples);
-      for (std::int64_t row = 0; row < rows; ++row, out += op.columns)
-        std::copy_n(tensor(op.a) + samples[row] * op.columns, op.columns, out);
-    }
-  }
-
   // The operations by row, for the rows [first, first + count); without `backward` up to the loss, which is returned.
   double run_panel(std::int64_t first, std::int64_t count, int worker, bool backward) const {
     double loss = 0;
+    std::int64_t samples[CpuLayout::kMostPanelRows];  // of the data, which the rows are
+    if (layout_.step.x != layout_.step.data_x)
+      layout_.step.order.take(scalars_.step * layout_.step.batch + first, count, samples);
     for (const StepOperation& op : layout_.step.operations) {
       if (!op.is_by_row()) continue;
       const T* const a = op.kind == StepOperation::Kind::gather ? nullptr : at_row(op.a, first, worker);
       T* const out = at_row(op.out, first, worker);
       switch (op.kind) {
         case StepOperation::Kind::gather:
-          gather(op, out, first, count);
+          for (std::int64_t row = 0; row < count; ++row)
+            std::copy_n(tensor(op.a) + samples[row] * op.columns, op.columns, out + row * op.columns);
           break;
         case StepOperation::Kind::forward:
           forward(op, a, out, op.kept == kNoTensor ? nullptr : at_row(op.kept, first, worker), count);

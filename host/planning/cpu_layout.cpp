@@ -208,7 +208,7 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
                                    round_up(divide_up(batch, 8), kChunkedPanelRows));
   } else {
     // Eight panels where there are rows enough; a panel is large enough that a pass over the weights pays.
-    layout.panel_rows = std::clamp<std::int64_t>(round_up(divide_up(batch, 8), 64), 64, 512);
+    layout.panel_rows = std::clamp<std::int64_t>(round_up(divide_up(batch, 8), 64), 64, CpuLayout::kMostPanelRows);
     layout.block_rows = layout.panel_rows;
   }
   layout.blocks = divide_up(batch, layout.block_rows);

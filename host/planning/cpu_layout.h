@@ -63,6 +63,7 @@ struct CpuLayout {
   std::uint64_t square_sums = 0;  ///< with clip_norm: double, one for each kSlotRange gradients
   std::uint64_t bytes = 0;
 
+  static constexpr std::int64_t kMostPanelRows = 512;
   static constexpr std::int64_t kPredictRows = 64;
   static constexpr std::int64_t kSlotRange = 4096;  ///< elements of one task that adds slots, or clips and updates
 };

@@ -88,7 +88,8 @@ std::vector<Updated> updated_together(const Step& step, OptimizerKind optimizer)
 /// Translates operations of a step into launches.
 class Lowering {
  public:
-  Lowering(GraphLayout& layout, double clip_norm) : layout_(layout), clip_norm_(clip_norm) {}
+  Lowering(GraphLayout& layout, const Optimizer& optimizer)
+      : layout_(layout), optimizer_(optimizer.kind), clip_norm_(optimizer.clip_norm) {}
 
   std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) add(op);
@@ -234,6 +235,11 @@ class Lowering {
   }
 
   void add_update(GraphOperation update) {
+    for (const GraphOperation& loss : launches_)
+      if (loss.loss_blocks > 0) {
+        update.loss = loss.loss;
+        update.loss_blocks = loss.loss_blocks;
+      }
     if (clip_norm_ > 0) {
       GraphOperation factor = update;
       factor.kind = Kind::clip_factor;
@@ -303,11 +309,17 @@ class Lowering {
     launch.a = layout_.at(op.a);
   }
 
+  /// Of all tensors by one launch.
+  void add_gather(const StepOperation& op) {
+    if (launches_.empty() || launches_.back().kind != Kind::gather) push(Kind::gather, op, kNoOperand, op.rows, 0);
+    launches_.back().columns += op.columns;
+    launches_.back().gathered.push_back({layout_.at(op.a), layout_.at(op.out), op.columns});
+  }
+
   void add(const StepOperation& op) {
     switch (op.kind) {
       case StepOperation::Kind::gather:
-        push(Kind::gather, op, layout_.at(op.out), op.rows, op.columns).a = layout_.at(op.a);
-        return;
+        return add_gather(op);
       case StepOperation::Kind::forward:
         return add_forward(op, layout_.at(op.a), layout_.at(op.out), layout_.at(op.kept), op.rows);
       case StepOperation::Kind::activate:
@@ -344,10 +356,14 @@ class Lowering {
     launch.b = layout_.at(op.b);
     launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
+    // Several blocks' sums are added up by the launch that updates all parameters, where there is one.
+    if (!elementwise::adds_gradient(optimizer_) && slots_of(launch, layout_.step.precision) > 0)
+      launch.loss_blocks = slots_of(launch, layout_.step.precision);
     if (op.activation) push_through(op, layout_.at(op.out));
   }
 
   GraphLayout& layout_;
+  const OptimizerKind optimizer_;
   const double clip_norm_;
   std::vector<GraphOperation> launches_;
   // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
@@ -382,7 +398,7 @@ double work_us(const GraphNode& node, double bytes_per_us, double library_multip
 GraphNode node_of(const GraphOperation& op, Precision precision) {
   const auto element = static_cast<double>(size_of(element_type(precision)));
   GraphNode node;
-  node.has_slots = slots_of(op, precision) > 0;
+  node.has_slots = slots_of(op, precision) > 0 && op.loss_blocks == 0;
   const auto sum_rows = [&](std::int64_t batch, std::int64_t columns, std::int64_t outputs) {
     const cuda::PanelLayout panel = cuda::row_sum_layout(batch, columns);
     node.kind = GraphNode::Kind::row_sums;
@@ -559,7 +575,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training, network.activation);
 
-  Lowering lowering(layout, training.optimizer.clip_norm);
+  Lowering lowering(layout, training.optimizer);
   if (layout.step.gram) {
     layout.make_kernel = lowering.lower_kernel(layout.step.gram->make_kernel);
     layout.make_pre_activation = lowering.lower_pre_activation(layout.step.gram->make_pre_activation);
@@ -571,6 +587,9 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     for (const auto* list : {&layout.operations, &layout.rebuild})
       for (const GraphOperation& operation : *list) slots = std::max(slots, slots_of(operation, training.precision));
     layout.slots = arena.take(slots, 1, sizeof(double));
+    for (const GraphOperation& operation : layout.operations)
+      if (operation.kind == Kind::loss && operation.loss_blocks > 0)
+        layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
     layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
     if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;

@@ -22,7 +22,7 @@ constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
 struct GraphOperation {
   enum class Kind {
-    gather,              ///< out = the rows of a that the step takes
+    gather,              ///< of each of `gathered`, to `out` the rows of `data` that the step takes
     gemm,                ///< op(a) op(b)
     narrow_linear,       ///< out = a b (+ bias)
     narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,
@@ -57,12 +57,21 @@ struct GraphOperation {
   std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
   LossOfStep loss{};
+  /// Of `gather`.
+  struct Gathered {
+    std::uint64_t data = kNoOperand, out = kNoOperand;
+    std::int64_t columns = 0;
+  };
+  std::vector<Gathered> gathered{};
   /// Of `update`: a matrix whose column sums are the gradient of the parameter at `out`.
   struct Summed {
     std::uint64_t matrix = kNoOperand, out = kNoOperand;
     std::int64_t rows = 0, columns = 0;
   };
   std::vector<Summed> summed{};
+  /// Of `loss`, unless 0: so many partial sums of it are left at loss_slots, which the update of the step adds up; of
+  /// that update: how many.
+  std::int64_t loss_blocks = 0;
   int rebuilt_state = -1;    ///< of `start_rebuild`, as in StepOperation
   double clip_norm = 0;      ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
@@ -120,6 +129,7 @@ struct GraphLayout {
   std::uint64_t losses = 0;       ///< double [at least 2 * steps_per_launch]
   std::uint64_t loss = 0;         ///< double: of loss() alone
   std::uint64_t slots = 0;        ///< double: partial sums of one reduction at a time
+  std::uint64_t loss_slots = 0;   ///< double: those of the loss, where the update adds them up
 
   bool has_gemm = false;
   std::uint64_t gemm_workspace = 0;  ///< where has_gemm

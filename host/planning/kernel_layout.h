@@ -121,6 +121,11 @@ constexpr std::int64_t slots_of(std::int64_t blocks) { return blocks <= 1 ? 0 : 
 /// Rows of a block of the losses by row: a few after each other by each of its warps.
 inline constexpr int kLossRows = 32;
 
+/// Blocks of a loss by element, or by row.
+template <class T>
+constexpr std::int64_t loss_blocks(bool by_element, std::int64_t rows, std::int64_t columns) {
+  return by_element ? group_blocks(rows * columns, kVector<T>) : divide_up(rows, kLossRows);
+}
 template <class T>
 constexpr std::int64_t element_loss_slots(std::int64_t count) {
   return slots_of(group_blocks(count, kVector<T>));
