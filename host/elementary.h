@@ -418,4 +418,17 @@ DEVICELOOP_ELEMENT inline T cos(T x) {
   return sin_of(std::fabs(x) > kMostByParts<T> ? angle_of_large(x) : angle_by_parts(x), 1);
 }
 
+/// The same of |x| <= kMostByParts, without a branch, so that loops over them vectorise.
+/// @{
+template <class T>
+DEVICELOOP_ELEMENT inline T sin_by_parts(T x) {
+  const T value = sin_of(angle_by_parts(x), 0);
+  return std::fabs(x) < Format<T>::kTiny ? x : value;
+}
+template <class T>
+DEVICELOOP_ELEMENT inline T cos_by_parts(T x) {
+  return sin_of(angle_by_parts(x), 1);
+}
+/// @}
+
 }  // namespace deviceloop::elementary

@@ -33,6 +33,50 @@ template <class T, class Formula>
   }
 }
 
+/// use(begin, end, whether the sine of all of values [begin, end) can be taken by parts): some at a time, so that a
+/// huge one slows few others.
+template <class T, class Use>
+[[gnu::always_inline]] inline void for_each_angle_range(const T* values, std::int64_t count, Use use) {
+  constexpr std::int64_t kRange = 256;
+  for (std::int64_t begin = 0; begin < count; begin += kRange) {
+    const std::int64_t end = std::min(begin + kRange, count);
+    int beyond = 0;
+    for (std::int64_t i = begin; i < end; ++i) beyond |= std::fabs(values[i]) <= elementary::kMostByParts<T> ? 0 : 1;
+    use(begin, end, beyond == 0);
+  }
+}
+
+template <class T>
+[[gnu::always_inline]] inline void take_values(activations::Sine sine, T* h, const T* z, const T* bias,
+                                               std::int64_t rows, std::int64_t columns) {
+  if (bias != nullptr) {
+    for (std::int64_t row = 0; row < rows; ++row)
+#pragma GCC ivdep
+      for (std::int64_t column = 0; column < columns; ++column)
+        h[row * columns + column] = z[row * columns + column] + bias[column];
+    z = h;
+  }
+  for_each_angle_range(z, rows * columns, [=](std::int64_t begin, std::int64_t end, bool by_parts) {
+    if (!by_parts) {
+      for (std::int64_t i = begin; i < end; ++i) h[i] = sine.value(z[i]);
+      return;
+    }
+#pragma GCC ivdep
+    for (std::int64_t i = begin; i < end; ++i) h[i] = elementary::sin_by_parts(z[i]);
+  });
+}
+
+template <class T>
+[[gnu::always_inline]] inline void take_gradients(activations::Sine sine, T* dh, const T* kept, std::int64_t count) {
+  for_each_angle_range(kept, count, [=](std::int64_t begin, std::int64_t end, bool by_parts) {
+    if (!by_parts) {
+      for (std::int64_t i = begin; i < end; ++i) dh[i] = sine.gradient(kept[i], dh[i]);
+      return;
+    }
+    for (std::int64_t i = begin; i < end; ++i) dh[i] = dh[i] * elementary::cos_by_parts(kept[i]);
+  });
+}
+
 template <class T, class Formula>
 [[gnu::always_inline]] inline void take_gradients(Formula formula, T* dh, const T* kept, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) dh[i] = formula.gradient(kept[i], dh[i]);

@@ -51,9 +51,8 @@ double element_us(Activation activation) {
     case Activation::gelu:
     case Activation::gelu_tanh:
     case Activation::softplus:
-      return 3.5e-3;
     case Activation::sine:
-      return 20e-3;
+      return 3.5e-3;
   }
   return 0;
 }
