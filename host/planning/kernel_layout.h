@@ -61,7 +61,7 @@ struct PanelLayout {
   std::int64_t tiles_across = 1;
   std::int64_t tiles_down = 1;
 
-  constexpr std::int64_t blocks() const { return tiles_across * tiles_down; }
+  DEVICELOOP_HOST_DEVICE constexpr std::int64_t blocks() const { return tiles_across * tiles_down; }
 };
 
 /// At most `most_across` threads lie along the columns, and each takes `rows_per_thread` rows.
