@@ -35,8 +35,9 @@ std::vector<Block> kernel_blocks(const CaseOptions& options, const Kernels<float
 /// gemm/PRODUCT/LAYERS/layer=L/n=N/PRECISION: the products of a step on one core, each whole.
 std::vector<Block> gemm_blocks(const CaseOptions& options);
 
-/// train/PLAN/LAYERS/n=N/PRECISION, where make_plan takes it; with /bias, /FORMULATION where it is not primal, /tuned
-/// and /steps=S behind it.
+/// train/PLAN/LAYERS/n=N/PRECISION, where make_plan takes it; behind it /bias, /LOSS, /OPTIMIZER and /batch=ROWS where
+/// it is not full-batch gradient descent on the sum of squared errors, /FORMULATION where it is not primal, /tuned and
+/// /steps=S.
 std::vector<Block> train_blocks(const CaseOptions& options);
 
 /// plan/make_plan/..., plan/set_data/... and plan/first_loss/..., named as training is.

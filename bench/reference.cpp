@@ -26,9 +26,13 @@ void for_each_element(const Table& table, const Use& use) {
       kElementsOfAThread);
 }
 
-Table rows_of(const Table& table, std::int64_t first, std::int64_t count) {
+/// Rows `first` and on, or those that `order` has from `first` on.
+Table rows_of(const Table& table, const std::vector<std::int64_t>& order, std::int64_t first, std::int64_t count) {
   Table rows(count, table.columns);
-  for_each_element(rows, [&](std::size_t i) { rows.values[i] = table.row(first)[i]; });
+  for (std::int64_t row = 0; row < count; ++row) {
+    const std::int64_t from = order.empty() ? first + row : order[static_cast<std::size_t>(first + row)];
+    std::copy_n(table.row(from), table.columns, rows.row(row));
+  }
   return rows;
 }
 
@@ -52,9 +56,36 @@ Parameters zeros_like(const Parameters& parameters) {
   return zeros;
 }
 
+/// The sum of squared errors; `predictions` become its gradient, times `weight`.
+double squared_errors(Table& predictions, const Table& y, double weight) {
+  double loss = 0;
+  for (std::size_t i = 0; i < predictions.values.size(); ++i) {
+    const double difference = predictions.values[i] - y.values[i];
+    loss += difference * difference;
+    predictions.values[i] = weight * 2 * difference;
+  }
+  return weight * loss;
+}
+
+/// The same of the cross-entropy with the classes y.
+double cross_entropies(Table& predictions, const Table& y, double weight) {
+  double loss = 0;
+  for (std::int64_t i = 0; i < predictions.rows; ++i) {
+    double* const row = predictions.row(i);
+    const double largest = *std::max_element(row, row + predictions.columns);
+    double sum = 0;
+    for (std::int64_t j = 0; j < predictions.columns; ++j) sum += std::exp(row[j] - largest);
+    const auto own = static_cast<std::int64_t>(y.row(i)[0]);
+    loss += largest + std::log(sum) - row[own];
+    for (std::int64_t j = 0; j < predictions.columns; ++j)
+      row[j] = weight * (std::exp(row[j] - largest) / sum - (j == own ? 1 : 0));
+  }
+  return weight * loss;
+}
+
 /// Adds to `gradient` what the rows of x and y give; returns their loss. `turned` has the weights transposed.
 double add_gradient(Parameters& gradient, const Parameters& parameters, const std::vector<Table>& turned,
-                    const Table& x, const Table& y) {
+                    const Table& x, const Table& y, const ReferenceStep& step) {
   const std::size_t layers = parameters.weights.size();
   // Pre-activations of each layer, and the input of each.
   std::vector<Table> z(layers), inputs(layers);
@@ -69,13 +100,8 @@ double add_gradient(Parameters& gradient, const Parameters& parameters, const st
     Table& out = inputs[layer + 1] = Table(z[layer].rows, z[layer].columns);
     for_each_element(out, [&, &in = z[layer]](std::size_t i) { out.values[i] = in.values[i] < 0 ? 0 : in.values[i]; });
   }
-  double loss = 0;
   Table dz = z.back();
-  for (std::size_t i = 0; i < dz.values.size(); ++i) {
-    const double difference = dz.values[i] - y.values[i];
-    loss += difference * difference;
-    dz.values[i] = 2 * difference;
-  }
+  const double loss = (step.cross_entropy ? cross_entropies : squared_errors)(dz, y, step.weight);
   for (std::size_t layer = layers; layer-- > 0;) {
     add_product(gradient.weights[layer], transposed(inputs[layer]), dz);
     if (!parameters.biases.empty())
@@ -123,8 +149,12 @@ Table product(const Table& a, const Table& b) {
   return out;
 }
 
-std::vector<double> train_reference(Parameters& parameters, const Table& x, const Table& y, double learning_rate,
+std::vector<double> train_reference(Parameters& parameters, const Table& x, const Table& y, const ReferenceStep& step,
                                     std::int64_t steps) {
+  const std::int64_t batch = step.batch == 0 ? x.rows : step.batch;
+  // Adam's means of the gradient and of its square.
+  Parameters first, second;
+  if (step.adam) first = second = zeros_like(parameters);
   std::int64_t widest = x.columns;
   std::vector<Table> turned;
   for (const Table& weight : parameters.weights) {
@@ -133,27 +163,29 @@ std::vector<double> train_reference(Parameters& parameters, const Table& x, cons
   }
   const std::int64_t panel = std::max(kPanelElements / widest, kPanelRows);
   // Each part of the rows has a gradient of its own; where there is one part, its products are shared among the cores.
-  const std::int64_t parts = std::clamp<std::int64_t>(x.rows / kRowsOfAThread, 1, core_count());
-  const std::int64_t rows = (x.rows + parts - 1) / parts;
+  const std::int64_t parts = std::clamp<std::int64_t>(batch / kRowsOfAThread, 1, core_count());
+  const std::int64_t rows = (batch + parts - 1) / parts;
   std::vector<Parameters> gradients(static_cast<std::size_t>(parts));
   std::vector<double> loss_of_part(gradients.size()), losses;
-  const auto use_part = [&](std::int64_t part) {
+  const auto use_part = [&](std::int64_t part, std::int64_t begin) {
     const auto number = static_cast<std::size_t>(part);
     if (gradients[number].weights.empty()) gradients[number] = zeros_like(parameters);
     for (auto* tables : {&gradients[number].weights, &gradients[number].biases})
       for (Table& table : *tables) for_each_element(table, [&](std::size_t i) { table.values[i] = 0; });
     loss_of_part[number] = 0;
-    const std::int64_t end = std::min((part + 1) * rows, x.rows);
-    for (std::int64_t first = part * rows; first < end; first += panel) {
-      const std::int64_t count = std::min(panel, end - first);
+    const std::int64_t end = std::min((part + 1) * rows, batch);
+    for (std::int64_t from = part * rows; from < end; from += panel) {
+      const std::int64_t count = std::min(panel, end - from);
       loss_of_part[number] +=
-          add_gradient(gradients[number], parameters, turned, rows_of(x, first, count), rows_of(y, first, count));
+          add_gradient(gradients[number], parameters, turned, rows_of(x, step.order, begin + from, count),
+                       rows_of(y, step.order, begin + from, count), step);
     }
   };
-  for (std::int64_t step = 0; step < steps; ++step) {
+  for (std::int64_t number = 0; number < steps; ++number) {
+    const std::int64_t position = step.batch == 0 ? 0 : number * batch;
     for (std::size_t layer = 1; layer < turned.size(); ++layer) transpose(turned[layer], parameters.weights[layer]);
     in_parallel(parts, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t part = begin; part < end; ++part) use_part(part);
+      for (std::int64_t part = begin; part < end; ++part) use_part(part, position);
     });
     double loss = 0;
     for (const double each : loss_of_part) loss += each;
@@ -164,7 +196,17 @@ std::vector<double> train_reference(Parameters& parameters, const Table& x, cons
         for_each_element(table, [&](std::size_t i) {
           double slope = 0;
           for (const Parameters& gradient : gradients) slope += (gradient.*tensors)[layer].values[i];
-          table.values[i] -= learning_rate * slope;
+          if (!step.adam) {
+            table.values[i] -= step.learning_rate * slope;
+            return;
+          }
+          double& mean = (first.*tensors)[layer].values[i];
+          double& square = (second.*tensors)[layer].values[i];
+          mean = 0.9 * mean + (1 - 0.9) * slope;
+          square = 0.999 * square + (1 - 0.999) * slope * slope;
+          const double t = static_cast<double>(number + 1);
+          table.values[i] -= step.learning_rate * (mean / (1 - std::pow(0.9, t))) /
+                             (std::sqrt(square / (1 - std::pow(0.999, t))) + 1e-8);
         });
       }
   }

@@ -1,5 +1,5 @@
-// Gradient descent in double from the equations, with plain loops on all cores: what the training and the products of
-// every device are held against. It shares nothing with the library; bench_test.cpp checks it by finite differences.
+// Training in double from the equations, with plain loops on all cores: what the training and the products of every
+// device are held against. It shares nothing with the library; bench_test.cpp checks it by finite differences.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,21 @@ struct Parameters {
   std::vector<Table> biases;
 };
 
-/// `steps` steps of gradient descent on sum((prediction - y)^2), in place; returns the loss before each.
-std::vector<double> train_reference(Parameters& parameters, const Table& x, const Table& y, double learning_rate,
+/// What a step of the reference does.
+struct ReferenceStep {
+  double learning_rate = 0;
+  /// The loss is the sum over the rows and outputs of (prediction - y)^2 or, with cross_entropy, over the rows of
+  /// -log(softmax(predictions)[y]) with the number y [rows, 1] of a class; times `weight`.
+  bool cross_entropy = false;
+  double weight = 1;
+  bool adam = false;  ///< by Kingma and Ba with beta1 0.9, beta2 0.999 and epsilon 1e-8; else gradient descent
+  /// Step s takes the rows order[s batch] to order[(s + 1) batch - 1] of x and y; with a batch of 0 all rows.
+  std::int64_t batch = 0;
+  std::vector<std::int64_t> order = {};
+};
+
+/// `steps` steps, in place; returns the loss before each.
+std::vector<double> train_reference(Parameters& parameters, const Table& x, const Table& y, const ReferenceStep& step,
                                     std::int64_t steps);
 
 /// The root of the sum of squares of a - b, and of a.

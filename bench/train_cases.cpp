@@ -36,7 +36,7 @@ class TrainWork final : public Work {
     demand.device = training.device();
     demand.precision = training.spec.precision;
     demand.threads = plan.threads;
-    demand.elements = static_cast<double>(training.spec.samples);
+    demand.elements = static_cast<double>(training.rows());
     demand.flops = step_flops(training);
     demand.bytes = step_bytes(training);
     demand.footprint = static_cast<double>(plan.bytes);
@@ -141,7 +141,20 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   add(true, training_axes({wide}, {"1024"}, single, {{"plan", on_gpu}, tuned}));
   add(false, training_axes({widest}, {"8192"}, single, {{"plan", on_gpu}, tuned}));
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", persistent_plan_names()}, formulations}));
+  const auto jobs = [](const std::string& layers, const std::string& samples, const std::string& loss,
+                       std::vector<std::string> batches) {
+    return training_axes({layers}, {samples}, {"fp32"},
+                         {{"plan", {"cpu", "graph"}},
+                          {"bias", {"yes"}},
+                          {"loss", {loss}},
+                          {"optimizer", {"adam"}},
+                          {"batch", std::move(batches)}});
+  };
+  add(true, jobs("784-128-10", "60000", "cross-entropy", {"64"}));
+  add(true, jobs("64-64-64-1", "65536", "mse", {"4096"}));
   // Sweeps, and what else is worth a name.
+  add(false, jobs("784-128-10", "60000", "cross-entropy", {"512"}));
+  add(false, jobs("64-64-64-1", "65536", "mse", {"256", "1024"}));
   add(false, training_axes(widths, {"1024"}, single, {formulations}));
   add(false, training_axes({"64-64-64-1"}, powers_of_two(8, 20), both));
   add(false, training_axes({"784-128-10"}, {"64"}, both, {{"bias", {"no", "yes"}}, formulations}));

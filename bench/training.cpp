@@ -10,7 +10,9 @@
 #include <deque>
 
 #include "../host/matrix_ops.h"
+#include "../host/permutation.h"
 #include "../host/step/step.h"
+#include "objective.h"
 
 namespace deviceloop::bench {
 namespace {
@@ -18,6 +20,8 @@ namespace {
 // FLOPs of a timed run, which takes it tens of milliseconds, and of what the reference repeats of it.
 constexpr double kCpuRunFlops = 2e9, kGpuRunFlops = 2e12, kCheckFlops = 30e9;
 constexpr std::int64_t kFewestSteps = 5, kMostSteps = 500, kMostChecked = 50, kFewestChecked = 2, kFewestRows = 16;
+// Inputs that are drawn for minibatches, of which a run takes few: more would only take time.
+constexpr std::int64_t kDrawnOfBatches = 1 << 22;
 
 std::string shown(double value) {
   char text[40];
@@ -44,6 +48,15 @@ Enum value_of(const Values& values, const std::string& axis) {
     if (text == values.at(axis)) return value;
     names += (names.empty() ? "" : ", ") + text;
   }
+  throw UsageError("--axis " + axis + "=" + values.at(axis) + ": it takes " + names);
+}
+
+/// The entry of `table` that the axis names.
+template <class Table>
+const auto& named(const Table& table, const Values& values, const std::string& axis) {
+  if (const auto* const found = find_in(table, values.at(axis))) return *found;
+  std::string names;
+  for (const std::string& name : names_in(table)) names += (names.empty() ? "" : ", ") + name;
   throw UsageError("--axis " + axis + "=" + values.at(axis) + ": it takes " + names);
 }
 
@@ -82,6 +95,24 @@ HostMatrix repeated(const Training& training, std::int64_t columns, std::uint32_
   return matrix;
 }
 
+/// Of each row of x the number of the largest of its first `classes` elements: classes that can be learned.
+HostMatrix classes_of(const HostMatrix& x, std::int64_t classes) {
+  HostMatrix numbers(x.type, x.rows, 1);
+  with_type(x.type, [&]<class T>(T*) {
+    for (std::int64_t row = 0; row < x.rows; ++row) {
+      const T* const begin = reinterpret_cast<const T*>(x.bytes.data()) + row * x.columns;
+      const T* const largest = std::max_element(begin, begin + std::min(classes, x.columns));
+      reinterpret_cast<T*>(numbers.bytes.data())[row] = static_cast<T>(largest - begin);
+    }
+  });
+  return numbers;
+}
+
+HostMatrix targets_of(const Training& training, const HostMatrix& x) {
+  const std::int64_t outputs = training.network.widths.back();
+  return training.spec.class_targets ? classes_of(x, outputs) : repeated(training, outputs, kTensorY);
+}
+
 Table first_rows(const HostMatrix& matrix, std::int64_t rows) {
   Table table(rows, matrix.columns);
   convert(Matrix(table.values.data(), rows, matrix.columns), rows_of(matrix.view(), 0, rows));
@@ -97,6 +128,13 @@ std::int64_t first_inputs(const Training& training) {
       return training.spec.samples;
   }
   return training.network.widths.front();
+}
+
+/// What the loss of a row counts in a step of `rows` rows.
+double loss_weight(const Training& training, std::int64_t rows) {
+  if (training.spec.reduction == Reduction::sum) return 1;
+  const std::int64_t of_a_row = training.spec.loss == Loss::cross_entropy ? 1 : training.network.widths.back();
+  return 1 / static_cast<double>(rows * of_a_row);
 }
 
 /// How far a run may be from the reference: relative errors, and the rounding of one step.
@@ -127,10 +165,17 @@ std::vector<std::string> persistent_plan_names() {
 
 std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std::string> samples,
                                 std::vector<std::string> precisions, std::vector<Axis> others) {
-  std::vector<Axis> axes = {{"plan", plan_names()},    {"layers", std::move(layers)},
-                            {"n", std::move(samples)}, {"precision", std::move(precisions)},
-                            {"bias", {"no"}},          {"formulation", {name(Formulation::primal)}},
-                            {"tuned", {"no"}},         {"steps", {"auto"}}};
+  std::vector<Axis> axes = {{"plan", plan_names()},
+                            {"layers", std::move(layers)},
+                            {"n", std::move(samples)},
+                            {"precision", std::move(precisions)},
+                            {"bias", {"no"}},
+                            {"loss", {kLosses[0].name}},
+                            {"optimizer", {"gd"}},
+                            {"batch", {"all"}},
+                            {"tuned", {"no"}},
+                            {"steps", {"auto"}},
+                            {"formulation", {name(Formulation::primal)}}};
   for (Axis& other : others)
     std::find_if(axes.begin(), axes.end(), [&](const Axis& axis) { return axis.name == other.name; })->values =
         std::move(other.values);
@@ -148,6 +193,12 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
   network.bias = flag_of(values, "bias");
   spec.samples = count_of(values, "n");
   spec.precision = precision_of(values);
+  const NamedLoss& loss = named(kLosses, values, "loss");
+  spec.loss = loss.loss;
+  spec.reduction = loss.reduction;
+  spec.class_targets = loss.loss == Loss::cross_entropy;
+  spec.optimizer.kind = named(kOptimizers, values, "optimizer").kind;
+  if (values.at("batch") != "all") spec.batch_size = count_of(values, "batch");
   spec.formulation = value_of<Formulation>(values, "formulation");
   spec.deterministic = !flag_of(values, "tuned");
   spec.device.kind = on_cpu ? DeviceKind::cpu : DeviceKind::cuda;
@@ -160,17 +211,23 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
   training.name =
       values.at("plan") + "/" + layers + "/n=" + std::to_string(spec.samples) + "/" + deviceloop::name(spec.precision);
   if (network.bias) training.name += "/bias";
+  if (values.at("loss") != kLosses[0].name) training.name += "/" + values.at("loss");
+  if (values.at("optimizer") != kOptimizers[0].name) training.name += "/" + values.at("optimizer");
+  if (spec.batch_size != 0) training.name += "/batch=" + std::to_string(spec.batch_size);
   if (spec.formulation != Formulation::primal) training.name += std::string("/") + deviceloop::name(spec.formulation);
   if (!spec.deterministic) training.name += "/tuned";
 
-  if (layers == "1000-100-1" && spec.samples == 128 && !network.bias) {
+  if (spec.optimizer.kind == OptimizerKind::adam) {
+    spec.optimizer.learning_rate = 1e-3;
+  } else if (layers == "1000-100-1" && spec.samples == 128 && !network.bias && training.rows() == spec.samples &&
+             values.at("loss") == kLosses[0].name) {
     spec.optimizer.learning_rate = 1e-6;
     training.init = Init::normal;
   } else {
-    // By the largest curvature of random data.
+    // By the largest curvature of random data, of the sum of squared errors.
     const std::int64_t widest = *std::max_element(network.widths.begin(), network.widths.end());
-    const double root = std::sqrt(static_cast<double>(spec.samples)) + std::sqrt(static_cast<double>(widest));
-    spec.optimizer.learning_rate = 0.002 / (root * root);
+    const double root = std::sqrt(static_cast<double>(training.rows())) + std::sqrt(static_cast<double>(widest));
+    spec.optimizer.learning_rate = 0.002 / (root * root) / loss_weight(training, training.rows());
   }
   const double flops = step_flops(training);
   training.steps = clamped((on_cpu ? kCpuRunFlops : kGpuRunFlops) / flops, kFewestSteps, kMostSteps);
@@ -183,9 +240,13 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
   Training checked = training;
   checked.spec.formulation = Formulation::primal;
   double check_flops = step_flops(checked);
-  while (check_flops * kFewestChecked > kCheckFlops && training.distinct % 2 == 0 && training.distinct > kFewestRows) {
+  const auto is_too_much = [&] {
+    return spec.batch_size == 0 ? check_flops * kFewestChecked > kCheckFlops
+                                : training.distinct * network.widths.front() > kDrawnOfBatches;
+  };
+  while (is_too_much() && training.distinct % 2 == 0 && training.distinct > kFewestRows) {
     training.distinct /= 2;
-    check_flops /= 2;
+    if (spec.batch_size == 0) check_flops /= 2;
   }
   training.checked_steps = std::min(training.steps, clamped(kCheckFlops / check_flops, kFewestChecked, kMostChecked));
   try {
@@ -205,7 +266,7 @@ double step_bytes(const Training& training) {
   for (int layer = 0; layer < training.network.layers(); ++layer)
     parameters += static_cast<double>(training.network.out_features(layer)) *
                   static_cast<double>(training.network.in_features(layer) + (training.network.bias ? 1 : 0));
-  const double data = static_cast<double>(training.spec.samples) *
+  const double data = static_cast<double>(training.rows()) *
                       static_cast<double>(first_inputs(training) + training.network.widths.back());
   return (data + 2 * parameters) * static_cast<double>(size_of(element_type(training.spec.precision)));
 }
@@ -213,7 +274,7 @@ double step_bytes(const Training& training) {
 TrainingRun::TrainingRun(const Training& training)
     : training_(training),
       x_(repeated(training, training.network.widths.front(), kTensorX)),
-      y_(repeated(training, training.network.widths.back(), kTensorY)) {
+      y_(targets_of(training, x_)) {
   trainer_ = std::make_unique<Trainer>(training.network, training.spec, training.plan);
   trainer_->initialize(training.spec.seed, training.init);
   try {
@@ -227,6 +288,9 @@ TrainingRun::TrainingRun(const Training& training)
 void TrainingRun::set_data(Trainer& trainer) const { trainer.set_data(x_.view(), y_.view()); }
 
 void TrainingRun::set_parameters(Trainer& trainer) const {
+  // Parameters that are written leave the optimizer and the minibatches where they are; to draw them takes longer.
+  if (training_.spec.optimizer.kind != OptimizerKind::gradient_descent || training_.spec.batch_size != 0)
+    return trainer.initialize(training_.spec.seed, training_.init);
   for (int layer = 0; layer < training_.network.layers(); ++layer) {
     const Table& weight = initial_.weights[static_cast<std::size_t>(layer)];
     trainer.write_weight(layer, ConstMatrix(weight.values.data(), weight.rows, weight.columns));
@@ -251,16 +315,27 @@ Parameters TrainingRun::read(const Trainer& trainer) const {
 
 std::shared_ptr<TrainingRun::Reference> TrainingRun::compute_reference(const std::string& key) const {
   const Table x = first_rows(x_, training_.distinct), y = first_rows(y_, training_.distinct);
-  // With copies of a block of rows, losses and gradients are so many times those of the block.
-  const auto copies = static_cast<double>(training_.spec.samples / training_.distinct);
-  const double rate = with_type(element_type(training_.spec.precision), [&]<class T>(T*) {
-    return static_cast<double>(static_cast<T>(training_.spec.optimizer.learning_rate));
+  const TrainingSpec& spec = training_.spec;
+  ReferenceStep step;
+  step.cross_entropy = spec.loss == Loss::cross_entropy;
+  step.adam = spec.optimizer.kind == OptimizerKind::adam;
+  step.learning_rate = with_type(element_type(spec.precision), [&]<class T>(T*) {
+    return static_cast<double>(static_cast<T>(spec.optimizer.learning_rate));
   });
+  step.weight = loss_weight(training_, training_.rows());
+  if (spec.batch_size == 0) {
+    // With copies of a block of rows, losses and gradients are so many times those of the block.
+    step.weight *= static_cast<double>(spec.samples / training_.distinct);
+  } else {
+    const BatchOrder order{spec.seed, spec.samples, spec.shuffle};
+    step.batch = spec.batch_size;
+    for (std::int64_t position = 0; position < step.batch * training_.checked_steps; ++position)
+      step.order.push_back(order.sample(position) % training_.distinct);
+  }
   auto reference = std::make_shared<Reference>();
   reference->key = key;
   reference->expected = initial_;
-  reference->losses = train_reference(reference->expected, x, y, rate * copies, training_.checked_steps);
-  for (double& loss : reference->losses) loss *= copies;
+  reference->losses = train_reference(reference->expected, x, y, step, training_.checked_steps);
   return reference;
 }
 
@@ -268,8 +343,11 @@ const TrainingRun::Reference& TrainingRun::reference() {
   if (reference_) return *reference_;
   std::string key = name(training_.spec.precision);
   for (const std::int64_t width : training_.network.widths) key += " " + std::to_string(width);
-  for (const std::int64_t number : {training_.spec.samples, training_.distinct, training_.checked_steps,
-                                    static_cast<std::int64_t>(training_.spec.seed)})
+  const TrainingSpec& spec = training_.spec;
+  for (const std::int64_t number :
+       {spec.samples, training_.distinct, training_.checked_steps, static_cast<std::int64_t>(spec.seed),
+        spec.batch_size, static_cast<std::int64_t>(spec.loss), static_cast<std::int64_t>(spec.reduction),
+        static_cast<std::int64_t>(spec.optimizer.kind)})
     key += "/" + std::to_string(number);
   char rate[40];
   std::snprintf(rate, sizeof rate, "/%.17g", training_.spec.optimizer.learning_rate);

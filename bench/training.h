@@ -28,11 +28,14 @@ struct Training {
   std::int64_t distinct = 0;       ///< the data are a block of so many rows over and over: divides spec.samples
   std::string refused;             ///< why make_plan refuses it
 
+  /// Rows of a step.
+  std::int64_t rows() const { return spec.batch_size == 0 ? spec.samples : spec.batch_size; }
   Device device() const { return row_of(plan).is_on_gpu ? Device::cuda : Device::cpu; }
 };
 
-/// The axes plan, layers, n, precision, bias, formulation, tuned and steps (auto, or a number), where not given with
-/// one value each: all plans, primal, no biases, not tuned.
+/// The axes plan, layers, n, precision, bias, loss, optimizer, batch (all, or the rows of a step), formulation, tuned
+/// and steps (auto, or a number), where not given with one value each: all plans, primal, full-batch gradient descent
+/// on the sum of squared errors, no biases, not tuned.
 std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std::string> samples,
                                 std::vector<std::string> precisions, std::vector<Axis> others = {});
 
@@ -60,7 +63,7 @@ class TrainingRun {
   Trainer& trainer() { return *trainer_; }
   /// Gives the trainer its data.
   void set_data(Trainer& trainer) const;
-  /// Gives a trainer the initial parameters.
+  /// Gives a trainer the initial parameters. Its optimizer and its minibatches begin anew.
   void set_parameters(Trainer& trainer) const;
   const Training& training() const { return training_; }
   std::size_t data_bytes() const { return x_.bytes.size() + y_.bytes.size(); }

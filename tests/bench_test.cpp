@@ -138,7 +138,9 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
         "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32",
         "train/persistent/1000-100-1/n=128/fp32", "train/persistent/1000-100-1/n=128/fp32/gram",
         "train/persistent/784-128-10/n=64/fp32", "train/persistent:grid/1000-100-1/n=128/fp32",
-        "train/graph/64-64-64-1/n=16384/fp32", "train/graph/1024-1024-1024-10/n=1024/fp32"})
+        "train/graph/64-64-64-1/n=16384/fp32", "train/graph/1024-1024-1024-10/n=1024/fp32",
+        "train/cpu/784-128-10/n=60000/fp32/bias/cross-entropy/adam/batch=64",
+        "train/graph/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096"})
     EXPECT_TRUE(has(cases, name)) << name;
   for (const Case& one : cases) {
     EXPECT_EQ(one.device, one.name.rfind("train/cpu/", 0) == 0 ? Device::cpu : Device::cuda) << one.name;
@@ -160,6 +162,8 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
                   "train/persistent:block/20-12-3/n=40/fp32"));
   for (const char* plan : {"plan=gpu", "plan=persistent:ring", "plan=graph:block"})
     EXPECT_THROW(make_cases(train_blocks(options_with_gpu()), {parse_axis(plan)}), UsageError) << plan;
+  for (const char* axis : {"loss=huber", "optimizer=sgd", "batch=some", "batch=0"})
+    EXPECT_THROW(make_cases(train_blocks({}), {parse_axis(axis)}), UsageError) << axis;
   EXPECT_EQ(persistent_plan_names(),
             (Names{"persistent:block", "persistent:cluster", "persistent:grid", "persistent:two-layer"}));
   EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
@@ -519,36 +523,43 @@ TEST(BenchChecks, AProductIsHeldAgainstTheReference) {
   }
 }
 
+ReferenceStep descent(double rate) {
+  ReferenceStep step;
+  step.learning_rate = rate;
+  return step;
+}
+
+void fill_random(Table& table, std::uint64_t array) {
+  for (std::size_t i = 0; i < table.values.size(); ++i)
+    table.values[i] = random_value<double>(3, array, static_cast<std::int64_t>(i));
+}
+
 TEST(BenchReference, IsGradientDescentByFiniteDifferences) {
   const std::int64_t widths[] = {4, 6, 5, 2};
   // Few rows, and so many that each core has some of its own, in more than one panel.
   for (const std::int64_t samples : {7, 24001}) {
     Parameters parameters;
-    const auto fill = [](Table& table, std::uint64_t array) {
-      for (std::size_t i = 0; i < table.values.size(); ++i)
-        table.values[i] = random_value<double>(3, array, static_cast<std::int64_t>(i));
-    };
     for (int layer = 0; layer < 3; ++layer) {
-      fill(parameters.weights.emplace_back(widths[layer], widths[layer + 1]),
-           kThird + static_cast<std::uint64_t>(layer));
-      fill(parameters.biases.emplace_back(1, widths[layer + 1]), 20 + static_cast<std::uint64_t>(layer));
+      fill_random(parameters.weights.emplace_back(widths[layer], widths[layer + 1]),
+                  kThird + static_cast<std::uint64_t>(layer));
+      fill_random(parameters.biases.emplace_back(1, widths[layer + 1]), 20 + static_cast<std::uint64_t>(layer));
     }
     Table x(samples, 4), y(samples, 2);
-    fill(x, kFirst);
-    fill(y, kSecond);
-    const auto loss_at = [&](Parameters at) { return train_reference(at, x, y, 0, 1)[0]; };
+    fill_random(x, kFirst);
+    fill_random(y, kSecond);
+    const auto loss_at = [&](Parameters at) { return train_reference(at, x, y, {}, 1)[0]; };
     double loss_of_rows = 0;
     for (std::int64_t row = 0; row < samples; ++row) {
       Table one(1, 4), target(1, 2);
       std::copy_n(x.row(row), 4, one.row(0));
       std::copy_n(y.row(row), 2, target.row(0));
       Parameters at = parameters;
-      loss_of_rows += train_reference(at, one, target, 0, 1)[0];
+      loss_of_rows += train_reference(at, one, target, {}, 1)[0];
     }
     EXPECT_NEAR(loss_at(parameters) / loss_of_rows, 1, 1e-12);
     constexpr double kRate = 1e-3, kStep = 1e-5;
     Parameters moved = parameters;
-    train_reference(moved, x, y, kRate, 1);
+    train_reference(moved, x, y, descent(kRate), 1);
     for (std::size_t layer = 0; layer < 3; ++layer)
       for (const auto tensors : {&Parameters::weights, &Parameters::biases})
         for (const std::size_t index : {std::size_t{0}, (parameters.*tensors)[layer].values.size() - 1}) {
@@ -568,25 +579,98 @@ TEST(BenchReference, IsGradientDescentByFiniteDifferences) {
   Table three(1, 3), target(1, 1);
   three.values = {2, 3, 4};
   target.values = {18};
-  EXPECT_EQ(train_reference(neuron, three, target, 0.25, 1)[0], 1);
+  EXPECT_EQ(train_reference(neuron, three, target, descent(0.25), 1)[0], 1);
   EXPECT_EQ(neuron.weights[0].values, (std::vector<double>{0, -2.5, 3}));
 }
 
-Training small_training(const std::string& precision = "fp32", const std::string& bias = "yes") {
-  return *training_of({{"plan", "cpu"},
-                       {"layers", "20-12-3"},
-                       {"n", "32"},
-                       {"precision", precision},
-                       {"bias", bias},
-                       {"formulation", "primal"},
-                       {"tuned", "no"},
-                       {"steps", "20"}},
-                      {});
+TEST(BenchReference, HasTheCrossEntropyOfClassesAndItsGradient) {
+  Parameters parameters;
+  fill_random(parameters.weights.emplace_back(3, 4), kThird);
+  Table x(40, 3), classes(40, 1);
+  fill_random(x, kFirst);
+  double expected = 0;
+  for (std::int64_t row = 0; row < 40; ++row) {
+    classes.row(row)[0] = static_cast<double>(row % 4);
+    double sum = 0, own = 0;
+    for (std::int64_t j = 0; j < 4; ++j) {
+      double score = 0;
+      for (std::int64_t k = 0; k < 3; ++k) score += x.row(row)[k] * parameters.weights[0].row(k)[j];
+      sum += std::exp(score);
+      if (j == row % 4) own = score;
+    }
+    expected -= std::log(std::exp(own) / sum) / 40;
+  }
+  ReferenceStep step = descent(1e-3);
+  step.cross_entropy = true;
+  step.weight = 1.0 / 40;
+  const auto loss_at = [&](Parameters at) { return train_reference(at, x, classes, step, 1)[0]; };
+  EXPECT_NEAR(loss_at(parameters), expected, 1e-14);
+  Parameters moved = parameters;
+  train_reference(moved, x, classes, step, 1);
+  for (std::size_t i = 0; i < 12; ++i) {
+    Parameters up = parameters, down = parameters;
+    up.weights[0].values[i] += 1e-5;
+    down.weights[0].values[i] -= 1e-5;
+    const double went = (parameters.weights[0].values[i] - moved.weights[0].values[i]) / step.learning_rate;
+    EXPECT_NEAR(went, (loss_at(up) - loss_at(down)) / 2e-5, 1e-8) << i;
+  }
+}
+
+TEST(BenchReference, AdamFollowsKingmaAndBaAndBatchesTheirOrder) {
+  // One weight, one input: the predictions are the weight, and the targets make gradients 2 (w - y).
+  Parameters parameters;
+  parameters.weights.emplace_back(1, 1).values = {5};
+  Table x(3, 1), y(3, 1);
+  x.values = {1, 1, 1};
+  y.values = {1, 4, 0.5};
+  ReferenceStep step = descent(0.1);
+  step.adam = true;
+  step.batch = 1;
+  step.order = {2, 0, 1};
+  const std::vector<double> losses = train_reference(parameters, x, y, step, 3);
+  double w = 5, m = 0, v = 0;
+  for (int t = 1; t <= 3; ++t) {
+    const double target = std::vector<double>{0.5, 1, 4}[static_cast<std::size_t>(t - 1)];
+    EXPECT_NEAR(losses[static_cast<std::size_t>(t - 1)], (w - target) * (w - target), 1e-12) << t;
+    const double g = 2 * (w - target);
+    m = 0.9 * m + 0.1 * g;
+    v = 0.999 * v + 0.001 * g * g;
+    w -= 0.1 * (m / (1 - std::pow(0.9, t))) / (std::sqrt(v / (1 - std::pow(0.999, t))) + 1e-8);
+  }
+  EXPECT_NEAR(parameters.weights[0].values[0], w, 1e-12);
+  // Gradients far below epsilon: the first step is rate g / (|g| + 1e-8).
+  Parameters small;
+  small.weights.emplace_back(1, 1).values = {0};
+  y.values = {5e-9, 0, 0};
+  step.order = {0};
+  train_reference(small, x, y, step, 1);
+  EXPECT_NEAR(small.weights[0].values[0], 0.1 / 2, 1e-12);
+}
+
+Training small_training(const std::string& precision = "fp32", const std::string& bias = "yes",
+                        const Values& others = {}) {
+  Values values = others;  // which have precedence
+  values.merge(Values{{"plan", "cpu"},
+                      {"layers", "20-12-3"},
+                      {"n", "32"},
+                      {"precision", precision},
+                      {"bias", bias},
+                      {"loss", "squared"},
+                      {"optimizer", "gd"},
+                      {"batch", "all"},
+                      {"formulation", "primal"},
+                      {"tuned", "no"},
+                      {"steps", "20"}});
+  return *training_of(values, {});
+}
+
+Training small_job(const std::string& precision, const std::string& loss) {
+  return small_training(precision, "yes", {{"loss", loss}, {"optimizer", "adam"}, {"batch", "12"}});
 }
 
 TEST(BenchChecks, TrainingIsHeldAgainstTheReference) {
-  for (const char* precision : {"fp32", "fp64"}) {
-    const Training training = small_training(precision);
+  for (const Training& training :
+       {small_training("fp32"), small_training("fp64"), small_job("fp32", "mse"), small_job("fp64", "cross-entropy")}) {
     TrainingRun run(training);
     const std::vector<double> losses = run.trainer().train(training.steps).losses;
     EXPECT_NO_THROW(check_losses(training, losses, run.expected_losses()));
@@ -648,6 +732,19 @@ TEST(BenchChecks, RunsOfTheSameArithmeticShareTheirReference) {
   expect_own("precision", small_training("fp64"));
   expect_own("bias", small_training("fp32", "no"));
   Training other = training;
+  other.spec.optimizer.kind = OptimizerKind::adam;
+  expect_own("optimizer", other);
+  other = training;
+  other.spec.batch_size = 16;
+  expect_own("batch", other);
+  other = training;
+  other.spec.reduction = Reduction::mean;
+  expect_own("reduction", other);
+  other = training;
+  other.spec.loss = Loss::cross_entropy;
+  other.spec.class_targets = true;
+  expect_own("loss", other);
+  other = training;
   other.spec.seed = 1;
   expect_own("seed", other);
   other = training;
@@ -665,10 +762,14 @@ TEST(BenchChecks, RunsOfTheSameArithmeticShareTheirReference) {
 }
 
 TEST(BenchChecks, RepeatedRowsAreCheckedByOneBlockOfThem) {
-  Training training = small_training();
-  training.distinct = 8;
-  TrainingRun run(training);
-  EXPECT_NO_THROW(check_losses(training, run.trainer().train(training.steps).losses, run.expected_losses()));
+  for (Training training : {small_training(), small_job("fp32", "mse"), small_job("fp32", "cross-entropy")}) {
+    training.distinct = 8;
+    TrainingRun run(training);
+    EXPECT_NO_THROW(check_losses(training, run.trainer().train(training.steps).losses, run.expected_losses()));
+  }
+  // All of a small matrix is drawn, and an even part of a large one whose rows steps take by a few.
+  for (const auto& [n, distinct] : {std::pair{"65536", 65536}, std::pair{"524288", 131072}})
+    EXPECT_EQ(small_training("fp32", "no", {{"n", n}, {"batch", "12"}}).distinct, distinct) << n;
 }
 
 TEST(BenchCases, SmallRunsOfTrainingAndPlanningAreRight) {
@@ -679,6 +780,8 @@ TEST(BenchCases, SmallRunsOfTrainingAndPlanningAreRight) {
     const std::vector<Case> cases = make_cases(blocks, {parse_axis("layers=20-12-3"), parse_axis("n=40")});
     ASSERT_FALSE(cases.empty());
     for (const Case& one : cases) {
+      const auto batch = one.values.find("batch");
+      if (batch != one.values.end() && batch->second != "all") continue;  // more rows than there are
       RunOptions few = quick();
       few.timeout_s = 0.05;
       const Result result = run_case(one, machine, few);
@@ -688,6 +791,24 @@ TEST(BenchCases, SmallRunsOfTrainingAndPlanningAreRight) {
         EXPECT_EQ(result.details["threads"], 2) << one.name;
       }
     }
+  }
+}
+
+TEST(BenchCases, SmallRunsOfEveryLossOptimizerAndBatchAreRight) {
+  FixedMachine machine;
+  const std::vector<Case> cases =
+      make_cases(train_blocks({}), {parse_axis("layers=20-12-3"), parse_axis("n=40"), parse_axis("formulation=primal"),
+                                    parse_axis("loss=squared,mse,cross-entropy"), parse_axis("optimizer=gd,adam"),
+                                    parse_axis("batch=all,12"), parse_axis("bias=yes"), parse_axis("precision=fp32")});
+  EXPECT_TRUE(has(cases, "train/cpu/20-12-3/n=40/fp32/bias/cross-entropy/adam/batch=12"));
+  EXPECT_EQ(std::count_if(cases.begin(), cases.end(), [](const Case& one) { return one.values.at("steps") == "auto"; }),
+            12);
+  for (const Case& one : cases) {
+    RunOptions few = quick();
+    few.timeout_s = 0.05;
+    const Result result = run_case(one, machine, few);
+    EXPECT_TRUE(result.ok()) << one.name << ": " << result.error;
+    EXPECT_EQ(result.not_run, "") << one.name;
   }
 }
 
