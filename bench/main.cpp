@@ -26,6 +26,7 @@
 #include "commit.h"
 #include "gpu.h"
 #include "limits.h"
+#include "objective.h"
 #include "runner.h"
 #include "serve.h"
 
@@ -233,6 +234,14 @@ int parse_and_run(int argc, char** argv) {
       ->required()
       ->check(number_from(std::int64_t{1}, std::int64_t{1} << 40));
   serving->add_option("--rate", served.rate, "learning rate")->required()->check(number_from(0.0, 1e300));
+  serving->add_option("--loss", served.loss, "what is minimized: the sum of squared errors, their mean, ...")
+      ->check(CLI::IsMember(names_in(kLosses)))
+      ->capture_default_str();
+  serving->add_option("--optimizer", served.optimizer, "with PyTorch's defaults")
+      ->check(CLI::IsMember(names_in(kOptimizers)))
+      ->capture_default_str();
+  serving->add_option("--batch-size", served.batch_size, "rows of a step, in the order that seed 0 draws; default: all")
+      ->check(number_from(std::int64_t{1}, std::int64_t{1} << 40));
   serving->add_option("--precision", precision, "fp32 or fp64")->required()->check(CLI::IsMember({"fp32", "fp64"}));
   serving->add_option("--device", device, "cpu or cuda")->required()->check(CLI::IsMember({"cpu", "cuda"}));
   serving->add_option("--threads", served.threads, "CPU threads")->required()->check(number_from(1, kMaxThreads));

@@ -21,6 +21,7 @@
 #include "../host/machine.h"
 #include "../host/planning/decision.h"
 #include "case.h"
+#include "objective.h"
 
 namespace deviceloop::bench {
 namespace {
@@ -66,6 +67,9 @@ class Row {
             {"includes",
              {{"precision", is_fp32 ? "true fp32" : deviceloop::name(options_.precision)},
               {"bias", trainer_.network().bias},
+              {"loss", options_.loss},
+              {"optimizer", options_.optimizer},
+              {"batch", options_.batch_size == 0 ? json() : json(options_.batch_size)},
               {"loss_every_step", true},
               {"update", true},
               {"data_resident", true},
@@ -119,7 +123,13 @@ void serve(const ServeOptions& options, std::istream& in, std::ostream& out) {
   const NetworkSpec network = read_network(options.weights);
   TrainingSpec training;
   training.samples = samples.x.rows;
+  const NamedLoss& loss = *find_in(kLosses, options.loss);
+  training.loss = loss.loss;
+  training.reduction = loss.reduction;
+  training.class_targets = loss.loss == Loss::cross_entropy && samples.y.columns == 1;
+  training.optimizer.kind = find_in(kOptimizers, options.optimizer)->kind;
   training.optimizer.learning_rate = options.rate;
+  training.batch_size = options.batch_size;
   training.precision = options.precision;
   training.device.kind = options.device;
   if (options.device == DeviceKind::cpu) training.threads = options.threads;
@@ -129,7 +139,9 @@ void serve(const ServeOptions& options, std::istream& in, std::ostream& out) {
   if (options.device == DeviceKind::cuda)
     for (Request& request : plan_requests(network, training, options.slow_plan, missing))
       requests.push_back(std::move(request));
-  if (2 * network.widths.front() > samples.x.rows) requests.push_back({"deviceloop/gram", Formulation::gram});
+  const bool is_full_descent = training.optimizer.kind == OptimizerKind::gradient_descent && training.batch_size == 0;
+  if (is_full_descent && 2 * network.widths.front() > samples.x.rows)
+    requests.push_back({"deviceloop/gram", Formulation::gram});
 
   std::vector<std::unique_ptr<Row>> rows;
   json described = json::array();

@@ -15,6 +15,8 @@ struct ServeOptions {
   std::string weights;  ///< .safetensors: the initial weights, whose shapes say what the network is
   std::int64_t steps = 0;
   double rate = 0;
+  std::string loss = "squared", optimizer = "gd";  ///< names of objective.h
+  std::int64_t batch_size = 0;                     ///< rows of a step, in the order that seed 0 draws; 0: all
   Precision precision = Precision::fp32;
   DeviceKind device = DeviceKind::cpu;
   int threads = 1;

@@ -86,6 +86,14 @@ sys.stdin.read()
 """
 DEAD = "sys.exit('it does not start')"
 
+# A rival that only writes down what it was started with: its arguments, and the order of the samples.
+LISTENER = """#!{python}
+import json, pathlib, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+order = pathlib.Path(options["--order"]).read_bytes().hex() if "--order" in options else None
+pathlib.Path("{log}").write_text(json.dumps([options, order]))
+"""
+
 
 def compare(*options):
     return subprocess.run([sys.executable, COMPARE, "--command", COMMAND, "--bench", BENCH, *map(str, options)],
@@ -96,6 +104,19 @@ def executable(path, text):
     path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+def load(name):
+    """A script of bench/ as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "bench" / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    sys.modules[name] = module  # dataclasses look there
+    loader.exec_module(module)
+    return module
+
+
+def has_module(name):
+    return subprocess.run([sys.executable, "-c", f"import {name}, numpy"], capture_output=True).returncode == 0
 
 
 class InAFolder(unittest.TestCase):
@@ -240,8 +261,41 @@ class Compare(InAFolder):
         for name in ("784-128-10/n=64", "64-64-64-1/n=1048576", "4096-4096-4096-4096-4096/n=8192"):
             self.assertIn(f"train/{name}/fp32", on_gpu)
 
+    def test_jobs_are_named_and_counted_by_what_a_step_takes(self):
+        module = load("compare")
+        for device in ("cpu", "cuda"):
+            default = {one.name: one for one in module.all_cases(device)[0]}
+            digits = default["train/784-128-10/n=60000/fp32/bias/cross-entropy/adam/batch=512"]
+            self.assertEqual(digits.flops, 512 * (4 * 784 * 128 + 6 * 128 * 10))
+            self.assertEqual((digits.bound, default["train/784-128-10/n=64/fp32/bias"].bound), (1e-2, 1e-4))
+            for batch in (256, 1024, 4096):
+                self.assertIn(f"train/64-64-64-1/n=65536/fp32/bias/mse/adam/batch={batch}", default)
+
+    def test_rivals_of_a_job_are_told_all_of_it_and_the_order_of_the_samples(self):
+        log = self.folder / "said.json"
+        listener = executable(self.folder / "listener", LISTENER.format(python=sys.executable, log=log))
+        case = "train/64-64-64-1/n=65536/fp64/bias/mse/adam/batch=256"
+        result = self.folder / "result.json"
+        peers = "numpy" if has_module("numpy") else ""
+        process = compare("--cases", f"^{case}$", "--rounds", 1, "--steps", 257, "--threads", 1, "--json", result, "--peers",
+                          peers, "--python", f"numpy={sys.executable}", "--peer", f"listener={listener}")  # fmt: skip
+        self.assertEqual(process.returncode, 0, process.stdout + process.stderr)
+        rows, missing = (json.loads(result.read_text())[key] for key in ("rows", "missing"))
+        self.assertEqual([row["peer"] for row in rows], ["deviceloop"])
+        self.assertLess(rows[0]["loss_error"], 1e-10)
+        included = {key: rows[0]["includes"][key] for key in ("loss", "optimizer", "batch", "bias")}
+        self.assertEqual(included, {"loss": "mse", "optimizer": "adam", "batch": 256, "bias": True})
+        options, order = json.loads(log.read_text())
+        for name, value in (("--loss", "mse"), ("--optimizer", "adam"), ("--batch-size", "256"), ("--rate", "0.001")):
+            self.assertEqual(options[name], value)
+        own = self.folder / "own.npy"
+        subprocess.run([COMMAND, "data", "--samples", "65536", "--epochs", "2", "--order", own, "--quiet"], check=True)
+        self.assertEqual(order, own.read_bytes().hex())
+        if peers:
+            self.assertIn("no case of minibatches and Adam", missing["numpy"])
+
     def test_a_peer_in_python_answers_both_ways(self):
-        if subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True).returncode != 0:
+        if not has_module("numpy"):
             self.skipTest("no NumPy here")
         process, result, rows = self.run_case("--peers", "numpy", "--python", f"numpy={sys.executable}", "--cold", CASE,
                                               "--cold-rounds", 1)  # fmt: skip
@@ -253,10 +307,10 @@ class Compare(InAFolder):
 class Serve(InAFolder):
     """deviceloop_bench serve, against the contract."""
 
-    def files(self, layers="40,8,1", samples=12, precision="fp32"):
+    def files(self, layers="40,8,1", samples=12, precision="fp32", *network):
         data, weights = self.folder / f"{layers}.npz", self.folder / f"{layers}.safetensors"
         subprocess.run([COMMAND, "data", "--layers", layers, "--samples", str(samples), "--precision", precision, "--data",
-                        data, "--weights", weights, "--quiet"], check=True)  # fmt: skip
+                        data, "--weights", weights, "--quiet", *network], check=True)  # fmt: skip
         return {"--data": data, "--weights": weights, "--precision": precision}
 
     def serve(self, lines, options):
@@ -267,8 +321,8 @@ class Serve(InAFolder):
 
     def history(self, files, layers, *options):
         text = subprocess.run([COMMAND, "train", "--layers", layers, "--data", files["--data"], "--weights",
-                               files["--weights"], "--precision", files["--precision"], "--steps", "40", "--lr", "1e-5",
-                               "--device", "cpu", "--threads", "1", "--history", "-", "--quiet", *options], check=True,
+                               files["--weights"], "--precision", files["--precision"], "--steps", "40", "--lr",
+                               str(files.get("--rate", 1e-5)), "--device", "cpu", "--threads", "1", "--history", "-", "--quiet", *options], check=True,
                               capture_output=True, text=True).stdout  # fmt: skip
         return [float(line.split(",")[1]) for line in text.splitlines()[1:]]
 
@@ -283,14 +337,60 @@ class Serve(InAFolder):
             self.assertEqual((ready["ready"], ready["missing"]), ("deviceloop", {}))
             self.assertEqual(ready["rows"][0]["includes"],
                              {"precision": {"fp32": "true fp32"}.get(precision, precision), "bias": False,
-                              "loss_every_step": True, "update": True, "data_resident": True, "device": "cpu",
-                              "threads": 1, "formulation": "primal", "note": "plan cpu"})  # fmt: skip
+                              "loss": "squared", "optimizer": "gd", "batch": None, "loss_every_step": True,
+                              "update": True, "data_resident": True, "device": "cpu", "threads": 1,
+                              "formulation": "primal", "note": "plan cpu"})  # fmt: skip
             self.assertIn("less work", ready["rows"][1]["includes"]["note"])
             expected = [self.history(files, "40,8,1"), self.history(files, "40,8,1", "--formulation", "gram")]
             self.assertNotEqual(expected[0], expected[1])
             for number, run in enumerate(runs):
                 self.assertGreater(run["seconds"], 0)
                 self.assertEqual(struct.pack("<40d", *run["losses"]), struct.pack("<40d", *expected[number % 2]))
+
+    def job_files(self, loss, precision="fp64"):
+        """Of 50 rows; their layers, and the options of a job with batches that end in another epoch than they begin in."""
+        if loss == "mse":
+            layers, files = "40,8,2", self.files("40,8,2", 50, precision, "--bias", "--init", "he")
+        else:
+            layers, files = "784,8,10", self.files("784,8,10", 50, precision, "--bias", "--init", "he")
+            subprocess.run([COMMAND, "data", "--task", "digits", "--samples", "50", "--precision", precision, "--data",
+                            files["--data"], "--quiet"], check=True)  # fmt: skip
+        return layers, {**files, "--loss": loss, "--optimizer": "adam", "--batch-size": 12, "--rate": 1e-3}
+
+    def test_a_job_gives_the_losses_of_the_command(self):
+        for loss, told in (("mse", []), ("cross-entropy", ["--loss", "cross-entropy"])):
+            layers, options = self.job_files(loss, "fp32")
+            process, answers = self.serve("run deviceloop\nrun deviceloop\n", options=options)
+            self.assertEqual((process.returncode, process.stderr), (0, ""))
+            self.assertEqual([row["name"] for row in answers[0]["rows"]], ["deviceloop"])  # gram is for full batches
+            expected = self.history(options, layers, "--bias", *told, "--reduction", "mean", "--optimizer", "adam",
+                                    "--batch-size", "12")
+            for run in answers[1:]:
+                self.assertEqual(struct.pack("<40d", *run["losses"]), struct.pack("<40d", *expected))
+
+    def test_rivals_of_a_job_follow_ours_in_double_precision(self):
+        rivals = [name for name in ("torch", "jax") if has_module(name)]
+        if not rivals:
+            self.skipTest(f"{sys.executable} has neither PyTorch nor JAX")
+        for loss in ("mse", "cross-entropy"):
+            _, options = self.job_files(loss)
+            _, (_, ours) = self.serve("run deviceloop\n", options=options)
+            order = self.folder / "order.npy"
+            subprocess.run([COMMAND, "data", "--samples", "50", "--epochs", "10", "--order", order, "--quiet"], check=True)
+            given = {"--steps": 40, "--device": "cpu", "--threads": 1, **options, "--order": order}
+            words = [str(word) for pair in given.items() for word in pair]
+            for name in rivals:
+                rows = {"torch": ["torch/eager", "torch/compile"], "jax": ["jax/jit", "jax/scan"]}[name]
+                process = subprocess.run([sys.executable, ROOT / "bench" / "peers" / f"{name}_peer.py", *words],
+                                         input="".join(f"run {row}\n" for row in 2 * rows), capture_output=True,
+                                         text=True)  # fmt: skip
+                ready, *runs = [json.loads(line) for line in process.stdout.splitlines()]
+                self.assertEqual([row["name"] for row in ready["rows"]], rows, process.stderr)
+                self.assertEqual(len(runs), 4)
+                for run in runs:
+                    self.assertEqual(len(run["losses"]), 40)
+                    for own, other in zip(ours["losses"], run["losses"]):
+                        self.assertLess(abs(own - other), 1e-10 * own)
 
     def test_gram_has_a_row_only_where_it_takes_less_arithmetic(self):
         _, answers = self.serve("", options=self.files("4,8,1"))
@@ -318,6 +418,10 @@ class Serve(InAFolder):
                                  ({"--weights": files["--data"]}, ".npz"),
                                  ({"--weights": other["--weights"]}, "30"),
                                  ({"--precision": "fp16"}, "--precision"),
+                                 ({"--loss": "huber"}, "--loss"),
+                                 ({"--optimizer": "sgd"}, "--optimizer"),
+                                 ({"--batch-size": 0}, "--batch-size"),
+                                 ({"--batch-size": 13}, "batch size is 13"),
                                  ({"--steps": 0}, "--steps")):  # fmt: skip
             process, said = self.serve("", options={**files, **changes})
             self.assertEqual((process.returncode, said), (2, []), changes)
@@ -400,9 +504,7 @@ class Tables(InAFolder):
         self.assertIn("| B | 3 | - | - | - |", text)
 
     def test_the_comment_in_readme_may_name_several_files(self):
-        loader = importlib.machinery.SourceFileLoader("tables", str(ROOT / "bench" / "tables"))
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader("tables", loader))
-        loader.exec_module(module)
+        module = load("tables")
         module.ROOT = self.folder
         for name in ("A", "B"):
             (self.folder / f"{name}.json").write_text(json.dumps(self.result(name)))

@@ -34,7 +34,8 @@ import numpy_loop  # noqa: E402, found through the line above
 
 @dataclasses.dataclass
 class Case:
-    """One training run. The arrays are in the precision of the case, weights as [in, out], biases None or [out]."""
+    """One training run. The arrays are in the precision of the case, weights as [in, out], biases None or [out]; with
+    the loss cross-entropy y [samples] are the numbers of classes, int64."""
 
     x: np.ndarray
     y: np.ndarray
@@ -46,6 +47,14 @@ class Case:
     device: str
     threads: int
     once: "str | None"
+    loss: str  # squared: the sum of squared errors; mse: their mean; cross-entropy: its mean over the rows
+    optimizer: str  # gd or adam
+    batches: "np.ndarray | None"  # [steps, rows]: the samples that each step takes, int64; None: all of them
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is full-batch gradient descent on the sum of squared errors."""
+        return self.loss == "squared" and self.optimizer == "gd" and self.batches is None
 
     def copies(self, convert: typing.Callable) -> tuple:
         """The initial weights and biases, each through `convert`, for a run that may change them."""
@@ -72,16 +81,29 @@ def read_case() -> Case:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--once", metavar="ROW", help="run this row once, without a warm-up, and end")
+    parser.add_argument("--loss", choices=["squared", "mse", "cross-entropy"], default="squared")
+    parser.add_argument("--optimizer", choices=["gd", "adam"], default="gd")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="ROWS", help="of a step; 0: all")
+    parser.add_argument("--order", metavar="FILE.npy", help="the samples as each epoch takes them, [epochs, samples]")
     options = parser.parse_args()
+    if (options.batch_size > 0) != (options.order is not None):
+        parser.error("--batch-size and --order belong together")
     dtype = {"fp32": np.float32, "fp64": np.float64}[options.precision]
     arrays = np.load(options.data)
     weights, biases = numpy_loop.read_weights([options.weights])
+    y = arrays["y"]
+    batches = None
+    if options.order is not None:
+        # A batch may begin in one epoch and end in the next.
+        positions = options.steps * options.batch_size
+        batches = np.load(options.order).ravel()[:positions].reshape(options.steps, options.batch_size)
     return Case(
         np.ascontiguousarray(arrays["x"], dtype),
-        np.ascontiguousarray(arrays["y"], dtype),
+        y.astype(np.int64).ravel() if options.loss == "cross-entropy" else np.ascontiguousarray(y, dtype),
         [np.array(weight, dtype, order="C") for weight in weights],
         None if biases is None else [np.array(bias, dtype) for bias in biases],
         options.steps, options.rate, options.precision, options.device, options.threads, options.once,
+        options.loss, options.optimizer, batches,
     )  # fmt: skip
 
 
@@ -90,6 +112,9 @@ def includes(case: Case, **changes: object) -> dict:
     values = {
         "precision": {"fp32": "true fp32", "fp64": "fp64"}[case.precision],
         "bias": case.biases is not None,
+        "loss": case.loss,
+        "optimizer": case.optimizer,
+        "batch": None if case.batches is None else case.batches.shape[1],
         "loss_every_step": True,
         "update": True,
         "data_resident": True,
@@ -143,6 +168,12 @@ def serve(case: Case, name: str, version: str, rows: "list[Row]", missing: "dict
     _say({"ready": name, "version": version, "once": True, "rows": described, "missing": missing})
     for line in sys.stdin:
         _answer(by_name[line.split(None, 1)[1].strip()])
+
+
+def plain_only(case: Case, name: str) -> None:
+    """Ends a peer that has no row for minibatches, other losses and optimizers, where the case has them."""
+    if not case.is_plain:
+        cannot(case, name, "its plain loop is full-batch gradient descent on squared errors: no case of minibatches and Adam")
 
 
 def cannot(case: Case, name: str, reason: str) -> None:

@@ -1,5 +1,6 @@
-"""JAX: one jitted step, and lax.scan over all steps; gradients by jax.value_and_grad."""
+"""JAX: one jitted step, and lax.scan over all steps; gradients by jax.value_and_grad. Adam is written out."""
 
+import math
 import os
 
 import common
@@ -12,20 +13,46 @@ def restrict(threads: int) -> None:
         os.sched_setaffinity(0, cores[:threads])
 
 
-def make_step(jax, jnp, case):
+def make_loss(jax, jnp, case):
     def loss_of(parameters, x, y):
         h = x
         for layer, (weight, bias) in enumerate(parameters):
             h = h @ weight
             h = h if bias is None else h + bias
             h = jax.nn.relu(h) if layer + 1 < len(parameters) else h
-        return jnp.sum(jnp.square(h - y))
+        if case.loss == "cross-entropy":
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(h), y[:, None], axis=1))
+        return (jnp.mean if case.loss == "mse" else jnp.sum)(jnp.square(h - y))
 
-    def step(parameters, x, y):
+    return loss_of
+
+
+def make_step(jax, jnp, case):
+    """A step (state, data) -> (state, loss), and the state of given parameters."""
+    loss_of, each = make_loss(jax, jnp, case), jax.tree_util.tree_map
+
+    def descend(parameters, data):
+        x, y = data
         loss, gradients = jax.value_and_grad(loss_of)(parameters, x, y)
-        return jax.tree_util.tree_map(lambda value, slope: value - case.rate * slope, parameters, gradients), loss
+        return each(lambda value, slope: value - case.rate * slope, parameters, gradients), loss
 
-    return step
+    def adam(state, data):
+        parameters, first, second, number = state
+        x, y, batches = data
+        rows = batches[number]
+        loss, gradients = jax.value_and_grad(loss_of)(parameters, x[rows], y[rows])
+        number = number + 1
+        first = each(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
+        second = each(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradients)
+        # 1 - beta^t; in fp32, a power that is taken from 1 has lost half of its digits in the first steps.
+        one, two = (-jnp.expm1(number.astype(x.dtype) * math.log(beta)) for beta in (0.9, 0.999))
+        parameters = each(lambda p, m, v: p - case.rate * (m / one) / (jnp.sqrt(v / two) + 1e-8), parameters, first, second)
+        return (parameters, first, second, number), loss
+
+    if case.is_plain:
+        return descend, lambda parameters: parameters
+    return adam, lambda parameters: (parameters, each(jnp.zeros_like, parameters), each(jnp.zeros_like, parameters),
+                                     jnp.int32(0))  # fmt: skip
 
 
 def main() -> None:
@@ -44,24 +71,24 @@ def main() -> None:
         jax.devices()
     except RuntimeError as error:
         common.cannot(case, "jax", f"no {case.device} device: {str(error).splitlines()[0]}")
-    x, y = jnp.asarray(case.x), jnp.asarray(case.y)
-    step = make_step(jax, jnp, case)
+    data = [jnp.asarray(array) for array in (case.x, case.y, case.batches) if array is not None]
+    step, state_of = make_step(jax, jnp, case)
     jitted = jax.jit(step, donate_argnums=0)
     scanned = jax.jit(
-        lambda parameters, x, y: jax.lax.scan(lambda p, _: step(p, x, y), parameters, length=case.steps), donate_argnums=0
+        lambda state, data: jax.lax.scan(lambda state, _: step(state, data), state, length=case.steps), donate_argnums=0
     )
 
     def start():
         weights, biases = case.copies(jnp.array)
-        return jax.block_until_ready(list(zip(weights, biases or [None] * len(weights))))
+        return jax.block_until_ready(state_of(list(zip(weights, biases or [None] * len(weights)))))
 
     def prepare_steps():
-        parameters = start()
+        state = start()
 
         def run():
-            current, losses = parameters, []
+            current, losses = state, []
             for _ in range(case.steps):
-                current, loss = jitted(current, x, y)
+                current, loss = jitted(current, data)
                 losses.append(loss)
             jax.block_until_ready(current)
             return [float(loss) for loss in jax.device_get(losses)]
@@ -69,10 +96,10 @@ def main() -> None:
         return run
 
     def prepare_scan():
-        parameters = start()
+        state = start()
 
         def run():
-            last, losses = scanned(parameters, x, y)
+            last, losses = scanned(state, data)
             jax.block_until_ready(last)
             return np.asarray(losses)
 

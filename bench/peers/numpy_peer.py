@@ -24,6 +24,7 @@ def blas() -> str:
 
 def main() -> None:
     case = common.read_case()
+    common.plain_only(case, "numpy")
 
     def prepare():
         weights, biases = case.copies(lambda array: array)

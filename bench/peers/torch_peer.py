@@ -2,10 +2,11 @@
 steps. By hand means as a user who cares writes it: the update is folded into the product of the weight's gradient.
 
 A gradient is blocked where the ReLU's output is 0, which PyTorch does too; ours blocks where its input is below 0. The
-two differ only for an input of exactly 0.
+two differ only for an input of exactly 0. Cases with minibatches and Adam have rows of their own, in torch_job.py.
 """
 
 import common
+import torch_job
 
 GRAPH_STEPS = 100  # at most so many steps in one CUDA graph
 
@@ -171,13 +172,17 @@ def main() -> None:
         torch.set_float32_matmul_precision("highest")
     if case.device == "cuda" and not torch.cuda.is_available():
         common.cannot(case, "torch", "this PyTorch finds no CUDA device")
+    many = max(count for count in range(1, GRAPH_STEPS + 1) if case.steps % count == 0)
+    if not case.is_plain:
+        rows, missing = torch_job.rows_of(torch, case, many)
+        common.serve(case, "torch", torch.__version__, rows, missing)
+        return
     peer, said, missing = Peer(torch, case), common.includes(case), {}
     rows = [common.Row("torch/manual", peer.manual, said), common.Row("torch/autograd", peer.autograd, said)]
     if hasattr(torch, "compile"):
         rows.append(common.Row("torch/compile", peer.prepare_compiled, said))
     else:
         missing["torch/compile"] = f"PyTorch {torch.__version__} has no torch.compile"
-    many = max(count for count in range(1, GRAPH_STEPS + 1) if case.steps % count == 0)
     for name, count in (("torch/graph-1", 1), (f"torch/graph-{many}", many)):
         if case.device != "cuda":
             missing["torch/graph"] = "CUDA graphs need a GPU"
