@@ -400,6 +400,73 @@ TEST_P(Minibatches, TakeTheWeightsOfTheirRows) {
       }
 }
 
+/// A classifier trained by Adam on shuffled minibatches, which take several epochs.
+Problem classifier_of_batches(const Problem& random) {
+  Problem problem = random;
+  problem.network.activation = Activation::gelu;
+  problem.training.loss = Loss::cross_entropy;
+  problem.training.reduction = Reduction::mean;
+  problem.training.batch_size = 8;
+  problem.training.seed = 11;
+  problem.y = targets_of({Loss::cross_entropy, Reduction::mean, 1, true}, problem.y);
+  return problem;
+}
+
+TEST_P(Minibatches, GoOnInTheMiddleOfAnEpochFromASavedState) {
+  const testing::TemporaryFolder folder;
+  const std::string path = folder / "state.safetensors";
+  const Problem problem = classifier_of_batches(
+      problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, 50, Precision::fp32));
+  Trainer whole = trainer_of(problem), first = trainer_of(problem), second = trainer_of(problem);
+  const std::vector<double> losses = whole.train(17).losses;
+  first.train(9);  // 72 of 50 samples: in the second epoch
+  first.save_state(path);
+  second.train(2);
+  second.load_state(path);
+  EXPECT_EQ(second.train(8).losses, std::vector<double>(losses.begin() + 9, losses.end()));
+  EXPECT_EQ(flat(problem.parameters_of(second)), flat(problem.parameters_of(whole)));
+}
+
+TEST_P(Minibatches, GiveTheSameBitsInTwentyRuns) {
+  const Problem problem = classifier_of_batches(
+      problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, 50, Precision::fp32));
+  std::vector<double> losses, parameters;
+  for (int run = 0; run < 20; ++run) {
+    Trainer trainer = trainer_of(problem);
+    const std::vector<double> found = trainer.train(8).losses, end = flat(problem.parameters_of(trainer));
+    if (run == 0) {
+      losses = found;
+      parameters = end;
+    }
+    ASSERT_EQ(found, losses) << "run " << run;
+    ASSERT_EQ(end, parameters) << "run " << run;
+  }
+}
+
+TEST_P(Optimizers, GiveTheSameBitsInTwentyRuns) {
+  const bool is_slow = kHostFixture && is_persistent() && GetParam().form != PersistentForm::block;
+  for (const char* const name : {"nesterov and decay", "adamw with decay", "rmsprop with momentum and decay"})
+    for (const OptimizerCase& each : cases_here()) {
+      if (each.name != std::string(name)) continue;
+      SCOPED_TRACE(each.name);
+      Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
+      problem.network.activation = Activation::silu;
+      problem.training.loss = Loss::huber;
+      std::vector<double> losses, parameters;
+      for (int run = 0; run < 20; ++run) {
+        Trainer trainer = trainer_of(problem);
+        const std::vector<double> found = trainer.train(is_slow ? 2 : 6).losses,
+                                  end = flat(problem.parameters_of(trainer));
+        if (run == 0) {
+          losses = found;
+          parameters = end;
+        }
+        ASSERT_EQ(found, losses) << "run " << run;
+        ASSERT_EQ(end, parameters) << "run " << run;
+      }
+    }
+}
+
 // New data of another size need a new executor; what the optimizer keeps goes along.
 TEST_P(Optimizers, StateOutlivesNewData) {
   for (const OptimizerCase& each : cases_here()) {
