@@ -141,14 +141,14 @@ DEVICELOOP_HOST_DEVICE inline LossTerm<T> loss_term(const LossOfStep& loss, T pr
   return term;
 }
 
-/// Cross-entropy of a row of logits p whose largest is m, with s = sum exp(p_j - m): what a logit adds to the row's
-/// loss and its derivative, for a target q that is a probability (0 or 1 with classes); the probabilities of the row
-/// sum up to `total`.
+/// Cross-entropy of a row of logits p whose largest is m, with s = sum exp(p_j - m): what a logit, `shifted` by m, and
+/// its exponential add to the row's loss and to its derivative, for a target q that is a probability (0 or 1 with
+/// classes); the probabilities of the row sum up to `total`.
 template <class T>
-DEVICELOOP_HOST_DEVICE inline LossTerm<T> cross_entropy_term(T logit, T largest, T sum, T log_sum, T target, T total) {
-  const T shifted = logit - largest;
+DEVICELOOP_HOST_DEVICE inline LossTerm<T> cross_entropy_term(T shifted, T exponential, T sum, T log_sum, T target,
+                                                             T total) {
   // 0 times an infinite logit is nothing, not NaN.
-  return {target == T(0) ? T(0) : target * (log_sum - shifted), total * (elementary::exp(shifted) / sum) - target};
+  return {target == T(0) ? T(0) : target * (log_sum - shifted), total * (exponential / sum) - target};
 }
 
 }  // namespace elementwise

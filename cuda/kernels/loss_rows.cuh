@@ -43,8 +43,9 @@ __device__ inline T cross_entropy_row(T* gradient, const T* logits, const T* tar
   T loss = 0;
   for (std::int64_t j = lane; j < columns; j += kWarpThreads) {
     const T probability = has_classes ? (j == label ? T(1) : T(0)) : target[j];
+    const T shifted = logits[j] - largest;
     const elementwise::LossTerm<T> term =
-        elementwise::cross_entropy_term(logits[j], largest, sum, log_sum, probability, total);
+        elementwise::cross_entropy_term(shifted, elementary::exp(shifted), sum, log_sum, probability, total);
     loss += term.value;
     if (gradient != nullptr) gradient[j] = term.gradient * scale;
   }

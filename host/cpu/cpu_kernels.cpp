@@ -221,8 +221,8 @@ struct RowWeights {
 };
 
 template <class T, class Formula, class Weights>
-double take_element_loss(Formula formula, Weights weigh, T* gradient, const T* prediction, const T* target,
-                         std::int64_t count) {
+[[gnu::always_inline]] inline double take_element_loss(Formula formula, Weights weigh, T* gradient, const T* prediction,
+                                                       const T* target, std::int64_t count) {
   // Eight lanes of at most 32 losses each in T, so that the loop vectorises and its order is fixed for every machine.
   constexpr std::int64_t kLanes = 8;
   constexpr std::int64_t kBlock = 32 * kLanes;
@@ -245,32 +245,39 @@ double take_element_loss(Formula formula, Weights weigh, T* gradient, const T* p
 }
 
 template <class T>
-T cross_entropy_row(T* gradient, const T* logits, const T* target, std::int64_t columns, bool has_classes, T scale) {
+[[gnu::always_inline]] inline T cross_entropy_row(T* gradient, const T* logits, const T* target, std::int64_t columns,
+                                                  bool has_classes, T scale) {
   T largest = -std::numeric_limits<T>::infinity(), total = 0;
   for (std::int64_t j = 0; j < columns; ++j) {
     if (largest < logits[j]) largest = logits[j];
     if (!has_classes) total += target[j];
   }
+  // The exponentials of a row of usual width are computed once, by a loop that vectorises.
+  constexpr std::int64_t kKept = 256;
+  T kept[kKept];
+  const bool keeps = columns <= kKept;
+  if (keeps)
+    for (std::int64_t j = 0; j < columns; ++j) kept[j] = elementary::exp(logits[j] - largest);
+  const auto exponential = [&](std::int64_t j) { return keeps ? kept[j] : elementary::exp(logits[j] - largest); };
   double exact_sum = 0;
-  for (std::int64_t j = 0; j < columns; ++j) exact_sum += static_cast<double>(elementary::exp(logits[j] - largest));
+  for (std::int64_t j = 0; j < columns; ++j) exact_sum += static_cast<double>(exponential(j));
   const T sum = static_cast<T>(exact_sum), log_sum = elementary::log1p(static_cast<T>(exact_sum - 1));
   const std::int64_t label = has_classes ? static_cast<std::int64_t>(target[0]) : -1;
   T loss = 0;
   for (std::int64_t j = 0; j < columns; ++j) {
     const T probability = has_classes ? (j == label ? T(1) : T(0)) : target[j];
-    const elementwise::LossTerm<T> term =
-        elementwise::cross_entropy_term(logits[j], largest, sum, log_sum, probability, has_classes ? T(1) : total);
+    const elementwise::LossTerm<T> term = elementwise::cross_entropy_term(
+        logits[j] - largest, exponential(j), sum, log_sum, probability, has_classes ? T(1) : total);
     loss += term.value;
     if (gradient != nullptr) gradient[j] = term.gradient * scale;
   }
   return loss;
 }
 
-}  // namespace
-
 template <class T>
-double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, const T* weights,
-                 std::int64_t rows, std::int64_t columns) {
+[[gnu::always_inline]] inline double take_loss_here(const LossOfStep& loss, T* gradient, const T* prediction,
+                                                    const T* target, const T* weights, std::int64_t rows,
+                                                    std::int64_t columns) {
   double sum = 0;
   if (is_by_element(loss.kind)) {
     const std::int64_t count = rows * columns;
@@ -291,6 +298,27 @@ double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const
     sum += static_cast<double>(of_row * weight);
   }
   return sum * loss.scale;
+}
+
+#if defined(__x86_64__)
+template <class T>
+[[gnu::target("avx2,fma"), gnu::flatten]] double take_loss_by_fma(const LossOfStep& loss, T* gradient,
+                                                                  const T* prediction, const T* target,
+                                                                  const T* weights, std::int64_t rows,
+                                                                  std::int64_t columns) {
+  return take_loss_here(loss, gradient, prediction, target, weights, rows, columns);
+}
+#endif
+
+}  // namespace
+
+template <class T>
+double take_loss(const LossOfStep& loss, T* gradient, const T* prediction, const T* target, const T* weights,
+                 std::int64_t rows, std::int64_t columns) {
+#if defined(__x86_64__)
+  if (has_fma()) return take_loss_by_fma(loss, gradient, prediction, target, weights, rows, columns);
+#endif
+  return take_loss_here(loss, gradient, prediction, target, weights, rows, columns);
 }
 
 template <class T>
