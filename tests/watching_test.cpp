@@ -268,6 +268,16 @@ TEST_P(Watching, ValidationDataOutliveOtherData) {
   EXPECT_MENTIONS(testing::refusal<InvalidArgument>("", [&] { trainer.evaluate(); }), "needs validation data");
 }
 
+TEST_P(Watching, ANetworkWithoutDataIsEvaluatedToo) {
+  const Watched watched = Watched::random(GetParam(), {6, 5, 2}, 20, 9);
+  TrainingSpec spec = watched.problem.training;
+  spec.threads = GetParam().threads;
+  Trainer trainer(watched.problem.network, spec, GetParam().kind);
+  watched.problem.set_parameters(trainer, watched.problem.start);
+  trainer.set_validation(Problem::view(watched.x), Problem::view(watched.y));
+  expect_near(trainer.evaluate(), watched.expected(trainer), 1e-13);
+}
+
 TEST_P(Watching, NothingThatIsNotANumberIsTheBest) {
   Watched watched = Watched::random(GetParam(), {6, 5, 2}, 20, 9);
   watched.problem.training.watch = {.every = 1, .patience = 4, .keep_best = true};
