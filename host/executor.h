@@ -31,7 +31,7 @@ class RunEnded final : public Error {
 /// Of validation data.
 struct EvaluationSums {
   double loss = 0;     ///< summed or averaged, as TrainingSpec::reduction says
-  double correct = 0;  ///< how many predictions are right, see has_accuracy()
+  double correct = 0;  ///< how many predictions are right, see counted_predictions()
 };
 
 /// Made for one network, one number of samples and one plan. The constructor does all work that is done only once, so

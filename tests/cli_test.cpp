@@ -1285,6 +1285,24 @@ TEST_F(Validated, ByDataScaledAsThoseTrainedBy) {
   EXPECT_GT(std::abs(loss({"--samples", "20", "--validate-fraction", "0.25"}) - expected), 1e-3 * expected);
 }
 
+// A message about a row says of which it is counted.
+TEST_F(Validated, ByRowsOfFilesThatKeepTheirNames) {
+  const std::string x = folder_.write("x.npy", npy(20, 6, x_)), y = folder_.write("y.npy", npy(20, 2, y_));
+  const Arguments files = {"--x", x, "--y", y, "--validate-fraction", "0.25", "--steps", "1"};
+  const CommandResult result = train(files);
+  expect_done(result);
+  EXPECT_EQ(result.out.rfind(
+                "read 20 samples from " + x + " and " + y + "\nvalidating by 5 samples, drawn from the data\n", 0),
+            0u)
+      << result.out;
+  expect_refused(Arguments{"train", "--layers", "6,5,2", "--scale", "1e40"} + files,
+                 {x + ", rows not for validation: scaled, row "});
+  std::vector<float> bad = x_;
+  bad[19 * 6 + 2] = std::numeric_limits<float>::infinity();
+  folder_.write("x.npy", npy(20, 6, bad));
+  expect_refused(Arguments{"train", "--layers", "6,5,2"} + files, {x + ": row 19, column 2"});
+}
+
 TEST_F(Validated, ByFilesInEveryForm) {
   const Arguments data = {"--x", folder_.write("x.npy", npy(15, 6, train_x_)), "--y",
                           folder_.write("y.npy", npy(15, 2, train_y_))};

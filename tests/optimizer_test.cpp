@@ -48,6 +48,15 @@ class Optimizers : public ::testing::TestWithParam<Where> {
     problem.training.form = GetParam().form;
     return problem;
   }
+  static void expect_same_bits_in_twenty_runs(const Problem& problem, std::int64_t steps) {
+    const auto run = [&] {
+      Trainer trainer = trainer_of(problem);
+      const std::vector<double> losses = trainer.train(steps).losses;
+      return std::pair(losses, flat(problem.parameters_of(trainer)));
+    };
+    const auto first = run();
+    for (int more = 1; more < 20; ++more) ASSERT_EQ(run(), first) << "run " << more;
+  }
   static Trainer trainer_of(const Problem& problem) { return problem.trainer(GetParam().threads, GetParam().kind); }
 
   static void expect_near(const std::vector<double>& values, const std::vector<double>& expected, double bound) {
@@ -428,19 +437,9 @@ TEST_P(Minibatches, GoOnInTheMiddleOfAnEpochFromASavedState) {
 }
 
 TEST_P(Minibatches, GiveTheSameBitsInTwentyRuns) {
-  const Problem problem = classifier_of_batches(
-      problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {7, 20, 3}, 50, Precision::fp32));
-  std::vector<double> losses, parameters;
-  for (int run = 0; run < 20; ++run) {
-    Trainer trainer = trainer_of(problem);
-    const std::vector<double> found = trainer.train(8).losses, end = flat(problem.parameters_of(trainer));
-    if (run == 0) {
-      losses = found;
-      parameters = end;
-    }
-    ASSERT_EQ(found, losses) << "run " << run;
-    ASSERT_EQ(end, parameters) << "run " << run;
-  }
+  expect_same_bits_in_twenty_runs(classifier_of_batches(problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01},
+                                                                   {7, 20, 3}, 50, Precision::fp32)),
+                                  8);
 }
 
 TEST_P(Optimizers, GiveTheSameBitsInTwentyRuns) {
@@ -452,18 +451,7 @@ TEST_P(Optimizers, GiveTheSameBitsInTwentyRuns) {
       Problem problem = problem_of(each.optimizer, {7, 20, 3}, 9, Precision::fp32);
       problem.network.activation = Activation::silu;
       problem.training.loss = Loss::huber;
-      std::vector<double> losses, parameters;
-      for (int run = 0; run < 20; ++run) {
-        Trainer trainer = trainer_of(problem);
-        const std::vector<double> found = trainer.train(is_slow ? 2 : 6).losses,
-                                  end = flat(problem.parameters_of(trainer));
-        if (run == 0) {
-          losses = found;
-          parameters = end;
-        }
-        ASSERT_EQ(found, losses) << "run " << run;
-        ASSERT_EQ(end, parameters) << "run " << run;
-      }
+      expect_same_bits_in_twenty_runs(problem, is_slow ? 2 : 6);
     }
 }
 

@@ -280,15 +280,25 @@ TEST_P(Watching, ANetworkWithoutDataIsEvaluatedToo) {
 
 TEST_P(Watching, NothingThatIsNotANumberIsTheBest) {
   Watched watched = Watched::random(GetParam(), {6, 5, 2}, 20, 9);
-  watched.problem.training.watch = {.every = 1, .patience = 4, .keep_best = true};
-  watched.problem.training.optimizer.learning_rate = 1e200;
+  watched.problem.training.watch = {.every = 1, .patience = 6, .keep_best = true};
+  watched.problem.training.optimizer.learning_rate = 1;  // it diverges from the first step on
   Trainer trainer = watched.trainer(GetParam());
   const TrainReport report = trainer.train(20);
   EXPECT_EQ(report.end, EndOfRun::patience);
   EXPECT_TRUE(report.first_non_finite_step.has_value());
-  EXPECT_FALSE(std::isfinite(report.evaluations.back().loss));
-  for (const Evaluation& evaluation : report.evaluations)
-    EXPECT_FALSE(trainer.best() && evaluation.loss < trainer.best()->loss);
+  const std::vector<double> losses = losses_of(report.evaluations);
+  ASSERT_TRUE(std::isfinite(losses.front()));
+  ASSERT_TRUE(std::isnan(losses.back()));
+  ASSERT_TRUE(trainer.best().has_value());
+  EXPECT_EQ(trainer.best()->loss, losses.front());
+  trainer.restore_best();
+  EXPECT_EQ(trainer.evaluate().loss, losses.front());
+
+  watched.problem.training.optimizer.learning_rate = 1e200;  // not even the first is finite
+  Trainer lost = watched.trainer(GetParam());
+  EXPECT_FALSE(std::isfinite(lost.train(2).evaluations.front().loss));
+  EXPECT_FALSE(lost.best().has_value());
+  EXPECT_MENTIONS(testing::refusal<InvalidArgument>("", [&] { lost.restore_best(); }), "no best evaluation yet");
 }
 
 TEST_P(Watching, TheGramFormulationIsWatchedToo) {

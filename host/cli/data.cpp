@@ -45,10 +45,8 @@ Parameters drawn_parameters(const NetworkSpec& network, Precision precision, std
 
 /// [epochs, samples]: the samples of each epoch in the order in which it takes them.
 std::vector<std::int64_t> sample_orders(std::uint64_t seed, std::int64_t samples, std::int64_t epochs) {
-  std::vector<std::int64_t> order;
-  order.reserve(static_cast<std::size_t>(epochs * samples));
-  for (std::int64_t epoch = 0; epoch < epochs; ++epoch)
-    for (std::int64_t index = 0; index < samples; ++index) order.push_back(sample_of(seed, samples, epoch, index));
+  std::vector<std::int64_t> order(static_cast<std::size_t>(epochs * samples));
+  BatchOrder{seed, samples, true}.take(0, epochs * samples, order.data());
   return order;
 }
 

@@ -205,14 +205,15 @@ Samples read_files(const DataFiles& files, const TrainOptions& run, const CpuCap
   return data;
 }
 
-/// The rows of `matrix` that `samples` names, in their order.
-void take_rows(DataMatrix& matrix, const std::vector<std::int64_t>& samples) {
+/// The rows of `matrix` that `samples` names, in their order; `which` they are, since messages count from the first.
+void take_rows(DataMatrix& matrix, const std::vector<std::int64_t>& samples, const char* which) {
   HostMatrix taken(matrix.type, static_cast<std::int64_t>(samples.size()), matrix.columns);
   const std::size_t bytes = static_cast<std::size_t>(matrix.columns) * size_of(matrix.type);
   for (std::size_t row = 0; row < samples.size(); ++row)
     std::copy_n(matrix.bytes.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(samples[row]) * bytes),
                 bytes, taken.bytes.begin() + static_cast<std::ptrdiff_t>(row * bytes));
   static_cast<HostMatrix&>(matrix) = std::move(taken);
+  if (!matrix.name.empty()) matrix.name += std::string(", ") + which;
 }
 
 // No epoch of a run comes so far, so that this order is one of its own.
@@ -231,11 +232,9 @@ Samples take_validation(const TrainOptions& run, Samples& data) {
   std::vector<std::int64_t> taken, left;
   for (std::int64_t row = 0; row < rows; ++row) (is_taken[static_cast<std::size_t>(row)] ? taken : left).push_back(row);
   Samples validation{data.x, data.y, {}};
-  take_rows(validation.x, taken);
-  take_rows(validation.y, taken);
-  take_rows(data.x, left);
-  take_rows(data.y, left);
-  if (!run.sample_weights.empty()) take_rows(data.weights, left);
+  for (DataMatrix* const matrix : {&validation.x, &validation.y}) take_rows(*matrix, taken, "rows for validation");
+  for (DataMatrix* const matrix : {&data.x, &data.y}) take_rows(*matrix, left, "rows not for validation");
+  if (!run.sample_weights.empty()) take_rows(data.weights, left, "rows not for validation");
   return validation;
 }
 

@@ -261,7 +261,9 @@ int run_train(const OptionSet& options) {
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps);
+  std::string inputs = samples_line(run, data);  // as they were read, those for validation among them
   Samples validation = read_validation(run, data, caps.cpu);
+  inputs += validation_line(run, validation);
   const InputScaling scaling = scaling_of(run, weights.get(), data.x);
   scale_inputs(data.x, scaling, run.training.precision, caps.cpu);
   if (validation.x.rows > 0) scale_inputs(validation.x, scaling, run.training.precision, caps.cpu);
@@ -271,7 +273,6 @@ int run_train(const OptionSet& options) {
   }
   const TrainingSpec& training = run.training;
   Trainer trainer(run.network, training, run.forced, caps);
-  std::string inputs = samples_line(run, data) + validation_line(run, validation);
   if (weights == nullptr) {
     trainer.initialize(training.seed, run.init);
   } else {
