@@ -5,8 +5,10 @@
 
 NumPy     `deviceloop train --x --y --weights` follows bench/numpy_loop.py in float64 at every step and to the same final
           weights, in several shapes, with biases and without, in both precisions.
-PyTorch   The saved weights load into nn.Sequential(Linear, ReLU, ...) and predict what `deviceloop predict` does. Left
-          out, and said so, where the Python that runs this has no PyTorch.
+PyTorch   The saved weights load into nn.Sequential(Linear, ReLU, ...) and predict what `deviceloop predict` does; and 50
+          steps on shuffled minibatches with every optimizer, schedule, clipping, loss and activation, each with each,
+          follow torch.optim in float64 at every step and to the same final weights. That takes some minutes. Left out,
+          and said so, where the Python that runs this has no PyTorch.
 reruns    Every flavour of OpenBLAS in Debian's folders, 1, 2 and 7 threads, 20 runs each: the same history and weights,
           bit for bit.
 
@@ -16,6 +18,8 @@ Needs NumPy. Ends with 1 at the first difference.
 import argparse
 import filecmp
 import glob
+import itertools
+import math
 import os
 import pathlib
 import subprocess
@@ -24,7 +28,8 @@ import tempfile
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "bench"))
+TESTS = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent / "bench"), str(TESTS / "reference")]
 import numpy_loop  # noqa: E402, found through the line above
 
 # layers, samples, bias, init, rate, steps
@@ -131,6 +136,119 @@ def check_pytorch(command, folder):
         check(error <= (1e-6 if precision == "fp32" else 1e-14), f"predictions differ by {error}")
 
 
+# What training by PyTorch is compared for, each with each: options of train, then what says the same to PyTorch.
+STEPS, BATCH = 50, 4
+OPTIMIZERS = [
+    ("--optimizer sgd --lr 0.02", "SGD", dict(lr=0.02)),
+    (
+        "--optimizer sgd --lr 0.01 --momentum 0.8 --nesterov --weight-decay 0.1",
+        "SGD",
+        dict(lr=0.01, momentum=0.8, nesterov=True, weight_decay=0.1),
+    ),
+    ("--optimizer adam --lr 0.01", "Adam", dict(lr=0.01)),
+    (
+        "--optimizer adam --lr 0.01 --weight-decay 0.3 --beta1 0.7 --beta2 0.9 --epsilon 1e-3",
+        "Adam",
+        dict(lr=0.01, weight_decay=0.3, betas=(0.7, 0.9), eps=1e-3),
+    ),
+    ("--optimizer adamw --lr 0.01 --weight-decay 0.5", "AdamW", dict(lr=0.01, weight_decay=0.5)),
+    (
+        "--optimizer rmsprop --lr 0.003 --momentum 0.5 --weight-decay 0.2 --beta2 0.9",
+        "RMSprop",
+        dict(lr=0.003, momentum=0.5, weight_decay=0.2, alpha=0.9),
+    ),
+]
+SCHEDULES = [  # the second is the rate of a step, by that of the optimizer
+    ("", lambda rate, step: rate),
+    ("--schedule step:7:0.5", lambda rate, step: rate * 0.5 ** (step // 7)),
+    ("--schedule exponential:0.93", lambda rate, step: rate * 0.93**step),
+    (
+        "--schedule cosine:0.001 --warmup 20",
+        lambda rate, step: (0.001 + (rate - 0.001) * (1 + math.cos(math.pi * step / STEPS)) / 2) * min(1, (step + 1) / 20),
+    ),
+]
+CLIPPINGS = [("", None), ("--clip-norm 0.5", "clip_grad_norm_"), ("--clip-value 0.1", "clip_grad_value_")]
+LOSS_OPTIONS = {
+    "squared_error": "squared",
+    "absolute_error": "absolute",
+    "huber of delta 0.7": "huber:0.7",
+    "huber of delta 2": "huber:2",
+    "binary_cross_entropy": "bce",
+    "cross_entropy": "cross-entropy",
+    "cross_entropy of classes": "cross-entropy",
+}
+
+
+def train_by_pytorch(torch, parameters, x, target, batches, optimizer, schedule, clipping, loss_of, activation):
+    """The losses of all steps and the final parameters."""
+    _, kind, options = optimizer
+    parameters = [parameter.clone().requires_grad_() for parameter in parameters]
+    weight_1, bias_1, weight_2, bias_2 = parameters
+    made = getattr(torch.optim, kind)(parameters, **options)
+    losses = []
+    for step, rows in enumerate(batches):
+        made.param_groups[0]["lr"] = schedule[1](options["lr"], step)
+        made.zero_grad()
+        loss = loss_of(activation(x[rows] @ weight_1.t() + bias_1) @ weight_2.t() + bias_2, target[rows]).mean()
+        loss.backward()
+        if clipping[1]:
+            getattr(torch.nn.utils, clipping[1])(parameters, float(clipping[0].split()[1]))
+        made.step()
+        losses.append(loss.item())
+    return losses, [parameter.detach().numpy() for parameter in parameters]
+
+
+def check_pytorch_training(command, folder):
+    try:
+        import torch
+    except ImportError:
+        return  # check_pytorch has said so
+    import record_losses
+
+    torch.set_num_threads(1)
+    samples, layers = record_losses.SAMPLES, ",".join(map(str, record_losses.WIDTHS))
+    x_file, y_file, order = (folder / name for name in ("x.npy", "y.npy", "order.npy"))
+    shape = ["--layers", layers, "--bias", "--precision", "fp64"]
+    deviceloop(command, "data", *shape, "--samples", samples, "--x", x_file, "--y", y_file, "--quiet")
+    epochs = math.ceil(STEPS * BATCH / samples)
+    deviceloop(command, "data", "--samples", samples, "--epochs", epochs, "--order", order, "--quiet")
+    batches = np.load(order).ravel()[: STEPS * BATCH].reshape(STEPS, BATCH)
+    x, y = torch.from_numpy(np.load(x_file)), np.load(y_file)
+    worst_loss = worst_weight = count = 0
+    for (loss, (targets_of, loss_of, _)), (name, activation) in itertools.product(
+        record_losses.LOSSES.items(), record_losses.ACTIVATIONS.items()
+    ):
+        option = name.replace(" of slope ", ":").replace("_", "-")
+        weights, target_file, history, saved = (
+            folder / file for file in ("w.safetensors", "target.npy", "h.csv", "saved.safetensors")
+        )
+        of_network = [*shape, "--activation", option]
+        deviceloop(command, "data", *of_network, "--init", "he", "--weights", weights, "--quiet")
+        target = targets_of(y)
+        np.save(target_file, target.numpy().reshape(samples, -1))
+        start = numpy_loop.read_safetensors(weights)
+        start = [torch.from_numpy(np.array(start[key])) for key in ("0.weight", "0.bias", "2.weight", "2.bias")]
+        for optimizer, schedule, clipping in itertools.product(OPTIMIZERS, SCHEDULES, CLIPPINGS):
+            options = f"{optimizer[0]} {schedule[0]} {clipping[0]}".split()
+            what = f"{loss}, {name}: {' '.join(options)}"
+            deviceloop(
+                command, "train", *of_network, "--x", x_file, "--y", target_file, "--weights", weights,
+                "--loss", LOSS_OPTIONS[loss], "--reduction", "mean", "--batch-size", BATCH, "--steps", STEPS, *options,
+                "--history", history, "--save", saved, "--threads", 1, "--quiet",
+            )  # fmt: skip
+            losses, parameters = train_by_pytorch(
+                torch, start, x, target, batches, optimizer, schedule, clipping, loss_of, activation
+            )
+            found = numpy_loop.read_safetensors(saved)
+            error = np.max(np.abs(read_losses(history) - losses) / np.maximum(np.abs(losses), 1e-3 * abs(losses[0])))
+            ours = np.concatenate([np.ravel(found[key]) for key in ("0.weight", "0.bias", "2.weight", "2.bias")])
+            weight_error = relative_error(ours, np.concatenate([parameter.ravel() for parameter in parameters]))
+            check(error <= 1e-10, f"{what}: losses differ by {error:.1e}")
+            check(weight_error <= 1e-10, f"{what}: weights differ by {weight_error:.1e}")
+            worst_loss, worst_weight, count = max(worst_loss, error), max(worst_weight, weight_error), count + 1
+    print(f"pytorch  {count} trainings of {STEPS} steps: losses {worst_loss:.1e}, weights {worst_weight:.1e}")
+
+
 def check_reruns(command, folder):
     flavours = sorted(glob.glob("/usr/lib/*/openblas-*/libopenblas.so.0"))
     first = {}
@@ -171,6 +289,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         check_numpy(command, pathlib.Path(name))
         check_pytorch(command, pathlib.Path(name))
+        check_pytorch_training(command, pathlib.Path(name))
         check_reruns(command, pathlib.Path(name))
     print("all agree")
 
