@@ -15,6 +15,7 @@
 #include "matrix_ops.h"
 #include "memory.h"
 #include "permutation.h"
+#include "report.h"
 #include "text.h"
 #include "trainer_access.h"
 
@@ -244,6 +245,20 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
   return read_files({run.x, run.y, run.data, run.sample_weights}, run, caps);
 }
 
+Samples load_data(const TrainOptions& run, const CpuCaps& caps) {
+  if (run.has_files()) return read_data(run, caps);
+  const NetworkSpec& network = run.network;
+  const TrainingSpec& training = run.training;
+  if (training.loss == Loss::binary_cross_entropy || training.loss == Loss::cross_entropy)
+    throw InvalidArgument(std::string("--loss ") + loss_name(training.loss) +
+                          " has no targets among the generated ones, which are standard normal; give --x and --y, or "
+                          "--data");
+  Samples data;
+  data.x = generate(run.rows, network.widths.front(), training.precision, training.seed, kTensorX);
+  data.y = generate(run.rows, network.widths.back(), training.precision, training.seed, kTensorY);
+  return data;
+}
+
 Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps) {
   const ValidationInput& from = run.validation;
   if (from.has_files()) return read_files({from.x, from.y, from.data, ""}, run, caps);
@@ -263,6 +278,18 @@ HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision
   HostMatrix matrix(element_type(precision), rows, columns);
   fill_normal(matrix.view(), seed, tensor);
   return matrix;
+}
+
+Parameters read_parameters(const Trainer& trainer, ElementType type) {
+  Parameters parameters;
+  for (const ParameterInfo& info : parameter_layout(trainer.network())) {
+    HostMatrix& parameter = parameters.emplace_back(type, info.rows, info.columns);
+    if (info.is_bias)
+      trainer.read_bias(info.layer, parameter.view());
+    else
+      trainer.read_weight(info.layer, parameter.view());
+  }
+  return parameters;
 }
 
 HostMatrix probabilities_of_classes(const HostMatrix& numbers, std::int64_t classes) {

@@ -30,6 +30,9 @@ void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps
 /// Reads --x and --y, or --data. Throws InvalidArgument where they do not match each other or the network.
 Samples read_data(const TrainOptions& run, const CpuCaps& caps);
 
+/// Reads the data, or draws them. Throws InvalidArgument for a loss that has no targets among those that are drawn.
+Samples load_data(const TrainOptions& run, const CpuCaps& caps);
+
 /// The validation data: read as read_data() reads, or taken from `data`, which keep the other rows, by
 /// run.training.seed. Empty where none are asked for.
 Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps);
@@ -80,6 +83,9 @@ std::string scaling_line(const InputScaling& scaling);
 /// What train takes without --x and --y.
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,
                     std::uint32_t tensor);
+
+/// All parameters as they are now, converted.
+Parameters read_parameters(const Trainer& trainer, ElementType type);
 
 /// Rows with 1 in the column of the class and 0 elsewhere, of a column with the numbers of the classes.
 HostMatrix probabilities_of_classes(const HostMatrix& numbers, std::int64_t classes);

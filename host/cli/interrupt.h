@@ -6,6 +6,10 @@
 
 namespace deviceloop::cli {
 
+/// How long after a signal a run that trains, or one that saves what it has, may take to end: a chunk of steps takes
+/// 50 ms, and files that are complete in a few seconds are worth having; a service manager waits for ten.
+constexpr std::chrono::milliseconds kPatience{800}, kSavingPatience{8000};
+
 /// From here on such a signal ends the process at once; unfinished files are removed and a running child program is
 /// killed. A signal that was ignored when the command started stays ignored, here and below.
 void end_on_signals();

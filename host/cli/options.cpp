@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 #include <deviceloop/error.h>
 
@@ -118,10 +119,14 @@ void OptionSet::check() const {
 
 const OptionSet::Entry& OptionSet::entry(const std::string& name) const { return entries_.at(name); }
 
-bool OptionSet::given(const std::string& name) const { return entry(name).option->count() > 0; }
+void OptionSet::set(const std::string& name, std::string text) { entries_.at(name).set = std::move(text); }
+
+bool OptionSet::given(const std::string& name) const { return entry(name).set || entry(name).option->count() > 0; }
 
 const std::string& OptionSet::text(const std::string& name) const {
-  return given(name) ? entry(name).option->results().front() : entry(name).text;
+  const Entry& named = entry(name);
+  if (named.set) return *named.set;
+  return named.option->count() > 0 ? named.option->results().front() : named.text;
 }
 
 const std::string& OptionSet::file(const std::string& name) const {

@@ -34,6 +34,9 @@ class OptionSet {
   /// Throws InvalidArgument for an unknown option or argument, one given twice, one whose value is missing.
   void check() const;
 
+  /// As if this option had been given with this value.
+  void set(const std::string& name, std::string text);
+
   bool given(const std::string& name) const;
   /// What was given, else the default.
   const std::string& text(const std::string& name) const;
@@ -54,7 +57,8 @@ class OptionSet {
   struct Entry {
     CLI::Option* option = nullptr;
     bool is_flag = false;
-    std::string text;  // the default
+    std::string text;                // the default
+    std::optional<std::string> set;  // in place of what was given
   };
   const Entry& entry(const std::string& name) const;
 

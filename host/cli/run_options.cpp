@@ -3,12 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <optional>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include <deviceloop/error.h>
@@ -29,34 +27,44 @@ namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
 
-DeviceChoice read_device(const OptionSet& options) {
-  const std::string& text = options.text("--device");
-  if (text == "auto") return {DeviceKind::automatic, 0};
-  if (text == "cpu") return {DeviceKind::cpu, 0};
-  if (text == "cuda") return {DeviceKind::cuda, 0};
-  if (text.rfind("cuda:", 0) == 0) {
-    int index = -1;
-    const char* end = text.data() + text.size();
-    const auto parsed = std::from_chars(text.data() + 5, end, index);
-    if (parsed.ec == std::errc() && parsed.ptr == end && index >= 0) return {DeviceKind::cuda, index};
-  }
-  options.refuse("--device", "be auto, cpu, cuda or cuda:N with N from 0");
+const std::vector<Choice<Precision>> kPrecisions = {{"fp32", Precision::fp32}, {"fp64", Precision::fp64}};
+const std::vector<Choice<Formulation>> kFormulations = {{"primal", Formulation::primal}, {"gram", Formulation::gram}};
+
+/// None for what --device does not take.
+std::optional<DeviceChoice> device_named(std::string_view text) {
+  if (text == "auto") return DeviceChoice{DeviceKind::automatic, 0};
+  if (text == "cpu") return DeviceChoice{DeviceKind::cpu, 0};
+  if (text == "cuda") return DeviceChoice{DeviceKind::cuda, 0};
+  constexpr std::string_view kNumbered = "cuda:";
+  if (!text.starts_with(kNumbered)) return std::nullopt;
+  const std::optional<int> index = parse<int>(text.substr(kNumbered.size()));
+  if (!index || *index < 0) return std::nullopt;
+  return DeviceChoice{DeviceKind::cuda, *index};
 }
 
-/// --plan NAME, or persistent:FORM.
-std::optional<ExecutorKind> read_plan(const OptionSet& options, PersistentForm& form) {
-  const std::string& text = options.text("--plan");
-  if (text == "auto") return std::nullopt;
+/// Sets both from what --plan takes; false for anything else.
+bool parse_plan(std::string_view text, std::optional<ExecutorKind>& forced, PersistentForm& form) {
+  forced = std::nullopt;
+  form = PersistentForm::automatic;
+  if (text == "auto") return true;
   for (const ExecutorKind kind : {ExecutorKind::cpu, ExecutorKind::graph, ExecutorKind::persistent})
-    if (text == name(kind)) return kind;
+    if (text == name(kind)) {
+      forced = kind;
+      return true;
+    }
   for (const PersistentForm each :
        {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid, PersistentForm::two_layer})
     if (text == std::string("persistent:") + name(each)) {
+      forced = ExecutorKind::persistent;
       form = each;
-      return ExecutorKind::persistent;
+      return true;
     }
-  options.refuse("--plan",
-                 "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
+  return false;
+}
+
+template <class T>
+bool names_one_of(std::string_view text, const std::vector<Choice<T>>& choices) {
+  return std::any_of(choices.begin(), choices.end(), [&](const Choice<T>& choice) { return text == choice.name; });
 }
 
 /// By what the formulation 'gram' does not train: it never has the gradient of the first weight.
@@ -162,9 +170,7 @@ std::int64_t read_samples(const OptionSet& options) { return options.integer("--
 
 void declare_precision(OptionSet& options) { options.add("--precision", "NAME", "fp32", "fp32 or fp64"); }
 
-Precision read_precision(const OptionSet& options) {
-  return choose<Precision>(options, "--precision", {{"fp32", Precision::fp32}, {"fp64", Precision::fp64}});
-}
+Precision read_precision(const OptionSet& options) { return choose(options, "--precision", kPrecisions); }
 
 void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
@@ -174,10 +180,16 @@ void declare_execution(OptionSet& options) {
 }
 
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training) {
-  training.device = read_device(options);
+  const std::optional<DeviceChoice> device = device_named(options.text("--device"));
+  if (!device) options.refuse("--device", "be auto, cpu, cuda or cuda:N with N from 0");
+  training.device = *device;
   training.threads = static_cast<int>(options.integer("--threads", 0, kMaxThreads));
   training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
-  const std::optional<ExecutorKind> forced = read_plan(options, training.form);
+  std::optional<ExecutorKind> forced;
+  if (!parse_plan(options.text("--plan"), forced, training.form))
+    options.refuse(
+        "--plan",
+        "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid or two-layer");
   if (forced && training.device.kind != DeviceKind::automatic &&
       row_of(*forced).is_on_gpu != (training.device.kind == DeviceKind::cuda))
     throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +
@@ -233,7 +245,19 @@ TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std:
   return on_standard_output.empty() ? TextOutput::Where::standard_output : TextOutput::Where::standard_error;
 }
 
-void declare_train_options(OptionSet& options, const std::string& output) {
+std::vector<std::string> options_taking(const std::string& word) {
+  std::vector<std::string> options;
+  if (word == "auto") return options;
+  std::optional<ExecutorKind> forced;
+  PersistentForm form{};
+  if (parse_plan(word, forced, form)) options.push_back("--plan");
+  if (device_named(word)) options.push_back("--device");
+  if (names_one_of(word, kPrecisions)) options.push_back("--precision");
+  if (names_one_of(word, kFormulations)) options.push_back("--formulation");
+  return options;
+}
+
+void declare_run_options(OptionSet& options) {
   options.group("Network and data");
   declare_network(options);
   options.add("--weights", "FILE", "", "start from these weights (.safetensors)");
@@ -248,12 +272,11 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add_flag("--standardize", "each input minus its mean, divided by its deviation");
   options.group("Training");
   declare_loss(options);
-  options.add("--steps", "N", "500", "steps; 0: only the loss");
+  options.add("--steps", "N", "500", "steps; in train 0: only the loss");
   options.add("--epochs", "E", "", "instead of --steps: ceil(E samples / batch size) steps");
   options.add("--batch-size", "B", "0", "samples of a step; 0: all");
   options.add_flag("--shuffle", "another order in each epoch; what batches do");
   options.add_flag("--no-shuffle", "batches in the order of the rows");
-  options.add_flag("--keep-going", "do not stop where a loss is not finite");
   options.add("--formulation", "NAME", "primal", "primal, or gram where samples are few");
   options.add("--reproject", "N", "0", "with gram, Z anew every N steps; 0: never");
   declare_precision(options);
@@ -261,8 +284,13 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add_flag("--tune", "on a GPU, try algorithms first; last bits may vary");
   options.group("Optimizer");
   declare_optimizer(options);
+}
+
+void declare_train_options(OptionSet& options, const std::string& output) {
+  declare_run_options(options);
   options.group("Validation and early end");
   declare_watch(options);
+  options.add_flag("--keep-going", "do not stop where a loss is not finite");
   options.group(output);
   options.add("--save", "FILE", "", "weights after training (.safetensors)");
   options.add("--history", "FILE", "", "the loss of every step, and validation (.csv)");
@@ -271,8 +299,9 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   declare_quiet(options);
 }
 
-TrainOptions read_train_options(const OptionSet& options) {
+TrainOptions read_run_options(const OptionSet& options, ValidationInput validation) {
   TrainOptions run;
+  run.validation = std::move(validation);
   run.network = read_network_options(options);
   run.init = read_init(options);
   run.steps = options.integer("--steps", 0, kMaxCount);
@@ -290,8 +319,7 @@ TrainOptions read_train_options(const OptionSet& options) {
     throw InvalidArgument("--shuffle and --no-shuffle are both given; drop one of the two");
   run.training.precision = read_precision(options);
   run.training.optimizer = read_optimizer(options, run.training.precision);
-  run.training.formulation =
-      choose<Formulation>(options, "--formulation", {{"primal", Formulation::primal}, {"gram", Formulation::gram}});
+  run.training.formulation = choose(options, "--formulation", kFormulations);
   run.training.reprojection_steps = options.integer("--reproject", 0, kMaxCount);
   if (run.training.reprojection_steps > 0 && run.training.formulation != Formulation::gram)
     throw InvalidArgument("--reproject " + options.text("--reproject") +
@@ -300,7 +328,6 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.training.seed = options.unsigned_integer("--seed");
   run.forced = read_execution(options, run.training);
   run.rows = read_samples(options);
-  run.validation = read_watch(options, run.training.watch);
 
   run.x = options.file("--x");
   run.y = options.file("--y");
@@ -311,16 +338,9 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.header = read_header(options);
   run.weights = options.file("--weights");
   if (run.weights.empty()) check_loss(run.network, run.training);
-  run.keep_going = options.given("--keep-going");
   if (options.given("--scale")) run.scale = read_scale(options);
   run.standardize = options.given("--standardize");
   run.training.deterministic = !options.given("--tune");
-  run.save = options.file("--save");
-  run.history = options.file("--history");
-  run.json = options.file("--json");
-  run.plot = options.file("--plot");
-  if (!run.plot.empty() && !picture_format(run.plot))
-    options.refuse("--plot", "be the name of a file that ends in .svg or .png");
   for (const char* other : {"--x", "--y"})
     if (!run.data.empty() && options.given(other))
       throw InvalidArgument("--data " + printable(run.data) + " holds inputs and targets, but " + other + " " +
@@ -344,6 +364,21 @@ TrainOptions read_train_options(const OptionSet& options) {
   if (!run.weights.empty() && options.given("--init"))
     throw InvalidArgument("--init " + options.text("--init") + " draws weights, but --weights " +
                           printable(run.weights) + " is given; drop one of the two");
+  return run;
+}
+
+TrainOptions read_train_options(const OptionSet& options) {
+  Watch watch;
+  ValidationInput validation = read_watch(options, watch);
+  TrainOptions run = read_run_options(options, std::move(validation));
+  run.training.watch = watch;
+  run.keep_going = options.given("--keep-going");
+  run.save = options.file("--save");
+  run.history = options.file("--history");
+  run.json = options.file("--json");
+  run.plot = options.file("--plot");
+  if (!run.plot.empty() && !picture_format(run.plot))
+    options.refuse("--plot", "be the name of a file that ends in .svg or .png");
   run.text = check_outputs(
       options, {"--save", "--history", "--json", "--plot"},
       {"--x", "--y", "--data", "--sample-weights", "--weights", "--validate", "--validate-x", "--validate-y"}, "--save",

@@ -1,4 +1,4 @@
-// The options that several commands share, and the values of the options of train and plan.
+// The options that several commands share, and the values of the options of train, plan and compare.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,9 @@ Precision read_precision(const OptionSet& options);
 void declare_execution(OptionSet& options);
 std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpec& training);
 
+/// Those of --plan, --device, --precision and --formulation that take this word, with a meaning of its own: not auto.
+std::vector<std::string> options_taking(const std::string& word);
+
 /// --header.
 void declare_header(OptionSet& options);
 TableHeader read_header(const OptionSet& options);
@@ -80,7 +83,12 @@ inline bool are_classes(const TrainOptions& run, const Samples& data) {
   return run.training.loss == Loss::cross_entropy && data.y.columns == 1;
 }
 
-/// `output` is the heading of the files that are written.
+/// All that say what is trained and how: network and data, training, optimizer.
+void declare_run_options(OptionSet& options);
+/// Names no output and no watch, which has these validation data.
+TrainOptions read_run_options(const OptionSet& options, ValidationInput validation = {});
+
+/// Beside those, validation, early end and outputs; `output` is the heading of the files that are written.
 void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
 /// What the options leave open of the network, from the metadata of --weights. Throws InvalidArgument for a loss that

@@ -1,8 +1,6 @@
 // deviceloop train: reads or generates, trains, reports, writes.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <exception>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -10,7 +8,6 @@
 #include <vector>
 
 #include <deviceloop/error.h>
-#include <deviceloop/random.h>
 #include <deviceloop/trainer.h>
 
 #include "activity.h"
@@ -24,6 +21,7 @@
 #include "memory.h"
 #include "plot.h"
 #include "preparation.h"
+#include "problems.h"
 #include "progress.h"
 #include "report.h"
 #include "run_options.h"
@@ -36,10 +34,6 @@ namespace deviceloop::cli {
 namespace {
 
 constexpr std::int64_t kShownRows = 5;
-
-// How long after a signal the run may take to end: a chunk of steps takes 50 ms, and files that are complete in a few
-// seconds are worth having; a service manager waits for ten.
-constexpr std::chrono::milliseconds kPatience{800}, kSavingPatience{8000};
 
 /// The outputs of a run. Making it finds out whether all of them can be written and drawn.
 struct Outputs {
@@ -56,41 +50,6 @@ struct Outputs {
   std::unique_ptr<OutputFile> save, history, json, plot;  // null: not asked for
   std::string gnuplot;
 };
-
-/// The problems of a run that are reported when it has finished.
-class Problems {
- public:
-  void add(std::string problem) { text_ += (text_.empty() ? "" : "; ") + std::move(problem); }
-  /// Calls `work`; what it throws is added.
-  template <class Work>
-  bool attempt(const Work& work) {
-    try {
-      work();
-      return true;
-    } catch (const std::exception& error) {
-      add(error.what());
-      return false;
-    }
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  std::string text_;
-};
-
-Samples load_data(const TrainOptions& run, const DeviceCaps& caps) {
-  if (run.has_files()) return read_data(run, caps.cpu);
-  const NetworkSpec& network = run.network;
-  const TrainingSpec& training = run.training;
-  if (training.loss == Loss::binary_cross_entropy || training.loss == Loss::cross_entropy)
-    throw InvalidArgument(std::string("--loss ") + loss_name(training.loss) +
-                          " has no targets among the generated ones, which are standard normal; give --x and --y, or "
-                          "--data");
-  Samples data;
-  data.x = generate(run.rows, network.widths.front(), training.precision, training.seed, kTensorX);
-  data.y = generate(run.rows, network.widths.back(), training.precision, training.seed, kTensorY);
-  return data;
-}
 
 /// The first rows of the data, and how far the network is from them.
 class ShownRows {
@@ -149,19 +108,6 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
   progress.clear();
   if (report.steps() > 0 && shown != report.steps() - 1) rest += show(report.steps() - 1, report.losses.back());
   return report;
-}
-
-Parameters read_parameters(const Trainer& trainer) {
-  Parameters parameters;
-  for (const ParameterInfo& info : parameter_layout(trainer.network())) {
-    HostMatrix& parameter =
-        parameters.emplace_back(element_type(trainer.training().precision), info.rows, info.columns);
-    if (info.is_bias)
-      trainer.read_bias(info.layer, parameter.view());
-    else
-      trainer.read_weight(info.layer, parameter.view());
-  }
-  return parameters;
 }
 
 void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters,
@@ -260,7 +206,7 @@ int run_train(const OptionSet& options) {
   Outputs outputs(run);
   TextOutput text(run.text);
 
-  Samples data = load_data(run, caps);
+  Samples data = load_data(run, caps.cpu);
   std::string inputs = samples_line(run, data);  // as they were read, those for validation among them
   Samples validation = read_validation(run, data, caps.cpu);
   inputs += validation_line(run, validation);
@@ -333,7 +279,7 @@ int run_train(const OptionSet& options) {
   }
   if (training.watch.keep_best && result.best && result.best->steps != trainer.steps_done()) trainer.restore_best();
 
-  const Parameters parameters = read_parameters(trainer);
+  const Parameters parameters = read_parameters(trainer, element_type(training.precision));
   if (!result.first_non_finite_step) result.inactive_layers = inactive_layers(run.network, parameters, looked_at);
   Problems problems;
   if (result.first_non_finite_step) {
