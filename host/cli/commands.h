@@ -13,6 +13,9 @@ int run_train(const OptionSet& options);
 void declare_predict(OptionSet& options);
 int run_predict(const OptionSet& options);
 
+void declare_compare(OptionSet& options);
+int run_compare(const OptionSet& options);
+
 void declare_plan(OptionSet& options);
 int run_plan(const OptionSet& options);
 

@@ -38,6 +38,8 @@ constexpr Command kCommands[] = {
     {"predict", "apply saved weights to new rows", "deviceloop predict --weights w.safetensors --x new.npy --out p.npy",
      declare_predict, run_predict},
     {"plan", "say what train would run, and why", "", declare_plan, run_plan},
+    {"compare", "train twice, such as on CPU and GPU, and compare", "deviceloop compare --a fp32 --b fp64 --init he",
+     declare_compare, run_compare},
     {"data", "write what train would draw, or a task to try",
      "deviceloop data --x x.npy --y y.npy --weights w.safetensors", declare_data, run_data},
     {"info", "show what this build and this machine offer", "", declare_info, run_info},
