@@ -165,13 +165,14 @@ TEST(Command, ShowsItsHelpOnStandardErrorWithoutSubcommand) {
 
 TEST(Command, HasHelpAndVersionEverywhere) {
   for (const Arguments& subcommand : {Arguments{}, Arguments{"train"}, Arguments{"predict"}, Arguments{"plan"},
-                                      Arguments{"data"}, Arguments{"info"}}) {
+                                      Arguments{"compare"}, Arguments{"data"}, Arguments{"info"}}) {
     SCOPED_TRACE(words(subcommand));
     const CommandResult help = run(subcommand + Arguments{"--help"});
     expect_done(help);
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
-    const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"};
+    const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"} ||
+                        subcommand == Arguments{"compare"};
     EXPECT_LE(shown.size(), trains ? 70u : 32u) << "does not fit its screens";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);

@@ -59,11 +59,13 @@ Bounds bounds_of(Precision a, Precision b) {
 
 std::int64_t next_comparison(std::int64_t steps, std::int64_t every, std::int64_t total) {
   if (every > 0) return total - steps <= every ? total : steps + every;
-  for (std::int64_t power = 1;; power *= 10)
+  for (std::int64_t power = 1;; power *= 10) {
     for (const std::int64_t factor : {1, 2, 5}) {
       if (power > total / factor) return total;
       if (factor * power > steps) return factor * power;
     }
+    if (power > total / 10) return total;
+  }
 }
 
 double LossComparison::add(std::span<const double> a, std::span<const double> b) {
@@ -85,6 +87,7 @@ double LossComparison::add(std::span<const double> a, std::span<const double> b)
 ParameterDifference ParameterComparison::add(std::int64_t steps, const std::vector<ParameterInfo>& layout,
                                              const Parameters& a, const Parameters& b) {
   std::optional<ParameterDifference> largest_of_these;
+  double largest_share = -1;  // of its bound
   largest_element.reset();
   for (std::size_t index = 0; index < layout.size(); ++index) {
     const ParameterInfo& info = layout[index];
@@ -104,7 +107,13 @@ ParameterDifference ParameterComparison::add(std::int64_t steps, const std::vect
     }
     keep_largest(largest, at);
     keep_largest(largest_of_these, at);
+    const double bound = info.is_bias ? bounds.bias() : bounds.weight;
     if (at.difference > bound) keep_first(first_exceeded, at);
+    const double share = relative(at.difference, bound);
+    if (share <= largest_share) continue;
+    largest_share = share;
+    end = at;
+    end_bound = bound;
   }
   if (a_diverged || b_diverged) largest_element.reset();
   return largest_of_these.value_or(ParameterDifference{steps});
