@@ -391,7 +391,7 @@ TEST(Compare, SaysTheSameInItsTextAndItsJson) {
 
 TEST(Compare, MarksTheTimeOfGram) {
   const CommandResult result = compare("gram", "cpu", kSmall + Arguments{"--reproject", "5"});
-  EXPECT_EQ(result.exit_code, 0) << result.err;
+  ASSERT_EQ(result.exit_code, 0) << result.err;
   const std::vector<std::string> text = lines(result.out);
   EXPECT_TRUE(has(text[0], "gram, reprojected every 5 steps)")) << text[0];
   EXPECT_FALSE(has(text[1], "gram") || has(text[1], "reprojected")) << text[1];
@@ -471,11 +471,11 @@ TEST(Compare, RefusesDataThatTheLowerPrecisionCannotHold) {
   expect_refused(Arguments{"--a", "fp64", "--b", "fp32"} + options, {x, "1e+300, which fp32 cannot hold"});
 }
 
-TEST(Compare, ReadsWeightsAndScalesInputsForBothSides) {
+TEST(Compare, ReadsWeightsOfNetworkAndSamplesAndScalesInputs) {
   const TemporaryFolder folder;
   const std::string w = folder / "w.safetensors", x = folder.write("x.csv", "100,200\n300,500\n700,100\n"),
-                    y = folder.write("y.csv", "1\n2\n3\n");
-  const Arguments data = {"--x", x, "--y", y, "--steps", "30", "--lr", "1e-3"};
+                    y = folder.write("y.csv", "1\n2\n3\n"), s = folder.write("s.csv", "1\n0.5\n3\n");
+  const Arguments data = {"--x", x, "--y", y, "--sample-weights", s, "--steps", "30", "--lr", "1e-3"};
   ASSERT_EQ(run(Arguments{"train", "--quiet", "--layers", "2,4,1", "--activation", "tanh", "--standardize", "--init",
                           "xavier", "--save", w} +
                 data)
