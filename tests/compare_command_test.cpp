@@ -177,7 +177,7 @@ Arguments files_of(const TemporaryFolder& folder, const std::string& precision) 
   return Arguments{"--x", x, "--y", y, "--weights", w} + kSteps;
 }
 
-TEST(Compare, SaysOfSingleAndDoublePrecisionWhatTheirRunsSay) {
+TEST(CompareCommand, SaysOfSingleAndDoublePrecisionWhatTheirRunsSay) {
   const TemporaryFolder folder;
   const Arguments files = files_of(folder, "fp32");
   const TrainedRun single = trained(files + Arguments{"--precision", "fp32"}, kNetworkSpec);
@@ -196,7 +196,7 @@ TEST(Compare, SaysOfSingleAndDoublePrecisionWhatTheirRunsSay) {
   expect_true(json_of("fp64", "fp32", files_of(folder, "fp64")), twice, single, layout);
 }
 
-TEST(Compare, ComparesWheneverAskedWithoutChangingTheRuns) {
+TEST(CompareCommand, ComparesWheneverAskedWithoutChangingTheRuns) {
   const Arguments options = kLive + Arguments{"--precision", "fp64"};
   const TrainedRun gram = trained(options + Arguments{"--formulation", "gram"}, kNetworkSpec);
   const TrainedRun primal = trained(options, kNetworkSpec);
@@ -213,7 +213,7 @@ TEST(Compare, ComparesWheneverAskedWithoutChangingTheRuns) {
   }
 }
 
-TEST(Compare, ExceedsABoundThatIsTooSmall) {
+TEST(CompareCommand, ExceedsABoundThatIsTooSmall) {
   const Json fits = json_of("fp32", "fp64", kLive + Arguments{"--every", "1"});
   // Half of the largest difference, which some step before may have exceeded already.
   const double largest = fits["losses"]["largest"]["difference"], bound = largest / 2;
@@ -263,7 +263,7 @@ void expect_same_bits(const Json& json, std::int64_t steps) {
   EXPECT_EQ(json["parameters"]["largest_element"], nullptr);
 }
 
-TEST(Compare, FindsTheSameBitsInARerun) {
+TEST(CompareCommand, FindsTheSameBitsInARerun) {
   const Json json = json_of("cpu", "cpu", kSmall + Arguments{"--loss-bound", "0", "--weight-bound", "0"});
   expect_same_bits(json, 12);
   EXPECT_EQ(json["rerun"], true);
@@ -275,7 +275,7 @@ TEST(Compare, FindsTheSameBitsInARerun) {
   EXPECT_EQ(lines(result.out).back(), "all bounds hold");
 }
 
-TEST(Compare, FindsTheSameBitsForAnyNumberOfThreads) {
+TEST(CompareCommand, FindsTheSameBitsForAnyNumberOfThreads) {
   const Json json =
       json_of("threads=1", "threads=2",
               {"--layers", "40,30,1", "--samples", "300", "--init", "he", "--lr", "1e-5", "--steps", "20"});
@@ -285,7 +285,7 @@ TEST(Compare, FindsTheSameBitsForAnyNumberOfThreads) {
   EXPECT_EQ(json["b"]["threads"], 2);
 }
 
-TEST(Compare, TakesBatchesAndOptimizers) {
+TEST(CompareCommand, TakesBatchesAndOptimizers) {
   const Arguments options =
       kNetwork + Arguments{"--lr", "1e-3",   "--batch-size", "16",          "--epochs", "20",         "--optimizer",
                            "adam", "--loss", "huber",        "--reduction", "mean",     "--schedule", "cosine"};
@@ -300,7 +300,7 @@ TEST(Compare, TakesBatchesAndOptimizers) {
   EXPECT_EQ(json_of("cpu", "threads=1", twice)["rows"].back()["loss_a"], trained_twice.losses.back());
 }
 
-TEST(Compare, ReportsARunThatDiverges) {
+TEST(CompareCommand, ReportsARunThatDiverges) {
   const Arguments options = {"--layers", "6,5,2", "--samples", "9", "--lr", "1", "--steps", "500"};
   const auto diverged_at = [&](const std::string& precision) {
     const TemporaryFolder folder;
@@ -330,7 +330,7 @@ TEST(Compare, ReportsARunThatDiverges) {
   EXPECT_EQ(one["b"]["first_non_finite_step"], nullptr);
 }
 
-TEST(Compare, SaysTheSameInItsTextAndItsJson) {
+TEST(CompareCommand, SaysTheSameInItsTextAndItsJson) {
   const TemporaryFolder folder;
   const CommandResult result = compare("cpu,fp32", "cpu,fp64,threads=1", kLive + Arguments{"--json", folder / "j"});
   EXPECT_EQ(result.exit_code, 0);
@@ -389,7 +389,7 @@ TEST(Compare, SaysTheSameInItsTextAndItsJson) {
   EXPECT_EQ(text[line++], "all bounds hold");
 }
 
-TEST(Compare, MarksTheTimeOfGram) {
+TEST(CompareCommand, MarksTheTimeOfGram) {
   const CommandResult result = compare("gram", "cpu", kSmall + Arguments{"--reproject", "5"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const std::vector<std::string> text = lines(result.out);
@@ -398,7 +398,7 @@ TEST(Compare, MarksTheTimeOfGram) {
   EXPECT_TRUE(has(text[text.size() - 2], " us a step, gram; b: ")) << text[text.size() - 2];
 }
 
-TEST(Compare, TakesWhatASideDoesNotNameFromTheOptions) {
+TEST(CompareCommand, TakesWhatASideDoesNotNameFromTheOptions) {
   const Json json =
       json_of("fp32", "gram,threads=2", kSmall + Arguments{"--precision", "fp64", "--threads", "1", "--device", "cpu"});
   EXPECT_EQ(json["a"]["precision"], "fp32");
@@ -411,7 +411,7 @@ TEST(Compare, TakesWhatASideDoesNotNameFromTheOptions) {
   EXPECT_EQ(json_of("cpu", "cpu", kSmall + Arguments{"--plan", "graph", "--device", "cuda"})["a"]["plan"], "cpu");
 }
 
-TEST(Compare, RefusesWhatIsNoSide) {
+TEST(CompareCommand, RefusesWhatIsNoSide) {
   const auto refused = [](const std::string& side, const std::vector<std::string>& expected,
                           const Arguments& more = {}) {
     SCOPED_TRACE(side);
@@ -440,7 +440,7 @@ TEST(Compare, RefusesWhatIsNoSide) {
   refused("fp32", {"--lr must be 0 or at least 1.2e-38", "'1e-40'"}, {"--lr", "1e-40", "--precision", "fp64"});
 }
 
-TEST(Compare, RefusesBadUsage) {
+TEST(CompareCommand, RefusesBadUsage) {
   const Arguments sides = {"--a", "cpu", "--b", "cpu"};
   for (const Arguments& missing : {Arguments{}, {"--a", "cpu"}, {"--b", "cpu"}})
     expect_refused(missing, {"two sides", "give --a and --b", "--a cpu --b cuda"});
@@ -463,7 +463,7 @@ TEST(Compare, RefusesBadUsage) {
   expect_refused({"--a", "cpu", "--b", "graph"}, {"plan 'graph'", "use the plan 'cpu' or 'auto'"}, 1);
 }
 
-TEST(Compare, RefusesDataThatTheLowerPrecisionCannotHold) {
+TEST(CompareCommand, RefusesDataThatTheLowerPrecisionCannotHold) {
   const TemporaryFolder folder;
   const std::string x = folder.write("x.csv", "1\n2\n1e300\n"), y = folder.write("y.csv", "1\n2\n3\n");
   const Arguments options = {"--layers", "1,2,1", "--steps", "2", "--x", x, "--y", y};
@@ -471,7 +471,7 @@ TEST(Compare, RefusesDataThatTheLowerPrecisionCannotHold) {
   expect_refused(Arguments{"--a", "fp64", "--b", "fp32"} + options, {x, "1e+300, which fp32 cannot hold"});
 }
 
-TEST(Compare, ReadsWeightsOfNetworkAndSamplesAndScalesInputs) {
+TEST(CompareCommand, ReadsWeightsOfNetworkAndSamplesAndScalesInputs) {
   const TemporaryFolder folder;
   const std::string w = folder / "w.safetensors", x = folder.write("x.csv", "100,200\n300,500\n700,100\n"),
                     y = folder.write("y.csv", "1\n2\n3\n"), s = folder.write("s.csv", "1\n0.5\n3\n");
@@ -491,7 +491,7 @@ TEST(Compare, ReadsWeightsOfNetworkAndSamplesAndScalesInputs) {
   EXPECT_NE(json["rows"].back()["loss_a"], train["loss_last"]);
 }
 
-TEST(Compare, WritesWhatItHasAfterASignal) {
+TEST(CompareCommand, WritesWhatItHasAfterASignal) {
   const TemporaryFolder folder;
   for (const int signal : {SIGINT, SIGTERM}) {
     RunningCommand running(
