@@ -2,9 +2,6 @@
 // multiply in double. Two algorithms are proposed for every product; they differ in the order of the sum.
 #include "../../cuda/runtime/cublaslt.h"
 
-#include <sanitizer/asan_interface.h>
-
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,10 +9,11 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <vector>
+#include <type_traits>
 
 #include <deviceloop/error.h>
 
+#include "product.h"
 #include "simt/control.h"
 #include "work.h"
 
@@ -156,42 +154,6 @@ cublasStatus_t algo_get_attribute(const cublasLtMatmulAlgo_t* algorithm, cublasL
   return CUBLAS_STATUS_SUCCESS;
 }
 
-/// The product of column-major matrices; `backwards` adds the terms from the last to the first.
-template <class T>
-void multiply(const MatmulDesc& desc, const Shape& shape, T alpha, const T* a, std::int64_t lda, const T* b,
-              std::int64_t ldb, T beta, const T* c, std::int64_t ldc, T* d, std::int64_t ldd, bool backwards) {
-  const auto m = static_cast<std::int64_t>(shape.m), n = static_cast<std::int64_t>(shape.n);
-  const auto k_end = static_cast<std::int64_t>(shape.k);
-  std::vector<double> left(shape.m * shape.k), sums(shape.m);
-  for (std::int64_t k = 0; k < k_end; ++k)
-    for (std::int64_t i = 0; i < m; ++i)
-      left[static_cast<std::size_t>(k * m + i)] =
-          static_cast<double>(desc.transpose_a == CUBLAS_OP_T ? a[i * lda + k] : a[k * lda + i]);
-  for (std::int64_t j = 0; j < n; ++j) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    for (std::int64_t step = 0; step < k_end; ++step) {
-      const std::int64_t k = backwards ? k_end - 1 - step : step;
-      const auto right = static_cast<double>(desc.transpose_b == CUBLAS_OP_T ? b[k * ldb + j] : b[j * ldb + k]);
-      const double* const column = &left[static_cast<std::size_t>(k * m)];
-      for (std::int64_t i = 0; i < m; ++i) sums[static_cast<std::size_t>(i)] += column[i] * right;
-    }
-    for (std::int64_t i = 0; i < m; ++i) {
-      // As the library: with beta = 0 what lies in C does not matter, not even NaN.
-      const double before = beta == T(0) ? 0 : static_cast<double>(beta) * static_cast<double>(c[j * ldc + i]);
-      d[j * ldd + i] = static_cast<T>(static_cast<double>(alpha) * sums[static_cast<std::size_t>(i)] + before);
-    }
-  }
-}
-
-/// This file is compiled without sanitizers, for speed: whether memory may be touched is asked before.
-void check_memory(const void* begin, const MatrixLayout& layout) {
-  const std::size_t element = layout.type == CUDA_R_64F ? sizeof(double) : sizeof(float);
-  const std::size_t bytes = (static_cast<std::size_t>(layout.leading) * (layout.columns - 1) + layout.rows) * element;
-  if (__asan_region_is_poisoned(const_cast<void*>(begin), bytes) != nullptr)
-    throw simt::KernelError("cublasLtMatmul: a matrix of " + std::to_string(bytes) +
-                            " bytes reaches beyond its allocation");
-}
-
 cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const void* alpha, const void* a,
                       cublasLtMatrixLayout_t a_handle, const void* b, cublasLtMatrixLayout_t b_handle, const void* beta,
                       const void* c, cublasLtMatrixLayout_t c_handle, void* d, cublasLtMatrixLayout_t d_handle,
@@ -211,14 +173,20 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
   const bool backwards = algorithm->data[0] == 2;
   const auto run = [=](auto zero) {
     using T = decltype(zero);
-    check_memory(a, la);
-    check_memory(b, lb);
-    check_memory(c, lc);
-    check_memory(d, ld);
+    const auto matrix = [](auto* data, const MatrixLayout& layout, std::int32_t transpose) {
+      simt::Matrix<std::remove_pointer_t<decltype(data)>> made{data, static_cast<std::int64_t>(layout.rows),
+                                                               static_cast<std::int64_t>(layout.columns),
+                                                               layout.leading, transpose == CUBLAS_OP_T};
+      simt::check_memory("cublasLtMatmul", made);
+      return made;
+    };
+    const auto left = matrix(static_cast<const T*>(a), la, desc.transpose_a);
+    const auto right = matrix(static_cast<const T*>(b), lb, desc.transpose_b);
+    const auto before = matrix(static_cast<const T*>(c), lc, CUBLAS_OP_N);
+    const auto result = matrix(static_cast<T*>(d), ld, CUBLAS_OP_N);
     std::memset(workspace, 0xff, kWorkspaceNeeded);
-    multiply<T>(desc, shape, *static_cast<const T*>(alpha), static_cast<const T*>(a), la.leading,
-                static_cast<const T*>(b), lb.leading, *static_cast<const T*>(beta), static_cast<const T*>(c),
-                lc.leading, static_cast<T*>(d), ld.leading, backwards);
+    simt::multiply<T>(*static_cast<const T*>(alpha), left, right, static_cast<std::int64_t>(shape.k),
+                      *static_cast<const T*>(beta), before, result, backwards);
   };
   const std::function<void()> work = [=] {
     if (desc.scale == CUDA_R_64F)
