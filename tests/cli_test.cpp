@@ -21,6 +21,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,7 @@
 #include "files/reader.h"
 #include "files/safetensors.h"
 #include "input_scaling.h"
+#include "matrix_ops.h"
 #include "permutation.h"
 #include "support/run_command.h"
 #include "support/sanitized.h"
@@ -2559,6 +2561,35 @@ TEST(Data, WritesInputsAndTargetsIntoOneArchive) {
   expect_refused(Arguments{"train"} + shape + Arguments{"--data", data, "--targets", "1"}, {data, "--targets"});
   expect_refused(Arguments{"train"} + shape + Arguments{"--x", data, "--y", y}, {data, "--data"});
   expect_refused({"train", "--data", data}, {data, "6 columns", "--layers 6,100,2"});
+}
+
+TEST(Data, WritesTextWhereTheNameSaysSo) {
+  const TemporaryFolder folder;
+  const std::string npz = folder / "d.npz", csv = folder / "d.CSV";
+  // The same samples in both, whatever the widths and the precision; and classes are whole numbers.
+  for (const auto& [options, inputs, targets] : {std::tuple{Arguments{"--layers", "6,5,2"}, "6", "2"},
+                                                 {Arguments{"--task", "digits"}, "784", "1"},
+                                                 {Arguments{"--task", "friedman", "--precision", "fp64"}, "10", "1"}}) {
+    SCOPED_TRACE(options.at(1));
+    const std::string precision = options.size() > 2 ? "fp64" : "fp32";
+    expect_done(run(Arguments{"data", "--samples", "30", "--data", npz} + options));
+    const CommandResult result = run(Arguments{"data", "--samples", "30", "--data", csv} + options);
+    expect_done(result);
+    EXPECT_EQ(result.out, csv + ": x of 30 x " + inputs + ", y of 30 x " + targets + ", " + precision + "\n");
+    const Samples binary = read_samples(npz), text = read_samples(csv, {.targets = targets});
+    for (const auto& [expected, got] : {std::pair{&binary.x, &text.x}, {&binary.y, &text.y}}) {
+      HostMatrix converted(expected->type, got->rows, got->columns);
+      convert(converted.view(), got->view());
+      EXPECT_TRUE(converted.bytes == expected->bytes);
+      EXPECT_EQ(got->header_line, 1);
+    }
+  }
+  const std::string friedman = read_all(csv);
+  EXPECT_EQ(friedman.substr(0, friedman.find('\n')), "x1,x2,x3,x4,x5,x6,x7,x8,x9,x10,y");
+  expect_done(run({"data", "--samples", "1", "--task", "digits", "--data", csv, "--quiet"}));
+  const std::string digit = read_all(csv);
+  EXPECT_EQ(digit.substr(digit.size() - 3).find_first_not_of(",0123456789\n"), std::string::npos) << digit;
+  EXPECT_EQ(digit[digit.size() - 3], ',') << "a class is one digit";
 }
 
 /// What train says of the same data in one file and in two.

@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -330,6 +333,53 @@ TEST(ReadCsv, SurvivesEveryTruncationAndEveryChangedByte) {
       attempt(changed);
     }
   EXPECT_GT(read_well, 100);
+}
+
+/// What write_csv makes of x and y.
+std::string written(ConstMatrix x, ConstMatrix y) {
+  const TemporaryFolder folder;
+  OutputFile file(folder / "d.csv");
+  write_csv(file, x, y);
+  file.commit();
+  return testing::read_all(folder / "d.csv");
+}
+
+TEST(WriteCsv, WritesNamesAndTheShortestNumbers) {
+  const Values x{0.1, -2, 1e300, 1.0 / 3, 5e-324, 1048576}, classes{7, 0}, two{0.5, -0.0, 3, 1e22};
+  EXPECT_EQ(written({x.data(), 2, 3}, {classes.data(), 2, 1}),
+            "x1,x2,x3,y\n0.1,-2,1e+300,7\n0.3333333333333333,5e-324,1048576,0\n");
+  EXPECT_EQ(written({x.data(), 2, 1, 3}, {two.data(), 2, 2}), "x1,y1,y2\n0.1,0.5,-0\n0.3333333333333333,3,1e+22\n");
+  const std::vector<float> single{0.1f, 16777216, 1.0f / 3};
+  EXPECT_EQ(written({single.data(), 3, 1}, {single.data(), 3, 1}),
+            "x1,y\n0.1,0.1\n16777216,16777216\n0.33333334,0.33333334\n");
+}
+
+TEST(WriteCsv, ReadsBackToTheSameBits) {
+  constexpr std::int64_t kRows = 20000, kColumns = 5;  // more than it writes at once
+  std::mt19937_64 random(1);
+  const auto check = [&]<class T, class Bits>(T, Bits) {
+    std::vector<T> x, y;
+    while (y.size() < kRows) {
+      const T value = std::bit_cast<T>(static_cast<Bits>(random()));
+      if (!std::isfinite(value)) continue;
+      (x.size() < kRows * kColumns ? x : y).push_back(value);
+    }
+    const Samples back = read_samples(written({x.data(), kRows, kColumns}, {y.data(), kRows, 1}), "y");
+    const auto rounded = [](const HostMatrix& matrix) {
+      const Values values = values_of(matrix);
+      return std::vector<T>(values.begin(), values.end());
+    };
+    EXPECT_EQ(rounded(back.x), x);
+    EXPECT_EQ(rounded(back.y), y);
+    EXPECT_EQ(back.x.header_line, 1);
+  };
+  check(0.0f, std::uint32_t{});
+  check(0.0, std::uint64_t{});
+}
+
+TEST(WriteCsv, IsChosenByTheName) {
+  for (const char* name : {"a.csv", "A.CSV", ".csv", "folder/a.b.Csv"}) EXPECT_TRUE(is_csv_name(name)) << name;
+  for (const char* name : {"csv", "a.csv.gz", "a.npz", "", "-", "acsv"}) EXPECT_FALSE(is_csv_name(name)) << name;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <deviceloop/trainer.h>
 
 #include "commands.h"
+#include "files/csv.h"
 #include "files/npy.h"
 #include "files/npz.h"
 #include "files/output_file.h"
@@ -81,7 +82,7 @@ void declare_data(OptionSet& options) {
   options.group("Output, at least one (FILE - is standard output)");
   options.add("--x", "FILE", "", "inputs (.npy)");
   options.add("--y", "FILE", "", "targets (.npy)");
-  options.add("--data", "FILE", "", "inputs and targets, as x and y (.npz)");
+  options.add("--data", "FILE", "", "inputs and targets, as x and y (.npz or .csv)");
   options.add("--weights", "FILE", "", "initial weights (.safetensors)");
   options.add("--order", "FILE", "", "samples as each epoch takes them (.npy, int64)");
   declare_quiet(options);
@@ -156,7 +157,7 @@ int run_data(const OptionSet& options) {
   if (x_file) write_matrix(*x_file, make_inputs());
   if (y_file) write_matrix(*y_file, make_targets());
   if (data_file) {
-    write_npz(*data_file, make_inputs().view(), make_targets().view());
+    (is_csv_name(data) ? write_csv : write_npz)(*data_file, make_inputs().view(), make_targets().view());
     data_file->commit();
     text.write(printable(data) + ": x of " + std::to_string(samples) + " x " + std::to_string(inputs) + ", y of " +
                std::to_string(samples) + " x " + std::to_string(targets) + ", " + name(precision) + "\n");

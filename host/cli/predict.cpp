@@ -1,5 +1,4 @@
 // deviceloop predict: applies saved weights to new rows.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -10,6 +9,7 @@
 #include <deviceloop/trainer.h>
 
 #include "commands.h"
+#include "files/csv.h"
 #include "files/npy.h"
 #include "files/output_file.h"
 #include "inputs.h"
@@ -56,15 +56,9 @@ std::vector<std::int64_t> classes_of(const HostMatrix& outputs, const std::strin
   return classes;
 }
 
-bool ends_as_csv(std::string name) {
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return name.ends_with(".csv");
-}
-
 /// As .npy, or as .csv where the file is called so.
 void write_classes(OutputFile& file, const std::vector<std::int64_t>& classes) {
-  if (!ends_as_csv(file.path())) return write_npy(file, classes.data(), static_cast<std::int64_t>(classes.size()), 1);
+  if (!is_csv_name(file.path())) return write_npy(file, classes.data(), static_cast<std::int64_t>(classes.size()), 1);
   std::string text;
   for (const std::int64_t number : classes) text += std::to_string(number) + "\n";
   file.write(text);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <initializer_list>
 #include <iterator>
@@ -15,6 +16,7 @@
 
 #include <deviceloop/error.h>
 
+#include "../matrix_ops.h"
 #include "../text.h"
 #include "number.h"
 
@@ -430,6 +432,38 @@ Samples read_csv_samples(const ByteSource& file, const ReadOptions& options) {
     file.refuse("does not say which of its columns are the targets; give --targets, their number or their names");
   return read(file, options,
               [&](const Beginning& beginning) { return split_columns(file, beginning, options.targets); });
+}
+
+bool is_csv_name(std::string path) {
+  std::transform(path.begin(), path.end(), path.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  return path.ends_with(".csv");
+}
+
+void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y) {
+  std::string text;
+  for (std::int64_t column = 1; column <= x.columns; ++column) text += "x" + std::to_string(column) + ",";
+  for (std::int64_t column = 1; column <= y.columns; ++column)
+    text += (column > 1 ? ",y" : "y") + (y.columns > 1 ? std::to_string(column) : "");
+  const auto append = [&](ConstMatrix matrix, std::int64_t row) {
+    with_type(matrix.type, [&]<class T>(T*) {
+      const T* const values = static_cast<const T*>(matrix.data) + row * matrix.row_stride;
+      for (std::int64_t column = 0; column < matrix.columns; ++column) {
+        char digits[32];
+        text.append(digits, std::to_chars(digits, digits + sizeof digits, values[column]).ptr) += ',';
+      }
+    });
+  };
+  for (std::int64_t row = 0; row < x.rows; ++row) {
+    text += '\n';
+    append(x, row);
+    append(y, row);
+    text.pop_back();
+    if (text.size() < kBlock) continue;
+    file.write(text);
+    text.clear();
+  }
+  file.write(text + "\n");
 }
 
 }  // namespace deviceloop

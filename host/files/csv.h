@@ -1,6 +1,11 @@
 // Text files of numbers with commas between them.
 #pragma once
 
+#include <string>
+
+#include <deviceloop/matrix.h>
+
+#include "output_file.h"
 #include "read_file.h"
 #include "reader.h"
 
@@ -21,5 +26,12 @@ DataMatrix read_csv(const ByteSource& file, const ReadOptions& options = {});
 /// them, in the order wanted, in double quotes where a name has a comma or is a number; all other columns are inputs,
 /// in their own order. Throws as read_csv does, and for targets that the file does not have or that leave no inputs.
 Samples read_csv_samples(const ByteSource& file, const ReadOptions& options);
+
+/// Whether a file of that name is to be written as text.
+bool is_csv_name(std::string path);
+
+/// Writes a line with the names x1, x2, ..., y (or y1, y2, ...) and then a line a row, each number as the shortest text
+/// that reads back to the same number of its type. The caller commits.
+void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y);
 
 }  // namespace deviceloop
