@@ -2284,6 +2284,15 @@ TEST_F(Classes, AreTheFirstOfTheLargestOutputs) {
                    "cross-entropy", "--steps", "1", "--quiet"}));
 }
 
+TEST_F(Classes, AreNotWhatIsPredictedWithoutTheOption) {
+  const std::string weights = identity(2), x = folder_.write("x.csv", "0.1,-2\n3,0.3333333333333333\n");
+  for (const auto& [precision, expected] :
+       {std::pair{"fp32", "0.1,-2\n3,0.33333334\n"}, std::pair{"fp64", "0.1,-2\n3,0.3333333333333333\n"}}) {
+    expect_done(run({"predict", "--weights", weights, "--x", x, "--out", folder_ / "p.csv", "--precision", precision}));
+    EXPECT_EQ(read_all(folder_ / "p.csv"), expected);
+  }
+}
+
 TEST_F(Classes, OfOneOutputAreWhetherItIsAboveZero) {
   expect_done(predict(identity(1), "1\n-1\n0\n-0.0\n1e-40\n-1e-40\n", "c.npy"));
   EXPECT_EQ(read_all(folder_ / "c.npy"), npy("<i8", 6, 1, std::vector<std::int64_t>{1, 0, 0, 0, 1, 0}));

@@ -157,7 +157,11 @@ int run_data(const OptionSet& options) {
   if (x_file) write_matrix(*x_file, make_inputs());
   if (y_file) write_matrix(*y_file, make_targets());
   if (data_file) {
-    (is_csv_name(data) ? write_csv : write_npz)(*data_file, make_inputs().view(), make_targets().view());
+    const HostMatrix x_matrix = make_inputs(), y_matrix = make_targets();
+    if (is_csv_name(data))
+      write_csv(*data_file, x_matrix.view(), y_matrix.view());
+    else
+      write_npz(*data_file, x_matrix.view(), y_matrix.view());
     data_file->commit();
     text.write(printable(data) + ": x of " + std::to_string(samples) + " x " + std::to_string(inputs) + ", y of " +
                std::to_string(samples) + " x " + std::to_string(targets) + ", " + name(precision) + "\n");

@@ -70,8 +70,8 @@ void declare_predict(OptionSet& options) {
   options.group("Files, all three needed (FILE - is standard output)");
   options.add("--weights", "FILE", "", "the network, as train saves it (.safetensors)");
   options.add("--x", "FILE", "", "inputs, one row a sample (.npy, .csv, IDX)");
-  options.add("--out", "FILE", "", "predictions to write (.npy)");
-  options.add_flag("--classes", "instead of them the class of each row (.npy or .csv)");
+  options.add("--out", "FILE", "", "predictions to write (.npy or .csv)");
+  options.add_flag("--classes", "instead of them the class of each row");
   options.group("How it runs");
   declare_activations(options);
   declare_header(options);
@@ -127,6 +127,8 @@ int run_predict(const OptionSet& options) {
   TrainerAccess::predict(trainer, input.view(), prediction.view(), input.name);
   if (classes)
     write_classes(file, classes_of(prediction, input.name));
+  else if (is_csv_name(out))
+    write_csv(file, std::as_const(prediction).view());
   else
     write_npy(file, std::as_const(prediction).view());
   file.commit();

@@ -440,11 +440,10 @@ bool is_csv_name(std::string path) {
   return path.ends_with(".csv");
 }
 
-void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y) {
-  std::string text;
-  for (std::int64_t column = 1; column <= x.columns; ++column) text += "x" + std::to_string(column) + ",";
-  for (std::int64_t column = 1; column <= y.columns; ++column)
-    text += (column > 1 ? ",y" : "y") + (y.columns > 1 ? std::to_string(column) : "");
+namespace {
+
+/// Writes `text` and then a line a row, the columns of all `matrices` beside each other.
+void write_rows(OutputFile& file, std::string text, std::initializer_list<ConstMatrix> matrices) {
   const auto append = [&](ConstMatrix matrix, std::int64_t row) {
     with_type(matrix.type, [&]<class T>(T*) {
       const T* const values = static_cast<const T*>(matrix.data) + row * matrix.row_stride;
@@ -454,16 +453,26 @@ void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y) {
       }
     });
   };
-  for (std::int64_t row = 0; row < x.rows; ++row) {
-    text += '\n';
-    append(x, row);
-    append(y, row);
-    text.pop_back();
+  for (std::int64_t row = 0; row < matrices.begin()->rows; ++row) {
+    for (const ConstMatrix& matrix : matrices) append(matrix, row);
+    text.back() = '\n';
     if (text.size() < kBlock) continue;
     file.write(text);
     text.clear();
   }
-  file.write(text + "\n");
+  file.write(text);
 }
+
+}  // namespace
+
+void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y) {
+  std::string names;
+  for (std::int64_t column = 1; column <= x.columns; ++column) names += "x" + std::to_string(column) + ",";
+  for (std::int64_t column = 1; column <= y.columns; ++column)
+    names += (column > 1 ? ",y" : "y") + (y.columns > 1 ? std::to_string(column) : "");
+  write_rows(file, names + "\n", {x, y});
+}
+
+void write_csv(OutputFile& file, ConstMatrix matrix) { write_rows(file, "", {matrix}); }
 
 }  // namespace deviceloop

@@ -33,5 +33,7 @@ bool is_csv_name(std::string path);
 /// Writes a line with the names x1, x2, ..., y (or y1, y2, ...) and then a line a row, each number as the shortest text
 /// that reads back to the same number of its type. The caller commits.
 void write_csv(OutputFile& file, ConstMatrix x, ConstMatrix y);
+/// The same of one matrix, without a line of names.
+void write_csv(OutputFile& file, ConstMatrix matrix);
 
 }  // namespace deviceloop
