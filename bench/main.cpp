@@ -57,11 +57,9 @@ CLI::Validator number_from(T least, T most) {
       "in " + range.str());
 }
 
-std::string processor_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(std::min(line.find(':') + 2, line.size()));
-  return "unknown processor";
+std::string processor_text() {
+  const std::string name = processor_name();
+  return name.empty() ? "unknown processor" : name;
 }
 
 std::string today() {
@@ -78,7 +76,7 @@ nlohmann::json machine_json(const DeviceCaps& caps, const Options& options) {
                             {"version", DEVICELOOP_VERSION},
                             {"commit", DEVICELOOP_COMMIT},
                             {"build", DEVICELOOP_BUILD_TYPE},
-                            {"processor", processor_name()},
+                            {"processor", processor_text()},
                             {"cores", caps.cpu.cores},
                             {"threads", options.threads},
                             {"simd", simd_description()},
@@ -179,7 +177,7 @@ int run(const std::string& program, Options options) {
   options.run.command = repeat_command(program, options);
   options.run.machine = machine_json(caps, options);
   std::cout << "deviceloop_bench " << DEVICELOOP_VERSION << ", commit " << DEVICELOOP_COMMIT << ", " << today() << "; "
-            << processor_name() << ", " << caps.cpu.cores << (caps.cpu.cores == 1 ? " core, " : " cores, ")
+            << processor_text() << ", " << caps.cpu.cores << (caps.cpu.cores == 1 ? " core, " : " cores, ")
             << simd_description() << "\nGEMM: " << gemm_description() << '\n';
   std::cout << (caps.gpus.empty() ? no_gpu : caps.gpus[0].name + ", CUDA " + cuda_toolkit() + "\n");
   ThisMachine machine(options.threads == 0 ? caps.cpu.cores : options.threads);

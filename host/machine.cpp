@@ -205,6 +205,23 @@ CpuCaps query_cpu() {
   return cpu;
 }
 
+std::string processor_name(const std::string& root) {
+  std::ifstream info(root + "/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (!line.starts_with("model name")) continue;
+    const std::size_t begin = line.find_first_not_of(" \t", std::min(line.find(':'), line.size() - 1) + 1);
+    return begin == std::string::npos ? "" : line.substr(begin);
+  }
+  return "";
+}
+
+std::string nvidia_driver_version(const std::string& root) {
+  std::ifstream file(root + "/sys/module/nvidia/version");
+  std::string version;
+  std::getline(file, version);
+  return version;
+}
+
 DeviceCaps query_caps_for(const DeviceChoice& device) {
   DeviceCaps caps;
   caps.cpu = query_cpu();

@@ -31,6 +31,12 @@ bool can_map(std::uint64_t bytes);
 /// "AVX-512", "AVX2", "SSE2", "NEON", ...
 std::string simd_description();
 
+/// As the system calls the processor: "AMD EPYC 7763 64-Core Processor"; empty where it does not say.
+std::string processor_name(const std::string& root = "");
+
+/// The version of NVIDIA's kernel driver, "550.54.15"; empty where there is none. Loads nothing.
+std::string nvidia_driver_version(const std::string& root = "");
+
 CpuCaps query_cpu();
 
 /// query_device_caps for decide_here: it does not load cuBLASLt, and for a training on the CPU it does not query GPUs

@@ -25,6 +25,7 @@ class System {
     fs::create_directories((folder_.path() / path).parent_path());
     folder_.write(path, content);
   }
+  std::string path() const { return folder_.path().string(); }
   std::uint64_t memory() const { return usable_memory_bytes(folder_.path().string()); }
   int cores() const { return usable_cores(folder_.path().string()); }
 
@@ -123,6 +124,19 @@ TEST(UsableMemory, IsCutByTheLimitsOfTheProcess) {
   }
   EXPECT_EQ(of_all, kMost - 2048 * 1024);
   EXPECT_EQ(of_data, kMost - 1024 * 1024);
+}
+
+TEST(Machine, NamesItsProcessorAndDriver) {
+  const System system;
+  EXPECT_EQ(processor_name(system.path()), "");
+  EXPECT_EQ(nvidia_driver_version(system.path()), "");
+  system.file("proc/cpuinfo",
+              "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n\nprocessor\t: 1\nmodel name\t: Other\n");
+  system.file("sys/module/nvidia/version", "550.54.15\n");
+  EXPECT_EQ(processor_name(system.path()), "Some CPU @ 2 GHz");
+  EXPECT_EQ(nvidia_driver_version(system.path()), "550.54.15");
+  system.file("proc/cpuinfo", "model name\n");
+  EXPECT_EQ(processor_name(system.path()), "");
 }
 
 }  // namespace

@@ -84,6 +84,7 @@ void OptionSet::add(const std::string& name, const std::string& label, const std
                      ->default_str(default_text);
   entry.text = default_text;
   entries_.emplace(name, std::move(entry));
+  order_.push_back(name);
 }
 
 void OptionSet::add_flag(const std::string& name, const std::string& description) {
@@ -92,6 +93,7 @@ void OptionSet::add_flag(const std::string& name, const std::string& description
   entry.option = app_.add_flag(name, text)->group(group_);
   entry.is_flag = true;
   entries_.emplace(name, std::move(entry));
+  order_.push_back(name);
 }
 
 void OptionSet::check() const {
@@ -122,6 +124,18 @@ const OptionSet::Entry& OptionSet::entry(const std::string& name) const { return
 void OptionSet::set(const std::string& name, std::string text) { entries_.at(name).set = std::move(text); }
 
 bool OptionSet::given(const std::string& name) const { return entry(name).set || entry(name).option->count() > 0; }
+
+std::vector<Setting> OptionSet::settings() const {
+  std::vector<Setting> settings;
+  for (const std::string& name : order_) {
+    const Entry& option = entry(name);
+    std::string description = option.option->get_description();
+    std::replace(description.begin(), description.end(), '\n', ' ');
+    settings.push_back({option.option->get_group(), name, option.is_flag ? (given(name) ? "yes" : "no") : text(name),
+                        std::move(description), given(name), option.is_flag});
+  }
+  return settings;
+}
 
 const std::string& OptionSet::text(const std::string& name) const {
   const Entry& named = entry(name);

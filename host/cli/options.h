@@ -19,6 +19,17 @@ class Option;
 
 namespace deviceloop::cli {
 
+/// An option as a run has it.
+struct Setting {
+  std::string group;        ///< its heading in the help
+  std::string name;         ///< "--lr"
+  std::string value;        ///< what was given, else the default; of a flag "yes" or "no"
+  std::string description;  ///< as in the help
+  bool given = false;
+  bool is_flag = false;
+  std::string note{};  ///< where the value comes from, if it is neither given nor the default
+};
+
 class OptionSet {
  public:
   explicit OptionSet(CLI::App& app) : app_(app) {}
@@ -38,6 +49,8 @@ class OptionSet {
   void set(const std::string& name, std::string text);
 
   bool given(const std::string& name) const;
+  /// All options, in the order in which they were added.
+  std::vector<Setting> settings() const;
   /// What was given, else the default.
   const std::string& text(const std::string& name) const;
   /// A file's name; empty where the option was not given.
@@ -65,6 +78,7 @@ class OptionSet {
   CLI::App& app_;
   std::string group_;
   std::map<std::string, Entry> entries_;
+  std::vector<std::string> order_;
 };
 
 /// The whole of `text` as a number; none for anything else, a sign of plus, white space and numbers out of range too.

@@ -1,5 +1,4 @@
 // deviceloop plan: what train would run with the same options, and why. Trains and writes nothing.
-#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,28 +19,16 @@
 namespace deviceloop::cli {
 namespace {
 
-using Row = std::array<std::string, 6>;
-
-Row row(const Candidate& candidate) {
-  return {name(candidate.executor),
-          candidate.accepted ? "accepted" : "refused",
-          candidate.bytes == 0 ? "-" : bytes_text(candidate.bytes),
-          prediction_text(candidate.predicted_us_per_step),
-          prediction_text(candidate.floor_us_per_step),
-          candidate.reason.empty() ? "-" : candidate.reason};
-}
-
 /// Every column as wide as its widest entry; numbers end together.
 std::string table(const std::vector<Candidate>& candidates, Formulation formulation) {
-  std::vector<Row> rows = {
-      {"executor", "verdict", "memory", "predicted us a step" + formulation_text(formulation), "floor", "reason"}};
-  for (const Candidate& candidate : candidates) rows.push_back(row(candidate));
-  Row widest;
-  for (const Row& entries : rows)
+  std::vector<CandidateRow> rows = {candidate_headings(formulation)};
+  for (const Candidate& candidate : candidates) rows.push_back(candidate_row(candidate));
+  CandidateRow widest;
+  for (const CandidateRow& entries : rows)
     for (std::size_t i = 0; i < entries.size(); ++i)
       if (entries[i].size() > widest[i].size()) widest[i] = entries[i];
   std::string text;
-  for (const Row& entries : rows) {
+  for (const CandidateRow& entries : rows) {
     for (std::size_t i = 0; i + 1 < entries.size(); ++i) {
       const std::string space(widest[i].size() - entries[i].size(), ' ');
       const bool number = i >= 2 && i <= 4;

@@ -14,6 +14,7 @@
 #include "planning/decision.h"
 #include "step/scalars.h"
 #include "step/step.h"
+#include "text.h"
 
 namespace deviceloop::cli {
 namespace {
@@ -277,6 +278,19 @@ std::string prediction_text(double microseconds) {
                                     microseconds);
 }
 
+CandidateRow candidate_headings(Formulation formulation) {
+  return {"executor", "verdict", "memory", "predicted us a step" + formulation_text(formulation), "floor", "reason"};
+}
+
+CandidateRow candidate_row(const Candidate& candidate) {
+  return {name(candidate.executor),
+          candidate.accepted ? "accepted" : "refused",
+          candidate.bytes == 0 ? "-" : bytes_text(candidate.bytes),
+          prediction_text(candidate.predicted_us_per_step),
+          prediction_text(candidate.floor_us_per_step),
+          candidate.reason.empty() ? "-" : candidate.reason};
+}
+
 std::optional<bool> loss_moved(std::span<const double> losses) {
   if (losses.size() < 2) return std::nullopt;
   return std::any_of(losses.begin() + 1, losses.end(), [&](double loss) { return loss != losses.front(); });
@@ -319,7 +333,9 @@ void write_history(OutputFile& file, const RunResult& result) {
   file.write(text);
 }
 
-void write_json(OutputFile& file, const RunResult& result) {
+void write_json(OutputFile& file, const RunResult& result) { file.write(json_text(result)); }
+
+std::string json_text(const RunResult& result) {
   nlohmann::ordered_json json;
   json["version"] = DEVICELOOP_VERSION;
   json["plan"] = name(result.plan.executor);
@@ -369,7 +385,7 @@ void write_json(OutputFile& file, const RunResult& result) {
     json["validation"] = json_of_validation(result);
   }
   if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;
-  file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace deviceloop::cli

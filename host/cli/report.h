@@ -1,6 +1,7 @@
 // What a run says: the lines for people, and the history and the JSON for programs.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -68,6 +69,13 @@ std::string step_time_text(double microseconds);
 /// "3.4", "429": a prediction is good to two digits or so; "-" where there is none.
 std::string prediction_text(double microseconds);
 
+/// The table of a plan: executor, verdict, memory, predicted, floor, reason; "-" for what is not known.
+/// @{
+using CandidateRow = std::array<std::string, 6>;
+CandidateRow candidate_headings(Formulation formulation);
+CandidateRow candidate_row(const Candidate& candidate);
+/// @}
+
 /// One training run as it ended.
 struct RunResult {
   Plan plan;
@@ -105,5 +113,7 @@ std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t 
 /// Neither commits.
 void write_history(OutputFile& file, const RunResult& result);
 void write_json(OutputFile& file, const RunResult& result);
+/// What write_json writes.
+std::string json_text(const RunResult& result);
 
 }  // namespace deviceloop::cli
