@@ -57,22 +57,28 @@ std::string formatted(const char* pattern, int digits, double value) {
 
 /// With a power of ten, of which a 1 is not written.
 std::string power_text(double value, int digits) {
-  int decade = decade_of(std::fabs(value));
   std::string mantissa = formatted("%.*e", digits, value);
-  // Rounding may have carried into the next decade.
-  decade = std::atoi(mantissa.substr(mantissa.find('e') + 1).c_str());
+  const int decade = std::atoi(mantissa.substr(mantissa.find('e') + 1).c_str());
   mantissa.resize(mantissa.find('e'));
   const std::string power = "10" + superscript(decade);
   if (mantissa == "1") return power;
   return mantissa == "−1" ? "−" + power : mantissa + "×" + power;
 }
 
+/// Whether the numbers of an axis are written without powers of ten.
+bool is_plain(double low, double high, int digits) {
+  const auto fits = [&](double value) {
+    return value == 0 || (decade_of(std::fabs(value)) >= -4 && decade_of(std::fabs(value)) < digits);
+  };
+  return fits(low) && fits(high);
+}
+
 /// A tick that is a multiple of `step`.
-std::string tick_text(double value, double step) {
+std::string tick_text(double value, double step, bool plain = true) {
   if (value == 0) return "0";
-  const int decade = decade_of(std::fabs(value)), step_decade = decade_of(step);
-  if (decade >= -4 && decade < 7 && step_decade >= -9) return formatted("%.*f", std::max(0, -step_decade), value);
-  return power_text(value, std::clamp(decade - step_decade, 0, 17));
+  const int step_decade = decade_of(step);
+  if (plain && step_decade >= -9) return formatted("%.*f", std::max(0, -step_decade), value);
+  return power_text(value, std::clamp(decade_of(std::fabs(value)) - step_decade, 0, 17));
 }
 
 /// 1, 2 or 5 times a power of ten, the smallest such that at most `most` of it make up `range`.
@@ -92,12 +98,15 @@ void add_linear_ticks(Axis& axis, double step, bool ends_tight) {
     last = std::floor(axis.high / step);
   } else {
     const auto finite_or = [](double value, double other) { return std::isfinite(value) ? value : other; };
-    axis.low = finite_or(first * step, axis.low);
-    axis.high = finite_or(last * step, axis.high);
+    // Rounding, or underflow, must not cut the range.
+    axis.low = std::min(axis.low, finite_or(first * step, axis.low));
+    axis.high = std::max(axis.high, finite_or(last * step, axis.high));
   }
+  // From 10^7 on plain numbers are hard to read. A low end of 0, or near to it, is no reason for powers.
+  const bool plain = is_plain(step, std::max(std::fabs(axis.low), std::fabs(axis.high)), 7);
   for (double i = first; i <= last; ++i)
     if (const double value = i * step; value >= axis.low && value <= axis.high)
-      axis.ticks.push_back({value, tick_text(value, step)});
+      axis.ticks.push_back({value, tick_text(value, step, plain)});
 }
 
 /// All powers of ten in the range, or every so manyth.
@@ -114,9 +123,7 @@ void add_decade_ticks(Axis& axis, int most, bool ends_tight) {
   for (int exponent = first; exponent <= last; exponent += stride) {
     const double value = scaled(1, exponent);
     if (value < axis.low || value > axis.high) continue;
-    axis.ticks.push_back({value, plain                            ? tick_text(value, value)
-                                 : exponent == 0 || exponent == 1 ? tick_text(value, value)
-                                                                  : "10" + superscript(exponent)});
+    axis.ticks.push_back({value, tick_text(value, value, plain || exponent == 0 || exponent == 1)});
   }
 }
 
@@ -132,9 +139,10 @@ void add_one_two_five_ticks(Axis& axis, bool ends_tight) {
     if (*begin > 0) axis.low = std::min(axis.low, *begin);
     if (end != values.end() && std::isfinite(*end)) axis.high = *end;
   }
+  const bool plain = is_plain(axis.low, axis.high, 5);
   for (const double value : values)
     if (value >= axis.low && value <= axis.high)
-      axis.ticks.push_back({value, tick_text(value, scaled(1, decade_of(value)))});
+      axis.ticks.push_back({value, tick_text(value, scaled(1, decade_of(value)), plain)});
 }
 
 class Plot {
@@ -249,7 +257,7 @@ std::string draw_axes(const LineChart& chart, const Plot& plot) {
   // Where both axes have an inner zero, the axes of coordinates.
   if (plot.y_axis().scale == Scale::linear && plot.y_axis().low < 0 && plot.y_axis().high > 0)
     markup += line(plot.left(), plot.y(0), plot.right(), plot.y(0), "axis");
-  if (plot.x_axis().low < 0 && plot.x_axis().high > 0)
+  if (!chart.x_is_count && plot.x_axis().low < 0 && plot.x_axis().high > 0)
     markup += line(plot.x(0), plot.top(), plot.x(0), plot.bottom(), "axis");
   return markup;
 }
@@ -366,7 +374,7 @@ Axis choose_axis(const AxisNeeds& needs) {
   }
   if (one_value) {
     const double spread = size > 0 ? size / 2 : 1;
-    axis.low -= spread;
+    axis.low = std::isfinite(axis.low - spread) ? axis.low - spread : axis.low;
     axis.high = std::isfinite(axis.high + spread) ? axis.high + spread : axis.high;
   }
   const double range = axis.high - axis.low;

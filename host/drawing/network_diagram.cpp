@@ -104,11 +104,15 @@ std::string network_diagram(const NetworkSpec& network, Placement placement) {
   const std::string output = activation_text(network.output_activation, network.leaky_slope);
   std::string facts = network.widths.size() > 2 ? "hidden layers: " + hidden + "; " : "";
   facts += "output: " + output + (network.bias ? "; a bias in every layer" : "; no biases");
-  nodes += text(kPictureWidth / 2, kTop + kUnits + 56, Anchor::middle, "muted", facts);
+  double bottom = kTop + kUnits + 34;
+  for (const std::string& each : wrapped(facts, kFontSize, kPictureWidth)) {
+    nodes += text(kPictureWidth / 2, bottom + 22, Anchor::middle, "muted", each);
+    bottom += 22;
+  }
   std::string widths;
   for (const Column& column : columns)
     widths += (widths.empty() ? "" : "-") + (column.width == 0 ? "..." : counted(column.width));
-  return picture({kPictureWidth, kTop + kUnits + 66, "Network " + widths,
+  return picture({kPictureWidth, bottom + 10, "Network " + widths,
                   "The layers as columns of units, every unit connected with all of the next layer; " + facts},
                  placement, edges + nodes);
 }

@@ -1,5 +1,6 @@
 #include "drawing/svg.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -7,6 +8,8 @@
 
 namespace deviceloop::drawing {
 namespace {
+
+constexpr double kFarOutside = 1e6;  // of every picture
 
 /// In font sizes, as wide as in DejaVu Sans, the widest of the common fonts.
 double character_width(char c) {
@@ -56,7 +59,7 @@ std::string escaped(std::string_view text) {
 }
 
 std::string number(double value) {
-  const auto tenths = static_cast<std::int64_t>(std::floor(std::fabs(value) * 10 + 0.5));
+  const auto tenths = static_cast<std::int64_t>(std::floor(std::min(std::fabs(value), kFarOutside) * 10 + 0.5));
   std::string text = tenths != 0 && value < 0 ? "-" : "";
   text += std::to_string(tenths / 10);
   if (tenths % 10 != 0) text += "." + std::to_string(tenths % 10);

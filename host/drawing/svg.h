@@ -14,8 +14,8 @@ namespace deviceloop::drawing {
 /// UTF-8 are written as \xNN.
 std::string escaped(std::string_view text);
 
-/// A coordinate, which is finite, rounded to a tenth: "12.3", "-4", "0". The last bits of a computation do not show, so
-/// that a picture has the same bytes on every machine.
+/// A coordinate, which is finite, rounded to a tenth, and of one far outside of every picture a nearer one: "12.3",
+/// "-4", "0". The last bits of a computation do not show, so that a picture has the same bytes on every machine.
 std::string number(double value);
 
 /// An estimate from above for common sans-serif fonts, since nothing here knows the reader's.
