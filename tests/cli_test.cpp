@@ -206,6 +206,7 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
                                  "--history FILE",
                                  "--json FILE",
                                  "--plot FILE",
+                                 "--report FILE",
                                  "--quiet"})
     EXPECT_TRUE(holds(help, line)) << line;
   EXPECT_TRUE(holds(help, "--activation NAME .*relu\\)")) << help;

@@ -296,6 +296,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--history", "FILE", "", "the loss of every step, and validation (.csv)");
   options.add("--json", "FILE", "", "plan, times and losses (.json)");
   options.add("--plot", "FILE", "", "the loss curve, by gnuplot (.svg or .png, not -)");
+  options.add("--report", "FILE", "", "the run as one page, with curves (.html)");
   declare_quiet(options);
 }
 
@@ -377,10 +378,11 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.history = options.file("--history");
   run.json = options.file("--json");
   run.plot = options.file("--plot");
+  run.report = options.file("--report");
   if (!run.plot.empty() && !picture_format(run.plot))
     options.refuse("--plot", "be the name of a file that ends in .svg or .png");
   run.text = check_outputs(
-      options, {"--save", "--history", "--json", "--plot"},
+      options, {"--save", "--history", "--json", "--plot", "--report"},
       {"--x", "--y", "--data", "--sample-weights", "--weights", "--validate", "--validate-x", "--validate-y"}, "--save",
       "--weights");  // to continue a run
   return run;

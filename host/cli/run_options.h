@@ -66,11 +66,11 @@ struct TrainOptions {
   bool shuffle = false;     ///< --shuffle was given
   std::int64_t rows = 0;    ///< to generate, those for validation included
   ValidationInput validation;
-  bool keep_going = false;                                              ///< after a loss that is not finite
-  double scale = 1;                                                     ///< of the inputs
-  bool standardize = false;                                             ///< the inputs, after that
-  std::string x, y, data, targets, weights, save, history, json, plot;  ///< empty: not given
-  std::string sample_weights;                                           ///< the same
+  bool keep_going = false;                                                      ///< after a loss that is not finite
+  double scale = 1;                                                             ///< of the inputs
+  bool standardize = false;                                                     ///< the inputs, after that
+  std::string x, y, data, targets, weights, save, history, json, plot, report;  ///< empty: not given
+  std::string sample_weights;                                                   ///< the same
   TableHeader header = TableHeader::automatic;
   TextOutput::Where text = TextOutput::Where::standard_output;
 

@@ -1,6 +1,8 @@
 // deviceloop train: reads or generates, trains, reports, writes.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <ctime>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -19,12 +21,16 @@
 #include "machine.h"
 #include "matrix_ops.h"
 #include "memory.h"
+#include "names.h"
 #include "plot.h"
 #include "preparation.h"
 #include "problems.h"
 #include "progress.h"
 #include "report.h"
+#include "report_page.h"
 #include "run_options.h"
+#include "step/scalars.h"
+#include "system_facts.h"
 #include "text.h"
 #include "text_output.h"
 #include "trainer_access.h"
@@ -46,8 +52,9 @@ struct Outputs {
     history = open(run.history);
     json = open(run.json);
     plot = open(run.plot);
+    report = open(run.report);
   }
-  std::unique_ptr<OutputFile> save, history, json, plot;  // null: not asked for
+  std::unique_ptr<OutputFile> save, history, json, plot, report;  // null: not asked for
   std::string gnuplot;
 };
 
@@ -124,7 +131,8 @@ void write_trained_weights(OutputFile& file, const Trainer& trainer, const Param
 using Writes = std::vector<std::pair<OutputFile*, std::function<void(OutputFile&)>>>;
 
 /// What to write, standard output and pipes last, because their readers may be slow.
-Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters& parameters, const RunResult& result) {
+Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters& parameters, const RunResult& result,
+                      const ReportFacts& facts) {
   Writes writes;
   if (outputs.save && !result.first_non_finite_step)
     writes.emplace_back(outputs.save.get(),
@@ -143,6 +151,11 @@ Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters
     writes.emplace_back(outputs.plot.get(), [&](OutputFile& file) {
       const PictureFormat format = *picture_format(file.path());
       write_plot(file, format, outputs.gnuplot, plot_script(format, result));
+      file.commit();
+    });
+  if (outputs.report)
+    writes.emplace_back(outputs.report.get(), [&](OutputFile& file) {
+      file.write(report_page(result, facts));
       file.commit();
     });
   std::stable_partition(writes.begin(), writes.end(), [](const auto& write) { return !write.first->in_place(); });
@@ -187,6 +200,55 @@ std::string summary(const RunResult& result) {
   line += "; loss " + loss_text(result.losses.front());
   if (result.steps > 1) line += " -> " + loss_text(result.losses.back());
   return line + validation_summary(result);
+}
+
+std::string now_text() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M UTC", &parts);
+  return text;
+}
+
+/// The options, with what the run made of those that were not given.
+std::vector<Setting> settings_of(const OptionSet& options, const TrainOptions& run, const RunResult& result) {
+  std::vector<Setting> settings = options.settings();
+  const auto derive = [&](const std::string& name, const std::string& value, const std::string& note) {
+    for (Setting& setting : settings)
+      if (setting.name == name && !setting.given && setting.value != value) {
+        setting.value = value;
+        setting.note = note;
+      }
+  };
+  const NetworkSpec& network = result.network;
+  const Optimizer& optimizer = result.training.optimizer;
+  const auto number = [](double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, "%.15g", value);
+    return std::string(text);
+  };
+  if (run.epochs > 0) derive("--steps", std::to_string(run.steps), "from --epochs");
+  if (run.has_files()) derive("--samples", std::to_string(result.training.samples), "from the data");
+  if (!run.weights.empty()) {
+    derive("--layers", widths_text(network.widths), "from --weights");
+    derive("--bias", network.bias ? "yes" : "no", "from --weights");
+    derive("--activation", activation_text(network.activation, network.leaky_slope), "from --weights");
+    derive("--output-activation", activation_text(network.output_activation, network.leaky_slope), "from --weights");
+    derive("--init", "", "unused: --weights");
+    if (result.scaling.factor != 1) derive("--scale", number(result.scaling.factor), "from --weights");
+    if (!result.scaling.mean.empty()) derive("--standardize", "yes", "from --weights");
+  }
+  derive("--weight-decay", number(weight_decay_of(optimizer)), "");
+  derive("--beta2", number(beta2_of(optimizer)), "");
+  const OptimizerMembers members = members_of(optimizer.kind);
+  const std::pair<const char*, bool> uses[] = {
+      {"--momentum", members.momentum},  {"--nesterov", members.nesterov},  {"--weight-decay", members.weight_decay},
+      {"--beta1", members.beta1},        {"--beta2", members.beta2},        {"--epsilon", members.epsilon},
+      {"--clip-norm", members.clipping}, {"--clip-value", members.clipping}};
+  for (const auto& [name, is_used] : uses)
+    if (!is_used) derive(name, "", std::string("unused by ") + optimizer_name(optimizer.kind));
+  return settings;
 }
 
 }  // namespace
@@ -282,25 +344,37 @@ int run_train(const OptionSet& options) {
   const Parameters parameters = read_parameters(trainer, element_type(training.precision));
   if (!result.first_non_finite_step) result.inactive_layers = inactive_layers(run.network, parameters, looked_at);
   Problems problems;
+  ReportFacts facts;
   if (result.first_non_finite_step) {
     const std::int64_t step = *result.first_non_finite_step;
-    problems.add(
+    facts.problem =
         "the run diverged: the loss of step " + std::to_string(step) + " is " +
         loss_text(report.losses[static_cast<std::size_t>(step)]) +
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
         (report.steps() < run.steps ? "; it was stopped after " + std::to_string(report.steps()) + " of " +
                                           std::to_string(run.steps) + " steps, which --keep-going would not do"
                                     : "") +
-        (outputs.save ? "; " + printable(run.save) + " was not written" : ""));
+        (outputs.save ? "; " + printable(run.save) + " was not written" : "");
+    problems.add(facts.problem);
   }
+  facts.date = now_text();
+  facts.steps_asked = run.steps;
+  if (!run.has_files())
+    facts.input_lines = std::to_string(run.rows) + (run.rows == 1 ? " sample" : " samples") +
+                        ", standard normal, drawn by seed " + std::to_string(training.seed) + "\n";
+  facts.input_lines += inputs;
+  facts.note_lines = note_lines(result, looked_at.rows, training.samples);
+  facts.interrupted = interrupt() != 0;
+  facts.settings = settings_of(options, run, result);
+  facts.system = system_facts(caps);
   // Files first: the reader of the text, or of a pipe, may make the run wait, and a signal may then end it.
-  const Writes writes = planned_writes(outputs, trainer, parameters, result);
+  const Writes writes = planned_writes(outputs, trainer, parameters, result, facts);
   std::string written;
   write_outputs(writes, false, written, problems);
   set_patience(kPatience);
   text.write(rest);
   if (text.wanted()) text.write(rows.text("after training", trainer));
-  text.write(preparation_line(result.preparation) + note_lines(result, looked_at.rows, training.samples));
+  text.write(preparation_line(result.preparation) + facts.note_lines);
   write_outputs(writes, true, written, problems);
   text.write(summary(result) + written + "\n");
   problems.attempt([&] { text.check(); });
