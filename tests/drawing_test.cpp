@@ -103,6 +103,8 @@ TEST(Axis, LogarithmicHasPowersOfTenOrLessWhereTheseAreFew) {
   EXPECT_EQ(texts(logarithmic(1e-8, 1)), (Texts{"10⁻⁸", "10⁻⁶", "10⁻⁴", "10⁻²", "1"}));
   EXPECT_EQ(texts(logarithmic(0.06, 2.4)), (Texts{"0.05", "0.1", "0.2", "0.5", "1", "2", "5"}));
   EXPECT_EQ(texts(logarithmic(2e6, 3e7)), (Texts{"2×10⁶", "5×10⁶", "10⁷", "2×10⁷", "5×10⁷"}));
+  EXPECT_EQ(texts(logarithmic(4e22, 4e22)), (Texts{"10²²", "2×10²²", "5×10²²", "10²³", "2×10²³"}));
+  EXPECT_EQ(texts(logarithmic(1e23, 1e25)), (Texts{"10²³", "10²⁴", "10²⁵"}));
   EXPECT_EQ(texts(logarithmic(71, 88)), (Texts{"70", "75", "80", "85", "90"}));
   const Axis axis = logarithmic(1, 1000);
   EXPECT_DOUBLE_EQ(axis.position(1), 0);
@@ -299,6 +301,14 @@ TEST(NetworkDiagram, DrawsUnitsEdgesAndWidths) {
   const std::string deep = network_diagram(network, Placement::page);
   EXPECT_EQ(markup_problem(deep), "");
   EXPECT_EQ(count_of(deep, "class=\"node\""), 7 * 6);
+  // Neighbours' widths do not touch.
+  const auto height_of = [&](std::size_t place) {
+    std::size_t at = 0;
+    for (std::size_t i = 0; i <= place; ++i) at = deep.find("class=\"strong\"", at + 1);
+    return std::strtod(deep.c_str() + deep.rfind(" y=\"", at) + 4, nullptr);
+  };
+  EXPECT_GT(height_of(1), height_of(0) + 16);
+  EXPECT_EQ(height_of(2), height_of(0));
 }
 
 TEST(NeuronDiagram, ShowsItsNumbers) {

@@ -578,7 +578,8 @@ std::string report_page(const RunResult& result, const ReportFacts& facts) {
   body += outcome(result, facts) + notes + tiles(result);
   body += columns(loss_card(result), step_card(result) + preparation_card(result));
   body += plan_card(result);
-  const std::string network = card("Network", drawing::network_diagram(result.network, drawing::Placement::page));
+  const std::string network =
+      card("Network", drawing::network_diagram(result.network, drawing::Placement::page, kChartWidth));
   const std::string data = card("Data", inputs);
   const std::string system = card("Software and machine", facts_table(facts.system));
   const std::string again = card("Do it again", tag("pre", escaped(command_line(facts.settings))));

@@ -13,17 +13,9 @@
 namespace deviceloop::drawing {
 namespace {
 
-constexpr double kBold = 1.1;              // bold text is so much wider
 constexpr std::size_t kMostStrips = 80;    // that tell their values to the pointer
 constexpr std::size_t kMarkedPoints = 40;  // so few are marked one by one
 constexpr double kNearlyEqual = 1e-6;      // a range that is smaller, relative to its values, is taken for one value
-
-/// The exponent of the largest power of ten that is not above `value`, which is positive and finite.
-int decade_of(double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.17e", value);
-  return std::atoi(std::string_view(text).substr(std::string_view(text).find('e') + 1).data());
-}
 
 /// factor * 10^exponent, correctly rounded; 0 or infinity outside the range of doubles.
 double scaled(int factor, int exponent) {
@@ -33,6 +25,14 @@ double scaled(int factor, int exponent) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error == std::errc()) return value;
   return exponent > 0 ? std::numeric_limits<double>::infinity() : 0;
+}
+
+/// The exponent of the largest power of ten, as a double, that is not above `value`, which is positive and finite.
+int decade_of(double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.17e", value);
+  const int decade = std::atoi(text + std::string_view(text).find('e') + 1);
+  return scaled(1, decade + 1) <= value ? decade + 1 : decade;  // the double 1e23 is below 10^23
 }
 
 /// The natural logarithm of a positive finite number, by the library's own functions: with the same bits everywhere.

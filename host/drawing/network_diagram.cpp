@@ -80,14 +80,18 @@ std::string counted(std::int64_t count) { return std::to_string(count); }
 
 }  // namespace
 
-std::string network_diagram(const NetworkSpec& network, Placement placement) {
+std::string network_diagram(const NetworkSpec& network, Placement placement, double width) {
   constexpr double kRadius = 10, kTop = 34, kSide = 56;
   std::vector<Column> columns = columns_of(network.widths);
-  const double step = (kPictureWidth - 2 * kSide) / static_cast<double>(columns.size() - 1);
+  const double step = (width - 2 * kSide) / static_cast<double>(columns.size() - 1);
   for (std::size_t i = 0; i < columns.size(); ++i) {
     columns[i].x = kSide + step * static_cast<double>(i);
     place_units(columns[i], kTop);
   }
+  // Where wide numbers would touch, every second one is a row lower.
+  double row = 0;
+  for (const Column& column : columns)
+    if (kBold * text_width(counted(column.width), kFontSize) > step) row = 22;
   std::string edges, nodes;
   for (std::size_t i = 0; i < columns.size(); ++i) {
     const Column& column = columns[i];
@@ -98,21 +102,23 @@ std::string network_diagram(const NetworkSpec& network, Placement placement) {
     if (column.has_ellipsis) nodes += dots(column.x, kTop + kUnits / 2, true);
     if (column.width == 0) nodes += dots(column.x, kTop + kUnits / 2, false);
     if (!column.heading.empty()) nodes += text(column.x, 18, Anchor::middle, "muted", column.heading);
-    if (column.width != 0) nodes += text(column.x, kTop + kUnits + 26, Anchor::middle, "strong", counted(column.width));
+    if (column.width != 0)
+      nodes +=
+          text(column.x, kTop + kUnits + 26 + (i % 2 == 1 ? row : 0), Anchor::middle, "strong", counted(column.width));
   }
   const std::string hidden = activation_text(network.activation, network.leaky_slope);
   const std::string output = activation_text(network.output_activation, network.leaky_slope);
   std::string facts = network.widths.size() > 2 ? "hidden layers: " + hidden + "; " : "";
   facts += "output: " + output + (network.bias ? "; a bias in every layer" : "; no biases");
-  double bottom = kTop + kUnits + 34;
-  for (const std::string& each : wrapped(facts, kFontSize, kPictureWidth)) {
-    nodes += text(kPictureWidth / 2, bottom + 22, Anchor::middle, "muted", each);
+  double bottom = kTop + kUnits + 34 + row;
+  for (const std::string& each : wrapped(facts, kFontSize, width)) {
+    nodes += text(width / 2, bottom + 22, Anchor::middle, "muted", each);
     bottom += 22;
   }
   std::string widths;
   for (const Column& column : columns)
     widths += (widths.empty() ? "" : "-") + (column.width == 0 ? "..." : counted(column.width));
-  return picture({kPictureWidth, bottom + 10, "Network " + widths,
+  return picture({width, bottom + 10, "Network " + widths,
                   "The layers as columns of units, every unit connected with all of the next layer; " + facts},
                  placement, edges + nodes);
 }

@@ -13,7 +13,7 @@ namespace deviceloop::drawing {
 
 /// The layers as columns of units with their widths below. Of wide layers the first and last units are drawn, of deep
 /// networks the first and last layers; an ellipsis stands for the others. The widths are those of a valid network.
-std::string network_diagram(const NetworkSpec& network, Placement placement);
+std::string network_diagram(const NetworkSpec& network, Placement placement, double width = kPictureWidth);
 
 /// One unit with given numbers: activation(sum of inputs times weights, plus bias) = output.
 struct Neuron {

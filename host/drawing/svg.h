@@ -67,5 +67,6 @@ constexpr int kColours = 4;
 constexpr double kPictureWidth = 580;
 /// The sizes of text of the style; small is for captions.
 constexpr double kFontSize = 16, kSmallFontSize = 15, kHeadingSize = 18;
+constexpr double kBold = 1.1;  ///< bold text is so much wider
 
 }  // namespace deviceloop::drawing
