@@ -146,6 +146,12 @@ TEST(ReportPage, TellsHowARunEnded) {
     EXPECT_TRUE(holds(page, part)) << part;
   EXPECT_FALSE(holds(page, "Finished"));
 
+  Sample late(falling(20000));
+  for (std::size_t step = 15432; step < late.losses.size(); ++step) late.losses[step] = std::nan("");
+  late.result.first_non_finite_step = 15432;
+  for (const char* step : {"15431", "15432", "19999"})
+    EXPECT_EQ(count_of(late.page(), "<td class=\"number\">" + std::string(step) + "</td>"), 1) << step;
+
   Sample early(falling(40));
   early.facts.steps_asked = 500;
   early.result.end = EndOfRun::patience;

@@ -429,17 +429,24 @@ std::vector<std::size_t> chosen_rows(std::size_t count) {
 }
 
 std::string losses_card(const RunResult& result) {
-  std::vector<std::size_t> shown;
+  std::vector<std::size_t> shown, steps;
   for (std::size_t step = 0; step < result.losses.size(); ++step)
     if (is_shown(static_cast<std::int64_t>(step)) || step + 1 == result.losses.size()) shown.push_back(step);
+  for (const std::size_t i : chosen_rows(shown.size())) steps.push_back(shown[i]);
+  if (result.first_non_finite_step) {  // and the step before it
+    const auto bad = static_cast<std::size_t>(*result.first_non_finite_step);
+    steps.push_back(bad);
+    if (bad > 0) steps.push_back(bad - 1);
+    std::sort(steps.begin(), steps.end());
+    steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
+  }
   std::string rows;
-  const std::vector<std::size_t> chosen = chosen_rows(shown.size());
-  for (const std::size_t i : chosen)
-    rows += row({cell(std::to_string(shown[i]), "number"), cell(loss_text(result.losses[shown[i]]), "number")});
+  for (const std::size_t step : steps)
+    rows += row({cell(std::to_string(step), "number"), cell(loss_text(result.losses[step]), "number")});
   if (rows.empty()) return "";
   return card("Losses", table({cell("step", "number"), cell("loss before its update", "number")}, rows, "narrow") +
-                            (chosen.size() < result.losses.size()
-                                 ? note(std::to_string(chosen.size()) + " of " +
+                            (steps.size() < result.losses.size()
+                                 ? note(std::to_string(steps.size()) + " of " +
                                         counted(static_cast<std::int64_t>(result.losses.size()), "step") +
                                         "; --history has them all.")
                                  : ""));
