@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -43,7 +43,8 @@ inline Table read_csv(const std::string& path) {
       }
       double value = 0;
       const auto [rest, error] = std::from_chars(field.data(), field.data() + field.size(), value);
-      if (error != std::errc() || rest != field.data() + field.size()) refuse("'" + field + "' is not a number");
+      if (error != std::errc() || rest != field.data() + field.size() || !std::isfinite(value))
+        refuse("'" + field + "' is not a number");
       table.values.push_back(value);
     }
     if (fields != table.columns())
