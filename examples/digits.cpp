@@ -108,7 +108,8 @@ void run(const std::string& file) {
     std::printf("\n");
   }
   if (misread == read.size()) return;
-  std::printf("\nrow %zu is the digit %.0f, read as %zu:\n", border + misread + 1, validation.digits[misread], read[misread]);
+  std::printf("\nrow %zu is the digit %.0f, read as %zu:\n", border + misread + 1, validation.digits[misread],
+              read[misread]);
   draw(&validation.pixels[misread * kPixels]);
 }
 

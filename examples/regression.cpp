@@ -20,6 +20,8 @@
 
 namespace {
 
+constexpr std::int64_t kMostEpochs = 500;
+
 using Rows = std::vector<std::size_t>;  // their numbers in the table
 
 /// What makes a column have the mean 0 and the deviation 1.
@@ -83,8 +85,8 @@ void take_over(deviceloop::Trainer& trainer, const std::vector<Scaling>& inputs,
 void run(const std::string& file, const std::string& target_name) {
   const Table table = read_csv(file);
   const std::size_t target = find_column(table, target_name);
-  if (table.columns() < 2 || table.rows() < 10)
-    throw std::runtime_error(file + " needs a column beside the target, and 10 rows");
+  if (table.columns() < 2 || table.rows() < 20)
+    throw std::runtime_error(file + " needs a column beside the target, and 20 rows");
 
   std::mt19937_64 random(0);
   Rows training(table.rows());
@@ -115,13 +117,13 @@ void run(const std::string& file, const std::string& target_name) {
   const Samples train = take(table, target, training, scalings), held = take(table, target, validation, scalings);
   trainer.set_data(train.inputs(), train.targets());
   trainer.set_validation(held.inputs(), held.targets());
-  const std::int64_t epoch = static_cast<std::int64_t>(training.size()) / spec.batch_size;
-  const deviceloop::TrainReport report = trainer.train(500 * epoch);
+  const auto samples = static_cast<std::int64_t>(training.size());
+  const deviceloop::TrainReport report = trainer.train(kMostEpochs * samples / spec.batch_size);
   const std::optional<deviceloop::Evaluation> best = trainer.best();
   if (!best) throw std::runtime_error("the loss was never finite; take a smaller learning rate");
   trainer.restore_best();
-  std::printf("%lld epochs, the best is number %lld\n", static_cast<long long>(report.steps() / epoch),
-              static_cast<long long>(best->steps / epoch));
+  const auto epochs = [&](std::int64_t steps) { return static_cast<int>(steps * spec.batch_size / samples); };
+  std::printf("%d epochs, the best is number %d\n", epochs(report.steps()), epochs(best->steps));
 
   const Scaling target_scaling = scalings[target];
   scalings.erase(scalings.begin() + static_cast<std::ptrdiff_t>(target));

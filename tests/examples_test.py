@@ -44,7 +44,7 @@ class Examples(unittest.TestCase):
         self.refused("regression", "", "none.csv cannot be opened", arguments=("none.csv",))
         self.refused("regression", "", "usage: regression [FILE [TARGET]]", arguments=("a", "b", "c"))
         self.refused("regression", "a,y\n" + rows, "'price'", "a, y", arguments=("d.csv", "price"))
-        self.refused("regression", "a,y\n1,2\n", "d.csv", "10 rows")
+        self.refused("regression", "a,y\n" + "1,2\n" * 19, "d.csv", "20 rows")
         self.refused("regression", "y\n" + "1\n" * 20, "column beside the target")
         self.refused("regression", "a,y\n1,2\n1,x\n", "d.csv, line 3", "'x' is not a number")
         self.refused("regression", "a,y\n1,2\n1,2.5kg\n", "line 3", "'2.5kg'")

@@ -5,6 +5,7 @@
 //   host/     include/, host/; never cuda/ or a CUDA header; host/cli is for itself alone
 //   cuda/     include/, host/ and itself, there executors -> kernels -> runtime, never back
 //   bench/    anything but tests/ and host/cli; nothing but tests/ includes bench/
+//   examples/ include/ and itself; nothing else includes examples/
 //   tests/    anything; nothing else includes tests/
 //
 // Each rule is first shown to fail on planted text.
@@ -121,6 +122,10 @@ std::string broken_arrow(const std::string& path, const Include& include) {
     return "only tests include bench/";
   if (starts_with(target, "host/cli/") && !starts_with(path, "host/cli/") && !starts_with(path, "tests/"))
     return "host/cli is for the command alone";
+  const bool in_examples = starts_with(path, "examples/");
+  if (in_examples && (starts_with(target, "host/") || starts_with(target, "cuda/") || starts_with(target, "bench/")))
+    return "an example includes the public headers alone";
+  if (starts_with(target, "examples/") && !in_examples) return "only examples include examples/";
   if (starts_with(path, "cuda/") && starts_with(target, "cuda/") && cuda_rank(target) > cuda_rank(path))
     return "in cuda/: executors -> kernels -> runtime, never back";
   return "";
@@ -230,6 +235,15 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
       {"bench/gpu/loop.cpp", "#include \"../case.h\"\n#include \"../../cuda/runtime/check.h\"\n", true},
       {"host/new.cpp", "#include \"../bench/case.h\"\n", false},
       {"cuda/new.cpp", "#include \"bench/case.h\"\n", false},
+      {"examples/new.cpp", "#include \"csv.h\"\n#include <deviceloop/cuda.h>\n#include <cublas_v2.h>\n", true},
+      {"examples/tutorial/new.cpp", "#include \"../csv.h\"\n", true},
+      {"examples/new.cpp", "#include \"../host/executor.h\"\n", false},
+      {"examples/new.cpp", "#include \"executor.h\"\n", false},
+      {"examples/new.cpp", "#include \"cuda/runtime/check.h\"\n", false},
+      {"examples/new.cpp", "#include \"../bench/case.h\"\n", false},
+      {"examples/new.cpp", "#include \"../tests/support/reference.h\"\n", false},
+      {"bench/loop.cpp", "#include \"../examples/csv.h\"\n", false},
+      {"tests/loop_test.cpp", "#include \"../examples/csv.h\"\n", false},
       {"tests/loop_test.cpp", "#include \"../bench/case.h\"\n", true},
       {"tests/graph_test.cpp", "#include \"../cuda/graph_executor.h\"\n#include \"support/reference.h\"\n", true},
   };
