@@ -33,6 +33,7 @@ using boost::context::stack_context;
 constexpr unsigned kWarpThreads = 32;
 constexpr std::size_t kStackBytes = std::size_t{128} << 10;  // AddressSanitizer writes its report on it
 constexpr std::size_t kMaxStacks = 28000;                    // each two mappings, of 65530 that Linux gives a process
+constexpr std::size_t kFirstFramesBytes = std::size_t{16} << 10;  // more than they take, wherever the stack begins
 
 /// Of a fiber, as AddressSanitizer is told.
 struct Stack {
@@ -54,8 +55,8 @@ struct StackPool {
     return stack;
   }
   void deallocate(stack_context& stack) noexcept {
-    // A fiber's first frame is left without returning, with its red zones in place.
-    __asan_unpoison_memory_region(bottom_of(stack), stack.size);
+    // A fiber's first frames are left without returning, with their red zones in place; all others have returned.
+    __asan_unpoison_memory_region(static_cast<char*>(stack.sp) - kFirstFramesBytes, kFirstFramesBytes);
     free().push_back(stack);
   }
   /// Begins at another line of a page each time: else all stacks would compete for the same lines of the cache.
