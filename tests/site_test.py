@@ -288,6 +288,7 @@ class Browser:
     def __init__(self):
         try:
             from selenium import webdriver
+            from selenium.common.exceptions import WebDriverException
             from selenium.webdriver.chrome.service import Service
         except ImportError:
             raise Missing(f"{sys.executable} has no Selenium (Debian: python3-selenium)") from None
@@ -308,7 +309,10 @@ class Browser:
             service = Service(driver, log_output=os.devnull)
         except TypeError:
             service = Service(driver, log_path=os.devnull)
-        self.driver = webdriver.Chrome(service=service, options=options)
+        try:
+            self.driver = webdriver.Chrome(service=service, options=options)
+        except WebDriverException as error:
+            raise Missing(f"{browser} does not start by {driver}: {error.msg}") from None
         self.driver.set_page_load_timeout(60)
         self.driver.set_script_timeout(60)
 
@@ -343,7 +347,7 @@ class Browser:
                 url = parameters["request"]["url"]
                 requests[parameters["requestId"]] = url
                 if urllib.parse.urlsplit(url).scheme not in LOCAL:
-                    found.append(("request", url))
+                    found.append(("request", f"{url} is not of this machine"))
             elif message["method"] == "Network.loadingFailed" and not parameters.get("canceled"):
                 found.append(("request", f'{requests.get(parameters["requestId"], "?")}: {parameters["errorText"]}'))
         return found
@@ -495,8 +499,8 @@ GOOD_SVG = SVG.format('<style>text { fill: #111; font: 12px sans-serif } @media 
 PLANTED = {
     "console": [("any width", "planted", "<script>console.warn('planted')</script>"),
                 ("any width", "absent is not defined", "<script>absent()</script>")],
-    "request": [("any width", "http://example.invalid/", '<img alt="" width="9" height="9" src="http://example.invalid/a.png">'),
-                ("any width", "https://example.invalid/", '<style>@import "https://example.invalid/a.css";</style>'),
+    "request": [("any width", "http://example.invalid/a.png is not", '<img alt="" width="9" height="9" src="http://example.invalid/a.png">'),
+                ("any width", "https://example.invalid/a.css is not", '<style>@import "https://example.invalid/a.css";</style>'),
                 ("any width", "absent.svg", '<object data="absent.svg" type="image/svg+xml" width="9" height="9"></object>')],
     "image": [("1280 px, light", "absent.png", '<img alt="" width="9" height="9" src="absent.png">'),
               ("390 px, light", "empty", f'<img id="empty" alt="" style="width: 0" src="{PIXEL}">')],
