@@ -39,6 +39,7 @@ SKIPPED = 77  # as ctest knows it
 WIDTHS = (1280, 390)
 MODES = ("light", "dark")
 HEIGHT = 900
+SHOWN = 20  # faults of one page: one mistake makes many
 LOCAL = ("file", "data", "about", "blob")
 Fault = collections.namedtuple("Fault", "page where check element")
 
@@ -400,6 +401,7 @@ def check_pages(browser: Browser, pages: "list[pathlib.Path]", shots: "pathlib.P
             browser.show(WIDTHS[0], mode)
             seen = browser.look(layout=mode == MODES[0], backdrop=behind)
             faults += [Fault(pathlib.PurePosixPath(url).name, mode, *fault) for fault in seen["faults"]]
+        faults += [Fault(pathlib.PurePosixPath(url).name, "any mode", *message) for message in browser.messages()]
     return faults
 
 
@@ -501,6 +503,7 @@ PLANTED = {
                 ("any width", "absent is not defined", "<script>absent()</script>")],
     "request": [("any width", "http://example.invalid/a.png is not", '<img alt="" width="9" height="9" src="http://example.invalid/a.png">'),
                 ("any width", "https://example.invalid/a.css is not", '<style>@import "https://example.invalid/a.css";</style>'),
+                ("any mode", "http://example.invalid/b.png", ('figure.svg', SVG.format('<image href="http://example.invalid/b.png"/>'))),
                 ("any width", "absent.svg", '<object data="absent.svg" type="image/svg+xml" width="9" height="9"></object>')],
     "image": [("1280 px, light", "absent.png", '<img alt="" width="9" height="9" src="absent.png">'),
               ("390 px, light", "empty", f'<img id="empty" alt="" style="width: 0" src="{PIXEL}">')],
@@ -620,14 +623,22 @@ def main() -> int:
         pages += sorted(site.rglob("*.html"))
     if not arguments.links:
         if arguments.shots:
+            if arguments.shots.exists():
+                parser.error(f"{arguments.shots} exists")
             arguments.shots.mkdir(parents=True)
         browser = Browser()
         try:
             faults = check_pages(browser, pages, arguments.shots)
         finally:
             browser.close()
+    shown: "collections.Counter[str]" = collections.Counter()
     for fault in faults:
-        print(f"{fault.page}: {fault.where}: {fault.check}: {fault.element}")
+        shown[fault.page] += 1
+        if shown[fault.page] <= SHOWN:
+            print(f"{fault.page}: {fault.where}: {fault.check}: {fault.element}")
+    for page, count in shown.items():
+        if count > SHOWN:
+            print(f"{page}: and {count - SHOWN} more")
     print(f"{len(pages)} pages, {len(faults)} faults")
     return 1 if faults else 0
 
