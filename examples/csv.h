@@ -1,4 +1,5 @@
-// What the examples read: a .csv file with the names of the columns in its first line and a number in every field.
+// What the examples read: a .csv file with the names of the columns in its first line
+// and a number in every field.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,9 @@ struct Table {
 
   std::size_t columns() const { return names.size(); }
   std::size_t rows() const { return values.size() / columns(); }
-  double at(std::size_t row, std::size_t column) const { return values[row * columns() + column]; }
+  double at(std::size_t row, std::size_t column) const {
+    return values[row * columns() + column];
+  }
 };
 
 /// Throws std::runtime_error, naming the file and the line.
@@ -42,15 +45,19 @@ inline Table read_csv(const std::string& path) {
         continue;
       }
       double value = 0;
-      const auto [rest, error] = std::from_chars(field.data(), field.data() + field.size(), value);
-      if (error != std::errc() || rest != field.data() + field.size() || !std::isfinite(value))
+      const auto [rest, error] =
+          std::from_chars(field.data(), field.data() + field.size(), value);
+      if (error != std::errc() || rest != field.data() + field.size() ||
+          !std::isfinite(value))
         refuse("'" + field + "' is not a number");
       table.values.push_back(value);
     }
     if (fields != table.columns())
-      refuse(std::to_string(fields) + " fields, but line 1 names " + std::to_string(table.columns()) + " columns");
+      refuse(std::to_string(fields) + " fields, but line 1 names " +
+             std::to_string(table.columns()) + " columns");
   }
-  if (table.values.empty()) throw std::runtime_error(path + " has no rows below the names of its columns");
+  if (table.values.empty())
+    throw std::runtime_error(path + " has no rows below the names of its columns");
   return table;
 }
 

@@ -1,6 +1,7 @@
-// Reads handwritten digits: digits [FILE], by default digits.csv, with images of 28 x 28 pixels from 0 to 1 in its
-// first 784 columns and the digit in the last one. A fifth of the rows validates after each epoch; at the end the
-// program shows which digits are taken for which, and the first image that is misread.
+// Reads handwritten digits: digits [FILE], by default digits.csv, with images of 28 x
+// 28 pixels from 0 to 1 in its first 784 columns and the digit in the last one. A fifth
+// of the rows validates after each epoch; at the end the program shows which digits are
+// taken for which, and the first image that is misread.
 #include <deviceloop/deviceloop.h>
 
 #include <algorithm>
@@ -24,27 +25,34 @@ struct Images {
   std::vector<double> pixels, digits;  // row by row
   std::size_t size() const { return digits.size(); }
   deviceloop::ConstMatrix x() const {
-    return {pixels.data(), static_cast<std::int64_t>(size()), static_cast<std::int64_t>(kPixels)};
+    return {pixels.data(), static_cast<std::int64_t>(size()),
+            static_cast<std::int64_t>(kPixels)};
   }
-  deviceloop::ConstMatrix y() const { return {digits.data(), static_cast<std::int64_t>(size()), 1}; }
+  deviceloop::ConstMatrix y() const {
+    return {digits.data(), static_cast<std::int64_t>(size()), 1};
+  }
 };
 
 Images take(const Table& table, std::size_t first, std::size_t end) {
   Images images;
   for (std::size_t row = first; row < end; ++row) {
-    for (std::size_t pixel = 0; pixel < kPixels; ++pixel) images.pixels.push_back(table.at(row, pixel));
+    for (std::size_t pixel = 0; pixel < kPixels; ++pixel)
+      images.pixels.push_back(table.at(row, pixel));
     images.digits.push_back(table.at(row, kPixels));
   }
   return images;
 }
 
 /// The digit of each image: the output that is the largest.
-std::vector<std::size_t> read_digits(deviceloop::Trainer& trainer, const Images& images) {
+std::vector<std::size_t> read_digits(deviceloop::Trainer& trainer,
+                                     const Images& images) {
   std::vector<double> outputs(images.size() * kDigits);
-  trainer.predict(images.x(), {outputs.data(), static_cast<std::int64_t>(images.size()), kDigits});
+  trainer.predict(images.x(),
+                  {outputs.data(), static_cast<std::int64_t>(images.size()), kDigits});
   std::vector<std::size_t> digits;
   for (auto row = outputs.begin(); row != outputs.end(); row += kDigits)
-    digits.push_back(static_cast<std::size_t>(std::max_element(row, row + kDigits) - row));
+    digits.push_back(
+        static_cast<std::size_t>(std::max_element(row, row + kDigits) - row));
   return digits;
 }
 
@@ -54,7 +62,8 @@ void draw(const double* pixels) {
   for (std::size_t row = 0; row < kSide; row += 2) {
     std::string line;
     for (std::size_t column = 0; column < kSide; ++column) {
-      const double ink = (pixels[row * kSide + column] + pixels[(row + 1) * kSide + column]) / 2;
+      const double ink =
+          (pixels[row * kSide + column] + pixels[(row + 1) * kSide + column]) / 2;
       line += kInk[static_cast<std::size_t>(std::clamp(ink, 0.0, 0.99) * 10)];
     }
     std::printf("%s\n", line.substr(0, line.find_last_not_of(' ') + 1).c_str());
@@ -64,13 +73,17 @@ void draw(const double* pixels) {
 void run(const std::string& file) {
   const Table table = read_csv(file);
   if (table.columns() != kPixels + 1)
-    throw std::runtime_error(file + " has " + std::to_string(table.columns()) + " columns, not 784 pixels and a digit");
+    throw std::runtime_error(file + " has " + std::to_string(table.columns()) +
+                             " columns, not 784 pixels and a digit");
   if (table.rows() < 100)
-    throw std::runtime_error(file + " has " + std::to_string(table.rows()) + " rows; give it 100");
+    throw std::runtime_error(file + " has " + std::to_string(table.rows()) +
+                             " rows; give it 100");
   const std::size_t border = table.rows() - table.rows() / 5;
-  const Images training = take(table, 0, border), validation = take(table, border, table.rows());
+  const Images training = take(table, 0, border),
+               validation = take(table, border, table.rows());
 
-  const deviceloop::NetworkSpec network{.widths = {kPixels, 128, kDigits}, .bias = true};
+  const deviceloop::NetworkSpec network{.widths = {kPixels, 128, kDigits},
+                                        .bias = true};
   deviceloop::TrainingSpec spec;
   spec.loss = deviceloop::Loss::cross_entropy;
   spec.reduction = deviceloop::Reduction::mean;
@@ -83,13 +96,16 @@ void run(const std::string& file) {
   trainer.set_data(training.x(), training.y());
   trainer.set_validation(validation.x(), validation.y());
 
-  std::printf("%zu images to train on, %zu to validate by\n", training.size(), validation.size());
+  std::printf("%zu images to train on, %zu to validate by\n", training.size(),
+              validation.size());
   const std::int64_t steps =
-      (kEpochs * static_cast<std::int64_t>(training.size()) + spec.batch_size - 1) / spec.batch_size;
+      (kEpochs * static_cast<std::int64_t>(training.size()) + spec.batch_size - 1) /
+      spec.batch_size;
   int epoch = 0;
   trainer.train(steps, [&](const deviceloop::TrainProgress& progress) {
     for (const deviceloop::Evaluation& evaluation : progress.evaluations)
-      std::printf("epoch %d: %.1f %% right\n", ++epoch, 100 * evaluation.accuracy.value());
+      std::printf("epoch %d: %.1f %% right\n", ++epoch,
+                  100 * evaluation.accuracy.value());
     return true;
   });
 
@@ -104,12 +120,13 @@ void run(const std::string& file) {
   std::printf("\n      read as 0    1    2    3    4    5    6    7    8    9\n");
   for (std::size_t digit = 0; digit < kDigits; ++digit) {
     std::printf("digit %zu", digit);
-    for (const int count : counts[digit]) std::printf(count == 0 ? "    ." : "%5d", count);
+    for (const int count : counts[digit])
+      std::printf(count == 0 ? "    ." : "%5d", count);
     std::printf("\n");
   }
   if (misread == read.size()) return;
-  std::printf("\nrow %zu is the digit %.0f, read as %zu:\n", border + misread + 1, validation.digits[misread],
-              read[misread]);
+  std::printf("\nrow %zu is the digit %.0f, read as %zu:\n", border + misread + 1,
+              validation.digits[misread], read[misread]);
   draw(&validation.pixels[misread * kPixels]);
 }
 
