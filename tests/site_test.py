@@ -4,6 +4,7 @@
     site_test.py FOLDER                      every page of a site, in a browser
     site_test.py --page FILE [--page FILE]   such files alone; each must need nothing beside it
     site_test.py FOLDER --links              without a browser: whether every link, image and fragment exists
+    site_test.py --reports DEVICELOOP        the reports of some runs of that command
     site_test.py --self-test                 whether each check finds a planted fault
     ... --shots NEW_FOLDER                   also keeps a picture of each page, at both widths in both modes
 
@@ -31,6 +32,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import urllib.parse
@@ -598,16 +600,44 @@ def self_test() -> int:
     return 1 if mistakes else 0
 
 
+def reports(command: pathlib.Path, folder: pathlib.Path) -> "list[pathlib.Path]":
+    """The starting case, a run with batches and validation, one that diverges, one without steps, and hostile names."""
+    hostile = """<img src=x onerror=alert(1)>&"'$(x).csv"""
+    digits = ("--layers", "784,128,10", "--bias", "--init", "he", "--loss", "cross-entropy", "--reduction", "mean",
+              "--optimizer", "adam", "--lr", "1e-3", "--batch-size", "64", "--epochs", "12")  # fmt: skip
+    runs = {
+        "start": (0, ()),
+        "digits": (0, ("--data", "digits.npz", "--validate-fraction", "0.1", "--keep", "best", *digits)),
+        "diverged": (1, ("--lr", "1", "--save", "w.safetensors")),
+        "no-steps": (0, ("--steps", "0")),
+        "hostile": (0, ("--data", hostile, "--targets", "y", "--layers", "10,64,64,64,64,64,64,2,1", "--steps", "1")),
+    }
+    subprocess.run([command, "data", "--task", "digits", "--samples", "2000", "--data", "digits.npz"], cwd=folder,
+                   check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run([command, "data", "--task", "friedman", "--samples", "50", "--data", hostile], cwd=folder,
+                   check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    for name, (status, options) in runs.items():
+        done = subprocess.run([command, "train", "--report", f"{name}.html", "--quiet", *options], cwd=folder,
+                              stderr=subprocess.PIPE, text=True)  # fmt: skip
+        if done.returncode != status:
+            sys.exit(f"the run {name} ended with {done.returncode}, not {status}: {done.stderr}")
+    return [folder / f"{name}.html" for name in runs]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=pathlib.Path)
     parser.add_argument("--page", action="append", type=pathlib.Path, default=[])
+    parser.add_argument("--reports", type=pathlib.Path)
     parser.add_argument("--links", action="store_true")
     parser.add_argument("--shots", type=pathlib.Path)
     parser.add_argument("--self-test", action="store_true")
     arguments = parser.parse_args()
     if arguments.self_test:
         return self_test()
+    if arguments.reports:
+        with tempfile.TemporaryDirectory(prefix="deviceloop-reports-") as folder:
+            return look(reports(arguments.reports.resolve(), pathlib.Path(folder)), arguments.shots)
     if not arguments.folder and not arguments.page:
         parser.error("neither a folder nor a page is named")
     pages = [page.resolve() for page in arguments.page]
@@ -618,19 +648,26 @@ def main() -> int:
         site = arguments.folder.resolve()
         if not (site / "index.html").is_file():
             raise Missing(f"{arguments.folder} has no index.html: build the target deviceloop_docs")
-        if arguments.links:
-            faults = check_links(site)
         pages += sorted(site.rglob("*.html"))
-    if not arguments.links:
-        if arguments.shots:
-            if arguments.shots.exists():
-                parser.error(f"{arguments.shots} exists")
-            arguments.shots.mkdir(parents=True)
-        browser = Browser()
-        try:
-            faults = check_pages(browser, pages, arguments.shots)
-        finally:
-            browser.close()
+        if arguments.links:
+            return told(check_links(site), len(pages))
+    return look(pages, arguments.shots)
+
+
+def look(pages: "list[pathlib.Path]", shots: "pathlib.Path | None") -> int:
+    if shots:
+        if shots.exists():
+            sys.exit(f"{shots} exists")
+        shots.mkdir(parents=True)
+    browser = Browser()
+    try:
+        return told(check_pages(browser, pages, shots), len(pages))
+    finally:
+        browser.close()
+
+
+def told(faults: "list[Fault]", pages: int) -> int:
+    """Prints the faults; the exit code."""
     shown: "collections.Counter[str]" = collections.Counter()
     for fault in faults:
         shown[fault.page] += 1
@@ -639,7 +676,7 @@ def main() -> int:
     for page, count in shown.items():
         if count > SHOWN:
             print(f"{page}: and {count - SHOWN} more")
-    print(f"{len(pages)} pages, {len(faults)} faults")
+    print(f"{pages} pages, {len(faults)} faults")
     return 1 if faults else 0
 
 
