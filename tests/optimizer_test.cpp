@@ -770,10 +770,10 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
     return testing::refusal<Unsupported>("plan 'persistent': ",
                                          [&] { make_plan(network, training, caps, ExecutorKind::persistent); });
   };
-  EXPECT_MENTIONS(refusal(), "does not clip gradients by their norm");
+  EXPECT_MENTIONS(refusal(), "does not clip gradients by their norm; use the plan 'graph'");
   training.optimizer.clip_norm = 0;
   training.form = PersistentForm::two_layer;
-  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'");
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'; use another form or the plan 'graph'");
   training.sample_weights = true;
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no weights of samples, which the other forms take");
   training.sample_weights = false;
@@ -786,7 +786,9 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.form = PersistentForm::automatic;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
   training.batch_size = 10;
-  EXPECT_MENTIONS(refusal(), "takes all samples in each step");
+  EXPECT_MENTIONS(refusal(), "takes all samples in each step; use the plan 'graph'");
+  caps.gpus.front().l2_bytes = 100;  // of which smaller layers would be no remedy either
+  EXPECT_MENTIONS(refusal(), "takes all samples in each step; use the plan 'graph'");
 }
 #endif
 

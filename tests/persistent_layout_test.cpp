@@ -242,8 +242,9 @@ TEST(PersistentLayout, RefusalsSayWhatIsNeededAndWhatThereIs) {
   EXPECT_EQ(layout_of({30, 10, 1}, 12, false, PersistentForm::cluster, ampere).refusal.substr(0, 34),
             "GPU has no clusters, compute capab");
   EXPECT_EQ(layout_of({1000, 100, 1}, 128, false, PersistentForm::automatic, ampere).form, PersistentForm::grid);
-  EXPECT_NE(layout_of({1000, 100, 1}, 129, false, PersistentForm::two_layer).refusal.find("at most 128 samples"),
-            std::string::npos);
+  const std::string many = layout_of({1000, 100, 1}, 129, false, PersistentForm::two_layer).refusal;
+  EXPECT_NE(many.find("at most 128 samples"), std::string::npos) << many;
+  EXPECT_TRUE(many.ends_with("; use smaller layers, fewer samples or the plan 'graph'")) << many;
   EXPECT_NE(layout_of({10, 9, 8, 1}, 12, false, PersistentForm::two_layer).refusal.find("for one hidden layer, not 2"),
             std::string::npos);
   EXPECT_EQ(layout_of({4096, 4096, 1}, 8192).refusal.substr(0, 45), "data, weights and activations take 448.1 MiB,");

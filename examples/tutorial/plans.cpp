@@ -38,9 +38,9 @@ int main() {
     for (const deviceloop::Candidate& candidate : plan.candidates) {
       std::printf("  %-10s  ", deviceloop::name(candidate.executor));
       if (candidate.accepted)
-        std::printf("could: about %.0f us a step\n", candidate.predicted_us_per_step);
+        std::printf("possible: about %.0f us a step\n", candidate.predicted_us_per_step);
       else
-        std::printf("refuses: %s\n", candidate.reason.c_str());
+        std::printf("not taken: %s\n", candidate.reason.c_str());
     }
   }
 }

@@ -89,7 +89,13 @@ struct Way {
   PersistentForm form;
   std::int64_t blocks;
   std::string refusal;
-  double us = 0;  ///< a step, where that does not follow from the operations
+  bool too_large = false;  ///< why it refuses: fewer samples or smaller layers would do
+  double us = 0;           ///< a step, where that does not follow from the operations
+
+  void refuse(std::string why, bool is_too_large) {
+    refusal = std::move(why);
+    too_large = is_too_large;
+  }
 };
 
 /// The region that steps work on, and the step's operations phase by phase; how they are cut is still open.
@@ -336,7 +342,7 @@ class Builder {
     const cuda::TwoLayerShape shape{batch_, network_.widths[0], network_.widths[1], network_.widths[2],
                                     static_cast<int>(element_)};
     const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
-      way.refusal = decision.refusal;
+      way.refuse(decision.refusal, true);
       if (!decision.fits()) return;
       layout = decision.layout;
       layout_.tagged_slots = layout.slots();
@@ -361,8 +367,9 @@ class Builder {
     const std::size_t tiles = kPersistentTileBytes + layout_.program_bytes();
     std::vector<Way> all = {two_layer_way(gpu), {PersistentForm::block, 1, ""}};
     if (tiles + layout_.region_bytes > gpu.shared_bytes)
-      all[1].refusal = "one block needs " + bytes_text(tiles + layout_.region_bytes) + " of shared memory, " +
-                       gpu.name + " gives it " + bytes_text(gpu.shared_bytes);
+      all[1].refuse("one block needs " + bytes_text(tiles + layout_.region_bytes) + " of shared memory, " + gpu.name +
+                        " gives it " + bytes_text(gpu.shared_bytes),
+                    true);
     for (std::int64_t blocks = 2; blocks <= std::min<std::int64_t>(kMostClusterBlocks, gpu.multiprocessors);
          blocks *= 2)
       all.push_back({PersistentForm::cluster, blocks,
@@ -370,29 +377,33 @@ class Builder {
     all.push_back({PersistentForm::grid, std::max<std::int64_t>(gpu.multiprocessors, 1),
                    gpu.cooperative ? "" : gpu.name + " does not promise that all blocks of a launch run at once"});
     for (Way& way : all) {
-      if (has_minibatches(training_)) way.refusal = "the plan 'persistent' takes all samples in each step";
+      if (has_minibatches(training_)) way.refuse("the plan 'persistent' takes all samples in each step", false);
       if (way.form == PersistentForm::two_layer) continue;
       if (layout_.program_bytes() > kMostProgramBytes)
-        way.refusal = "a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch";
+        way.refuse("a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch", false);
       else if (training_.optimizer.clip_norm > 0)
-        way.refusal = "the plan 'persistent' does not clip gradients by their norm";
+        way.refuse("the plan 'persistent' does not clip gradients by their norm", false);
+      else if (has_minibatches(training_))
+        continue;
       else if (tiles > gpu.shared_bytes)
-        way.refusal = "a block needs " + bytes_text(tiles) + " of shared memory, " + gpu.name + " gives it " +
-                      bytes_text(gpu.shared_bytes);
+        way.refuse("a block needs " + bytes_text(tiles) + " of shared memory, " + gpu.name + " gives it " +
+                       bytes_text(gpu.shared_bytes),
+                   true);
       else if (way.form != PersistentForm::block && layout_.region_bytes > gpu.l2_bytes)
-        way.refusal = "data, weights and activations take " + bytes_text(layout_.region_bytes) + ", the L2 cache of " +
-                      gpu.name + " holds " + bytes_text(gpu.l2_bytes);
+        way.refuse("data, weights and activations take " + bytes_text(layout_.region_bytes) + ", the L2 cache of " +
+                       gpu.name + " holds " + bytes_text(gpu.l2_bytes),
+                   true);
     }
     return all;
   }
 
   void choose(const GpuCaps& gpu) {
     if (batch_ == 0) return;
-    const Way* best = nullptr;
+    const Way *best = nullptr, *last = nullptr;
     const std::vector<Way> all = ways(gpu);
     for (const Way& way : all) {
       if (training_.form != PersistentForm::automatic && training_.form != way.form) continue;
-      layout_.refusal = way.refusal;
+      last = &way;
       if (!way.refusal.empty()) continue;
       const double us = way.us > 0 ? way.us : cut_for(way);
       if (best != nullptr && us >= layout_.predicted_us_per_step) continue;
@@ -400,7 +411,9 @@ class Builder {
       layout_.predicted_us_per_step = us;
     }
     if (best == nullptr) {
-      layout_.refusal += "; use smaller layers, fewer samples or the plan 'graph'";
+      const bool other_forms = training_.form != PersistentForm::automatic && !has_minibatches(training_);
+      layout_.refusal = last->refusal + "; use " + (last->too_large ? "smaller layers, fewer samples or " : "") +
+                        (other_forms && !last->too_large ? "another form or " : "") + "the plan 'graph'";
       return;
     }
     layout_.refusal.clear();
