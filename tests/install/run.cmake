@@ -450,7 +450,8 @@ elseif(PART STREQUAL "static_openblas")
   file(MAKE_DIRECTORY "${WORK}/${PART}")
   set(build "${WORK}/${PART}/build")
   set(configure_archive ${configure} -S "${SOURCE}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1
-      -DDEVICELOOP_CUDA=OFF -DDEVICELOOP_TESTS=OFF -DDEVICELOOP_BENCH=OFF -DDEVICELOOP_COMMAND=OFF)
+      -DDEVICELOOP_CUDA=OFF -DDEVICELOOP_TESTS=OFF -DDEVICELOOP_BENCH=OFF -DDEVICELOOP_COMMAND=OFF
+      -DDEVICELOOP_EXAMPLES=OFF)
   # One that has nothing that OpenBLAS has.
   file(WRITE "${WORK}/${PART}/none.cpp" "int nothing;\n")
   run("compile" "${CXX}" -c "${WORK}/${PART}/none.cpp" -o "${WORK}/${PART}/none.o")
