@@ -122,15 +122,16 @@ std::string step_time() {
     const char* label;
     const char* note;
   };
-  constexpr std::array<Peer, 9> kPeers = {{{"deviceloop/gram", "deviceloop, gram", "less work than all others"},
-                                           {"deviceloop", "deviceloop", ""},
-                                           {"jax/scan", "JAX scan", ""},
-                                           {"deviceloop/graph", "deviceloop, graph", "CUDA graph and cuBLASLt"},
-                                           {"torch/graph-100", "PyTorch CUDA graph", "100 steps in one graph"},
-                                           {"jax/jit", "JAX jit", ""},
-                                           {"torch/manual", "PyTorch eager", ""},
-                                           {"torch/compile", "PyTorch compile", ""},
-                                           {"cupy", "CuPy", ""}}};
+  constexpr std::array<Peer, 10> kPeers = {{{"deviceloop/gram", "deviceloop, gram", "less work than all others"},
+                                            {"deviceloop", "deviceloop", ""},
+                                            {"jax/scan", "JAX scan", ""},
+                                            {"deviceloop/graph", "deviceloop, graph", "CUDA graph and cuBLASLt"},
+                                            {"torch/graph-100", "PyTorch CUDA graph", "100 steps in one graph"},
+                                            {"jax/jit", "JAX jit", ""},
+                                            {"torch/manual", "PyTorch, eager", "gradients by hand"},
+                                            {"torch/autograd", "PyTorch, autograd", ""},
+                                            {"torch/compile", "PyTorch compile", ""},
+                                            {"cupy", "CuPy", ""}}};
   const auto results = nlohmann::json::parse(content_of("bench/results/h100-2026-11-26b/compare.json"));
   const auto& machine = results.at("machine");
   BarChart chart;

@@ -27,9 +27,28 @@ void multiply(Values& out, double scale, const Values& a, CBLAS_TRANSPOSE op_a,
               n);
 }
 
-// How many of the hidden neurons' outputs, of all samples, are not 0.
-int active(const Values& h) {
-  return int(std::count_if(h.begin(), h.end(), [](double v) { return v > 0; }));
+// How many hidden neurons speak, and to how many samples.
+void describe(const Values& h, const Values& y) {
+  std::vector<bool> silent(H, true);
+  int active = 0, unseen = 0;
+  double all = 0, left = 0;  // sums of squared targets: of all samples, of the unseen
+  for (int n = 0; n < N; ++n) {
+    int seen_by = 0;
+    for (int j = 0; j < H; ++j)
+      if (h[n * H + j] > 0) {
+        ++seen_by;
+        silent[j] = false;
+      }
+    active += seen_by;
+    all += y[n] * y[n];
+    if (seen_by > 0) continue;
+    ++unseen;
+    left += y[n] * y[n];
+  }
+  std::printf("active outputs: %d of %d; silent neurons: %d of %d\n", active, N * H,
+              int(std::count(silent.begin(), silent.end(), true)), H);
+  std::printf("unseen samples: %d of %d, squared targets %.2f of %.2f\n", unseen, N,
+              left, all);
 }
 
 int main() {
@@ -55,12 +74,12 @@ int main() {
     // W2 -= rate H^T dP and W1 -= rate X^T dZ.
     multiply(w2, -rate, h, kTransposed, dp, kAsIs, H, 1, N, 1);
     multiply(w1, -rate, x, kTransposed, dz, kAsIs, D, H, N, 1);
-    if (step == 0) std::printf("active: %d of %d\n", active(h), N * H);
+    if (step == 0) describe(h, y);
     if (step % 100 == 0 || (step < 100 && step % 10 == 0))
       std::printf("%3d: %.2f\n", step, loss);
   }
   predict();
-  std::printf("active: %d of %d\n", active(h), N * H);
+  describe(h, y);
   std::printf("prediction    target\n");
   for (std::size_t i = 0; i < 5; ++i) std::printf("%10.3f  %8.3f\n", p[i], y[i]);
 }
