@@ -3,7 +3,8 @@
 
     site_test.py FOLDER                      every page of a site, in a browser
     site_test.py --page FILE [--page FILE]   such files alone; each must need nothing beside it
-    site_test.py FOLDER --links              without a browser: whether every link, image and fragment exists
+    site_test.py FOLDER --links              without a browser: whether every link, image and fragment exists, and no
+                                             text outside code shows markup
     site_test.py --reports DEVICELOOP        the reports of some runs of that command
     site_test.py --self-test                 whether each check finds a planted fault
     ... --shots NEW_FOLDER                   also keeps a picture of each page, at both widths in both modes
@@ -43,6 +44,10 @@ MODES = ("light", "dark")
 HEIGHT = 900
 SHOWN = 20  # faults of one page: one mistake makes many
 LOCAL = ("file", "data", "about", "blob")
+CODE = ("code", "pre", "script", "style", "textarea")
+VOID = ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr")
+# What the text of a page has where Markdown or HTML was not understood.
+MARKUP = re.compile(r"</?(?:a|br|code|div|em|img|li|p|pre|span|strong|table|td|tr|ul)\b[^<>]*>|&(?:lt|gt|amp|quot|#\d+);|!\[|\]\(|```|\*\*")
 Fault = collections.namedtuple("Fault", "page where check element")
 
 # Runs in the page, once for each width and mode: [[check, element], ...], and the SVG files shown, with the colour behind
@@ -417,11 +422,15 @@ class Links(html.parser.HTMLParser):
         self.loads: "list[tuple[str, str]]" = []
         self.title = ""
         self.open = ""
+        self.code: "list[str]" = []  # the elements around, from one with code on
+        self.markup: "list[str]" = []  # shown as text outside code
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: "list[tuple[str, str | None]]") -> None:
         known = {name: value or "" for name, value in attributes}
         self.open = tag
+        if tag not in VOID and (self.code or tag in CODE or known.get("class") == "line"):
+            self.code.append(tag)
         names = {known[name] for name in ("id", "name") if known.get(name) and (name == "id" or tag == "a")}
         self.ids.update(names)
         for name in ("href", "xlink:href", "src", "data", "poster"):
@@ -441,9 +450,14 @@ class Links(html.parser.HTMLParser):
             self.title += data
         if self.open == "style":
             self.loads += [("<style>", url) for url in urls_of_css(data)]
+        if not self.code:
+            self.markup += [found[0] for found in MARKUP.finditer(data)]
 
     def handle_endtag(self, tag: str) -> None:
         self.open = ""
+        if tag in self.code:
+            while self.code.pop() != tag:
+                pass
 
 
 def urls_of_css(text: str) -> "list[str]":
@@ -483,6 +497,7 @@ def check_links(site: pathlib.Path) -> "list[Fault]":
         for element, target in links.loads:
             check(page, element, target, is_loaded=True)
         faults += [Fault(name, "links", "repeated-id", one) for one, count in links.ids.items() if count > 1]
+        faults += [Fault(name, "links", "markup", f"{one!r} is shown as text") for one in links.markup]
         if not links.title.strip():
             faults.append(Fault(name, "links", "title", "the page has none"))
     for sheet in sorted(site.rglob("*.css")):
@@ -547,6 +562,7 @@ PLANTED_LINKS = {
     "dead-link": '<a href="absent.html">x</a>',
     "dead-fragment": '<a href="other.html#absent">x</a>',
     "foreign": '<script src="https://example.invalid/x.js"></script>',
+    "markup": '<p>&lt;img src="x.svg"&gt;</p>',
     "repeated-id": '<p id="a"><p id="a">',
     "title": "<title></title>",
     "unreachable": None,
