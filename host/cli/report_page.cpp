@@ -18,7 +18,7 @@ namespace {
 using drawing::escaped;
 
 constexpr std::size_t kMostPoints = 1000;  // of a curve
-constexpr std::size_t kMostRows = 60;      // of a table of losses
+constexpr std::size_t kMostRows = 20;      // of a table of losses
 constexpr double kChartWidth = 500;
 
 constexpr const char* kStyle = R"(:root {
@@ -210,6 +210,14 @@ std::string ratio_text(double measured, double predicted) {
   return text;
 }
 
+/// A loss in few digits where all of them would break a tile's line.
+std::string short_loss_text(double loss) {
+  if (!(std::fabs(loss) >= 1e8) || std::isinf(loss)) return loss_text(loss);
+  char text[64];
+  std::snprintf(text, sizeof text, "%.4g", loss);
+  return text;
+}
+
 bool has_prediction(const RunResult& result) { return result.plan.predicted_us_per_step > 0; }
 
 std::string tiles(const RunResult& result) {
@@ -218,9 +226,9 @@ std::string tiles(const RunResult& result) {
     markup += tile(result.steps == 0                  ? "loss"
                    : has_minibatches(result.training) ? "loss of the last batch"
                                                       : "final loss",
-                   loss_text(*loss), result.steps > 1 ? "from " + loss_text(result.losses.front()) : "");
+                   short_loss_text(*loss), result.steps > 1 ? "from " + short_loss_text(result.losses.front()) : "");
   if (result.best)
-    markup += tile("best validation loss", loss_text(result.best->loss),
+    markup += tile("best validation loss", short_loss_text(result.best->loss),
                    (result.best->accuracy ? "accuracy " + percent_text(*result.best->accuracy) + ", " : "") + "after " +
                        counted(result.best->steps, "step") + (result.training.watch.keep_best ? ", kept" : ""));
   if (result.us_per_step) {
