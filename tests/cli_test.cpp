@@ -30,6 +30,7 @@
 #include "files/npy.h"
 #include "files/reader.h"
 #include "files/safetensors.h"
+#include "files/weights.h"
 #include "input_scaling.h"
 #include "matrix_ops.h"
 #include "permutation.h"
@@ -173,8 +174,8 @@ TEST(Command, HasHelpAndVersionEverywhere) {
     expect_done(help);
     EXPECT_EQ(help.out.rfind("Usage: deviceloop ", 0), 0u);
     const std::vector<std::string> shown = lines(help.out);
-    const bool trains = subcommand == Arguments{"train"} || subcommand == Arguments{"plan"} ||
-                        subcommand == Arguments{"compare"};
+    const bool trains =
+        subcommand == Arguments{"train"} || subcommand == Arguments{"plan"} || subcommand == Arguments{"compare"};
     EXPECT_LE(shown.size(), trains ? 70u : 32u) << "does not fit its screens";
     for (const std::string& line : shown) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_EQ(run(subcommand + Arguments{"-h"}).out, help.out);
@@ -241,7 +242,11 @@ TEST(Command, RefusesBadUsage) {
   expect_refused({"train", "--stepz", "5"}, {"unknown option", "'--stepz'", "'--steps'"});
   expect_refused({"train", "-s", "5"}, {"unknown option", "'-s'"});
   expect_refused({"train", "five"}, {"unexpected argument", "'five'"});
-  expect_refused({"train", "plan"}, {"unexpected argument", "'plan'"});
+  expect_refused({"train", "plan"}, {"unexpected argument", "'plan'; see deviceloop train --help"});
+  expect_refused(
+      {"train", "--data", "d.csv", "--targets", "sale", "price"},
+      {"unexpected argument 'price'; put a value that has spaces in quotation marks, such as 'sale price'; see"});
+  expect_refused({"train", "--bias", "price"}, {"unexpected argument 'price'; see"});
   expect_refused({"info", "--steps", "5"}, {"unknown option", "'--steps'"});
   expect_refused({"train", "--steps"}, {"--steps", "needs a value", "train --help"});
   expect_refused({"train", "--steps", "--lr", "1"}, {"--steps", "needs a value", "--lr"});
@@ -1490,7 +1495,7 @@ TEST(Train, DivergenceIsAFailureThatKeepsTheRecords) {
     EXPECT_EQ(json["first_non_finite_step"], bad - losses.begin());
     EXPECT_TRUE(json["loss_last"].is_null());
     EXPECT_FALSE(json["loss_first"].is_null());
-    expect_one_line(diverged, 1, {"step " + std::to_string(bad - losses.begin()), "--lr 1", save});
+    expect_one_line(diverged, 1, {"step " + std::to_string(bad - losses.begin()), "lower --lr, now 1;", save});
   }
   EXPECT_EQ(read_all(kept), "as it was");
   EXPECT_EQ(folder.count(), 3);
@@ -2499,11 +2504,19 @@ TEST(Predict, RefusesBadInput) {
   expect_done(train({"--steps", "0", "--save", weights, "--quiet"}));
   const std::string x = folder.write("x.npy", counting_npy<float>(4, 7));
   const std::string nan = folder.write("nan.npy", npy<float>(1, 6, {1, 2, std::nanf(""), 4, 5, 6}));
-  expect_refused({"predict", "--weights", weights, "--x", x, "--out", out}, {x, "7 columns", weights, "6 inputs"});
+  expect_refused({"predict", "--weights", weights, "--x", x, "--out", out},
+                 {x, "7 columns", weights, "6 inputs; give it rows of that width, without the columns of the targets"});
+  const std::string narrow = folder.write("narrow.csv", "1,2,3,4,5\n");
+  expect_refused({"predict", "--weights", weights, "--x", narrow, "--out", out},
+                 {narrow, "5 columns", "6 inputs; give it rows of that width\n"});
   expect_refused({"predict", "--weights", weights, "--x", nan, "--out", out}, {nan, "row 0", "column 2", "nan"});
   expect_refused({"predict", "--weights", x, "--x", x, "--out", out}, {x});
   expect_refused({"predict", "--weights", folder / "none", "--x", x, "--out", out}, {folder / "none"});
-  EXPECT_EQ(folder.count(), 3);
+  // Its ending is the format of the file; without one it is .npy.
+  for (const std::string& name : {folder / "p.txt", folder / "p.csv.gz", folder / "p.npz", folder / "p."})
+    expect_refused({"predict", "--weights", weights, "--x", x, "--out", name},
+                   {"--out must be the name of a file that ends in .npy or .csv, not '" + name});
+  EXPECT_EQ(folder.count(), 4);
 }
 
 TEST(PlanCommand, ShowsEveryCandidateAndTheChoice) {
@@ -2600,6 +2613,133 @@ TEST(Data, WritesTextWhereTheNameSaysSo) {
   const std::string digit = read_all(csv);
   EXPECT_EQ(digit.substr(digit.size() - 3).find_first_not_of(",0123456789\n"), std::string::npos) << digit;
   EXPECT_EQ(digit[digit.size() - 3], ',') << "a class is one digit";
+}
+
+TEST(Data, RefusesAnEndingOfNoFormat) {
+  const TemporaryFolder folder;
+  expect_refused({"data", "--samples", "2", "--data", folder / "d.txt"},
+                 {"--data must be the name of a file that ends in .npz or .csv, not '" + folder / "d.txt"});
+  EXPECT_EQ(folder.count(), 0);
+  for (const std::string& name :
+       {std::string("/dev/null"), folder / "d", folder / "v.1/d", folder / ".d", folder / "d.NPZ"}) {
+    std::filesystem::create_directories(folder / "v.1");
+    expect_done(run({"data", "--samples", "2", "--data", name, "--quiet"}));
+  }
+  const std::string pipe = folder / "pipe.txt";
+  EXPECT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::thread reader([&] { read_all(pipe); });
+  expect_done(run({"data", "--samples", "2", "--data", pipe, "--quiet"}));
+  reader.join();
+}
+
+/// A network of the inputs age, area and rooms, by their names in a file.
+class NamedColumns : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string rows = "age,area,rooms,price\n";
+    for (int row = 0; row < 8; ++row)
+      rows += std::to_string(row % 3) + "," + std::to_string(5 + row) + "," + std::to_string(row % 5) + "," +
+              std::to_string(row % 3 - 2 * row + 3 * (row % 5)) + "\n";
+    data_ = folder_.write("d.csv", rows);
+    expect_done(run(shape_ + Arguments{"--data", data_, "--targets", "price", "--save", weights_, "--steps", "20"}));
+  }
+  /// What the network predicts of a file, without its warnings.
+  std::string predicted(const std::string& content, std::string* line = nullptr) {
+    const std::string x = folder_.write("x.csv", content);
+    const CommandResult result = run({"predict", "--weights", weights_, "--x", x, "--out", folder_ / "p.csv"});
+    expect_done(result);
+    if (line != nullptr) *line = lines(result.out).at(0);
+    return read_all(folder_ / "p.csv");
+  }
+
+  const TemporaryFolder folder_;
+  const std::string weights_ = folder_ / "w.safetensors";
+  const Arguments shape_ = {"train",     "--layers", "3,4,1",  "--lr", "1e-3",
+                            "--threads", "1",        "--plan", "cpu",  "--standardize"};
+  std::string data_;
+};
+
+TEST_F(NamedColumns, ArePredictedInAnyOrder) {
+  const std::string expected = predicted("1,7,2\n2,9,4\n");
+  std::string line;
+  EXPECT_EQ(predicted("age,area,rooms\n1,7,2\n2,9,4\n", &line), expected);
+  EXPECT_EQ(line, "read 2 samples from " + folder_ / "x.csv" + " (line 1 is its header)");
+  EXPECT_EQ(predicted("rooms,city,age,price,area\n2,south,1,NA,7\n4,\"a, b\",2,,9\n", &line), expected);
+  EXPECT_EQ(line, "read 2 samples from " + folder_ / "x.csv" + " (line 1 is its header; left out: 'city' and 'price')");
+  EXPECT_NE(predicted("7,1,2\n9,2,4\n"), expected) << "without names the columns have their places";
+  const std::string wrong = folder_.write("wrong.csv", "age,Area,rooms\n1,7,2\n");
+  expect_refused({"predict", "--weights", weights_, "--x", wrong, "--out", folder_ / "p.csv"},
+                 {wrong + ": has no column named 'area', which is an input of the network; line 1 names 'age', 'Area' "
+                          "and 'rooms' (did you mean 'Area'?)"});
+}
+
+TEST_F(NamedColumns, AreTrainedOnInAnyOrder) {
+  const auto losses = [&](const std::string& content, const Arguments& options) {
+    const CommandResult result = run(Arguments{"train", "--weights", weights_, "--lr", "1e-3", "--steps", "3",
+                                               "--threads", "1", "--data", folder_.write("more.csv", content),
+                                               "--history", folder_ / "h.csv", "--save", folder_ / "w2.safetensors"} +
+                                     options);
+    expect_done(result);
+    EXPECT_EQ(read_saved_network(SafeTensorsFile(folder_ / "w2.safetensors")).input_names,
+              (std::vector<std::string>{"age", "area", "rooms"}));
+    return read_all(folder_ / "h.csv");
+  };
+  const std::string expected = losses("age,area,rooms,price\n1,7,2,3\n2,9,4,5\n", {"--targets", "price"});
+  EXPECT_EQ(losses("price,rooms,city,area,age\n3,2,x,7,1\n5,4,y,9,2\n", {"--targets", "price"}), expected);
+  EXPECT_EQ(losses("rooms,city,area,age,price\n2,x,7,1,3\n4,y,9,2,5\n", {"--targets", "1"}), expected);
+  EXPECT_EQ(losses("1,7,2,3\n2,9,4,5\n", {"--targets", "1"}), expected) << "and the names stay in the file";
+}
+
+TEST_F(NamedColumns, AreValidatedByInAnyOrder) {
+  const auto result = [&](const std::string& content, const Arguments& targets) {
+    return run(shape_ +
+               Arguments{"--steps", "3", "--data", data_, "--validate", folder_.write("v.csv", content), "--json",
+                         folder_ / "r.json"} +
+               targets);
+  };
+  const auto evaluations = [&](const std::string& content, const Arguments& targets) {
+    expect_done(result(content, targets));
+    const auto json = nlohmann::json::parse(read_all(folder_ / "r.json"));
+    return json["validation"].dump();
+  };
+  const std::string expected = evaluations("age,area,rooms,price\n1,7,2,3\n2,9,4,5\n", {"--targets", "1"});
+  EXPECT_NE(expected, "null");
+  EXPECT_NE(evaluations("age,area,rooms,price\n1,7,2,3\n2,9,4,6\n", {"--targets", "1"}), expected);
+  for (const Arguments& targets : {Arguments{"--targets", "1"}, Arguments{"--targets", "price"}}) {
+    const std::string shuffled = "rooms,price,city,area,age\n2,3,x,7,1\n4,5,y,9,2\n";
+    EXPECT_EQ(evaluations(shuffled, targets), expected);
+    EXPECT_NE(result(shuffled, targets).out.find("of " + folder_ / "v.csv" + " (left out: 'city')\n"),
+              std::string::npos);
+    EXPECT_EQ(evaluations("1,7,2,3\n2,9,4,5\n", {"--targets", "1"}), expected);
+  }
+  const std::string x = folder_.write("tx.csv", "age,area,rooms\n1,7,2\n2,9,4\n"),
+                    y = folder_.write("ty.csv", "p\n3\n5\n");
+  const auto of_two = [&](const std::string& content) {
+    expect_done(
+        run(shape_ + Arguments{"--steps", "3", "--x", x, "--y", y, "--validate-x", folder_.write("vx.csv", content),
+                               "--validate-y", folder_.write("vy.csv", "q\n3\n4\n"), "--json", folder_ / "r.json"}));
+    return nlohmann::json::parse(read_all(folder_ / "r.json"))["validation"].dump();
+  };
+  EXPECT_EQ(of_two("rooms,age,id,area\n2,1,a,7\n4,2,b,9\n"), of_two("age,area,rooms\n1,7,2\n2,9,4\n"));
+}
+
+TEST_F(NamedColumns, SayWhichTargetsThereAre) {
+  expect_refused(
+      shape_ + Arguments{"--data", data_, "--targets", "prize"},
+      {data_ + ": has no column named 'prize', which --targets asks for; line 1 names 'age', 'area', 'rooms' "
+               "and 'price' (did you mean 'price'?)"});
+}
+
+TEST_F(NamedColumns, AreStandardizedWhereTheRunDiverged) {
+  const auto diverged = [&](const Arguments& options) {
+    return run(Arguments{"train", "--lr", "1e6", "--steps", "50", "--data", data_, "--targets", "1"} + options).err;
+  };
+  EXPECT_NE(diverged({"--layers", "3,4,1"}).find("; lower --lr, now 1e6, or add --standardize"), std::string::npos);
+  for (const Arguments& options : {Arguments{"--layers", "3,4,1", "--standardize"}, Arguments{"--weights", weights_}}) {
+    const std::string message = diverged(options);
+    EXPECT_NE(message.find("; lower --lr, now 1e6"), std::string::npos) << message;
+    EXPECT_EQ(message.find("add"), std::string::npos) << message;
+  }
 }
 
 /// What train says of the same data in one file and in two.

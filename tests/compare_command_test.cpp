@@ -321,7 +321,7 @@ TEST(CompareCommand, ReportsARunThatDiverges) {
   EXPECT_EQ(result.exit_code, 1) << "equal bits are no excuse";
   const std::string step = std::to_string(single) + " is not finite";
   EXPECT_EQ(result.err, "deviceloop: a diverged: its loss of step " + step + "; b diverged: its loss of step " + step +
-                            "; lower --lr 1\n");
+                            "; lower --lr, now 1\n");
   EXPECT_TRUE(has(result.out, "\na diverged: its loss of step " + step + "\nb diverged: its loss of step " + step))
       << result.out;
   // Compared before b's losses overflow too.

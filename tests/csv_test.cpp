@@ -91,9 +91,8 @@ TEST(ReadCsv, ReadsMoreThanItsBufferHolds) {
 
 TEST(ReadCsv, NamesLineAndColumn) {
   EXPECT_MENTIONS(refused("1,2\n3,x\n"), "line 2, column 2: 'x' is not a number");
-  EXPECT_MENTIONS(refused("a,b\n1,2\n3,0xg\n"), "line 3, column 2: '0xg' is not a number");
-  EXPECT_MENTIONS(refused("1,2\n\"3\",4\n"),
-                  "line 2, column 1: '\"3\"' is not a number; leave out the quotation marks");
+  EXPECT_MENTIONS(refused("a,b\n1,2\n3,0xg\n"), "line 3, column 2 (b): '0xg' is not a number");
+  EXPECT_MENTIONS(refused("a,\n1,2\n3,0xg\n"), "line 3, column 2: '0xg' is not a number");
   EXPECT_MENTIONS(refused("1,2\n3 4,5\n"), "line 2, column 1: '3 4' is not a number");
   EXPECT_MENTIONS(refused("1,2\n1e999,5\n"), "line 2, column 1: '1e999' is outside the range of float64");
   EXPECT_MENTIONS(refused(std::string("1,2\n3\0,4\n", 9)), "line 2, column 1: '3\\x00' is not a number");
@@ -111,6 +110,35 @@ TEST(ReadCsv, NamesLineAndColumn) {
   EXPECT_MENTIONS(refused("a,b\n"), "has no rows of numbers");
   EXPECT_MENTIONS(refused("a,b"), "has no rows of numbers");
   EXPECT_MENTIONS(refused("\xef\xbb\xbf"), "line 1 is empty");
+}
+
+TEST(ReadCsv, ReadsNumbersInQuotationMarks) {
+  for (const char* content : {"\"a\",\"b\"\n\"24\",\"-1.5e3\"\n\" 3 \" , 4\r\n", "a,b\n24,\"-1.5e3\"\n\"3\",\"4\"",
+                              "24,-1.5e3\n\"3\",\"4\"\n", "\"1\",\"2\"\n24,-1.5e3\n3,\"4\"\n"})
+    EXPECT_EQ(values_of(read(content)), (Values{24, -1500, 3, 4})) << content;
+  const std::string rows = "\"24\",\"5\"\n\"3\",\"4\"\n";
+  EXPECT_MENTIONS(refused(rows), "line 1 has numbers in quotation marks, as the line after it has; give --header no");
+  EXPECT_EQ(values_of(read(rows, TableHeader::no)), (Values{24, 5, 3, 4}));
+  EXPECT_EQ(values_of(read(rows, TableHeader::yes)), (Values{3, 4}));
+  EXPECT_EQ(values_of(read_samples("a,b\n\"1\",\"2\"\n", "a").x), Values{2});
+  EXPECT_MENTIONS(refused("a,b\n1,\"\"\n"), "line 2, column 2 (b) is empty");
+  EXPECT_MENTIONS(refused("a,b\n1,2\n1,\"x\"\n"), "line 3, column 2 (b): 'x' is not a number");
+  EXPECT_MENTIONS(refused("a,b\n1,2\n\"1,5\",2\n"),
+                  "line 3, column 1 (a): '1,5' is not a number; write a point, not a comma, in it");
+  EXPECT_MENTIONS(refused("a,b\n1,2\n\"1,2\n"), "line 3, column 1 (a): a quotation mark is not closed on its line");
+  EXPECT_MENTIONS(refused("a,b\n1,\"2\"3\n"), "line 2, column 2 (b): text follows the closing quotation mark");
+  EXPECT_MENTIONS(refused("a,b\n\"1\",\"2\",\"3\"\n"), "line 2 has more than 2 columns");
+}
+
+TEST(ReadCsv, SaysWhatToDoWithAColumnOfText) {
+  constexpr const char* kText = "'south' is not a number; leave the column out, or write columns of 0 and 1 for its";
+  constexpr const char* kOne = "is not a number; write one there, such as -1.5e3";
+  EXPECT_MENTIONS(refused("age,city\n1,south\n"), std::string("line 2, column 2 (city): ") + kText);
+  EXPECT_MENTIONS(refused("age,city\n1,\"south\"\n"), kText);
+  // Once the column has had a number, and where the field begins as one, it is a mistake in this field.
+  EXPECT_MENTIONS(refused("age,city\n1,2\n1,south\n"), kOne);
+  EXPECT_MENTIONS(refused("age,city\n1,2x\n"), kOne);
+  EXPECT_MENTIONS(refused("1,south\n", TableHeader::no), kOne);
 }
 
 TEST(ReadCsv, ReadsNumbersAsOtherProgramsWriteThem) {
@@ -218,7 +246,7 @@ TEST(ReadCsv, NamesAnotherSeparator) {
         std::string("it has ") + name + " between its numbers; write commas between the fields";
     EXPECT_MENTIONS(refused(rows), expected);
     EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows), expected);
-    EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows, "1"), "line 2, column 1: ");
+    EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows, "1"), "line 2, column 1 (a");
     EXPECT_MENTIONS(refused("a" + separator + "b\n" + rows, "b"), expected);
   }
   EXPECT_MENTIONS(refused("1,5;2,5\n3,5;4,5\n"), "line 1, column 2: '5;2' is not a number: it has semicolons");
@@ -294,7 +322,8 @@ TEST(ReadCsvSamples, TakesNamesWithCommasInQuotes) {
   EXPECT_EQ(targets("\"d \"\"e\"\"\",\"1\""), (Values{3, 4}));
   EXPECT_EQ(targets("\"c\""), Values{2});
   EXPECT_EQ(values_of(read_samples("\"a,b\",c\n1,2\n", "\"a,b\"").y), Values{1});
-  EXPECT_MENTIONS(refused("\"a,b\",c\n1,2\n", "a,b"), "has no column named 'a' in line 1");
+  EXPECT_MENTIONS(refused("\"a,b\",c\n1,2\n", "a,b"),
+                  "has no column named 'a', which --targets asks for; line 1 names 'a,b' and 'c'");
   EXPECT_MENTIONS(refused("a,c\n1,2\n", "c,\"a"), "its --targets 'c,\"a', name 2: a quotation mark is not closed");
 }
 
@@ -311,6 +340,94 @@ TEST(ReadCsvSamples, RefusesTargetsThatTheFileDoesNotHave) {
     EXPECT_MENTIONS(refused("1,2\n", count), std::string("has 2 columns, so '") + count);
 }
 
+/// The inputs of those names.
+DataMatrix read_named(const std::string& content, const std::vector<std::string>& inputs,
+                      TableHeader header = TableHeader::automatic) {
+  return read_csv(MemorySource("x.csv", std::as_bytes(std::span(content))), {.header = header, .inputs = inputs});
+}
+std::string refused_named(const std::string& content, const std::vector<std::string>& inputs) {
+  return refusal("x.csv: ", [&] { read_named(content, inputs); });
+}
+using Names = std::vector<std::string>;
+
+TEST(ReadCsvByName, TakesTheInputsInTheirOrderAndLeavesOutAllOthers) {
+  const DataMatrix matrix = read_named("city,b,price,a\n\"south, \"\"old\"\" 1;2\",1,,2\n1 2,3,NA,4\n", {"a", "b"});
+  EXPECT_EQ(values_of(matrix), (Values{2, 1, 4, 3}));
+  EXPECT_EQ(matrix.column_names, (Names{"a", "b"}));
+  EXPECT_EQ(matrix.left_out, (Names{"city", "price"}));
+  EXPECT_EQ(matrix.header_line, 1);
+  EXPECT_EQ(values_of(read_named("a,b\n1,2\n", {"a", "b"})), (Values{1, 2}));
+  EXPECT_EQ(values_of(read_named("b,a\n1,2\n", {"a", "b"})), (Values{2, 1}));
+  EXPECT_EQ(values_of(read_named("# b,a\n1,2\n", {"a", "b"})), (Values{2, 1}));
+  EXPECT_EQ(values_of(read_named("1,0\n1,2\n", {"0", "1"}, TableHeader::yes)), (Values{2, 1}));
+  // The fields of columns that are taken are read as ever, and those that are left out are counted.
+  EXPECT_MENTIONS(refused_named("city,b,a\nx,1,y\n", {"a", "b"}), "line 2, column 3 (a): 'y' is not a number");
+  EXPECT_MENTIONS(refused_named("city,b,a\nx,1,2,3\n", {"a", "b"}), "line 2 has more than 3 columns");
+  EXPECT_MENTIONS(refused_named("a,b,city\n1,2\n", {"a", "b"}), "line 2 has 2 columns, line 1 has 3");
+  EXPECT_MENTIONS(refused_named("a,city\n1,\"x\n", {"a"}), "line 2, column 2 (city): a quotation mark is not closed");
+  EXPECT_MENTIONS(refused_named("a;b\n1;2\n", {"a", "b"}), "it has semicolons between its numbers");
+}
+
+TEST(ReadCsvByName, TakesThePlacesWhereThereAreNoNames) {
+  EXPECT_EQ(values_of(read_named("1,2\n", {"a", "b"})), (Values{1, 2}));
+  EXPECT_EQ(values_of(read_named("1,2,3\n", {"a", "b"})), (Values{1, 2, 3}));
+  EXPECT_EQ(values_of(read_named("b,a\n1,2\n", {})), (Values{1, 2}));
+  EXPECT_EQ(read_named("b,a\n1,2\n", {}).column_names, (Names{"b", "a"}));
+  EXPECT_TRUE(read_named("1,2\n", {"a", "b"}).column_names.empty());
+  EXPECT_TRUE(read_named("1,2\n", {"a", "b"}).left_out.empty());
+}
+
+TEST(ReadCsvByName, SaysWhichNameIsMissing) {
+  EXPECT_EQ(refused_named("age,rooms,price\n1,2,3\n", {"age", "room"}),
+            "x.csv: has no column named 'room', which is an input of the network; line 1 names 'age', 'rooms' and "
+            "'price' (did you mean 'rooms'?); rename a column, or drop the names, and the columns are taken by their "
+            "places");
+  std::string many, row;
+  for (int i = 0; i < 300; ++i) many += (i == 0 ? "c" : ",c") + std::to_string(i), row += i == 0 ? "1" : ",1";
+  EXPECT_MENTIONS(refused_named(many + "\n" + row, {"x"}), "'c9' and 290 more; rename");
+  EXPECT_MENTIONS(refused(many + "\n" + row, "price"), "line 1 names 'c0', 'c1', ");
+  EXPECT_MENTIONS(refused("age,Price\n1,2\n", "price"), "(did you mean 'Price'?)");
+}
+
+TEST(ReadCsvByName, TakesNamesThatOccurTwiceByTheirPlacesAlone) {
+  EXPECT_EQ(values_of(read_named("a,b,a\n1,2,3\n", {"a", "b", "a"})), (Values{1, 2, 3}));
+  EXPECT_MENTIONS(refused_named("b,a,a\n1,2,3\n", {"a", "b", "a"}), "has more than one column named 'a' in line 1");
+  EXPECT_MENTIONS(refused_named("a,b\n1,2\n", {"a", "b", "a"}), "but more than one of that name is an input of the");
+  EXPECT_MENTIONS(refused_named("a,b,a\n1,2,3\n", {"b", "a"}), "has more than one column named 'a' in line 1");
+  EXPECT_EQ(values_of(read_named("c,a,c,b\n1,2,3,4\n", {"b", "a"})), (Values{4, 2}));  // those are left out
+}
+
+TEST(ReadCsvByName, KeepsNamesPrintable) {
+  const std::string content = "caf\xe9,\"a\tb\",\xc3\xa9\n1,2,3\n";
+  const Names names{"caf\\xe9", "a\\x09b", "\xc3\xa9"};
+  EXPECT_EQ(read(content).column_names, names);
+  EXPECT_EQ(values_of(read_named(content, {names[2], names[0], names[1]})), (Values{3, 1, 2}));
+}
+
+TEST(ReadCsvByName, TakesTheTargetsOfTheTrainingData) {
+  const auto read_as = [](const std::string& content, ReadOptions options) {
+    return read_csv_samples(MemorySource("x.csv", std::as_bytes(std::span(content))), options);
+  };
+  const std::string content = "p,c,b,a\n1,x,2,3\n";
+  const Samples named = read_as(content, {.targets = "p", .inputs = {"a", "b"}});
+  EXPECT_EQ(values_of(named.x), (Values{3, 2}));
+  EXPECT_EQ(values_of(named.y), Values{1});
+  EXPECT_EQ(named.x.left_out, Names{"c"});
+  EXPECT_EQ(named.y.column_names, Names{"p"});
+  // "The last column" is said of the training data.
+  const Samples last = read_as(content, {.targets = "1", .inputs = {"a", "b"}, .named_targets = {"p"}});
+  EXPECT_EQ(values_of(last.x), (Values{3, 2}));
+  EXPECT_EQ(values_of(last.y), Values{1});
+  EXPECT_MENTIONS(refusal("x.csv: ",
+                          [&] {
+                            read_as(content, {.targets = "1", .inputs = {"a", "b"}});
+                          }),
+                  "has one column named 'a', which is an input of the network and one of --targets '1'");
+  EXPECT_MENTIONS(
+      refusal("x.csv: ", [&] { read_as(content, {.targets = "1", .inputs = {"a"}, .named_targets = {"q"}}); }),
+      "has no column named 'q', which is a target of the training data");
+}
+
 TEST(ReadCsv, SurvivesEveryTruncationAndEveryChangedByte) {
   const std::string whole = "\"a\"\"\",b\r\n1.5,-2e3\r\n nan , 4\r\n";
   int read_well = 0;
@@ -319,6 +436,7 @@ TEST(ReadCsv, SurvivesEveryTruncationAndEveryChangedByte) {
       const HostMatrix matrix = read(content);
       EXPECT_GT(matrix.rows * matrix.columns, 0);
       ++read_well;
+      EXPECT_EQ(read_named(content, {"b"}).rows, matrix.rows);
     } catch (const InvalidArgument& error) {
       const std::string message = error.what();
       EXPECT_EQ(message.rfind("x.csv: ", 0), 0u);

@@ -342,6 +342,9 @@ TEST_F(Metadata, SayWhatTheTensorsDoNot) {
   EXPECT_EQ(plain.network.output_activation, Activation::relu);
   EXPECT_TRUE(plain.scaling.is_identity());
   EXPECT_EQ(saved(changed(R"(,"mean":[1,-2.5,0],"deviation":[1,2,3e-5])", "")).scaling.factor, 0.5);
+  EXPECT_TRUE(found.input_names.empty());
+  EXPECT_EQ(saved(changed(R"("version":1)", R"("version":1,"input_names":["a","","b \"\u00e9"])")).input_names,
+            (std::vector<std::string>{"a", "", "b \"\xc3\xa9"}));
 }
 
 TEST_F(Metadata, OfOtherProgramsAreIgnored) {
@@ -381,10 +384,13 @@ TEST_F(Metadata, AreReadBackBitForBit) {
     spec.activation = static_cast<Activation>(number);
     spec.output_activation = static_cast<Activation>(10 - number);
     OutputFile file(folder_ / "w");
-    write_weights(file, spec, parameters, scaling);
+    std::vector<std::string> names(40, "a");
+    names[number] = "\xc3\xa9 \"\\xe9\",";
+    write_weights(file, spec, parameters, scaling, names);
     file.commit();
     const SavedNetwork back = read_saved_network(SafeTensorsFile(folder_ / "w"));
     EXPECT_TRUE(back.has_metadata);
+    EXPECT_EQ(back.input_names, names);
     EXPECT_EQ(back.network.widths, spec.widths);
     EXPECT_TRUE(back.network.bias);
     EXPECT_EQ(back.network.activation, spec.activation);
@@ -490,6 +496,14 @@ TEST_F(Metadata, ThatAreMalformedAreRefused) {
        "has the number 0.0 in its deviation, which is a list of finite numbers above"},
       {changed("[1,2,3e-5]", "[1,-2,3]"), "has the number -2.0 in its deviation"},
       {changed("[1,2,3e-5]", "[1,1e-999,3]"), "has the number 0.0 in its deviation"},
+      {changed(R"("version":1)", R"("version":1,"input_names":["a","b"])"),
+       "has 2 input_names, and the network has 3 inputs"},
+      {changed(R"("version":1)", R"("version":1,"input_names":["a","b",1])"),
+       "has the number 1.0 in its input_names, which is a list of texts"},
+      {changed(R"("version":1)", R"("version":1,"input_names":["a","b",["c"]])"), "has a list in its input_names"},
+      {changed(R"("version":1)", R"("version":1,"input_names":"abc")"), "has a text in its input_names"},
+      {changed(R"("version":1)", R"("version":1,"input_names":{})"), "has an object in its input_names"},
+      {changed(R"("factor":0.5)", R"("factor":0.5,"input_names":["a","b","c"])"), "has the unknown key 'input_names'"},
       {changed("[1,2,3e-5]", "[1,2,1e309]"), "has 1e309, which is too large, in its deviation"},
   };
   for (const auto& [text, problem] : cases) {

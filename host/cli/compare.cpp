@@ -31,6 +31,7 @@
 #include "progress.h"
 #include "report.h"
 #include "run_options.h"
+#include "suggestion.h"
 #include "text.h"
 #include "text_output.h"
 #include "trainer_access.h"
@@ -289,7 +290,7 @@ std::string exceeded_text(const Comparison& comparison, const OptionSet& options
     for (const std::string& text : {divergence_text("a", losses.a_diverged, parameters.a_diverged),
                                     divergence_text("b", losses.b_diverged, parameters.b_diverged)})
       if (!text.empty()) problems.add(text);
-    return problems.text() + "; lower --lr " + options.text("--lr");
+    return problems.text() + "; " + divergence_remedy(options);
   }
   if (losses.first_exceeded)
     problems.add("the losses differ by " + difference_text(losses.largest->difference) + " " +

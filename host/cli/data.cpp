@@ -100,6 +100,7 @@ int run_data(const OptionSet& options) {
   const Precision precision = read_precision(options);
   const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
   const std::string data = options.file("--data");
+  check_ending(options, "--data", {".npz", ".csv"});
   const std::string order = options.file("--order");
   const std::int64_t epochs = options.integer("--epochs", 1, std::numeric_limits<std::int64_t>::max());
   TextOutput text(check_outputs(options, {"--x", "--y", "--data", "--weights", "--order"}, {}));

@@ -16,6 +16,7 @@
 #include "memory.h"
 #include "permutation.h"
 #include "report.h"
+#include "suggestion.h"
 #include "text.h"
 #include "trainer_access.h"
 
@@ -42,9 +43,15 @@ std::string bits_text(Precision precision) { return std::to_string(8 * size_of(e
 /// ", converted to fp32" behind the type of a file.
 std::string converted_text(Precision precision) { return std::string(", converted to ") + name(precision); }
 
+/// "; left out: 'price'"; empty where all columns of a table were taken.
+std::string left_out_text(const DataMatrix& matrix) {
+  return matrix.left_out.empty() ? "" : "; left out: " + list_in_quotes(matrix.left_out);
+}
+
 /// What a user should know of how a file was read: "int64, converted to fp32", "line 1 is its header"; empty: nothing.
 std::string note(const DataMatrix& matrix, Precision precision) {
-  if (matrix.header_line != 0) return "line " + std::to_string(matrix.header_line) + " is its header";
+  if (matrix.header_line != 0)
+    return "line " + std::to_string(matrix.header_line) + " is its header" + left_out_text(matrix);
   const bool is_working = matrix.stored_type.empty() || matrix.stored_type == "float" + bits_text(precision);
   return is_working ? "" : matrix.stored_type + converted_text(precision);
 }
@@ -55,8 +62,11 @@ std::string in_parentheses(const std::string& note) { return note.empty() ? "" :
 
 }  // namespace
 
-DataMatrix read_inputs(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps) {
-  return read_matrix(path, read_options(precision, header, caps));
+DataMatrix read_inputs(const std::string& path, const std::vector<std::string>& names, Precision precision,
+                       TableHeader header, const CpuCaps& caps) {
+  ReadOptions options = read_options(precision, header, caps);
+  options.inputs = names;
+  return read_matrix(path, options);
 }
 
 std::string rows_line(const DataMatrix& data, Precision precision) {
@@ -167,18 +177,24 @@ struct DataFiles {
   const std::string& weights;
 };
 
-Samples read_files(const DataFiles& files, const TrainOptions& run, const CpuCaps& caps) {
+/// By `names` where they are not empty; the targets of one file also by `named_targets`, see ReadOptions.
+Samples read_files(const DataFiles& files, const TrainOptions& run, const std::vector<std::string>& names,
+                   const std::vector<std::string>& named_targets, const CpuCaps& caps) {
   Samples data;
   ReadOptions options = read_options(run.training.precision, run.header, caps);
   std::vector<std::string> paths = files.data.empty() ? std::vector{files.x, files.y} : std::vector{files.data};
   if (!files.weights.empty()) paths.push_back(files.weights);
   if (paths.size() > 1) check_file_sizes(paths, caps);
   if (files.data.empty()) {
+    options.inputs = names;
     data.x = read_matrix(files.x, options);
+    options.inputs.clear();
     options.most_bytes -= std::min<std::uint64_t>(options.most_bytes, data.x.bytes.size());
     data.y = read_matrix(files.y, options);
   } else {
     options.targets = run.targets;
+    options.inputs = names;
+    options.named_targets = named_targets;
     data = deviceloop::read_samples(files.data, options);
   }
   if (data.x.rows != data.y.rows)
@@ -242,7 +258,11 @@ Samples take_validation(const TrainOptions& run, Samples& data) {
 }  // namespace
 
 Samples read_data(const TrainOptions& run, const CpuCaps& caps) {
-  return read_files({run.x, run.y, run.data, run.sample_weights}, run, caps);
+  return read_files({run.x, run.y, run.data, run.sample_weights}, run, run.input_names, {}, caps);
+}
+
+std::vector<std::string> names_of_inputs(const TrainOptions& run, const Samples& data) {
+  return data.x.column_names.empty() ? run.input_names : data.x.column_names;
 }
 
 Samples load_data(const TrainOptions& run, const CpuCaps& caps) {
@@ -261,7 +281,9 @@ Samples load_data(const TrainOptions& run, const CpuCaps& caps) {
 
 Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps) {
   const ValidationInput& from = run.validation;
-  if (from.has_files()) return read_files({from.x, from.y, from.data, ""}, run, caps);
+  if (from.has_files())
+    return read_files({from.x, from.y, from.data, ""}, run, names_of_inputs(run, data),
+                      run.data.empty() ? std::vector<std::string>() : data.y.column_names, caps);
   return from.fraction > 0 ? take_validation(run, data) : Samples();
 }
 
@@ -269,8 +291,10 @@ std::string validation_line(const TrainOptions& run, const Samples& validation) 
   if (!run.validation.given()) return "";
   const std::string start = "validating by " + count(validation.x.rows, "sample");
   if (!run.validation.has_files()) return start + ", drawn from the data\n";
-  if (!run.validation.data.empty()) return start + " of " + printable(run.validation.data) + "\n";
-  return start + " of " + validation.x.name + " and " + validation.y.name + "\n";
+  const std::string left_out =
+      validation.x.left_out.empty() ? "" : " (left out: " + list_in_quotes(validation.x.left_out) + ")";
+  if (!run.validation.data.empty()) return start + " of " + printable(run.validation.data) + left_out + "\n";
+  return start + " of " + validation.x.name + left_out + " and " + validation.y.name + "\n";
 }
 
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,

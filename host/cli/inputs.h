@@ -21,8 +21,10 @@
 
 namespace deviceloop::cli {
 
-/// The inputs of predict, in any format that read_matrix knows. Throws as that does.
-DataMatrix read_inputs(const std::string& path, Precision precision, TableHeader header, const CpuCaps& caps);
+/// The inputs of predict, in any format that read_matrix knows; of a table with names the columns of `names`, if any.
+/// Throws as that does.
+DataMatrix read_inputs(const std::string& path, const std::vector<std::string>& names, Precision precision,
+                       TableHeader header, const CpuCaps& caps);
 
 /// Throws InvalidArgument where the files together are larger than the memory.
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps);
@@ -33,6 +35,9 @@ Samples read_data(const TrainOptions& run, const CpuCaps& caps);
 /// Reads the data, or draws them. Throws InvalidArgument for a loss that has no targets among those that are drawn.
 Samples load_data(const TrainOptions& run, const CpuCaps& caps);
 
+/// The names of the columns that the network's inputs are; empty where they have none.
+std::vector<std::string> names_of_inputs(const TrainOptions& run, const Samples& data);
+
 /// The validation data: read as read_data() reads, or taken from `data`, which keep the other rows, by
 /// run.training.seed. Empty where none are asked for.
 Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& caps);
@@ -40,7 +45,7 @@ Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& c
 std::string validation_line(const TrainOptions& run, const Samples& validation);
 
 /// "read 3 samples from x.npy (int64, converted to fp32) and y.csv (line 1 is its header)\n"; empty where they were
-/// generated.
+/// generated. Names the columns of a table that were left out.
 std::string samples_line(const TrainOptions& run, const Samples& data);
 /// The same of --x alone.
 std::string rows_line(const DataMatrix& data, Precision precision);

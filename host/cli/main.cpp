@@ -19,6 +19,7 @@
 
 #include "commands.h"
 #include "machine.h"
+#include "suggestion.h"
 #include "text.h"
 #include "text_output.h"
 

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <utility>
 
 #include <deviceloop/error.h>
 
+#include "suggestion.h"
 #include "text.h"
 
 namespace deviceloop::cli {
@@ -18,22 +18,6 @@ namespace {
 template <class T>
 std::string range(T least, T most) {
   return "from " + std::to_string(least) + " to " + std::to_string(most);
-}
-
-// Levenshtein's distance.
-std::size_t distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row.back();
 }
 
 class ShortHelp : public CLI::FormatterBase {
@@ -100,9 +84,11 @@ void OptionSet::check() const {
   const std::string see = "; see deviceloop " + app_.get_name() + " --help";
   std::vector<std::string> known;
   for (const auto& [name, entry] : entries_) known.push_back(name);
+  bool any_value = false;
   // A value that is an option's name comes first: what follows it is then left over.
   for (const auto& [name, entry] : entries_) {
     if (entry.is_flag || entry.option->count() == 0) continue;
+    any_value = true;
     const std::string& value = entry.option->results().front();
     if (value.rfind("--", 0) == 0)
       throw InvalidArgument(name + " needs a value, but " + in_quotes(value) + " follows" + see);
@@ -110,7 +96,10 @@ void OptionSet::check() const {
   const std::vector<std::string> left = app_.remaining();
   if (!left.empty() && left.front().rfind('-', 0) == 0)
     throw InvalidArgument("unknown option " + in_quotes(left.front()) + suggestion(left.front(), known) + see);
-  if (!left.empty()) throw InvalidArgument("unexpected argument " + in_quotes(left.front()) + see);
+  if (!left.empty())
+    throw InvalidArgument("unexpected argument " + in_quotes(left.front()) +
+                          (any_value ? "; put a value that has spaces in quotation marks, such as 'sale price'" : "") +
+                          see);
   for (const auto& [name, entry] : entries_) {
     if (entry.option->count() > 1) throw InvalidArgument(name + " is given more than once; give it once");
     if (entry.is_flag && entry.option->count() == 1 && entry.option->results().front() != "true")
@@ -189,15 +178,6 @@ void refuse_empty_values(const std::vector<std::string>& arguments) {
   for (const std::string& argument : arguments)
     if (argument.rfind("--", 0) == 0 && argument.find('=') == argument.size() - 1)
       throw InvalidArgument("nothing follows " + in_quotes(argument) + "; give it a value or leave it out");
-}
-
-std::string suggestion(std::string_view word, const std::vector<std::string>& known) {
-  word = word.substr(0, std::min(word.find('='), std::size_t{64}));
-  const auto nearest = std::min_element(
-      known.begin(), known.end(), [&](const auto& a, const auto& b) { return distance(word, a) < distance(word, b); });
-  const std::size_t letters = word.size() - std::min(word.find_first_not_of('-'), word.size());
-  if (nearest == known.end() || distance(word, *nearest) > std::min(letters / 2, std::size_t{2})) return "";
-  return " (did you mean '" + *nearest + "'?)";
 }
 
 void use_short_help(CLI::App& app) { app.formatter(std::make_shared<ShortHelp>()); }

@@ -116,9 +116,6 @@ T choose(const OptionSet& options, const std::string& name, const std::vector<Ch
 /// Refuses --option= with nothing behind it, for which CLI11 would take the next argument.
 void refuse_empty_values(const std::vector<std::string>& arguments);
 
-/// " (did you mean '--steps'?)" where one of `known` is near to `word`, else nothing.
-std::string suggestion(std::string_view word, const std::vector<std::string>& known);
-
 /// Lays out the help of `app` and its subcommands: under 80 columns, no blank lines.
 void use_short_help(CLI::App& app);
 

@@ -87,6 +87,7 @@ int run_predict(const OptionSet& options) {
       throw InvalidArgument(std::string("predict needs --weights FILE, --x FILE and --out FILE; add ") + needed +
                             " FILE");
   TrainingSpec training;
+  check_ending(options, "--out", {".npy", ".csv"});
   training.precision = read_precision(options);
   NetworkSpec network;
   read_activations(options, network);
@@ -106,11 +107,12 @@ int run_predict(const OptionSet& options) {
   if (saved.has_metadata) take_activations(options, saved.network, network);
   weights_input.check(network);
   if (classes) check_has_classes(network);
-  DataMatrix input = read_inputs(x, training.precision, header, caps.cpu);
+  DataMatrix input = read_inputs(x, saved.input_names, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
                           printable(weights) + " has " + std::to_string(network.widths.front()) +
-                          " inputs; give it rows of that width");
+                          " inputs; give it rows of that width" +
+                          (input.columns > network.widths.front() ? ", without the columns of the targets" : ""));
   scale_inputs(input, saved.scaling, training.precision, caps.cpu);
 
   Trainer trainer(network, training, forced, caps);

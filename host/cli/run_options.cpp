@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string_view>
@@ -206,6 +207,26 @@ TableHeader read_header(const OptionSet& options) {
                              {{"auto", TableHeader::automatic}, {"yes", TableHeader::yes}, {"no", TableHeader::no}});
 }
 
+void check_ending(const OptionSet& options, const std::string& output, const std::vector<std::string>& formats) {
+  const std::filesystem::path path = options.file(output);
+  std::string ending = path.extension().string();
+  std::transform(ending.begin(), ending.end(), ending.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  const bool is_other = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+  if (ending.empty() || is_other || std::find(formats.begin(), formats.end(), ending) != formats.end()) return;
+  std::string names;
+  for (const std::string& format : formats) names += (names.empty() ? "" : " or ") + format;
+  options.refuse(output, "be the name of a file that ends in " + names);
+}
+
+std::string divergence_remedy(const OptionSet& options) {
+  const bool is_raw = (options.given("--x") || options.given("--data")) && !options.given("--weights") &&
+                      !options.given("--standardize");
+  return "lower --lr, now " + options.text("--lr") + (is_raw ? ", or add --standardize" : "");
+}
+
 void declare_quiet(OptionSet& options) { options.add_flag("--quiet", "no text on standard output"); }
 
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
@@ -394,6 +415,7 @@ void take_saved_network(const OptionSet& options, const SavedNetwork& saved, Tra
     if (!options.given("--bias")) run.network.bias = saved.network.bias;
     take_activations(options, saved.network, run.network);
   }
+  run.input_names = saved.input_names;
   check_loss(run.network, run.training);
   for (const char* option : {"--scale", "--standardize"})
     if (!saved.scaling.is_identity() && options.given(option))

@@ -48,6 +48,13 @@ std::vector<std::string> options_taking(const std::string& word);
 void declare_header(OptionSet& options);
 TableHeader read_header(const OptionSet& options);
 
+/// Throws InvalidArgument for an output whose format its name's ending says, `formats` such as ".npy", where the name
+/// has another ending. One without an ending, standard output, pipes and devices have the first format.
+void check_ending(const OptionSet& options, const std::string& output, const std::vector<std::string>& formats);
+
+/// What to do about a run that diverged: "lower --lr, now 0.1", and what else may help.
+std::string divergence_remedy(const OptionSet& options);
+
 void declare_quiet(OptionSet& options);
 /// Throws InvalidArgument if two of the options `outputs` name the same file, even by different names, or both name
 /// standard output, or if one of them names the file of one of `inputs`, unless `replacing_output` names that of
@@ -71,6 +78,7 @@ struct TrainOptions {
   bool standardize = false;                                                     ///< the inputs, after that
   std::string x, y, data, targets, weights, save, history, json, plot, report;  ///< empty: not given
   std::string sample_weights;                                                   ///< the same
+  std::vector<std::string> input_names;  ///< of the columns that --weights was trained on; empty: they had none
   TableHeader header = TableHeader::automatic;
   TextOutput::Where text = TextOutput::Where::standard_output;
 
@@ -91,8 +99,8 @@ TrainOptions read_run_options(const OptionSet& options, ValidationInput validati
 /// Beside those, validation, early end and outputs; `output` is the heading of the files that are written.
 void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
-/// What the options leave open of the network, from the metadata of --weights. Throws InvalidArgument for a loss that
-/// the network cannot have, and for a scaling that both the file and an option have.
+/// What the options leave open of the network, and the names of its inputs, from the metadata of --weights. Throws
+/// InvalidArgument for a loss that the network cannot have, and for a scaling that both the file and an option have.
 void take_saved_network(const OptionSet& options, const SavedNetwork& saved, TrainOptions& run);
 /// Sets the number of samples, 0 while it is not known, and what follows from it: steps, the period of a cosine
 /// schedule. Throws InvalidArgument for batches that those samples cannot have.

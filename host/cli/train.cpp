@@ -118,13 +118,13 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
 }
 
 void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters,
-                           const InputScaling& scaling) {
+                           const InputScaling& scaling, const std::vector<std::string>& input_names) {
   const std::vector<ParameterInfo> layout = parameter_layout(trainer.network());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     if (const auto bad = find_non_finite(parameters[i].view(), parameters[i].type))
       throw Error(printable(file.path()) + " was not written: the last step made " + layout[i].name +
                   " infinite or nan (" + describe(*bad, parameters[i].type) + "); lower --lr");
-  write_weights(file, trainer.network(), parameters, scaling);
+  write_weights(file, trainer.network(), parameters, scaling, input_names);
   file.commit();
 }
 
@@ -132,11 +132,12 @@ using Writes = std::vector<std::pair<OutputFile*, std::function<void(OutputFile&
 
 /// What to write, standard output and pipes last, because their readers may be slow.
 Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters& parameters, const RunResult& result,
-                      const ReportFacts& facts) {
+                      const std::vector<std::string>& input_names, const ReportFacts& facts) {
   Writes writes;
   if (outputs.save && !result.first_non_finite_step)
-    writes.emplace_back(outputs.save.get(),
-                        [&](OutputFile& file) { write_trained_weights(file, trainer, parameters, result.scaling); });
+    writes.emplace_back(outputs.save.get(), [&](OutputFile& file) {
+      write_trained_weights(file, trainer, parameters, result.scaling, input_names);
+    });
   if (outputs.history)
     writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
       write_history(file, result);
@@ -269,6 +270,7 @@ int run_train(const OptionSet& options) {
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps.cpu);
+  const std::vector<std::string> input_names = names_of_inputs(run, data);
   std::string inputs = samples_line(run, data);  // as they were read, those for validation among them
   Samples validation = read_validation(run, data, caps.cpu);
   inputs += validation_line(run, validation);
@@ -350,7 +352,7 @@ int run_train(const OptionSet& options) {
     facts.problem =
         "the run diverged: the loss of step " + std::to_string(step) + " is " +
         loss_text(report.losses[static_cast<std::size_t>(step)]) +
-        (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; lower --lr " + options.text("--lr")) +
+        (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; " + divergence_remedy(options)) +
         (report.steps() < run.steps ? "; it was stopped after " + std::to_string(report.steps()) + " of " +
                                           std::to_string(run.steps) + " steps, which --keep-going would not do"
                                     : "") +
@@ -368,7 +370,7 @@ int run_train(const OptionSet& options) {
   facts.settings = settings_of(options, run, result);
   facts.system = system_facts(caps);
   // Files first: the reader of the text, or of a pipe, may make the run wait, and a signal may then end it.
-  const Writes writes = planned_writes(outputs, trainer, parameters, result, facts);
+  const Writes writes = planned_writes(outputs, trainer, parameters, result, input_names, facts);
   std::string written;
   write_outputs(writes, false, written, problems);
   set_patience(kPatience);

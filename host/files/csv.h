@@ -16,15 +16,18 @@ namespace deviceloop {
 /// number has the names of the columns; a first line with names and numbers is refused, because it could be either. The
 /// last line with '#' before the first row may also have the names, as numpy.savetxt writes them, if it has as many
 /// names as that row has numbers. `options.header` decides for an ambiguous file: `yes`, the first line has the names,
-/// whatever they are; `no`, it is a row. Names may stand in double quotes. Throws InvalidArgument, naming the file and,
-/// counted from 1, line and column: a field that is empty, not a number or too large for float64, another separator
-/// than a comma, lines with other numbers of fields than the first, a line longer than 16 MiB, line ends of carriage
-/// returns alone, UTF-16, no rows, more than `most_bytes` of memory.
+/// whatever they are; `no`, it is a row. Names and numbers may stand in double quotes. Where the file has names and
+/// `options.inputs` too, the columns are those of these names, in their order, and the others are left out, whose
+/// fields may have any text; the same list of names is taken by its places, and otherwise each must occur once. Throws
+/// InvalidArgument, naming the file and, counted from 1, line and column: a field that is empty, not a number or too
+/// large for float64, another separator than a comma, lines with other numbers of fields than the first, a line longer
+/// than 16 MiB, line ends of carriage returns alone, UTF-16, no rows, more than `most_bytes` of memory.
 DataMatrix read_csv(const ByteSource& file, const ReadOptions& options = {});
 
 /// Splits the columns: `options.targets` is a number, the last so many columns, or names of columns with commas between
 /// them, in the order wanted, in double quotes where a name has a comma or is a number; all other columns are inputs,
-/// in their own order. Throws as read_csv does, and for targets that the file does not have or that leave no inputs.
+/// in their own order, or those of `options.inputs`, and the targets then those of `options.named_targets`, if any.
+/// Throws as read_csv does, and for targets that the file does not have or that leave no inputs.
 Samples read_csv_samples(const ByteSource& file, const ReadOptions& options);
 
 /// Whether a file of that name is to be written as text.

@@ -47,6 +47,10 @@ class MetadataHandler {
   bool number_integer(number_integer_t value) { return number(static_cast<double>(value)); }
   bool number_float(number_float_t value, const string_t&) { return number(value); }
   bool string(string_t& value) {
+    if (is_element_of(kInputNames)) {
+      metadata_.input_names.push_back(std::move(value));
+      return true;
+    }
     if (!is_value_of(kActivation) && !is_value_of(kOutputActivation)) return unexpected("a text");
     const std::optional<NamedActivation> activation = activation_named(value);
     if (!activation) return refuse("has the unknown " + std::string(field().name) + " " + in_quotes(value));
@@ -84,7 +88,8 @@ class MetadataHandler {
     return true;
   }
   bool start_array(std::size_t) {
-    if (!is_value_of(kWidths) && !is_value_of(kMean) && !is_value_of(kDeviation)) return unexpected("a list");
+    if (!is_value_of(kWidths) && !is_value_of(kMean) && !is_value_of(kDeviation) && !is_value_of(kInputNames))
+      return unexpected("a list");
     in_list_ = true;
     return true;
   }
@@ -114,17 +119,19 @@ class MetadataHandler {
     kActivation,
     kOutputActivation,
     kScaling,
+    kInputNames,
     kFactor,
     kMean,
     kDeviation
   };
-  static constexpr std::array<Field, 9> kFields{{
+  static constexpr std::array<Field, 10> kFields{{
       {Place::network, "version", "a whole number", true},
       {Place::network, "widths", "a list of whole numbers from 1 to 2147483647", true},
       {Place::network, "bias", "true or false", true},
       {Place::network, "activation", "a name", true},
       {Place::network, "output_activation", "a name", true},
       {Place::network, "input_scaling", "an object", false},
+      {Place::network, "input_names", "a list of texts", false},
       {Place::scaling, "factor", "a finite number other than 0", true},
       {Place::scaling, "mean", "a list of finite numbers", false},
       {Place::scaling, "deviation", "a list of finite numbers above 0", false},
@@ -177,6 +184,14 @@ std::string scaling_problem(const NetworkMetadata& metadata) {
   return "";
 }
 
+/// The same of the names of its inputs.
+std::string names_problem(const NetworkMetadata& metadata) {
+  const auto inputs = static_cast<std::size_t>(metadata.network.widths.front()), names = metadata.input_names.size();
+  if (names == 0 || names == inputs) return "";
+  return "has " + std::to_string(names) + " input_names, and the network has " + std::to_string(inputs) +
+         (inputs == 1 ? " input" : " inputs");
+}
+
 }  // namespace
 
 std::string network_metadata_text(const NetworkMetadata& metadata) {
@@ -193,6 +208,7 @@ std::string network_metadata_text(const NetworkMetadata& metadata) {
       json["input_scaling"]["deviation"] = metadata.scaling.deviation;
     }
   }
+  if (!metadata.input_names.empty()) json["input_names"] = metadata.input_names;
   return json.dump();
 }
 
@@ -210,6 +226,7 @@ std::optional<NetworkMetadata> read_network_metadata(const SafeTensorsFile& file
     file.refuse(metadata_problem("has " + std::to_string(metadata.network.widths.size()) +
                                  " numbers in its widths, which begin with the inputs and end with the outputs"));
   if (const std::string problem = scaling_problem(metadata); !problem.empty()) file.refuse(metadata_problem(problem));
+  if (const std::string problem = names_problem(metadata); !problem.empty()) file.refuse(metadata_problem(problem));
   return std::move(metadata);
 }
 

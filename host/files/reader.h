@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../parameters.h"
 #include "read_file.h"
@@ -19,6 +20,9 @@ struct ReadOptions {
   ElementType integers = ElementType::float64;  ///< what integers of 32 and 64 bits become
   TableHeader header = TableHeader::automatic;  ///< see csv.h
   std::string targets = {};                     ///< which columns of a table are the targets, see csv.h
+  /// The names of the columns that are wanted as inputs, and as the targets of read_samples, in their order, see csv.h:
+  /// for a table with names. Empty: by their places.
+  std::vector<std::string> inputs = {}, named_targets = {};
 };
 
 /// A matrix from a file, one row a sample.
@@ -30,6 +34,8 @@ struct DataMatrix : HostMatrix {
   std::string name;              ///< for messages: "x.npy", "data.npz: x"; empty where it was not read
   std::string stored_type;       ///< of the file's elements, "int64"; empty for numbers that are text
   std::int64_t header_line = 0;  ///< the line of a table, from 1, with the names of its columns; 0: there is none
+  /// The names of the columns, printable, and of those of the file that were not wanted. Empty where it has no names.
+  std::vector<std::string> column_names, left_out;
 };
 
 /// Inputs and targets, one row a sample.

@@ -130,8 +130,9 @@ void check_activations(const SafeTensorsFile& file, const NetworkSpec& found, co
   check("output activation", found.output_activation, wanted.output_activation);
 }
 
-SafeTensorsMetadata metadata_to_write(const NetworkSpec& network, const InputScaling& scaling) {
-  return {{"format", "pt"}, {kNetworkKey, network_metadata_text({network, scaling})}};
+SafeTensorsMetadata metadata_to_write(const NetworkSpec& network, const InputScaling& scaling = {},
+                                      const std::vector<std::string>& input_names = {}) {
+  return {{"format", "pt"}, {kNetworkKey, network_metadata_text({network, scaling, input_names})}};
 }
 
 }  // namespace
@@ -163,6 +164,7 @@ SavedNetwork read_saved_network(const SafeTensorsFile& file) {
     saved.has_metadata = true;
     saved.network = std::move(metadata->network);
     saved.scaling = std::move(metadata->scaling);
+    saved.input_names = std::move(metadata->input_names);
   }
   return saved;
 }
@@ -255,7 +257,7 @@ Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network,
 }
 
 void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters,
-                   const InputScaling& scaling) {
+                   const InputScaling& scaling, const std::vector<std::string>& input_names) {
   const std::vector<ParameterInfo> layout = parameter_layout(network);
   const std::string name = printable(file.path());
   if (parameters.size() != layout.size())
@@ -272,7 +274,7 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                             "; give the parameters of this network");
     tensors.push_back(tensor_of(matrix, layout[i]));
   }
-  write_safetensors(file, tensors, metadata_to_write(network, scaling));
+  write_safetensors(file, tensors, metadata_to_write(network, scaling, input_names));
 }
 
 SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training) {
@@ -299,7 +301,7 @@ void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpe
   HostMatrix steps(ElementType::float64, 1, 1);
   *static_cast<double*>(steps.view().data) = static_cast<double>(state.steps);
   tensors.push_back({kStepsName, "F64", {1}, steps.bytes});
-  write_safetensors(file, tensors, metadata_to_write(network, {}));
+  write_safetensors(file, tensors, metadata_to_write(network));
 }
 
 }  // namespace deviceloop

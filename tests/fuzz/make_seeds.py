@@ -73,6 +73,7 @@ save("csv/comments", b"c\0# by me\n# a,b,c\n1,2,3\n# end\n")
 save("csv/quoted", b"\"a,b\",2\0\"a,b\",2,c\n1,2,3\n")
 save("csv/semicolons", b"1\0a;b\n1,5;NA\n")
 save("csv/returns", b"\0a,b\r1,2\r")
+save("csv/quoted_numbers", b"\0\"a\",\"b\"\n\"1\",\" 2 \"\n\"3\",4\n")
 save("csv/names", b"b,a\0a,b,c\n1,2,3\n4,5,6\n")
 
 tensors = {"__metadata__": {"format": "pt"}, "0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
@@ -84,7 +85,8 @@ tensors = {"0.weight": {"dtype": "F16", "shape": [2, 1], "data_offsets": [0, 4]}
 header = json.dumps(tensors).encode()
 save("safetensors/halves", struct.pack("<Q", len(header)) + header + struct.pack("<eeHH", 1, 2, 0x3f80, 0x4000))
 network = {"version": 1, "widths": [2, 1], "bias": True, "activation": "leaky-relu", "output_activation": "identity",
-           "input_scaling": {"factor": 0.5, "mean": [1, -2e-3], "deviation": [1.5, 1e300]}}
+           "input_scaling": {"factor": 0.5, "mean": [1, -2e-3], "deviation": [1.5, 1e300]},
+           "input_names": ["a", "b c"]}
 tensors = {"__metadata__": {"deviceloop.network": json.dumps(network), "format": "pt"},
            "0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
            "0.bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}
