@@ -26,32 +26,9 @@ void for_each_row(ConstMatrix x, double factor, const Work& work) {
   });
 }
 
-}  // namespace
-
-HostMatrix InputScaling::apply(HostMatrix matrix, ElementType type, const std::string& name) const {
-  check_finite(std::as_const(matrix).view(), ElementType::float64, name);
-  HostMatrix converted;
-  if (matrix.type != type) converted = HostMatrix(type, matrix.rows, matrix.columns);
-  HostMatrix& out = matrix.type == type ? matrix : converted;
-  for_each_row(std::as_const(matrix).view(), factor, [&](std::int64_t row, std::vector<double>& values) {
-    for (std::size_t column = 0; column < mean.size(); ++column)
-      values[column] = (values[column] - mean[column]) / deviation[column];
-    const ConstMatrix scaled(values.data(), 1, matrix.columns);
-    if (auto bad = find_non_finite(scaled, type)) {
-      bad->row = row;
-      throw InvalidArgument(name + ": scaled, " + describe(*bad, type) +
-                            "; scale it by another factor, use fp64, or drop such samples");
-    }
-    convert(rows_of(out.view(), row, 1), scaled);
-  });
-  return matrix.type == type ? std::move(matrix) : std::move(converted);
-}
-
-InputScaling standardized(ConstMatrix x, double factor, const std::string& name) {
-  if (x.columns > kMaxStandardizedColumns)
-    throw InvalidArgument(name + " has " + std::to_string(x.columns) + " columns, and at most " +
-                          std::to_string(kMaxStandardizedColumns) + " can be standardized; scale it by a factor alone");
-  check_finite(x, ElementType::float64, name);
+/// Beside the factor the mean and the deviation of each column; the deviation is 0 where all elements are equal, and
+/// neither is finite where a column spans more than float64 holds.
+InputScaling statistics_of(ConstMatrix x, double factor) {
   const auto columns = static_cast<std::size_t>(x.columns);
   const auto rows = static_cast<double>(x.rows);
 
@@ -67,9 +44,6 @@ InputScaling standardized(ConstMatrix x, double factor, const std::string& name)
   std::vector<double> span(columns);
   for (std::size_t column = 0; column < columns; ++column) {
     span[column] = most[column] - least[column];
-    if (!is_finite(span[column]))
-      throw InvalidArgument(name + ": scaled, column " + std::to_string(column) +
-                            " spans more than float64 holds (counted from 0); scale it by a smaller factor");
     if (span[column] == 0) span[column] = 1;
   }
   std::vector<double> mean(columns), square(columns), rest(columns);
@@ -93,9 +67,62 @@ InputScaling standardized(ConstMatrix x, double factor, const std::string& name)
     const double variance = square[column] / rows - correction * correction;
     const double deviation = span[column] * std::sqrt(variance);
     scaling.mean.push_back(least[column] + span[column] * (mean[column] + correction));
-    scaling.deviation.push_back(deviation > 0 ? deviation : 1);
+    scaling.deviation.push_back(deviation);
   }
   return scaling;
 }
+
+}  // namespace
+
+HostMatrix InputScaling::apply(HostMatrix matrix, ElementType type, const std::string& name) const {
+  check_finite(std::as_const(matrix).view(), ElementType::float64, name);
+  HostMatrix converted;
+  if (matrix.type != type) converted = HostMatrix(type, matrix.rows, matrix.columns);
+  HostMatrix& out = matrix.type == type ? matrix : converted;
+  for_each_row(std::as_const(matrix).view(), factor, [&](std::int64_t row, std::vector<double>& values) {
+    for (std::size_t column = 0; column < mean.size(); ++column)
+      values[column] = (values[column] - mean[column]) / deviation[column];
+    const ConstMatrix scaled(values.data(), 1, matrix.columns);
+    if (auto bad = find_non_finite(scaled, type)) {
+      bad->row = row;
+      throw InvalidArgument(name + ": scaled, " + describe(*bad, type) +
+                            "; scale it by another factor, use fp64, or drop such samples");
+    }
+    convert(rows_of(out.view(), row, 1), scaled);
+  });
+  return matrix.type == type ? std::move(matrix) : std::move(converted);
+}
+
+HostMatrix InputScaling::undo(HostMatrix matrix, ElementType type) const {
+  HostMatrix converted;
+  if (matrix.type != type) converted = HostMatrix(type, matrix.rows, matrix.columns);
+  HostMatrix& out = matrix.type == type ? matrix : converted;
+  for_each_row(std::as_const(matrix).view(), 1, [&](std::int64_t row, std::vector<double>& values) {
+    for (std::size_t column = 0; column < values.size(); ++column) {
+      if (!mean.empty()) values[column] = values[column] * deviation[column] + mean[column];
+      values[column] /= factor;
+    }
+    convert(rows_of(out.view(), row, 1), ConstMatrix(values.data(), 1, matrix.columns));
+  });
+  return matrix.type == type ? std::move(matrix) : std::move(converted);
+}
+
+InputScaling standardized(ConstMatrix x, double factor, const std::string& name) {
+  if (x.columns > kMaxStandardizedColumns)
+    throw InvalidArgument(name + " has " + std::to_string(x.columns) + " columns, and at most " +
+                          std::to_string(kMaxStandardizedColumns) + " can be standardized; scale it by a factor alone");
+  check_finite(x, ElementType::float64, name);
+  InputScaling scaling = statistics_of(x, factor);
+  for (std::size_t column = 0; column < scaling.deviation.size(); ++column) {
+    double& deviation = scaling.deviation[column];
+    if (!is_finite(deviation))
+      throw InvalidArgument(name + ": scaled, column " + std::to_string(column) +
+                            " spans more than float64 holds (counted from 0); scale it by a smaller factor");
+    if (!(deviation > 0)) deviation = 1;
+  }
+  return scaling;
+}
+
+std::vector<double> column_deviations(ConstMatrix x) { return statistics_of(x, 1).deviation; }
 
 }  // namespace deviceloop

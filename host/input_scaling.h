@@ -1,6 +1,7 @@
 // What the inputs of a network go through before it sees them: a factor for all of them, then a mean and a deviation
-// for each column. The command computes it from the training data, and it is saved with the weights; the trainer gets
-// inputs that are scaled already.
+// for each column. The targets may go through the same, and what the network predicts then goes back. The command
+// computes both from the training data, and they are saved with the weights; the trainer gets data that are scaled
+// already.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,10 @@ struct InputScaling {
   /// columns, or none. Throws InvalidArgument, beginning with `name`, for an element that is not finite, before or
   /// after, with its row and column.
   HostMatrix apply(HostMatrix matrix, ElementType type, const std::string& name) const;
+
+  /// The reverse, from scaled elements in `type`: computed in double and rounded once. What is not finite stays so, and
+  /// what `type` cannot hold becomes infinite.
+  HostMatrix undo(HostMatrix matrix, ElementType type) const;
 };
 
 /// The most columns that standardized() takes, so that a weights file's header has room for its numbers.
@@ -35,5 +40,9 @@ constexpr std::int64_t kMaxStandardizedColumns = 1'000'000;
 /// the rows in their order. x has at least one row. Throws InvalidArgument, beginning with `name`, for an element that
 /// is not finite, for a column that spans more than float64 holds, and for too many columns.
 InputScaling standardized(ConstMatrix x, double factor, const std::string& name);
+
+/// The population standard deviation of each column, as standardized() computes it; 0 where all elements are equal, NaN
+/// where a column spans more than float64 holds. x is finite and has at least one row.
+std::vector<double> column_deviations(ConstMatrix x);
 
 }  // namespace deviceloop

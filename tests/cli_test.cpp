@@ -217,7 +217,8 @@ TEST(Command, ShowsTheDefaultsInTheHelp) {
         "--reduction NAME .*sum\\)", "--epochs E .*ceil\\(E samples / batch size\\) steps", "--batch-size B .*0\\)",
         "--shuffle ", "--no-shuffle "})
     EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
-  for (const std::string line : {"--scale FACTOR +multiplies every input", "--standardize +each input minus its mean"})
+  for (const std::string line : {"--scale FACTOR +multiplies every input", "--standardize +each input minus its mean",
+                                 "--standardize-targets +targets the same; losses are of these"})
     EXPECT_TRUE(holds(help, line)) << line << "\n" << help;
   EXPECT_TRUE(holds(run({"predict", "--help"}).out, "--classes +instead of them the class of each row"));
   EXPECT_TRUE(holds(help, "--formulation NAME .*primal\\)")) << help;
@@ -1294,6 +1295,34 @@ TEST_F(Validated, ByDataScaledAsThoseTrainedBy) {
   EXPECT_GT(std::abs(loss({"--samples", "20", "--validate-fraction", "0.25"}) - expected), 1e-3 * expected);
 }
 
+TEST_F(Validated, ByTargetsScaledAsThoseTrainedBy) {
+  const auto file = [&](const std::string& name, const std::vector<float>& values) {
+    return folder_.write(name, npy(static_cast<std::int64_t>(values.size()) / 2, 2, values));
+  };
+  const InputScaling scaling = standardized(ConstMatrix(train_y_.data(), kSamples - kTaken, 2), 1, "y");
+  const auto scaled = [&](std::vector<float> rows) {
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      rows[i] = static_cast<float>((static_cast<double>(rows[i]) - scaling.mean[i % 2]) / scaling.deviation[i % 2]);
+    return rows;
+  };
+  const std::string x = folder_.write("x.npy", npy(15, 6, train_x_)),
+                    vx = folder_.write("vx.npy", npy(5, 6, validation_x_));
+  const auto loss = [&](const Arguments& options) {
+    expect_done(train(
+        options + Arguments{"--steps", "6", "--validate-every", "6", "--threads", "1", "--history", folder_ / "h"}));
+    return history().at(6).at(2);
+  };
+  const Arguments inputs = {"--x", x, "--validate-x", vx};
+  const std::string expected = loss(inputs + Arguments{"--y", file("y.npy", scaled(train_y_)), "--validate-y",
+                                                       file("vy.npy", scaled(validation_y_))});
+  EXPECT_EQ(loss(inputs + Arguments{"--standardize-targets", "--y", file("y.npy", train_y_), "--validate-y",
+                                    file("vy.npy", validation_y_)}),
+            expected);
+  const Arguments generated = {"--samples", "20", "--validate-fraction", "0.25"};
+  EXPECT_EQ(loss(generated + Arguments{"--standardize-targets"}), expected);
+  EXPECT_NE(loss(generated), expected);
+}
+
 // A message about a row says of which it is counted.
 TEST_F(Validated, ByRowsOfFilesThatKeepTheirNames) {
   const std::string x = folder_.write("x.npy", npy(20, 6, x_)), y = folder_.write("y.npy", npy(20, 2, y_));
@@ -2251,6 +2280,263 @@ TEST_F(ScaledInputs, AreRefusedWithRowColumnAndFile) {
   expect_refused({"predict", "--weights", weights_, "--x", far, "--out", out_},
                  {far + ": scaled, row 1, column 0 is 2e+40, which fp32 cannot hold (counted from 0); " + remedy});
   expect_refused({"train", "--weights", weights_, "--x", far, "--y", y}, {far + ": scaled, row 1, column 0 is 2e+40"});
+}
+
+/// Runs whose targets are standardized, beside those of a library that gets such targets.
+class ScaledTargets : public ::testing::Test {
+ protected:
+  /// Three inputs, and two targets that are large and far from 0, and small.
+  void SetUp() override {
+    std::string data = "a,b,c,price,share\n";
+    double next = 0.3;
+    for (int row = 0; row < 12; ++row) {
+      for (int column = 0; column < 5; ++column) {
+        next = 3.7 * next * (1 - next);
+        const double value = column == 3 ? 2e5 + 1e6 * next : column == 4 ? 1e-3 * next : next;
+        data += (column == 0 ? "" : ",") + shortest(static_cast<float>(value));
+      }
+      data += "\n";
+    }
+    data_ = folder_.write("data.csv", data);
+    samples_ = read_samples(data_, {.targets = "price,share"});
+    x_ = folder_.write("x.npy", npy<double>(samples_.x));
+    y_ = folder_.write("y.npy", npy<double>(samples_.y));
+  }
+  template <class T>
+  static std::string npy(const HostMatrix& matrix) {
+    const T* const values = static_cast<const T*>(matrix.view().data);
+    return testing::npy(matrix.rows, matrix.columns, std::vector<T>(values, values + matrix.rows * matrix.columns));
+  }
+  Arguments files() const { return {"--layers", "3,8,2", "--bias", "--x", x_, "--y", y_}; }
+  std::string history(const Arguments& options) const {
+    expect_done(
+        run(Arguments{"train", "--lr", "1e-2", "--steps", "20", "--quiet", "--history", folder_ / "h"} + options));
+    return read_all(folder_ / "h");
+  }
+  TemporaryFolder folder_;
+  Samples samples_;
+  std::string data_, x_, y_;
+  const std::string weights_ = folder_ / "w.safetensors", out_ = folder_ / "p.npy";
+};
+
+TEST_F(ScaledTargets, TrainAndPredictAsTheLibraryDoesWithThem) {
+  const InputScaling scaling = standardized(samples_.y.view(), 1, "y");
+  for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+    SCOPED_TRACE(name(precision));
+    const ElementType type = element_type(precision);
+    const Arguments in = {"--precision", name(precision)};
+    const std::string losses =
+        history(files() + in + Arguments{"--standardize-targets", "--reduction", "mean", "--save", weights_});
+    EXPECT_EQ(history(in + Arguments{"--layers", "3,8,2", "--bias", "--data", data_, "--targets", "price,share",
+                                     "--reduction", "mean", "--standardize-targets"}),
+              losses);
+
+    TrainingSpec training;
+    training.precision = precision;
+    training.optimizer.learning_rate = 1e-2;
+    training.reduction = Reduction::mean;
+    Trainer trainer({.widths = {3, 8, 2}, .bias = true}, training);
+    const HostMatrix scaled = scaling.apply(samples_.y, type, "y");
+    trainer.set_data(samples_.x.view(), scaled.view());
+    EXPECT_EQ(bits(losses_of(losses)), bits(trainer.train(20).losses));
+    // Predictions are in the unit of the file.
+    expect_done(run(Arguments{"predict", "--weights", weights_, "--x", x_, "--out", out_, "--quiet"} + in));
+    const HostMatrix in_precision = InputScaling{}.apply(samples_.x, type, "x");
+    HostMatrix outputs(type, 12, 2);
+    trainer.predict(in_precision.view(), outputs.view());
+    EXPECT_EQ(read_npy(out_).bytes, scaling.undo(outputs, type).bytes);
+    EXPECT_NE(read_npy(out_).bytes, outputs.bytes);
+  }
+}
+
+TEST_F(ScaledTargets, HaveTheLossOneByTheMeanAlone) {
+  // All weights are 0: the network's outputs are, which is the mean.
+  Trainer zero({.widths = {3, 2}});
+  const std::vector<float> zeros(6);
+  zero.write_weight(0, ConstMatrix(zeros.data(), 3, 2));
+  zero.save_weights(weights_);
+  const Arguments of_zero = {"train", "--weights", weights_, "--x", x_, "--y", y_, "--steps", "0"};
+  const CommandResult result =
+      run(of_zero + Arguments{"--standardize-targets", "--reduction", "mean", "--precision", "fp64"});
+  expect_done(result);
+  EXPECT_TRUE(holds(result.out, "^0: (1.00|0.9999[0-9]*)$")) << result.out;
+  // The rows are in the unit of the file: its mean minus the target.
+  const InputScaling scaling = standardized(samples_.y.view(), 1, "y");
+  const double* const y = static_cast<const double*>(samples_.y.view().data);
+  char row[64];
+  std::snprintf(row, sizeof row, "%13.6g%13.6g\n", scaling.mean[0] - y[0], scaling.mean[1] - y[1]);
+  EXPECT_NE(result.out.find("before training:\n" + std::string(row)), std::string::npos) << result.out << row;
+  EXPECT_NE(result.out.find("after training:\n" + std::string(row)), std::string::npos) << result.out << row;
+}
+
+TEST_F(ScaledTargets, GoOnFromSavedWeightsBitForBit) {
+  const Arguments scaled = {"--standardize", "--standardize-targets", "--activation", "silu"};
+  const std::string all = folder_ / "all.safetensors";
+  expect_done(
+      run(Arguments{"train", "--lr", "1e-2", "--steps", "40", "--quiet", "--history", folder_ / "all", "--save", all} +
+          files() + scaled));
+  std::vector<double> parts = losses_of(history(files() + scaled + Arguments{"--save", weights_}));
+  const Arguments on = {"--x", x_, "--y", y_, "--weights", weights_};
+  const std::vector<double> second = losses_of(history(on + Arguments{"--save", weights_}));
+  parts.insert(parts.end(), second.begin(), second.end());
+  EXPECT_EQ(bits(parts), bits(losses_of(read_all(folder_ / "all"))));
+  EXPECT_EQ(read_all(weights_), read_all(all));
+  // Other targets take the numbers of the first run.
+  expect_done(run({"train", "--x", x_, "--y", folder_.write("other.npy", counting_npy<float>(12, 2)), "--weights",
+                   weights_, "--steps", "0", "--quiet", "--save", folder_ / "same.safetensors"}));
+  EXPECT_EQ(read_all(folder_ / "same.safetensors"), read_all(weights_));
+  for (const std::string command : {"train", "plan"}) {
+    expect_refused(Arguments{command, "--standardize-targets"} + on,
+                   {weights_ + " says how its targets are scaled", "drop --standardize-targets"});
+    expect_refused(Arguments{command, "--loss", "bce"} + on,
+                   {weights_ + " scales the targets, but those of --loss bce are probabilities"});
+  }
+  // Weights whose targets were not scaled get a scaling of them, and keep that of their inputs.
+  expect_done(run(Arguments{"train", "--steps", "0", "--quiet", "--standardize", "--save", weights_} + files()));
+  const std::string inputs_alone = read_all(weights_);
+  expect_done(run(Arguments{"train", "--steps", "0", "--quiet", "--standardize-targets", "--save", weights_} + on));
+  EXPECT_EQ(inputs_alone.find("target_scaling"), std::string::npos);
+  EXPECT_NE(read_all(weights_).find("target_scaling"), std::string::npos);
+  EXPECT_NE(read_all(weights_).find("input_scaling"), std::string::npos);
+}
+
+TEST_F(ScaledTargets, AreInEveryReport) {
+  const std::string report = folder_ / "r.html";
+  const CommandResult result = run(Arguments{"train", "--steps", "1", "--standardize-targets", "--json",
+                                             folder_ / "r.json", "--report", report, "--save", weights_} +
+                                   files());
+  expect_done(result);
+  const std::string line =
+      "targets, each column minus its mean, divided by its deviation; losses are of these, and a mean squared error of "
+      "1 is what the mean alone reaches";
+  EXPECT_EQ(lines(result.out).at(1), line);
+  const InputScaling scaling = standardized(samples_.y.view(), 1, "y");
+  EXPECT_EQ(nlohmann::json::parse(read_all(folder_ / "r.json"))["target_scaling"],
+            (nlohmann::json{{"mean", scaling.mean}, {"deviation", scaling.deviation}}));
+  EXPECT_NE(read_all(report).find(line), std::string::npos);
+  const CommandResult predicted = run({"predict", "--weights", weights_, "--x", x_, "--out", out_});
+  expect_done(predicted);
+  EXPECT_NE(predicted.out.find("\noutputs, each column times its deviation, plus its mean\n"), std::string::npos);
+  // The settings of a run that takes the scaling from its weights say so.
+  expect_done(
+      run({"train", "--weights", weights_, "--x", x_, "--y", y_, "--steps", "1", "--quiet", "--report", report}));
+  EXPECT_NE(
+      read_all(report).find("--standardize-targets</td>\n<td class=\"value\">yes</td>\n<td><span class=\"chip\">from "
+                            "--weights</span>"),
+      std::string::npos);
+
+  expect_done(run(Arguments{"train", "--steps", "1", "--quiet", "--json", folder_ / "r.json"} + files()));
+  EXPECT_FALSE(nlohmann::json::parse(read_all(folder_ / "r.json")).contains("target_scaling"));
+}
+
+TEST_F(ScaledTargets, AreRefusedWhereTheyDoNotFit) {
+  for (const std::string command : {"train", "plan"}) {
+    const Arguments start = Arguments{command, "--standardize-targets"} + files();
+    for (const std::string loss : {"bce", "cross-entropy"})
+      expect_refused(start + Arguments{"--loss", loss},
+                     {"--standardize-targets scales the targets, but those of --loss " + loss +
+                      " are probabilities or numbers of classes; use --loss squared, absolute or huber"});
+    for (const std::string activation : {"sigmoid", "relu", "tanh", "leaky-relu:0.5"})
+      expect_refused(start + Arguments{"--output-activation", activation},
+                     {"--standardize-targets scales the targets to both sides of 0, where --output-activation " +
+                      activation + " limits or bends the outputs; use --output-activation identity"});
+  }
+  expect_done(
+      run(Arguments{"train", "--standardize-targets", "--steps", "1", "--quiet", "--save", weights_} + files()));
+  expect_refused({"predict", "--classes", "--weights", weights_, "--x", x_, "--out", out_},
+                 {"--classes takes outputs for classes, but " + weights_ + " was trained by standardized targets"});
+  expect_refused({"predict", "--standardize-targets"}, {"unknown option", "'--standardize-targets'"});
+  const std::string nan = folder_.write("nan.csv", std::string("1,2\n3,nan\n") +
+                                                       "1,2\n1,2\n1,2\n1,2\n1,2\n1,2\n1,2\n"
+                                                       "1,2\n1,2\n1,2\n");
+  expect_refused({"train", "--layers", "3,2", "--x", x_, "--y", nan, "--standardize-targets"},
+                 {nan + ": row 1, column 1 is nan (counted from 0)"});
+  // Each alone has room in a file's header.
+  const std::string wide = folder_.write("wide.npy", counting_npy<float>(1, 600'000));
+  expect_refused(
+      {"train", "--layers", "600000,1,600000", "--x", wide, "--y", wide, "--standardize", "--standardize-targets"},
+      {"at most 1000000 columns of inputs and targets can be standardized", "600000 and 600000",
+       "drop --standardize-targets"});
+}
+
+/// The notes of a run by these inputs and targets, each a column or more of a .csv.
+class SizeNotes : public ::testing::Test {
+ protected:
+  std::vector<std::string> notes(const std::string& x, const std::string& y, const Arguments& options = {}) const {
+    const CommandResult result =
+        run(Arguments{"train", "--steps", "1", "--lr", "1e-30", "--layers", layers_, "--init", "xavier", "--report",
+                      folder_ / "r.html", "--x", folder_.write("x.csv", x), "--y", folder_.write("y.csv", y)} +
+            options);
+    expect_done(result);
+    std::vector<std::string> found;
+    for (const std::string& line : lines(result.out))
+      if (line.starts_with("note: ") && line.find("deviation") != std::string::npos) {
+        EXPECT_NE(read_all(folder_ / "r.html").find(line.substr(line.find("standard deviation"), 40)),
+                  std::string::npos);
+        found.push_back(line);
+      }
+    return found;
+  }
+  using Notes = std::vector<std::string>;
+  TemporaryFolder folder_;
+  std::string layers_ = "1,1";
+};
+
+TEST_F(SizeNotes, NameTargetsThatAreLargeOrSmall) {
+  const std::string x = "1\n2\n", remedy = "; --standardize-targets brings it to 1";
+  EXPECT_EQ(notes(x, "0\n240000\n"), (Notes{"note: the targets have a standard deviation of 1.2e+05" + remedy}));
+  EXPECT_EQ(notes(x, "0\n0.019\n"), (Notes{"note: the targets have a standard deviation of 0.0095" + remedy}));
+  for (const std::string y : {"1000000\n1000200\n", "1\n1.02\n", "5e5\n5e5\n"}) EXPECT_EQ(notes(x, y), Notes{}) << y;
+  EXPECT_EQ(notes(x, "0\n202\n").size(), 1u);
+  for (const std::string loss : {"absolute", "huber"})
+    EXPECT_EQ(notes(x, "0\n240000\n", {"--loss", loss}).size(), 1u) << loss;
+  for (const Arguments& options : {Arguments{"--standardize-targets"}, Arguments{"--output-activation", "softplus"}})
+    EXPECT_EQ(notes(x, "0\n240000\n", options), Notes{});
+  EXPECT_EQ(notes(x, "0\n0.001\n", {"--loss", "bce"}), Notes{});
+  layers_ = "1,3";
+  EXPECT_EQ(notes(x, "0,0,1\n0.002,240000,1\n"),
+            (Notes{"note: the targets of column 1 (counted from 0) have a standard deviation of 1.2e+05; "
+                   "--standardize-targets brings that of each column to 1"}));
+  EXPECT_EQ(notes(x, "0,0,1\n0.000002,240,1\n").at(0).substr(0, 33), "note: the targets of column 0 (co");
+}
+
+TEST_F(SizeNotes, NameInputsOfDifferentSizes) {
+  const std::string y = "0\n1\n", remedy = "; --standardize brings them to 1";
+  layers_ = "3,1";
+  const std::string x = "7,0,0\n7,0.6,42000\n";
+  EXPECT_EQ(notes(x, y), (Notes{"note: the inputs' standard deviations go from 0.3 to 2.1e+04" + remedy}));
+  EXPECT_EQ(notes(x, y, {"--scale", "0.01"}),
+            (Notes{"note: the inputs' standard deviations go from 0.003 to 2.1e+02" + remedy}));
+  for (const Arguments& options : {Arguments{"--standardize"}, Arguments{"--scale", "1e-4"}})
+    EXPECT_EQ(notes(x, y, options), Notes{});
+  // Not far enough from each other; small all of them; the same in all rows.
+  for (const std::string few : {"7,0,0\n7,6,600\n", "7,0,0\n7,0.001,2\n", "7,7,0\n7,7,42000\n"})
+    EXPECT_EQ(notes(few, y), Notes{}) << few;
+  // Those of the rows that are trained by, in both notes.
+  EXPECT_EQ(notes(x, "0\n240000\n").size(), 2u);
+}
+
+// Of so many rows every second one is looked at: the others would bring the columns closer to each other.
+TEST_F(SizeNotes, AreOfManyRowsToo) {
+  constexpr std::int64_t kRows = 3'000'000;
+  std::vector<std::uint8_t> x;
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    const auto bit = static_cast<std::uint8_t>(row / 2 % 2);
+    for (const int value : {row % 2 == 0 ? bit : 9, 7, 200 * bit}) x.push_back(static_cast<std::uint8_t>(value));
+  }
+  const std::string path = folder_.write("x.npy", npy("|u1", kRows, 3, x));
+  x.resize(static_cast<std::size_t>(kRows));
+  const CommandResult result = run({"train", "--layers", "3,1", "--steps", "1", "--lr", "1e-30", "--x", path, "--y",
+                                    folder_.write("y.npy", npy("|u1", kRows, 1, x))});
+  expect_done(result);
+  EXPECT_NE(result.out.find("note: the inputs' standard deviations go from 0.5 to 1e+02; "), std::string::npos)
+      << result.out;
+}
+
+TEST_F(SizeNotes, AreNotOfGeneratedData) {
+  const CommandResult result = run({"train", "--layers", "3,1", "--samples", "1", "--scale", "1e6", "--steps", "1"});
+  expect_done(result);
+  EXPECT_EQ(result.out.find("deviation"), std::string::npos) << result.out;
 }
 
 class Classes : public ::testing::Test {

@@ -471,17 +471,17 @@ TEST(CompareCommand, RefusesDataThatTheLowerPrecisionCannotHold) {
   expect_refused(Arguments{"--a", "fp64", "--b", "fp32"} + options, {x, "1e+300, which fp32 cannot hold"});
 }
 
-TEST(CompareCommand, ReadsWeightsOfNetworkAndSamplesAndScalesInputs) {
+TEST(CompareCommand, ReadsWeightsOfNetworkAndSamplesAndScalesData) {
   const TemporaryFolder folder;
   const std::string w = folder / "w.safetensors", x = folder.write("x.csv", "100,200\n300,500\n700,100\n"),
                     y = folder.write("y.csv", "1\n2\n3\n"), s = folder.write("s.csv", "1\n0.5\n3\n");
   const Arguments data = {"--x", x, "--y", y, "--sample-weights", s, "--steps", "30", "--lr", "1e-3"};
-  ASSERT_EQ(run(Arguments{"train", "--quiet", "--layers", "2,4,1", "--activation", "tanh", "--standardize", "--init",
-                          "xavier", "--save", w} +
+  ASSERT_EQ(run(Arguments{"train", "--quiet", "--layers", "2,4,1", "--activation", "tanh", "--standardize",
+                          "--standardize-targets", "--init", "xavier", "--save", w} +
                 data)
                 .exit_code,
             0);
-  // The network, its activation and the scaling are those of the file.
+  // The network, its activation and the scalings are those of the file.
   const Json json = json_of("fp64", "fp32", data + Arguments{"--weights", w});
   const TemporaryFolder history;
   ASSERT_EQ(run(Arguments{"train", "--quiet", "--weights", w, "--json", history / "j"} + data).exit_code, 0);

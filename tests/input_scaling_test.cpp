@@ -1,4 +1,4 @@
-// Scaling of inputs against a reference in long double, and every input that has no scaled form.
+// Scaling of inputs and targets against a reference in long double, and every input that has no scaled form.
 #include "input_scaling.h"
 
 #include <gtest/gtest.h>
@@ -169,6 +169,53 @@ TEST(InputScaling, StandardizesColumnsOfAnySize) {
   }
 }
 
+template <class T>
+void expect_undone(const InputScaling& scaling) {
+  const HostMatrix scaled = matrix_of<T>(3, {0, 1, -1, 0.5, 2, static_cast<T>(0.1)});
+  const HostMatrix back = scaling.undo(scaled, element_type_of<T>());
+  const HostMatrix in_double = scaling.undo(scaled, ElementType::float64);
+  for (std::int64_t row = 0; row < 3; ++row)
+    for (std::int64_t column = 0; column < 2; ++column) {
+      const auto i = static_cast<std::size_t>(column);
+      const double expected =
+          (static_cast<double>(element<T>(scaled, row, column)) * scaling.deviation[i] + scaling.mean[i]) /
+          scaling.factor;
+      EXPECT_EQ(element<T>(back, row, column), static_cast<T>(expected));
+      EXPECT_EQ(element<double>(in_double, row, column), expected);
+    }
+}
+
+TEST(InputScaling, IsUndoneInDoubleAndRoundedOnce) {
+  for (const InputScaling& scaling : {InputScaling{1, {161819.5375, -1e-3}, {69938.7458373892, 3e-7}},
+                                      InputScaling{1.0 / 255, {5, 0.1}, {1, 1.0 / 3}}}) {
+    expect_undone<float>(scaling);
+    expect_undone<double>(scaling);
+  }
+  // Exact numbers: the mean 30 and the deviation 20, and a column that is only centred.
+  const HostMatrix y = matrix_of<double>(4, {10, 7, 50, 7, 10, 7, 50, 7});
+  const InputScaling scaling = standardized(y.view(), 1, "y");
+  const HostMatrix scaled = scaling.apply(y, ElementType::float32, "y");
+  EXPECT_EQ(scaled.bytes, matrix_of<float>(4, {-1, 0, 1, 0, -1, 0, 1, 0}).bytes);
+  EXPECT_EQ(scaling.undo(scaled, ElementType::float64).bytes, y.bytes);
+  // A factor alone; what is not finite, before or after, is left to the reader.
+  EXPECT_EQ(element<double>(InputScaling{0.25}.undo(matrix_of<double>(1, {3}), ElementType::float64), 0, 0), 12);
+  const double infinity = std::numeric_limits<double>::infinity();
+  const HostMatrix bad = matrix_of<double>(1, {infinity, std::numeric_limits<double>::quiet_NaN(), 1e300});
+  const HostMatrix far = InputScaling{1, {1, 1, 1}, {2, 2, 2}}.undo(bad, ElementType::float32);
+  EXPECT_EQ(element<float>(far, 0, 0), infinity);
+  EXPECT_TRUE(std::isnan(element<float>(far, 0, 1)));
+  EXPECT_EQ(element<float>(far, 0, 2), infinity);
+}
+
+TEST(InputScaling, SaysTheDeviationsOfColumns) {
+  const HostMatrix x = hard_columns<double>();
+  EXPECT_EQ(column_deviations(x.view()), standardized(x.view(), 1, "x").deviation);
+  const std::vector<double> of_few = column_deviations(matrix_of<double>(2, {0.1, 10, -1e308, 0.1, 50, 1e308}).view());
+  EXPECT_EQ(of_few[0], 0);
+  EXPECT_EQ(of_few[1], 20);
+  EXPECT_TRUE(std::isnan(of_few[2]));
+}
+
 TEST(InputScaling, TakesViewsWithAStride) {
   const std::vector<double> values{1, 10, 99, 3, 30, 99};
   const InputScaling scaling = standardized(ConstMatrix(values.data(), 2, 2, 3), 0.5, "x");
@@ -205,6 +252,8 @@ TEST(InputScaling, RefusesColumnsThatItCannotStandardize) {
   EXPECT_MENTIONS(refusal("x: ", [&] { standardized(wide.view(), 1, "x"); }),
                   "scaled, column 1 spans more than float64 holds (counted from 0); scale it by a smaller factor");
   EXPECT_MENTIONS(refusal("x: ", [&] { standardized(wide.view(), 1e10, "x"); }), "column 1 spans more");
+  const HostMatrix high = matrix_of<double>(2, {1e308, 1e308});
+  EXPECT_MENTIONS(refusal("x: ", [&] { standardized(high.view(), 1e10, "x"); }), "column 0 spans more");
   EXPECT_EQ(standardized(wide.view(), 0.5, "x").mean[1], 0);
   const HostMatrix many(ElementType::float32, 1, kMaxStandardizedColumns + 1);
   EXPECT_MENTIONS(refusal("x has 1000001 columns", [&] { standardized(many.view(), 1, "x"); }),

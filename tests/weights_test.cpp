@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include <deviceloop/trainer.h>
+
 #include "files/network_metadata.h"
 #include "files/safetensors.h"
 #include "support/refusal.h"
@@ -319,6 +321,10 @@ class Metadata : public Weights {
     EXPECT_NE(at, std::string::npos) << of;
     return text.replace(at, of.size(), with);
   }
+  /// With this for the scaling of targets.
+  static std::string with_targets(const std::string& scaling) {
+    return changed("3e-5]}}", R"(3e-5]},"target_scaling":)" + scaling + "}");
+  }
   static constexpr const char* kText =
       R"({"version":1,"widths":[3,2,1],"bias":false,"activation":"leaky-relu","output_activation":"sigmoid",)"
       R"("input_scaling":{"factor":0.5,"mean":[1,-2.5,0],"deviation":[1,2,3e-5]}})";
@@ -345,6 +351,29 @@ TEST_F(Metadata, SayWhatTheTensorsDoNot) {
   EXPECT_TRUE(found.input_names.empty());
   EXPECT_EQ(saved(changed(R"("version":1)", R"("version":1,"input_names":["a","","b \"\u00e9"])")).input_names,
             (std::vector<std::string>{"a", "", "b \"\xc3\xa9"}));
+  // Files from before targets were scaled say nothing of them.
+  EXPECT_TRUE(found.target_scaling.is_identity());
+  for (const std::string& text : {with_targets(R"({"mean":[1.5e5],"deviation":[7]})"),
+                                  changed(R"("input_scaling":)", R"("target_scaling":{"deviation":[7],"mean":[1.5e5]},)"
+                                                                 R"("input_scaling":)")}) {
+    const SavedNetwork targets = saved(text);
+    EXPECT_EQ(targets.target_scaling.factor, 1);
+    EXPECT_EQ(targets.target_scaling.mean, (std::vector<double>{1.5e5}));
+    EXPECT_EQ(targets.target_scaling.deviation, (std::vector<double>{7}));
+    EXPECT_EQ(targets.scaling.mean, (std::vector<double>{1, -2.5, 0}));
+    EXPECT_EQ(targets.scaling.deviation, (std::vector<double>{1, 2, 3e-5}));
+  }
+}
+
+TEST_F(Metadata, OfScaledDataAreNotForTheTrainer) {
+  Trainer trainer(
+      {.widths = {3, 2, 1}, .activation = Activation::leaky_relu, .output_activation = Activation::sigmoid});
+  write(tensors_, {{kNetworkKey, with_targets(R"({"mean":[1.5e5],"deviation":[7]})")}});
+  trainer.load_weights(folder_ / "weights.safetensors");
+  const std::vector<float> x{1, 2, -1};
+  float y = 0;
+  trainer.predict({x.data(), 1, 3}, {&y, 1, 1});
+  EXPECT_NEAR(y, 1 / (1 + std::exp(-4.0)), 1e-6);
 }
 
 TEST_F(Metadata, OfOtherProgramsAreIgnored) {
@@ -377,6 +406,7 @@ TEST_F(Metadata, AreReadBackBitForBit) {
     scaling.mean.push_back(scaling.mean.empty() ? -0.0 : mean);
     scaling.deviation.push_back(scaling.mean.size() == 2 ? std::numeric_limits<double>::denorm_min() : deviation);
   }
+  const InputScaling targets{1, {scaling.mean[1], -0.0}, {scaling.deviation[2], scaling.deviation[1]}};
   Parameters parameters;
   for (const ParameterInfo& info : parameter_layout(spec))
     parameters.emplace_back(ElementType::float32, info.rows, info.columns);
@@ -386,7 +416,7 @@ TEST_F(Metadata, AreReadBackBitForBit) {
     OutputFile file(folder_ / "w");
     std::vector<std::string> names(40, "a");
     names[number] = "\xc3\xa9 \"\\xe9\",";
-    write_weights(file, spec, parameters, scaling, names);
+    write_weights(file, spec, parameters, scaling, targets, names);
     file.commit();
     const SavedNetwork back = read_saved_network(SafeTensorsFile(folder_ / "w"));
     EXPECT_TRUE(back.has_metadata);
@@ -400,6 +430,10 @@ TEST_F(Metadata, AreReadBackBitForBit) {
     ASSERT_EQ(back.scaling.deviation.size(), 40u);
     EXPECT_EQ(std::memcmp(back.scaling.mean.data(), scaling.mean.data(), 40 * sizeof(double)), 0);
     EXPECT_EQ(std::memcmp(back.scaling.deviation.data(), scaling.deviation.data(), 40 * sizeof(double)), 0);
+    ASSERT_EQ(back.target_scaling.mean.size(), 2u);
+    ASSERT_EQ(back.target_scaling.deviation.size(), 2u);
+    EXPECT_EQ(std::memcmp(back.target_scaling.mean.data(), targets.mean.data(), 2 * sizeof(double)), 0);
+    EXPECT_EQ(std::memcmp(back.target_scaling.deviation.data(), targets.deviation.data(), 2 * sizeof(double)), 0);
   }
 }
 
@@ -505,6 +539,21 @@ TEST_F(Metadata, ThatAreMalformedAreRefused) {
       {changed(R"("version":1)", R"("version":1,"input_names":{})"), "has an object in its input_names"},
       {changed(R"("factor":0.5)", R"("factor":0.5,"input_names":["a","b","c"])"), "has the unknown key 'input_names'"},
       {changed("[1,2,3e-5]", "[1,2,1e309]"), "has 1e309, which is too large, in its deviation"},
+      {with_targets("2"), "has the number 2.0 in its target_scaling, which is an object"},
+      {with_targets("[]"), "has a list in its target_scaling"},
+      {with_targets("{}"), "has no mean"},
+      {with_targets(R"({"mean":[1]})"), "has no deviation"},
+      {with_targets(R"({"deviation":[1]})"), "has no mean"},
+      {with_targets(R"({"factor":2,"mean":[1],"deviation":[1]})"), "has the unknown key 'factor'"},
+      {with_targets(R"({"mean":[1],"mean":[1],"deviation":[1]})"), "has the key 'mean' twice"},
+      {with_targets(R"({"mean":[1],"deviation":[1]},"target_scaling":{})"), "has the key 'target_scaling' twice"},
+      {with_targets(R"({"mean":1,"deviation":[1]})"), "has the number 1.0 in its mean, which is a list of finite"},
+      {with_targets(R"({"mean":[1],"deviation":[0]})"), "has the number 0.0 in its deviation, which is a list of"},
+      {with_targets(R"({"mean":[1],"deviation":[-1]})"), "has the number -1.0 in its deviation"},
+      {with_targets(R"({"mean":[1e999],"deviation":[1]})"), "has 1e999, which is too large, in its mean"},
+      {with_targets(R"({"mean":[1,2],"deviation":[1,2]})"),
+       "has 2 numbers as mean and 2 as deviation, and the network has 1 output"},
+      {with_targets(R"({"mean":[],"deviation":[1]})"), "has 0 numbers as mean and 1 as deviation"},
   };
   for (const auto& [text, problem] : cases) {
     SCOPED_TRACE(text);

@@ -179,8 +179,8 @@ std::string make_trainers(Side& a, Side& b, const OptionSet& options) {
 
   Samples data = load_data(lower.run, lower.caps.cpu);
   std::string inputs = samples_line(lower.run, data);
-  const InputScaling scaling = scaling_of(lower.run, weights.get(), data.x);
-  scale_inputs(data.x, scaling, precision, lower.caps.cpu);
+  const DataScaling scaling = scaling_of(lower.run, weights.get(), data);
+  scale_samples(data, scaling, precision, lower.caps.cpu);
   const bool is_mixed = precision != other.run.training.precision;
   if (is_mixed) round_data(data, precision);
   if (lower.run.has_files()) {
@@ -196,7 +196,7 @@ std::string make_trainers(Side& a, Side& b, const OptionSet& options) {
     inputs += weights->line(precision);
   }
   write_parameters(*other.trainer, read_parameters(*lower.trainer, element_type(precision)));
-  inputs += scaling_line(scaling);
+  inputs += scaling_lines(scaling);
   const ConstMatrix sample_weights = data.weights.view();
   for (Side* side : {&lower, &other})  // a message then is about the lower precision
     TrainerAccess::set_data(*side->trainer, data.x.view(), data.y.view(), data.x.name, data.y.name,

@@ -1,6 +1,7 @@
 #include "inputs.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -57,6 +58,39 @@ std::string note(const DataMatrix& matrix, Precision precision) {
 }
 
 std::string inputs_name(const DataMatrix& x) { return x.name.empty() ? "the generated inputs" : x.name; }
+std::string targets_name(const DataMatrix& y) { return y.name.empty() ? "the generated targets" : y.name; }
+
+void scale(DataMatrix& matrix, const InputScaling& scaling, Precision precision, const CpuCaps& caps,
+           const std::string& name) {
+  if (scaling.is_identity()) return;
+  const ElementType type = element_type(precision);
+  if (matrix.type != type) {
+    ByteCount bytes;
+    bytes.add(matrix.bytes.size())
+        .add(size_of(type), static_cast<std::uint64_t>(matrix.rows), static_cast<std::uint64_t>(matrix.columns));
+    check_memory(name + " and a scaled copy", bytes, caps);
+  }
+  static_cast<HostMatrix&>(matrix) = scaling.apply(std::move(matrix), type, name);
+}
+
+/// The standard deviations of the columns. Of a matrix with more elements than are looked at in a moment, every so
+/// manyth row stands for all: a note takes no more of its size than two digits.
+std::vector<double> deviations_of(const DataMatrix& matrix) {
+  constexpr std::int64_t kElements = std::int64_t{1} << 22;
+  ConstMatrix view = matrix.view();
+  const std::int64_t stride =
+      std::max(std::int64_t{1}, view.rows / std::max(std::int64_t{1}, kElements / view.columns));
+  view.rows = (view.rows - 1) / stride + 1;
+  view.row_stride *= stride;
+  return column_deviations(view);
+}
+
+/// "1.2e+05".
+std::string size_text(double deviation) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.2g", deviation);
+  return text;
+}
 
 std::string in_parentheses(const std::string& note) { return note.empty() ? "" : " (" + note + ")"; }
 
@@ -114,21 +148,28 @@ std::unique_ptr<const WeightsInput> open_weights(const OptionSet& options, Train
   return weights;
 }
 
-InputScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const DataMatrix& x) {
-  if (weights != nullptr && !weights->saved().scaling.is_identity()) return weights->saved().scaling;
-  return run.standardize ? standardized(x.view(), run.scale, inputs_name(x)) : InputScaling{run.scale};
+DataScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const Samples& data) {
+  DataScaling scaling;
+  if (weights != nullptr) scaling = {weights->saved().scaling, weights->saved().target_scaling};
+  if (scaling.inputs.is_identity())
+    scaling.inputs =
+        run.standardize ? standardized(data.x.view(), run.scale, inputs_name(data.x)) : InputScaling{run.scale};
+  if (run.standardize_targets) scaling.targets = standardized(data.y.view(), 1, targets_name(data.y));
+  if (scaling.inputs.mean.size() + scaling.targets.mean.size() > static_cast<std::size_t>(kMaxStandardizedColumns))
+    throw InvalidArgument("at most " + count(kMaxStandardizedColumns, "column") +
+                          " of inputs and targets can be standardized, and these have " +
+                          std::to_string(data.x.columns) + " and " + std::to_string(data.y.columns) +
+                          "; drop --standardize-targets");
+  return scaling;
 }
 
 void scale_inputs(DataMatrix& x, const InputScaling& scaling, Precision precision, const CpuCaps& caps) {
-  if (scaling.is_identity()) return;
-  const ElementType type = element_type(precision);
-  if (x.type != type) {
-    ByteCount bytes;
-    bytes.add(x.bytes.size())
-        .add(size_of(type), static_cast<std::uint64_t>(x.rows), static_cast<std::uint64_t>(x.columns));
-    check_memory(inputs_name(x) + " and a scaled copy", bytes, caps);
-  }
-  static_cast<HostMatrix&>(x) = scaling.apply(std::move(x), type, inputs_name(x));
+  scale(x, scaling, precision, caps, inputs_name(x));
+}
+
+void scale_samples(Samples& data, const DataScaling& scaling, Precision precision, const CpuCaps& caps) {
+  scale_inputs(data.x, scaling.inputs, precision, caps);
+  scale(data.y, scaling.targets, precision, caps, targets_name(data.y));
 }
 
 std::string scaling_line(const InputScaling& scaling) {
@@ -140,6 +181,48 @@ std::string scaling_line(const InputScaling& scaling) {
     line += (scaling.factor != 1 ? ", then each column" : ", each column") +
             std::string(" minus its mean, divided by its deviation");
   return line + "\n";
+}
+
+std::string scaling_lines(const DataScaling& scaling) {
+  std::string lines = scaling_line(scaling.inputs);
+  if (!scaling.targets.is_identity())
+    lines +=
+        "targets, each column minus its mean, divided by its deviation; losses are of these, and a mean squared error "
+        "of 1 is what the mean alone reaches\n";
+  return lines;
+}
+
+std::string size_note_lines(const TrainOptions& run, const DataScaling& scaling, const Samples& data) {
+  std::string lines;
+  if (!run.has_files()) return lines;
+  if (scaling.inputs.mean.empty()) {
+    double least = std::numeric_limits<double>::infinity(), most = 0;
+    for (const double deviation : deviations_of(data.x)) {
+      if (deviation > 0) least = std::min(least, deviation);
+      most = std::max(most, deviation);
+    }
+    // Where no column is large, small ones do no harm: those of pixels that are rarely set, of rare classes.
+    if (most > 10 && most > 100 * least)
+      lines += "note: the inputs' standard deviations go from " + size_text(least) + " to " + size_text(most) +
+               "; --standardize brings them to 1\n";
+  }
+  const Loss loss = run.training.loss;
+  if (scaling.targets.is_identity() && run.network.output_activation == Activation::identity &&
+      (loss == Loss::squared_error || loss == Loss::absolute_error || loss == Loss::huber)) {
+    // Of several such columns the one that is farthest from 1.
+    const auto distance = [](double deviation) { return deviation > 0 ? std::fabs(std::log(deviation)) : 0; };
+    const std::vector<double> deviations = deviations_of(data.y);
+    const auto farthest = std::max_element(deviations.begin(), deviations.end(),
+                                           [&](double left, double right) { return distance(left) < distance(right); });
+    if (*farthest > 100 || (*farthest > 0 && *farthest < 0.01))
+      lines +=
+          "note: the targets" +
+          (data.y.columns == 1 ? std::string()
+                               : " of column " + std::to_string(farthest - deviations.begin()) + " (counted from 0)") +
+          " have a standard deviation of " + size_text(*farthest) + "; --standardize-targets brings " +
+          (data.y.columns == 1 ? "it" : "that of each column") + " to 1\n";
+  }
+  return lines;
 }
 
 void check_file_sizes(const std::vector<std::string>& paths, const CpuCaps& caps) {

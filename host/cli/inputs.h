@@ -73,17 +73,30 @@ class WeightsInput {
 /// where the options do not agree with the file.
 std::unique_ptr<const WeightsInput> open_weights(const OptionSet& options, TrainOptions& run, const CpuCaps& caps);
 
-/// What the inputs of a run go through: the scaling that its weights have, or --scale and --standardize, by the inputs
-/// `x` of the training data. `weights` may be null.
-InputScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const DataMatrix& x);
+/// What the data of a run go through.
+struct DataScaling {
+  InputScaling inputs, targets;
+};
+
+/// The scalings that the weights of the run have, or --scale, --standardize and --standardize-targets, by the training
+/// data. `weights` may be null.
+DataScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, const Samples& data);
 
 /// Scales inputs into the working precision, with a message that names their file; leaves them as they are where the
 /// scaling does nothing. Throws InvalidArgument where a scaled element is not finite.
 void scale_inputs(DataMatrix& x, const InputScaling& scaling, Precision precision, const CpuCaps& caps);
+/// The same of inputs and targets.
+void scale_samples(Samples& data, const DataScaling& scaling, Precision precision, const CpuCaps& caps);
 
 /// "inputs multiplied by 0.00392157 and then each column minus its mean, divided by its deviation\n"; empty where the
 /// scaling does nothing.
 std::string scaling_line(const InputScaling& scaling);
+/// A line of inputs and one of targets.
+std::string scaling_lines(const DataScaling& scaling);
+
+/// A line for inputs and one for targets from files whose columns are of sizes that training is slow with, though an
+/// option would scale them. `data` have gone through the scaling and are finite.
+std::string size_note_lines(const TrainOptions& run, const DataScaling& scaling, const Samples& data);
 
 /// What train takes without --x and --y.
 HostMatrix generate(std::int64_t rows, std::int64_t columns, Precision precision, std::uint64_t seed,

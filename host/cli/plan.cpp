@@ -52,7 +52,7 @@ int run_plan(const OptionSet& options) {
   Samples data;
   if (run.has_files()) {
     data = read_data(run, caps.cpu);
-    scale_inputs(data.x, scaling_of(run, weights.get(), data.x), run.training.precision, caps.cpu);
+    scale_samples(data, scaling_of(run, weights.get(), data), run.training.precision, caps.cpu);
     set_samples(run, data.x.rows - run.validation.rows_of(data.x.rows));
     check_finite(data.x.view(), element_type(run.training.precision), data.x.name);
     check_finite(data.y.view(), element_type(run.training.precision), data.y.name);

@@ -107,6 +107,9 @@ int run_predict(const OptionSet& options) {
   if (saved.has_metadata) take_activations(options, saved.network, network);
   weights_input.check(network);
   if (classes) check_has_classes(network);
+  if (classes && !saved.target_scaling.is_identity())
+    throw InvalidArgument("--classes takes outputs for classes, but " + printable(weights) +
+                          " was trained by standardized targets, which are numbers; drop --classes");
   DataMatrix input = read_inputs(x, saved.input_names, training.precision, header, caps.cpu);
   if (input.columns != network.widths.front())
     throw InvalidArgument(printable(x) + " has " + std::to_string(input.columns) + " columns, but the network in " +
@@ -127,6 +130,8 @@ int run_predict(const OptionSet& options) {
   weights_input.load(trainer);
   HostMatrix prediction(element_type(training.precision), input.rows, network.widths.back());
   TrainerAccess::predict(trainer, input.view(), prediction.view(), input.name);
+  if (!saved.target_scaling.is_identity())
+    prediction = saved.target_scaling.undo(std::move(prediction), element_type(training.precision));
   if (classes)
     write_classes(file, classes_of(prediction, input.name));
   else if (is_csv_name(out))
@@ -135,8 +140,10 @@ int run_predict(const OptionSet& options) {
     write_npy(file, std::as_const(prediction).view());
   file.commit();
   text.write(rows_line(input, training.precision) + weights_input.line(training.precision) +
-             scaling_line(saved.scaling) + plan_line(trainer.plan(), training) + printable(out) + ": " +
-             std::to_string(prediction.rows) + " x " + std::to_string(classes ? 1 : prediction.columns) +
+             scaling_line(saved.scaling) +
+             (saved.target_scaling.is_identity() ? "" : "outputs, each column times its deviation, plus its mean\n") +
+             plan_line(trainer.plan(), training) + printable(out) + ": " + std::to_string(prediction.rows) + " x " +
+             std::to_string(classes ? 1 : prediction.columns) +
              (classes ? ", classes predicted by " : ", predicted by ") + network_text(network) + "\n");
   text.check();
   return 0;

@@ -358,6 +358,10 @@ std::string json_text(const RunResult& result) {
     json["input_scaling"]["factor"] = result.scaling.factor;
     json["input_scaling"]["standardized"] = !result.scaling.mean.empty();
   }
+  if (!result.target_scaling.is_identity()) {
+    json["target_scaling"]["mean"] = result.target_scaling.mean;
+    json["target_scaling"]["deviation"] = result.target_scaling.deviation;
+  }
   if (has_minibatches(result.training)) {
     json["batch_size"] = result.training.batch_size;
     json["shuffle"] = result.training.shuffle;

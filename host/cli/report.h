@@ -95,7 +95,7 @@ struct RunResult {
   /// Of the validation data: at the borders of the run and after its last step, and the best of them.
   std::vector<Evaluation> evaluations;
   std::optional<Evaluation> best;
-  InputScaling scaling{};
+  InputScaling scaling{}, target_scaling{};
 };
 
 /// "97.12 %".

@@ -27,6 +27,7 @@ namespace deviceloop::cli {
 namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
+constexpr const char* kStandardizesTargets = "--standardize-targets scales the targets";
 
 const std::vector<Choice<Precision>> kPrecisions = {{"fp32", Precision::fp32}, {"fp64", Precision::fp64}};
 const std::vector<Choice<Formulation>> kFormulations = {{"primal", Formulation::primal}, {"gram", Formulation::gram}};
@@ -104,6 +105,18 @@ double read_scale(const OptionSet& options) {
   if (!factor || !std::isfinite(*factor) || *factor == 0)
     options.refuse("--scale", "be a finite number other than 0, such as 0.5 or 1/255");
   return *factor;
+}
+
+/// Throws InvalidArgument, beginning with `who` wants standardized targets, where the loss or the outputs do not fit
+/// them.
+void check_standardized_targets(const NetworkSpec& network, const TrainingSpec& training, const std::string& who) {
+  if (training.loss == Loss::binary_cross_entropy || training.loss == Loss::cross_entropy)
+    throw InvalidArgument(who + ", but those of --loss " + loss_name(training.loss) +
+                          " are probabilities or numbers of classes; use --loss squared, absolute or huber");
+  if (network.output_activation != Activation::identity)
+    throw InvalidArgument(who + " to both sides of 0, where --output-activation " +
+                          activation_text(network.output_activation, network.leaky_slope) +
+                          " limits or bends the outputs; use --output-activation identity");
 }
 
 }  // namespace
@@ -291,6 +304,7 @@ void declare_run_options(OptionSet& options) {
   declare_header(options);
   options.add("--scale", "FACTOR", "", "multiplies every input, such as 1/255");
   options.add_flag("--standardize", "each input minus its mean, divided by its deviation");
+  options.add_flag("--standardize-targets", "targets the same; losses are of these");
   options.group("Training");
   declare_loss(options);
   options.add("--steps", "N", "500", "steps; in train 0: only the loss");
@@ -362,6 +376,9 @@ TrainOptions read_run_options(const OptionSet& options, ValidationInput validati
   if (run.weights.empty()) check_loss(run.network, run.training);
   if (options.given("--scale")) run.scale = read_scale(options);
   run.standardize = options.given("--standardize");
+  run.standardize_targets = options.given("--standardize-targets");
+  if (run.weights.empty() && run.standardize_targets)
+    check_standardized_targets(run.network, run.training, kStandardizesTargets);
   run.training.deterministic = !options.given("--tune");
   for (const char* other : {"--x", "--y"})
     if (!run.data.empty() && options.given(other))
@@ -417,10 +434,16 @@ void take_saved_network(const OptionSet& options, const SavedNetwork& saved, Tra
   }
   run.input_names = saved.input_names;
   check_loss(run.network, run.training);
+  const std::string file = printable(run.weights);
   for (const char* option : {"--scale", "--standardize"})
     if (!saved.scaling.is_identity() && options.given(option))
-      throw InvalidArgument(printable(run.weights) +
-                            " says how its inputs are scaled, and this run scales them so; drop " + option);
+      throw InvalidArgument(file + " says how its inputs are scaled, and this run scales them so; drop " + option);
+  if (!saved.target_scaling.is_identity() && run.standardize_targets)
+    throw InvalidArgument(file + " says how its targets are scaled, and this run scales them so; drop " +
+                          "--standardize-targets");
+  if (!saved.target_scaling.is_identity() || run.standardize_targets)
+    check_standardized_targets(run.network, run.training,
+                               run.standardize_targets ? kStandardizesTargets : file + " scales the targets");
 }
 
 void set_samples(TrainOptions& run, std::int64_t samples) {

@@ -73,9 +73,10 @@ struct TrainOptions {
   bool shuffle = false;     ///< --shuffle was given
   std::int64_t rows = 0;    ///< to generate, those for validation included
   ValidationInput validation;
-  bool keep_going = false;                                                      ///< after a loss that is not finite
-  double scale = 1;                                                             ///< of the inputs
-  bool standardize = false;                                                     ///< the inputs, after that
+  bool keep_going = false;   ///< after a loss that is not finite
+  double scale = 1;          ///< of the inputs
+  bool standardize = false;  ///< the inputs, after that
+  bool standardize_targets = false;
   std::string x, y, data, targets, weights, save, history, json, plot, report;  ///< empty: not given
   std::string sample_weights;                                                   ///< the same
   std::vector<std::string> input_names;  ///< of the columns that --weights was trained on; empty: they had none
@@ -100,7 +101,8 @@ TrainOptions read_run_options(const OptionSet& options, ValidationInput validati
 void declare_train_options(OptionSet& options, const std::string& output);
 TrainOptions read_train_options(const OptionSet& options);
 /// What the options leave open of the network, and the names of its inputs, from the metadata of --weights. Throws
-/// InvalidArgument for a loss that the network cannot have, and for a scaling that both the file and an option have.
+/// InvalidArgument for a loss that the network cannot have, and for a scaling that both the file and an option have, or
+/// that does not fit the loss.
 void take_saved_network(const OptionSet& options, const SavedNetwork& saved, TrainOptions& run);
 /// Sets the number of samples, 0 while it is not known, and what follows from it: steps, the period of a cosine
 /// schedule. Throws InvalidArgument for batches that those samples cannot have.

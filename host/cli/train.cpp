@@ -61,21 +61,24 @@ struct Outputs {
 /// The first rows of the data, and how far the network is from them.
 class ShownRows {
  public:
-  /// Of data that the trainer has.
-  ShownRows(const Samples& data, const Trainer& trainer)
+  /// Of data that the trainer has, whose targets went through the scaling, with the first of these as they were.
+  ShownRows(const Samples& data, const HostMatrix& unscaled, const InputScaling& scaling, const Trainer& trainer)
       : x_(first_rows(data.x, kShownRows, trainer.training().precision)),
-        y_(first_rows(data.y, kShownRows, trainer.training().precision)) {
+        y_(scaling.is_identity() ? first_rows(data.y, kShownRows, trainer.training().precision) : unscaled),
+        scaling_(scaling) {
     if (trainer.training().class_targets) y_ = probabilities_of_classes(y_, trainer.network().widths.back());
   }
 
   std::string text(const std::string& when, Trainer& trainer) const {
-    HostMatrix prediction(y_.type, y_.rows, y_.columns);
+    HostMatrix prediction(x_.type, y_.rows, y_.columns);
     trainer.predict(x_.view(), prediction.view());
+    if (!scaling_.is_identity()) prediction = scaling_.undo(std::move(prediction), y_.type);
     return difference_rows(when, prediction, y_, trainer.training().loss);
   }
 
  private:
   HostMatrix x_, y_;
+  InputScaling scaling_;
 };
 
 /// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
@@ -118,13 +121,13 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
 }
 
 void write_trained_weights(OutputFile& file, const Trainer& trainer, const Parameters& parameters,
-                           const InputScaling& scaling, const std::vector<std::string>& input_names) {
+                           const RunResult& result, const std::vector<std::string>& input_names) {
   const std::vector<ParameterInfo> layout = parameter_layout(trainer.network());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     if (const auto bad = find_non_finite(parameters[i].view(), parameters[i].type))
       throw Error(printable(file.path()) + " was not written: the last step made " + layout[i].name +
                   " infinite or nan (" + describe(*bad, parameters[i].type) + "); lower --lr");
-  write_weights(file, trainer.network(), parameters, scaling, input_names);
+  write_weights(file, trainer.network(), parameters, result.scaling, result.target_scaling, input_names);
   file.commit();
 }
 
@@ -136,7 +139,7 @@ Writes planned_writes(Outputs& outputs, const Trainer& trainer, const Parameters
   Writes writes;
   if (outputs.save && !result.first_non_finite_step)
     writes.emplace_back(outputs.save.get(), [&](OutputFile& file) {
-      write_trained_weights(file, trainer, parameters, result.scaling, input_names);
+      write_trained_weights(file, trainer, parameters, result, input_names);
     });
   if (outputs.history)
     writes.emplace_back(outputs.history.get(), [&](OutputFile& file) {
@@ -239,6 +242,7 @@ std::vector<Setting> settings_of(const OptionSet& options, const TrainOptions& r
     derive("--init", "", "unused: --weights");
     if (result.scaling.factor != 1) derive("--scale", number(result.scaling.factor), "from --weights");
     if (!result.scaling.mean.empty()) derive("--standardize", "yes", "from --weights");
+    if (!result.target_scaling.is_identity()) derive("--standardize-targets", "yes", "from --weights");
   }
   derive("--weight-decay", number(weight_decay_of(optimizer)), "");
   derive("--beta2", number(beta2_of(optimizer)), "");
@@ -274,9 +278,10 @@ int run_train(const OptionSet& options) {
   std::string inputs = samples_line(run, data);  // as they were read, those for validation among them
   Samples validation = read_validation(run, data, caps.cpu);
   inputs += validation_line(run, validation);
-  const InputScaling scaling = scaling_of(run, weights.get(), data.x);
-  scale_inputs(data.x, scaling, run.training.precision, caps.cpu);
-  if (validation.x.rows > 0) scale_inputs(validation.x, scaling, run.training.precision, caps.cpu);
+  const DataScaling scaling = scaling_of(run, weights.get(), data);
+  const HostMatrix unscaled = first_rows(data.y, kShownRows, Precision::fp64);
+  scale_samples(data, scaling, run.training.precision, caps.cpu);
+  if (validation.x.rows > 0) scale_samples(validation, scaling, run.training.precision, caps.cpu);
   if (run.has_files()) {
     set_samples(run, data.x.rows);
     plan_run(run, caps, data);
@@ -290,7 +295,7 @@ int run_train(const OptionSet& options) {
     inputs += weights->line(training.precision);
     weights.reset();
   }
-  inputs += scaling_line(scaling);
+  inputs += scaling_lines(scaling);
   const ConstMatrix sample_weights = data.weights.view();
   TrainerAccess::set_data(trainer, data.x.view(), data.y.view(), data.x.name, data.y.name,
                           training.sample_weights ? &sample_weights : nullptr, data.weights.name);
@@ -300,7 +305,8 @@ int run_train(const OptionSet& options) {
                                   validation.y.name);
     validation = {};
   }
-  const ShownRows rows(data, trainer);
+  const ShownRows rows(data, unscaled, scaling.targets, trainer);
+  const std::string size_notes = size_note_lines(run, scaling, data);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
   data = {};  // the trainer has its own copy
 
@@ -316,7 +322,8 @@ int run_train(const OptionSet& options) {
   result.network = run.network;
   result.training = training;
   result.epochs = run.epochs;
-  result.scaling = scaling;
+  result.scaling = scaling.inputs;
+  result.target_scaling = scaling.targets;
   result.steps = report.steps();
   result.total_ms = report.total_ms;
   for (const PreparationStage& stage : report.preparation) preparation.add(stage);
@@ -365,7 +372,7 @@ int run_train(const OptionSet& options) {
     facts.input_lines = std::to_string(run.rows) + (run.rows == 1 ? " sample" : " samples") +
                         ", standard normal, drawn by seed " + std::to_string(training.seed) + "\n";
   facts.input_lines += inputs;
-  facts.note_lines = note_lines(result, looked_at.rows, training.samples);
+  facts.note_lines = size_notes + note_lines(result, looked_at.rows, training.samples);
   facts.interrupted = interrupt() != 0;
   facts.settings = settings_of(options, run, result);
   facts.system = system_facts(caps);

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "../names.h"
 #include "../text.h"
@@ -69,6 +70,8 @@ class MetadataHandler {
       place_ = Place::network;
     else if (is_value_of(kScaling))
       place_ = Place::scaling;
+    else if (is_value_of(kTargetScaling))
+      place_ = Place::target_scaling;
     else
       return unexpected("an object");
     return true;
@@ -84,14 +87,13 @@ class MetadataHandler {
     for (std::size_t i = 0; i < kFields.size(); ++i)
       if (kFields[i].place == place_ && kFields[i].is_required && !seen_[i])
         return refuse(std::string("has no ") + kFields[i].name);
-    place_ = place_ == Place::scaling ? Place::network : Place::end;
+    place_ = place_ == Place::network ? Place::end : Place::network;
     return true;
   }
   bool start_array(std::size_t) {
-    if (!is_value_of(kWidths) && !is_value_of(kMean) && !is_value_of(kDeviation) && !is_value_of(kInputNames))
-      return unexpected("a list");
-    in_list_ = true;
-    return true;
+    for (const std::size_t list : {kWidths, kMean, kDeviation, kInputNames, kTargetMean, kTargetDeviation})
+      if (is_value_of(list)) return in_list_ = true;
+    return unexpected("a list");
   }
   bool end_array() {
     in_list_ = false;
@@ -104,7 +106,7 @@ class MetadataHandler {
   }
 
  private:
-  enum class Place { start, network, scaling, end };
+  enum class Place { start, network, scaling, target_scaling, end };
   struct Field {
     Place place;
     const char* name;
@@ -122,9 +124,12 @@ class MetadataHandler {
     kInputNames,
     kFactor,
     kMean,
-    kDeviation
+    kDeviation,
+    kTargetScaling,
+    kTargetMean,
+    kTargetDeviation
   };
-  static constexpr std::array<Field, 10> kFields{{
+  static constexpr std::array<Field, 13> kFields{{
       {Place::network, "version", "a whole number", true},
       {Place::network, "widths", "a list of whole numbers from 1 to 2147483647", true},
       {Place::network, "bias", "true or false", true},
@@ -135,6 +140,9 @@ class MetadataHandler {
       {Place::scaling, "factor", "a finite number other than 0", true},
       {Place::scaling, "mean", "a list of finite numbers", false},
       {Place::scaling, "deviation", "a list of finite numbers above 0", false},
+      {Place::network, "target_scaling", "an object", false},
+      {Place::target_scaling, "mean", "a list of finite numbers", true},
+      {Place::target_scaling, "deviation", "a list of finite numbers above 0", true},
   }};
 
   const Field& field() const { return kFields[field_]; }
@@ -144,10 +152,10 @@ class MetadataHandler {
   bool is_element_of(std::size_t number) const { return field_ == number && in_list_; }
 
   bool number(double value) {
-    InputScaling& scaling = metadata_.scaling;
-    if (is_element_of(kMean))
+    InputScaling& scaling = place_ == Place::target_scaling ? metadata_.target_scaling : metadata_.scaling;
+    if (is_element_of(kMean) || is_element_of(kTargetMean))
       scaling.mean.push_back(value);
-    else if (is_element_of(kDeviation) && value > 0)
+    else if ((is_element_of(kDeviation) || is_element_of(kTargetDeviation)) && value > 0)
       scaling.deviation.push_back(value);
     else if (is_value_of(kFactor) && value != 0)
       scaling.factor = value;
@@ -173,14 +181,13 @@ class MetadataHandler {
   std::array<bool, kFields.size()> seen_{};
 };
 
-/// What is wrong with the scaling of a network; empty: nothing.
-std::string scaling_problem(const NetworkMetadata& metadata) {
-  const InputScaling& scaling = metadata.scaling;
-  const auto inputs = static_cast<std::size_t>(metadata.network.widths.front());
-  if (scaling.mean.size() != scaling.deviation.size() || (!scaling.mean.empty() && scaling.mean.size() != inputs))
+/// What is wrong with the scaling of as many inputs or outputs; empty: nothing.
+std::string scaling_problem(const InputScaling& scaling, std::int64_t width, const std::string& what) {
+  const auto wanted = static_cast<std::size_t>(width);
+  if (scaling.mean.size() != scaling.deviation.size() || (!scaling.mean.empty() && scaling.mean.size() != wanted))
     return "has " + std::to_string(scaling.mean.size()) + " numbers as mean and " +
-           std::to_string(scaling.deviation.size()) + " as deviation, and the network has " + std::to_string(inputs) +
-           (inputs == 1 ? " input" : " inputs");
+           std::to_string(scaling.deviation.size()) + " as deviation, and the network has " + std::to_string(wanted) +
+           " " + what + (wanted == 1 ? "" : "s");
   return "";
 }
 
@@ -208,6 +215,10 @@ std::string network_metadata_text(const NetworkMetadata& metadata) {
       json["input_scaling"]["deviation"] = metadata.scaling.deviation;
     }
   }
+  if (!metadata.target_scaling.is_identity()) {
+    json["target_scaling"]["mean"] = metadata.target_scaling.mean;
+    json["target_scaling"]["deviation"] = metadata.target_scaling.deviation;
+  }
   if (!metadata.input_names.empty()) json["input_names"] = metadata.input_names;
   return json.dump();
 }
@@ -225,7 +236,10 @@ std::optional<NetworkMetadata> read_network_metadata(const SafeTensorsFile& file
   if (metadata.network.widths.size() < 2)
     file.refuse(metadata_problem("has " + std::to_string(metadata.network.widths.size()) +
                                  " numbers in its widths, which begin with the inputs and end with the outputs"));
-  if (const std::string problem = scaling_problem(metadata); !problem.empty()) file.refuse(metadata_problem(problem));
+  const std::vector<std::int64_t>& widths = metadata.network.widths;
+  for (const std::string& problem : {scaling_problem(metadata.scaling, widths.front(), "input"),
+                                     scaling_problem(metadata.target_scaling, widths.back(), "output")})
+    if (!problem.empty()) file.refuse(metadata_problem(problem));
   if (const std::string problem = names_problem(metadata); !problem.empty()) file.refuse(metadata_problem(problem));
   return std::move(metadata);
 }

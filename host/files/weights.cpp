@@ -130,9 +130,8 @@ void check_activations(const SafeTensorsFile& file, const NetworkSpec& found, co
   check("output activation", found.output_activation, wanted.output_activation);
 }
 
-SafeTensorsMetadata metadata_to_write(const NetworkSpec& network, const InputScaling& scaling = {},
-                                      const std::vector<std::string>& input_names = {}) {
-  return {{"format", "pt"}, {kNetworkKey, network_metadata_text({network, scaling, input_names})}};
+SafeTensorsMetadata metadata_to_write(const NetworkMetadata& metadata) {
+  return {{"format", "pt"}, {kNetworkKey, network_metadata_text(metadata)}};
 }
 
 }  // namespace
@@ -164,6 +163,7 @@ SavedNetwork read_saved_network(const SafeTensorsFile& file) {
     saved.has_metadata = true;
     saved.network = std::move(metadata->network);
     saved.scaling = std::move(metadata->scaling);
+    saved.target_scaling = std::move(metadata->target_scaling);
     saved.input_names = std::move(metadata->input_names);
   }
   return saved;
@@ -257,7 +257,8 @@ Parameters read_weights(const SafeTensorsFile& file, const NetworkSpec& network,
 }
 
 void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters,
-                   const InputScaling& scaling, const std::vector<std::string>& input_names) {
+                   const InputScaling& scaling, const InputScaling& target_scaling,
+                   const std::vector<std::string>& input_names) {
   const std::vector<ParameterInfo> layout = parameter_layout(network);
   const std::string name = printable(file.path());
   if (parameters.size() != layout.size())
@@ -274,7 +275,7 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                             "; give the parameters of this network");
     tensors.push_back(tensor_of(matrix, layout[i]));
   }
-  write_safetensors(file, tensors, metadata_to_write(network, scaling, input_names));
+  write_safetensors(file, tensors, metadata_to_write({network, scaling, target_scaling, input_names}));
 }
 
 SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training) {
@@ -301,7 +302,7 @@ void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpe
   HostMatrix steps(ElementType::float64, 1, 1);
   *static_cast<double*>(steps.view().data) = static_cast<double>(state.steps);
   tensors.push_back({kStepsName, "F64", {1}, steps.bytes});
-  write_safetensors(file, tensors, metadata_to_write(network));
+  write_safetensors(file, tensors, metadata_to_write({network}));
 }
 
 }  // namespace deviceloop

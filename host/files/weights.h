@@ -20,7 +20,8 @@ struct SavedNetwork {
   NetworkSpec network;                     ///< widths from the shapes and bias from the names of the tensors
   bool has_metadata = false;               ///< whether the file says more: otherwise the activations are the defaults
   InputScaling scaling{};                  ///< what the network's inputs go through first
-  std::vector<std::string> input_names{};  ///< of the columns that they were; empty: they had none
+  InputScaling target_scaling{};           ///< what the targets went through that it was trained by
+  std::vector<std::string> input_names{};  ///< of the columns that the inputs were; empty: they had none
 };
 
 /// Throws InvalidArgument, naming the file and the tensor, where the names or shapes are not those of a multilayer
@@ -43,7 +44,8 @@ Parameters read_weights(const std::string& path, const NetworkSpec& network, Ele
 
 /// The reverse of read_weights, with the network's metadata. The caller commits.
 void write_weights(OutputFile& file, const NetworkSpec& network, const Parameters& parameters,
-                   const InputScaling& scaling = {}, const std::vector<std::string>& input_names = {});
+                   const InputScaling& scaling = {}, const InputScaling& target_scaling = {},
+                   const std::vector<std::string>& input_names = {});
 
 /// All that a run goes on from: what state_layout() lists, and how many steps the optimizer has taken.
 struct SavedState {
