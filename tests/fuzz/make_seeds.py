@@ -86,7 +86,7 @@ header = json.dumps(tensors).encode()
 save("safetensors/halves", struct.pack("<Q", len(header)) + header + struct.pack("<eeHH", 1, 2, 0x3f80, 0x4000))
 network = {"version": 1, "widths": [2, 1], "bias": True, "activation": "leaky-relu", "output_activation": "identity",
            "input_scaling": {"factor": 0.5, "mean": [1, -2e-3], "deviation": [1.5, 1e300]},
-           "input_names": ["a", "b c"]}
+           "target_scaling": {"mean": [2e5], "deviation": [7e4]}, "input_names": ["a", "b c"]}
 tensors = {"__metadata__": {"deviceloop.network": json.dumps(network), "format": "pt"},
            "0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
            "0.bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}
