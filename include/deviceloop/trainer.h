@@ -156,9 +156,9 @@ class DEVICELOOP_EXPORT Trainer {
   /// and F64, also from a pipe, and the optimizer then begins anew, as after initialize; saving writes the working
   /// precision, atomically, and the network's widths, bias and activations as metadata. A file with such metadata is
   /// refused if the activations are not the trainer's. Metadata may also name a scaling of the inputs, which the
-  /// command applies; the trainer does not: predict and set_data take inputs that are scaled already. The same holds for
-  /// a scaling of the targets, which the command undoes: set_data takes scaled targets, and predict gives such. Throws
-  /// InvalidArgument, naming the file, and then changes nothing; Error if writing the file fails.
+  /// command applies; the trainer does not: predict and set_data take inputs that are scaled already. The same holds
+  /// for a scaling of the targets, which the command undoes: set_data takes scaled targets, and predict gives such.
+  /// Throws InvalidArgument, naming the file, and then changes nothing; Error if writing the file fails.
   /// @{
   void load_weights(const std::string& path);
   void save_weights(const std::string& path) const;
