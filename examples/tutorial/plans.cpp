@@ -38,7 +38,8 @@ int main() {
     for (const deviceloop::Candidate& candidate : plan.candidates) {
       std::printf("  %-10s  ", deviceloop::name(candidate.executor));
       if (candidate.accepted)
-        std::printf("possible: about %.0f us a step\n", candidate.predicted_us_per_step);
+        std::printf("possible: about %.0f us a step\n",
+                    candidate.predicted_us_per_step);
       else
         std::printf("not taken: %s\n", candidate.reason.c_str());
     }

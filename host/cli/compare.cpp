@@ -80,7 +80,7 @@ void take_word(Side& side, const std::string& word, std::set<std::string>& named
 
 void take_words(Side& side) {
   if (!side.options.given(side.option))
-    throw InvalidArgument("two sides are compared; give --a and --b, as in deviceloop compare --a cpu --b cuda");
+    throw InvalidArgument("two sides are compared; give --a and --b, as in deviceloop compare --a cuda --b cpu");
   std::set<std::string> named;
   const std::string words = side.options.text(side.option);
   for (std::size_t begin = 0; begin <= words.size();) {
