@@ -443,7 +443,7 @@ TEST(CompareCommand, RefusesWhatIsNoSide) {
 TEST(CompareCommand, RefusesBadUsage) {
   const Arguments sides = {"--a", "cpu", "--b", "cpu"};
   for (const Arguments& missing : {Arguments{}, {"--a", "cpu"}, {"--b", "cpu"}})
-    expect_refused(missing, {"two sides", "give --a and --b", "--a cpu --b cuda"});
+    expect_refused(missing, {"two sides", "give --a and --b", "--a cuda --b cpu"});
   // A mistake of the options of the run is not one of a side.
   expect_refused(sides + Arguments{"--lr", "fast"}, {"deviceloop: --lr must be ", "'fast'"});
   expect_refused(sides + Arguments{"--reproject", "5"}, {"deviceloop: --reproject 5 belongs to --formulation gram"});
