@@ -70,8 +70,7 @@ std::string square() {
   chart.title = "y = x² and two of its tangents";
   chart.description =
       "At 4 the slope is 8, and y becomes smaller where x becomes smaller; at −4 the slope is −8, and y becomes "
-      "smaller "
-      "where x becomes larger. A step against the gradient does both.";
+      "smaller where x becomes larger. A step against the gradient does both.";
   chart.x_label = "x";
   Series curve{"y = x²", {}, 1};
   for (int i = -60; i <= 60; ++i) curve.points.push_back({i / 10.0, i / 10.0 * (i / 10.0)});

@@ -83,6 +83,11 @@ inline std::string bytes_text(std::uint64_t bytes) {
   return text;
 }
 
+/// "1 step", "20 steps".
+inline std::string counted(std::int64_t number, const std::string& what) {
+  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
+}
+
 /// "[100, 1000]"; long shapes are cut.
 inline std::string shape_text(std::span<const std::int64_t> shape) { return "[" + detail::joined(shape) + "]"; }
 

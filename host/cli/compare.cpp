@@ -216,7 +216,6 @@ std::string number_text(const char* pattern, double value) {
 std::string difference_text(double difference) { return number_text(difference == 0 ? "%g" : "%.2e", difference); }
 std::string exact_text(double value) { return number_text("%.17g", value); }
 std::string bound_text(double bound) { return number_text("%g", bound); }
-std::string steps_text(std::int64_t steps) { return std::to_string(steps) + (steps == 1 ? " step" : " steps"); }
 
 std::string in_column(const std::string& text, std::size_t width) {
   return (text.size() < width ? std::string(width - text.size(), ' ') : std::string(" ")) + text;
@@ -241,12 +240,12 @@ std::string verdict_text(double bound, bool holds, const std::string& first) {
 }
 
 std::string at_step(std::int64_t step) { return "at step " + std::to_string(step); }
-std::string after_steps(const ParameterDifference& at) { return "after " + steps_text(at.steps); }
+std::string after_steps(const ParameterDifference& at) { return "after " + counted(at.steps, "step"); }
 /// "1.20e-06 (0.weight)"
 std::string named_text(const ParameterDifference& at) { return difference_text(at.difference) + " (" + at.name + ")"; }
 
 std::string losses_text(const LossComparison& losses) {
-  if (!losses.first_different) return "losses: the same bits in all " + steps_text(losses.steps) + "\n";
+  if (!losses.first_different) return "losses: the same bits in all " + counted(losses.steps, "step") + "\n";
   const LossDifference& first = *losses.first_different;
   return "losses: first different " + at_step(first.step) + " (a " + exact_text(first.a) + ", b " +
          exact_text(first.b) + ")\nlosses: largest relative difference " + difference_text(losses.largest->difference) +
@@ -278,7 +277,7 @@ std::string divergence_text(const char* side, const std::optional<std::int64_t>&
   if (step) return std::string(side) + " diverged: its loss of step " + std::to_string(*step) + " is not finite";
   if (!parameter) return "";
   return std::string(side) + " diverged: its " + parameter->name + " is not finite after " +
-         steps_text(parameter->steps);
+         counted(parameter->steps, "step");
 }
 
 /// Why the bounds do not hold.
@@ -461,7 +460,7 @@ int run_compare(const OptionSet& options) {
   problems.attempt([&] { text.check(); });
   if (!comparison.holds()) problems.add(exceeded_text(comparison, options));
   if (const int signal = interrupt()) {
-    write_all(2, "deviceloop: interrupted after " + steps_text(comparison.losses.steps) +
+    write_all(2, "deviceloop: interrupted after " + counted(comparison.losses.steps, "step") +
                      (problems.text().empty() ? "" : "; ") + problems.text() + "\n");
     return 128 + signal;
   }

@@ -24,10 +24,6 @@
 namespace deviceloop::cli {
 namespace {
 
-std::string count(std::int64_t number, const char* what) {
-  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
-}
-
 std::uint64_t most_bytes(const CpuCaps& caps) { return caps.memory_bytes != 0 ? caps.memory_bytes : UINT64_MAX; }
 
 ReadOptions read_options(Precision precision, TableHeader header, const CpuCaps& caps) {
@@ -104,7 +100,7 @@ DataMatrix read_inputs(const std::string& path, const std::vector<std::string>& 
 }
 
 std::string rows_line(const DataMatrix& data, Precision precision) {
-  return "read " + count(data.rows, "sample") + " from " + data.name + in_parentheses(note(data, precision)) + "\n";
+  return "read " + counted(data.rows, "sample") + " from " + data.name + in_parentheses(note(data, precision)) + "\n";
 }
 
 std::string samples_line(const TrainOptions& run, const Samples& data) {
@@ -114,7 +110,7 @@ std::string samples_line(const TrainOptions& run, const Samples& data) {
                                         in_parentheses(note(data.weights, run.training.precision))
                                   : "";
   const std::string x = note(data.x, run.training.precision), y = note(data.y, run.training.precision);
-  const std::string start = "read " + count(data.x.rows, "sample") + " from ";
+  const std::string start = "read " + counted(data.x.rows, "sample") + " from ";
   if (run.data.empty())
     return start + data.x.name + in_parentheses(x) + " and " + data.y.name + in_parentheses(y) + weights + "\n";
   std::string notes = data.x.header_line != 0 || (x.empty() && y.empty()) ? x
@@ -156,7 +152,7 @@ DataScaling scaling_of(const TrainOptions& run, const WeightsInput* weights, con
         run.standardize ? standardized(data.x.view(), run.scale, inputs_name(data.x)) : InputScaling{run.scale};
   if (run.standardize_targets) scaling.targets = standardized(data.y.view(), 1, targets_name(data.y));
   if (scaling.inputs.mean.size() + scaling.targets.mean.size() > static_cast<std::size_t>(kMaxStandardizedColumns))
-    throw InvalidArgument("at most " + count(kMaxStandardizedColumns, "column") +
+    throw InvalidArgument("at most " + counted(kMaxStandardizedColumns, "column") +
                           " of inputs and targets can be standardized, and these have " +
                           std::to_string(data.x.columns) + " and " + std::to_string(data.y.columns) +
                           "; drop --standardize-targets");
@@ -245,11 +241,11 @@ void read_weights_of(Samples& data, const std::string& path, ReadOptions options
   options.most_bytes -= std::min(options.most_bytes, held);
   data.weights = read_matrix(path, options);
   if (data.weights.columns != 1)
-    throw InvalidArgument(data.weights.name + " has " + count(data.weights.columns, "column") +
+    throw InvalidArgument(data.weights.name + " has " + counted(data.weights.columns, "column") +
                           ", but samples have one weight each; give it one column");
   if (data.weights.rows != data.x.rows)
-    throw InvalidArgument(data.weights.name + " has " + count(data.weights.rows, "row") + ", " + data.x.name + " has " +
-                          count(data.x.rows, "row") + "; both need one row a sample");
+    throw InvalidArgument(data.weights.name + " has " + counted(data.weights.rows, "row") + ", " + data.x.name +
+                          " has " + counted(data.x.rows, "row") + "; both need one row a sample");
 }
 
 /// The files of data or of validation data.
@@ -281,8 +277,8 @@ Samples read_files(const DataFiles& files, const TrainOptions& run, const std::v
     data = deviceloop::read_samples(files.data, options);
   }
   if (data.x.rows != data.y.rows)
-    throw InvalidArgument(data.x.name + " has " + count(data.x.rows, "row") + ", " + data.y.name + " has " +
-                          count(data.y.rows, "row") + "; both need one row a sample");
+    throw InvalidArgument(data.x.name + " has " + counted(data.x.rows, "row") + ", " + data.y.name + " has " +
+                          counted(data.y.rows, "row") + "; both need one row a sample");
 
   if (!files.weights.empty())
     read_weights_of(data, files.weights, read_options(run.training.precision, run.header, caps));
@@ -293,8 +289,8 @@ Samples read_files(const DataFiles& files, const TrainOptions& run, const std::v
   const auto check_columns = [&](const DataMatrix& matrix, std::int64_t width, const char* what,
                                  const char* other_remedy = "") {
     if (matrix.columns != width)
-      throw InvalidArgument(matrix.name + " has " + count(matrix.columns, "column") + ", but --layers " +
-                            widths_text(run.network.widths) + " has " + count(width, what) + "; use --layers " +
+      throw InvalidArgument(matrix.name + " has " + counted(matrix.columns, "column") + ", but --layers " +
+                            widths_text(run.network.widths) + " has " + counted(width, what) + "; use --layers " +
                             widths_text(fitting) + other_remedy);
   };
   check_columns(data.x, run.network.widths.front(), "input");
@@ -372,7 +368,7 @@ Samples read_validation(const TrainOptions& run, Samples& data, const CpuCaps& c
 
 std::string validation_line(const TrainOptions& run, const Samples& validation) {
   if (!run.validation.given()) return "";
-  const std::string start = "validating by " + count(validation.x.rows, "sample");
+  const std::string start = "validating by " + counted(validation.x.rows, "sample");
   if (!run.validation.has_files()) return start + ", drawn from the data\n";
   const std::string left_out =
       validation.x.left_out.empty() ? "" : " (left out: " + list_in_quotes(validation.x.left_out) + ")";

@@ -29,29 +29,13 @@ std::string number(const char* pattern, double value) {
   return text;
 }
 
-std::string count(std::int64_t number, const char* what) {
-  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
-}
-
-/// "1000-100-1"; the middle of many widths is left out.
-std::string layers_text(const std::vector<std::int64_t>& widths) {
-  constexpr std::size_t kFirst = 4, kLast = 3;
-  std::string text;
-  for (std::size_t i = 0; i < widths.size(); ++i) {
-    const bool left_out = widths.size() > kFirst + kLast + 1 && i >= kFirst && i < widths.size() - kLast;
-    if (left_out && i > kFirst) continue;
-    text += (i == 0 ? "" : "-") + (left_out ? "..." : std::to_string(widths[i]));
-  }
-  return text;
-}
-
 std::string caption(const RunResult& result) {
   std::string text = std::string("plan ") + name(result.plan.executor);
-  if (!row_of(result.plan.executor).is_on_gpu) text += ", " + count(result.plan.threads, "thread");
+  if (!row_of(result.plan.executor).is_on_gpu) text += ", " + counted(result.plan.threads, "thread");
   text += std::string(", ") + name(result.training.precision);
   text += formulation_text(result.plan.formulation) + optimizer_text(result.training.optimizer) +
           output_activation_text(result.network) + batches_text(result.training, result.epochs);
-  text += ", " + count(result.steps, "step");
+  text += ", " + counted(result.steps, "step");
   if (result.us_per_step) text += ", " + step_time_text(*result.us_per_step);
   return text;
 }
@@ -230,9 +214,7 @@ std::string plot_script(PictureFormat format, const RunResult& result) {
                        "set tmargin 3.5\n"
                        "set bmargin " +
                        std::string(left_out.empty() ? "6" : "7.5") + "\n";
-  script += "set title 'Training loss of " + layers_text(result.network.widths) +
-            (result.network.bias ? " with biases" : "") + " on " + count(result.training.samples, "sample") +
-            "' noenhanced font ',17'\n";
+  script += "set title 'Training loss of " + run_title(result) + "' noenhanced font ',17'\n";
   script += "set xlabel 'step'\nset ylabel 'loss (" + objective_text(result.training) + ")'\n";
   const auto label = [&](const std::string& text, const char* height, const char* color) {
     script += "set label '" + text + "' at graph 0.5, screen " + height + " center noenhanced textcolor rgb '" + color +

@@ -230,6 +230,18 @@ std::string loss_text(double loss) {
   return format(size == 0 || (size >= 1 && size < 1e15) ? "%.2f" : "%.6g", loss);
 }
 
+std::string run_title(const RunResult& result) {
+  constexpr std::size_t kFirst = 4, kLast = 3;
+  const std::vector<std::int64_t>& widths = result.network.widths;
+  std::string text;
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    const bool left_out = widths.size() > kFirst + kLast + 1 && i >= kFirst && i < widths.size() - kLast;
+    if (left_out && i > kFirst) continue;
+    text += (i == 0 ? "" : "-") + (left_out ? "..." : std::to_string(widths[i]));
+  }
+  return text + (result.network.bias ? " with biases" : "") + " on " + counted(result.training.samples, "sample");
+}
+
 std::string percent_text(double share) { return format("%.2f %%", 100 * share); }
 
 std::string evaluation_line(const Evaluation& evaluation) {

@@ -98,6 +98,8 @@ struct RunResult {
   InputScaling scaling{}, target_scaling{};
 };
 
+/// "1000-100-1 with biases on 128 samples"; of deep networks the first and last layers.
+std::string run_title(const RunResult& result);
 /// "97.12 %".
 std::string percent_text(double share);
 /// "validation after 938 steps: loss 0.123, accuracy 97.12 %\n".

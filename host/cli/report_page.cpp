@@ -141,27 +141,6 @@ std::vector<std::string> lines_of(std::string_view text) {
   return lines;
 }
 
-std::string counted(std::int64_t number, const char* what) {
-  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
-}
-
-/// "1000-100-1"; of deep networks the first and last layers.
-std::string network_name(const NetworkSpec& network) {
-  constexpr std::size_t kFirst = 4, kLast = 3;
-  const std::size_t size = network.widths.size();
-  std::string text;
-  for (std::size_t i = 0; i < size; ++i) {
-    const bool left_out = size > kFirst + kLast + 1 && i >= kFirst && i < size - kLast;
-    if (left_out && i > kFirst) continue;
-    text += (i == 0 ? "" : "-") + (left_out ? "..." : std::to_string(network.widths[i]));
-  }
-  return text + (network.bias ? " with biases" : "");
-}
-
-std::string title_of(const RunResult& result) {
-  return network_name(result.network) + " on " + counted(result.training.samples, "sample");
-}
-
 // ---- How it ended
 
 /// The loss that the run ended with; none where it has none.
@@ -576,7 +555,7 @@ std::string command_line(const std::vector<Setting>& settings) {
 }
 
 std::string report_page(const RunResult& result, const ReportFacts& facts) {
-  const std::string title = title_of(result);
+  const std::string title = run_title(result);
   std::string what = facts.date + " · plan " + name(result.plan.executor) + " · " + name(result.training.precision);
   if (result.plan.formulation != Formulation::primal) what += std::string(" · ") + name(result.plan.formulation);
   what += " · seed " + std::to_string(result.training.seed);

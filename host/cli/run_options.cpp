@@ -307,7 +307,7 @@ void declare_run_options(OptionSet& options) {
   options.add_flag("--standardize-targets", "targets the same; losses are of these");
   options.group("Training");
   declare_loss(options);
-  options.add("--steps", "N", "500", "steps; in train 0: only the loss");
+  options.add("--steps", "N", "500", "steps; train takes 0 too: only the loss");
   options.add("--epochs", "E", "", "instead of --steps: ceil(E samples / batch size) steps");
   options.add("--batch-size", "B", "0", "samples of a step; 0: all");
   options.add_flag("--shuffle", "another order in each epoch; what batches do");

@@ -353,10 +353,10 @@ int run_train(const OptionSet& options) {
   const Parameters parameters = read_parameters(trainer, element_type(training.precision));
   if (!result.first_non_finite_step) result.inactive_layers = inactive_layers(run.network, parameters, looked_at);
   Problems problems;
-  ReportFacts facts;
+  std::string divergence;
   if (result.first_non_finite_step) {
     const std::int64_t step = *result.first_non_finite_step;
-    facts.problem =
+    divergence =
         "the run diverged: the loss of step " + std::to_string(step) + " is " +
         loss_text(report.losses[static_cast<std::size_t>(step)]) +
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; " + divergence_remedy(options)) +
@@ -364,18 +364,23 @@ int run_train(const OptionSet& options) {
                                           std::to_string(run.steps) + " steps, which --keep-going would not do"
                                     : "") +
         (outputs.save ? "; " + printable(run.save) + " was not written" : "");
-    problems.add(facts.problem);
+    problems.add(divergence);
   }
-  facts.date = now_text();
-  facts.steps_asked = run.steps;
-  if (!run.has_files())
-    facts.input_lines = std::to_string(run.rows) + (run.rows == 1 ? " sample" : " samples") +
-                        ", standard normal, drawn by seed " + std::to_string(training.seed) + "\n";
-  facts.input_lines += inputs;
-  facts.note_lines = size_notes + note_lines(result, looked_at.rows, training.samples);
-  facts.interrupted = interrupt() != 0;
-  facts.settings = settings_of(options, run, result);
-  facts.system = system_facts(caps);
+  const std::string notes = size_notes + note_lines(result, looked_at.rows, training.samples);
+  ReportFacts facts;
+  if (outputs.report) {
+    if (!run.has_files())
+      facts.input_lines =
+          counted(run.rows, "sample") + ", standard normal, drawn by seed " + std::to_string(training.seed) + "\n";
+    facts.input_lines += inputs;
+    facts.date = now_text();
+    facts.steps_asked = run.steps;
+    facts.note_lines = notes;
+    facts.problem = divergence;
+    facts.interrupted = interrupt() != 0;
+    facts.settings = settings_of(options, run, result);
+    facts.system = system_facts(caps);
+  }
   // Files first: the reader of the text, or of a pipe, may make the run wait, and a signal may then end it.
   const Writes writes = planned_writes(outputs, trainer, parameters, result, input_names, facts);
   std::string written;
@@ -383,7 +388,7 @@ int run_train(const OptionSet& options) {
   set_patience(kPatience);
   text.write(rest);
   if (text.wanted()) text.write(rows.text("after training", trainer));
-  text.write(preparation_line(result.preparation) + facts.note_lines);
+  text.write(preparation_line(result.preparation) + notes);
   write_outputs(writes, true, written, problems);
   text.write(summary(result) + written + "\n");
   problems.attempt([&] { text.check(); });

@@ -329,6 +329,17 @@ double draw_caption(const std::string& caption, double width, double top, std::s
   return y - top;
 }
 
+/// Adds the heading of a chart; returns where what is below it begins, `space` further down. Nothing for none.
+double draw_heading(const std::string& heading, double width, double space, std::string& markup) {
+  if (heading.empty()) return 0;
+  double y = 0;
+  for (const std::string& each : wrapped(heading, kBold * kHeadingSize, width)) {
+    markup += text(0, y + 19, Anchor::start, "heading", each);
+    y += 26;
+  }
+  return y + space;
+}
+
 }  // namespace
 
 bool has_place(Scale scale, double value) { return std::isfinite(value) && (scale == Scale::linear || value > 0); }
@@ -408,14 +419,7 @@ std::string line_chart(const LineChart& chart, Placement placement) {
   }
 
   std::string markup;
-  double y = 0;
-  if (!chart.heading.empty()) {
-    for (const std::string& each : wrapped(chart.heading, kBold * kHeadingSize, chart.width)) {
-      markup += text(0, y + 19, Anchor::start, "heading", each);
-      y += 26;
-    }
-    y += 6;
-  }
+  double y = draw_heading(chart.heading, chart.width, 6, markup);
   if (chart.series.size() > 1) y += draw_legend(chart, y, chart.width, markup) + 4;
   if (any) {
     const Axis x_axis = choose_axis({.scale = Scale::linear,
@@ -469,14 +473,7 @@ std::string line_chart(const LineChart& chart, Placement placement) {
 std::string bar_chart(const BarChart& chart, Placement placement) {
   constexpr double kBar = 20, kGap = 14, kNote = 18;
   std::string markup;
-  double y = 0;
-  if (!chart.heading.empty()) {
-    for (const std::string& each : wrapped(chart.heading, kBold * kHeadingSize, chart.width)) {
-      markup += text(0, y + 19, Anchor::start, "heading", each);
-      y += 26;
-    }
-    y += 10;
-  }
+  double y = draw_heading(chart.heading, chart.width, 10, markup);
   double labels = 0, texts = 0, most = 0;
   for (const Bar& bar : chart.bars) {
     labels = std::max(

@@ -76,8 +76,6 @@ std::string dots(double x, double y, bool downward) {
   return markup;
 }
 
-std::string counted(std::int64_t count) { return std::to_string(count); }
-
 }  // namespace
 
 std::string network_diagram(const NetworkSpec& network, Placement placement, double width) {
@@ -91,7 +89,7 @@ std::string network_diagram(const NetworkSpec& network, Placement placement, dou
   // Where wide numbers would touch, every second one is a row lower.
   double row = 0;
   for (const Column& column : columns)
-    if (kBold * text_width(counted(column.width), kFontSize) > step) row = 22;
+    if (kBold * text_width(std::to_string(column.width), kFontSize) > step) row = 22;
   std::string edges, nodes;
   for (std::size_t i = 0; i < columns.size(); ++i) {
     const Column& column = columns[i];
@@ -103,8 +101,8 @@ std::string network_diagram(const NetworkSpec& network, Placement placement, dou
     if (column.width == 0) nodes += dots(column.x, kTop + kUnits / 2, false);
     if (!column.heading.empty()) nodes += text(column.x, 18, Anchor::middle, "muted", column.heading);
     if (column.width != 0)
-      nodes +=
-          text(column.x, kTop + kUnits + 26 + (i % 2 == 1 ? row : 0), Anchor::middle, "strong", counted(column.width));
+      nodes += text(column.x, kTop + kUnits + 26 + (i % 2 == 1 ? row : 0), Anchor::middle, "strong",
+                    std::to_string(column.width));
   }
   const std::string hidden = activation_text(network.activation, network.leaky_slope);
   const std::string output = activation_text(network.output_activation, network.leaky_slope);
@@ -117,7 +115,7 @@ std::string network_diagram(const NetworkSpec& network, Placement placement, dou
   }
   std::string widths;
   for (const Column& column : columns)
-    widths += (widths.empty() ? "" : "-") + (column.width == 0 ? "..." : counted(column.width));
+    widths += (widths.empty() ? "" : "-") + (column.width == 0 ? "..." : std::to_string(column.width));
   return picture({width, bottom + 10, "Network " + widths,
                   "The layers as columns of units, every unit connected with all of the next layer; " + facts},
                  placement, edges + nodes);
