@@ -1,8 +1,10 @@
 # The CUDA part of deviceloop_objects: .cpp by the host's compiler, .cu by nvcc; and of deviceloop_options: nvcc's options.
 target_sources(deviceloop_objects PRIVATE
+  cuda/device_arrays.cpp
   cuda/device_query.cpp
   cuda/executors/graph_executor.cpp
   cuda/executors/persistent_executor.cpp
+  cuda/kernels/arrays.cu
   cuda/kernels/bias.cu
   cuda/kernels/elementwise.cu
   cuda/kernels/evaluation.cu

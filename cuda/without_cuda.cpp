@@ -19,12 +19,24 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<Executor> make_graph_executor(const NetworkSpec&, const TrainingSpec&, const Decision&) {
+std::unique_ptr<Executor> make_graph_executor(const NetworkSpec&, const TrainingSpec&, const Decision&,
+                                              const Surroundings&) {
   refuse(ExecutorKind::graph);
 }
-std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec&, const TrainingSpec&, const Decision&) {
+std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec&, const TrainingSpec&, const Decision&,
+                                                   const Surroundings&) {
   refuse(ExecutorKind::persistent);
 }
+
+void check_device_range(const void*, std::uint64_t, int, const std::string& what) {
+  throw Unsupported(what + " lies in device memory: built without CUDA; pass a view of host memory");
+}
+
+// Nothing is in a GPU's memory where check_device_range has refused it.
+std::optional<NonFinite> find_wrong_on_device(const ConstMatrix&, const ElementRule&, int, const CudaOptions&) {
+  return {};
+}
+void download_from_device(Matrix, const ConstMatrix&, int, const CudaOptions&) {}
 
 namespace cuda {
 namespace {

@@ -2,13 +2,16 @@
 // them in cuda/without_cuda.cpp.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
 #include "executor.h"
+#include "matrix_ops.h"
 #include "planning/decision.h"
 
 namespace deviceloop {
@@ -27,9 +30,21 @@ const char* cuda_toolkit();
 /// assumed.
 /// @{
 std::unique_ptr<Executor> make_graph_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                              const Decision& decision);
+                                              const Decision& decision, const Surroundings& surroundings);
 std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                                   const Decision& decision);
+                                                   const Decision& decision, const Surroundings& surroundings);
+/// @}
+
+/// Throws InvalidArgument unless the range lies in memory of that device; `what` names it in the message. Runs nothing.
+void check_device_range(const void* data, std::uint64_t bytes, int device, const std::string& what);
+
+/// Of matrices in memory of that device, behind what the stream of the options holds; both wait.
+/// @{
+/// The first element that breaks the rule, in row order.
+std::optional<NonFinite> find_wrong_on_device(const ConstMatrix& matrix, const ElementRule& rule, int device,
+                                              const CudaOptions& options);
+/// A copy, of the same type and shape, without gaps.
+void download_from_device(Matrix to, const ConstMatrix& from, int device, const CudaOptions& options);
 /// @}
 
 }  // namespace deviceloop

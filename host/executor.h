@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <deviceloop/cuda_options.h>
 #include <deviceloop/error.h>
 #include <deviceloop/matrix.h>
 #include <deviceloop/plan.h>
@@ -28,6 +29,18 @@ class RunEnded final : public Error {
   std::int64_t steps_;
 };
 
+/// Data for training; `sample_weights` is empty where samples have none.
+struct TrainingData {
+  ConstMatrix x{}, y{}, sample_weights{};
+};
+
+/// What an executor of a GPU shares with its application: the stream and the memory, and of the data those arrays that
+/// TrainingSpec::in_place says are read where they lie; the others are not used.
+struct Surroundings {
+  const CudaOptions& cuda;
+  TrainingData data{};
+};
+
 /// Of validation data.
 struct EvaluationSums {
   double loss = 0;     ///< summed or averaged, as TrainingSpec::reduction says
@@ -36,7 +49,9 @@ struct EvaluationSums {
 
 /// Made for one network, one number of samples and one plan. The constructor does all work that is done only once, so
 /// that the first step takes as long as any other. All of its state is 0 until it is written. The trainer has checked
-/// every argument. Not for use by two threads at once.
+/// every argument: matrices in device memory are of the executor's device, and there is one only on a GPU. What is done
+/// with them is enqueued on its stream, and not waited for unless a function says so. Not for use by two threads at
+/// once.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -45,8 +60,11 @@ class Executor {
   const Preparation& preparation() const { return preparation_; }
 
   /// Takes a copy of x [samples, in_features], y [samples, outputs] and, with TrainingSpec::sample_weights,
-  /// `sample_weights` [samples, 1], converted to the working precision.
-  virtual void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) = 0;
+  /// `sample_weights` [samples, 1], converted to the working precision; those of TrainingSpec::in_place it reads where
+  /// they lie from now on.
+  virtual void set_data(const TrainingData& data) = 0;
+  /// The caller has written to what of the data is in device memory: copies of it are made anew.
+  virtual void data_changed() {}
 
   /// Issues `steps` more steps and may return before they are done. The loss of each is kept until it is fetched. The
   /// optimizer has taken `first_step` steps before.
@@ -54,7 +72,15 @@ class Executor {
   /// Fetches the next out.size() losses in order of steps; waits for those steps. out.size() is at most the number of
   /// steps enqueued and not fetched yet.
   virtual void losses(std::span<double> out) = 0;
-  /// Waits for all enqueued steps; the parameters are then those after the last step.
+  /// How many losses can be fetched without waiting, or a little fewer.
+  virtual std::int64_t losses_here() = 0;
+  /// Enqueues what a run owes after its last step; the parameters are then those after it, for what follows on the
+  /// stream.
+  virtual void end_run() {}
+  /// Enqueues one step and nothing else, so that a stream that is being captured takes it into its graph. Its loss goes
+  /// to *loss in device memory, unless that is null.
+  virtual void enqueue_step(double* loss) = 0;
+  /// end_run(), and waits for all enqueued steps; the parameters are then those after the last step.
   virtual void finish() = 0;
   /// The loss of the current parameters, of the batch of a step that follows `step` others. Call it after finish().
   virtual double loss(std::int64_t step) = 0;

@@ -33,11 +33,10 @@ BitsOf<T> magnitude(T value) {
 template <class T>
 constexpr BitsOf<T> kInfinity = std::bit_cast<BitsOf<T>>(std::numeric_limits<T>::infinity());
 
-/// The smallest magnitude of an In that is not finite as an As: a double becomes infinite when rounded to float, from
-/// halfway between float's largest number and the next power of two on.
+/// The smallest magnitude of an In that is not finite as an As.
 template <class As, class In>
 constexpr BitsOf<In> kLeastRefused = sizeof(As) < sizeof(In)
-                                         ? std::bit_cast<BitsOf<In>>(static_cast<In>(0x1.ffffffp127))
+                                         ? std::bit_cast<BitsOf<In>>(static_cast<In>(kLeastInfiniteFloat))
                                          : kInfinity<In>;
 
 /// A refused number as a double. The compiler may assume that a conversion raises no exception, so none is used: a
@@ -62,12 +61,22 @@ bool is_address_range(const void* data, std::uint64_t bytes) {
   return bytes <= kMost && reinterpret_cast<std::uintptr_t>(data) <= UINTPTR_MAX - bytes;
 }
 
+std::uint64_t spanned_bytes(const ConstMatrix& view) {
+  return (static_cast<std::uint64_t>(view.rows - 1) * static_cast<std::uint64_t>(view.row_stride) +
+          static_cast<std::uint64_t>(view.columns)) *
+         size_of(view.type);
+}
+
 void check_host_view(const ConstMatrix& view, const std::string& what) {
+  if (view.space != MemorySpace::host)
+    throw InvalidArgument(what + " lies in device memory; pass a view of host memory");
+  check_view(view, what);
+}
+
+void check_view(const ConstMatrix& view, const std::string& what) {
   const std::string shape = "[" + std::to_string(view.rows) + ", " + std::to_string(view.columns) + "]";
   if (view.rows < 0 || view.columns < 0)
     throw InvalidArgument(what + " has the shape " + shape + "; rows and columns must not be negative");
-  if (view.space != MemorySpace::host)
-    throw InvalidArgument(what + " lies in device memory; pass a view of host memory");
   if (view.rows == 0 || view.columns == 0) return;
   if (view.data == nullptr) throw InvalidArgument(what + " is null; pass " + shape + " elements");
   if (view.row_stride < view.columns)
@@ -126,9 +135,27 @@ std::string describe(const NonFinite& where, ElementType type) {
   return text + " (counted from 0)";
 }
 
+void refuse_element(const ElementRule& rule, const NonFinite& where, const std::string& what) {
+  char text[32];
+  switch (rule.kind) {
+    case ElementRule::Kind::finite:
+      break;
+    case ElementRule::Kind::weight:
+      if (!is_finite(where.value) || where.value > 0) break;
+      std::snprintf(text, sizeof text, "%g", where.value);
+      throw InvalidArgument(what + ": row " + std::to_string(where.row) + " is " + text +
+                            " (counted from 0), and the weights of samples must not be negative");
+    case ElementRule::Kind::class_number:
+      std::snprintf(text, sizeof text, "%.10g", where.value);
+      throw InvalidArgument(what + ": row " + std::to_string(where.row) + " is " + text +
+                            ", and classes are the whole numbers from 0 to " + std::to_string(rule.classes - 1) +
+                            " (rows counted from 0); give the network more outputs or mend the row");
+  }
+  throw InvalidArgument(what + ": " + describe(where, rule.type) + "; replace or drop such samples");
+}
+
 void check_finite(ConstMatrix in, ElementType type, const std::string& what) {
-  if (const auto bad = find_non_finite(in, type))
-    throw InvalidArgument(what + ": " + describe(*bad, type) + "; replace or drop such samples");
+  if (const auto bad = find_non_finite(in, type)) refuse_element({ElementRule::Kind::finite, type, 0}, *bad, what);
 }
 
 void check_weights(ConstMatrix in, ElementType type, const std::string& what) {
@@ -136,11 +163,7 @@ void check_weights(ConstMatrix in, ElementType type, const std::string& what) {
   with_type(in.type, [&]<class In>(In*) {
     for (std::int64_t row = 0; row < in.rows; ++row) {
       const auto weight = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
-      if (weight >= 0) continue;
-      char text[32];
-      std::snprintf(text, sizeof text, "%g", weight);
-      throw InvalidArgument(what + ": row " + std::to_string(row) + " is " + text +
-                            " (counted from 0), and the weights of samples must not be negative");
+      if (!(weight >= 0)) refuse_element({ElementRule::Kind::weight, type, 0}, {row, 0, weight}, what);
     }
   });
 }
@@ -150,11 +173,7 @@ void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what
     for (std::int64_t row = 0; row < in.rows; ++row) {
       const auto number = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
       if (number >= 0 && number < static_cast<double>(classes) && number == std::trunc(number)) continue;
-      char text[32];
-      std::snprintf(text, sizeof text, "%.10g", number);
-      throw InvalidArgument(what + ": row " + std::to_string(row) + " is " + text +
-                            ", and classes are the whole numbers from 0 to " + std::to_string(classes - 1) +
-                            " (rows counted from 0); give the network more outputs or mend the row");
+      refuse_element({ElementRule::Kind::class_number, in.type, classes}, {row, 0, number}, what);
     }
   });
 }

@@ -10,6 +10,7 @@
 
 #include <deviceloop/matrix.h>
 
+#include "element_rule.h"
 #include "floating_point.h"
 
 namespace deviceloop {
@@ -30,9 +31,14 @@ auto with_type(ElementType type, F f) {
 /// with which reading would fault.
 bool is_address_range(const void* data, std::uint64_t bytes);
 
-/// Throws InvalidArgument unless `view` is a readable host matrix: data not null (unless empty), sizes not negative, a
-/// stride of at least `columns`, an address range that exists in some address space. `what` names it in the message.
+/// Throws InvalidArgument unless `view` can be a matrix: data not null (unless empty), sizes not negative, a stride of at
+/// least `columns`, an address range that exists in some address space. `what` names it in the message.
+void check_view(const ConstMatrix& view, const std::string& what);
+/// The same, and that it lies in the host's memory.
 void check_host_view(const ConstMatrix& view, const std::string& what);
+
+/// From the first byte of a matrix that has elements to the end of its last one.
+std::uint64_t spanned_bytes(const ConstMatrix& view);
 
 /// The block of a Matrix or ConstMatrix that begins at (row, column).
 template <class View>
@@ -74,6 +80,7 @@ bool is_finite(double value);
 /// The value; any NaN becomes the quiet NaN, for which printf does not raise a floating-point exception either.
 double quieted(double value);
 
+/// An element that must not be there.
 struct NonFinite {
   std::int64_t row = 0;
   std::int64_t column = 0;
@@ -86,6 +93,9 @@ std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type);
 
 /// "row 3, column 17 is nan (counted from 0)", "row 3, column 17 is 1e+300, which fp32 cannot hold (counted from 0)".
 std::string describe(const NonFinite& where, ElementType type);
+
+/// Throws InvalidArgument for an element that breaks the rule.
+[[noreturn]] void refuse_element(const ElementRule& rule, const NonFinite& where, const std::string& what);
 
 /// Throws InvalidArgument where find_non_finite finds something; `what` names the matrix.
 void check_finite(ConstMatrix in, ElementType type, const std::string& what);

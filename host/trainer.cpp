@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <deque>
+#include <utility>
 
 #include <deviceloop/error.h>
 #include <deviceloop/random.h>
 
 #include "accuracy.h"
+#include "cuda_entry.h"
 #include "executor.h"
 #include "files/output_file.h"
 #include "files/weights.h"
@@ -34,6 +37,17 @@ std::string shape(const ConstMatrix& matrix) {
   return "[" + std::to_string(matrix.rows) + ", " + std::to_string(matrix.columns) + "]";
 }
 
+/// Of which arrays a kernel can read the elements as they lie: in a GPU's memory, in the working precision, row on row,
+/// aligned as what cudaMalloc returns.
+DataInPlace in_place(const TrainingData& data, Precision precision) {
+  constexpr std::uintptr_t kAlignment = 256;
+  const auto is_ready = [&](const ConstMatrix& matrix) {
+    return matrix.space == MemorySpace::device && matrix.type == element_type(precision) &&
+           matrix.row_stride == matrix.columns && reinterpret_cast<std::uintptr_t>(matrix.data) % kAlignment == 0;
+  };
+  return {is_ready(data.x), is_ready(data.y), is_ready(data.sample_weights)};
+}
+
 double deviation_of(Init init, const ParameterInfo& weight) {
   switch (init) {
     case Init::normal:
@@ -53,9 +67,20 @@ std::optional<double> TrainReport::us_per_step() const {
   return total_ms * 1000 / static_cast<double>(losses.size());
 }
 
+/// A run that train_async has enqueued: what is known of it.
+struct TrainRun::State {
+  Trainer::Impl* trainer;  ///< null once all is collected, or the trainer does not exist any more
+  TrainReport report;
+  std::chrono::steady_clock::time_point begin;
+  std::int64_t steps = 0;                ///< enqueued
+  std::vector<std::int64_t> evaluated;   ///< after how many steps of all
+  bool is_collected = false;
+};
+
 struct Trainer::Impl {
   NetworkSpec network;
   TrainingSpec training;
+  CudaOptions cuda;
   std::optional<ExecutorKind> forced;
   DeviceCaps caps;
   Decision decision;
@@ -70,8 +95,11 @@ struct Trainer::Impl {
   HostMatrix validation_x, validation_y;  ///< in the working precision; the executor has no other copy on the host
   Watcher watcher;
   Preparation preparation;  ///< since the last call of train
+  std::deque<std::shared_ptr<TrainRun::State>> runs;  ///< of train_async, that were not collected yet, in order
+  bool has_device_data = false;                       ///< some of it in a GPU's memory
 
   ~Impl() {
+    for (const auto& run : runs) run->trainer = nullptr;
     // In a child of fork() the executor's threads do not exist and its locks may be held for ever, so it is not
     // destroyed.
     if (getpid() != process) executor.release();
@@ -137,11 +165,12 @@ struct Trainer::Impl {
     return values;
   }
 
-  void need_executor() {
+  /// `data` as of Surroundings.
+  void need_executor(const TrainingData& data = {}) {
     if (executor) return;
     if (state.empty()) state = drawn(training.seed, Init::normal);
     preparation.lap("data");
-    std::unique_ptr<Executor> made = make_executor(network, training, decision);
+    std::unique_ptr<Executor> made = make_executor(network, training, decision, {cuda, data});
     for (const PreparationStage& stage : made->preparation().stages()) preparation.add(stage);
     preparation.restart();
     for (std::size_t index = 0; index < state.size(); ++index)
@@ -166,6 +195,50 @@ struct Trainer::Impl {
     return made;
   }
 
+  /// Throws where a run of so many steps cannot begin; `call` names the function.
+  void check_run(const char* call, std::int64_t steps) const {
+    check_process();
+    need_data(call);
+    if (steps < 0)
+      throw InvalidArgument("the number of steps is " + std::to_string(steps) + "; it must not be negative");
+    const std::uint64_t memory = caps.cpu.memory_bytes != 0 ? caps.cpu.memory_bytes : std::uint64_t{1} << 40;
+    if (static_cast<std::uint64_t>(steps) > memory / (2 * sizeof(double)))
+      throw InvalidArgument("the losses of " + std::to_string(steps) +
+                            " steps do not fit into memory; train fewer steps a call");
+    const Watch& watch = training.watch;
+    if (!has_validation() && (watch.patience > 0 || watch.keep_best))
+      throw InvalidArgument(std::string(watch.patience > 0 ? "Watch::patience" : "Watch::keep_best") +
+                            " needs validation data; call set_validation first");
+  }
+
+  TrainReport begin_report() {
+    TrainReport report;
+    report.plan = decision.plan;
+    report.first_step = steps_done;
+    report.preparation = preparation.take();
+    for (const PreparationStage& stage : report.preparation) report.prepare_ms += stage.ms;
+    return report;
+  }
+
+  /// Enqueues `count` steps, and evaluations at the borders among them, whose steps it adds to `evaluated`; counts in
+  /// `taken`. Whether the last step is at a border.
+  bool enqueue_steps(std::int64_t count, std::int64_t& taken, std::vector<std::int64_t>& evaluated) {
+    bool is_at_border = false;
+    while (taken < count) {
+      const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
+      const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
+      executor->enqueue(optimizer_steps, now);
+      taken += now;
+      steps_done += now;
+      optimizer_steps += now;
+      is_at_border = now == border;
+      if (!is_at_border || !has_validation()) continue;
+      executor->enqueue_evaluation(true);
+      evaluated.push_back(steps_done);
+    }
+    return is_at_border;
+  }
+
   /// Takes `count` steps and evaluates at the borders among them; adds to the report what they give. Whether the last
   /// one is at a border. Throws RunEnded with all steps of the report.
   bool take_steps(std::int64_t count, TrainReport& report) {
@@ -184,18 +257,7 @@ struct Trainer::Impl {
     };
     std::int64_t taken = 0;
     try {
-      while (taken < count) {
-        const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
-        const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
-        executor->enqueue(optimizer_steps, now);
-        taken += now;
-        steps_done += now;
-        optimizer_steps += now;
-        is_at_border = now == border;
-        if (!is_at_border || !has_validation()) continue;
-        executor->enqueue_evaluation(true);
-        evaluated.push_back(steps_done);
-      }
+      is_at_border = enqueue_steps(count, taken, evaluated);
     } catch (const RunEnded& end) {
       collect(taken);
       steps_done += end.steps();
@@ -206,11 +268,83 @@ struct Trainer::Impl {
     return is_at_border;
   }
 
+  /// The losses and evaluations of runs that train_async has enqueued, of all or up to `last`; waits for them.
+  void collect_runs(const TrainRun::State* last = nullptr) {
+    while (!runs.empty() && !(last != nullptr && last->is_collected)) {
+      TrainRun::State& run = *runs.front();
+      TrainReport& report = run.report;
+      collect_losses(run, run.steps);
+      std::vector<EvaluationSums> sums(run.evaluated.size());
+      executor->evaluations(sums);
+      for (std::size_t i = 0; i < sums.size(); ++i) {
+        report.evaluations.push_back(evaluation_of(sums[i], run.evaluated[i]));
+        watcher.add(report.evaluations.back());
+      }
+      const auto bad = std::find_if(report.losses.begin(), report.losses.end(),
+                                    [](double loss) { return !std::isfinite(loss); });
+      if (bad != report.losses.end()) report.first_non_finite_step = report.first_step + (bad - report.losses.begin());
+      report.total_ms =
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - run.begin).count();
+      run.is_collected = true;
+      run.trainer = nullptr;
+      runs.pop_front();
+    }
+  }
+
+  /// The losses of the first run, until it has so many.
+  void collect_losses(TrainRun::State& run, std::int64_t count) {
+    std::vector<double>& losses = run.report.losses;
+    const std::size_t before = losses.size();
+    losses.resize(static_cast<std::size_t>(count));
+    executor->losses(std::span(losses).subspan(before));
+  }
+
+  /// What is on the host already.
+  void collect_what_is_here() {
+    while (!runs.empty()) {
+      TrainRun::State& run = *runs.front();
+      const std::int64_t missing = run.steps - run.report.steps(), here = std::min(executor->losses_here(), missing);
+      collect_losses(run, run.report.steps() + here);
+      if (here < missing) return;
+      collect_runs(&run);
+    }
+  }
+
+  bool is_on_gpu() const { return row_of(decision.plan.executor).is_on_gpu; }
+
+  /// Throws unless the view can be a matrix, in the host's memory or in that of the plan's GPU.
+  void check_any_view(const ConstMatrix& view, const std::string& what) const {
+    check_view(view, what);
+    if (view.space == MemorySpace::device) check_device_view(view, decision.plan, what);
+  }
+
+  static void check_device_view(const ConstMatrix& view, const Plan& plan, const std::string& what) {
+    if (!row_of(plan.executor).is_on_gpu)
+      throw InvalidArgument(what + " lies in a GPU's memory, and the plan 'cpu' reads the host's; ask for a GPU by "
+                            "TrainingSpec::device = {DeviceKind::cuda}, or copy the array to the host");
+    if (view.rows > 0 && view.columns > 0) check_device_range(view.data, spanned_bytes(view), plan.device, what);
+  }
+
+  /// Of a matrix in the memory of the plan's GPU; `plan` is that of the run to be.
+  void check_on_device(const ConstMatrix& view, const ElementRule& rule, const std::string& what,
+                       const Plan& plan) const {
+    if (view.space == MemorySpace::host) return;
+    if (const auto wrong = find_wrong_on_device(view, rule, plan.device, cuda)) refuse_element(rule, *wrong, what);
+  }
+
+  /// A matrix in the host's memory as it is, one in a GPU's memory copied to `copy`.
+  ConstMatrix on_host(const ConstMatrix& view, HostMatrix& copy) const {
+    if (view.space == MemorySpace::host) return view;
+    copy = HostMatrix(view.type, view.rows, view.columns);
+    download_from_device(copy.view(), view, decision.plan.device, cuda);
+    return std::as_const(copy).view();
+  }
+
   /// Throws where x and y, of data or of validation data, do not belong to the network and each other; whether y is
   /// classes.
   bool check_shapes(const ConstMatrix& x, const ConstMatrix& y) const {
-    check_host_view(x, "x");
-    check_host_view(y, "y");
+    check_view(x, "x");
+    check_view(y, "y");
     const std::int64_t inputs = network.widths.front(), outputs = network.widths.back();
     if (x.columns != inputs)
       throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) +
@@ -227,16 +361,29 @@ struct Trainer::Impl {
     return may_be_classes && y.columns == 1;
   }
 
+  /// Of matrices in the host's memory; those in a GPU's are for check_device_elements.
   void check_elements(const ConstMatrix& x, const ConstMatrix& y, bool has_classes, const std::string& x_name,
                       const std::string& y_name) const {
-    check_finite(x, element_type(training.precision), x_name);
-    check_finite(y, element_type(training.precision), y_name);
+    if (x.space == MemorySpace::host) check_finite(x, element_type(training.precision), x_name);
+    if (y.space == MemorySpace::host) check_finite(y, element_type(training.precision), y_name);
     if (!has_classes) return;
     if (training.precision == Precision::fp32 && network.widths.back() > kMostFloatClasses)
       throw InvalidArgument("fp32 holds the numbers of " + std::to_string(kMostFloatClasses) +
                             " classes exactly, and the network has " + std::to_string(network.widths.back()) +
                             " outputs; use fp64");
-    check_classes(y, network.widths.back(), y_name);
+    if (y.space == MemorySpace::host) check_classes(y, network.widths.back(), y_name);
+  }
+
+  /// The same of those in a GPU's.
+  void check_device_elements(const TrainingData& data, bool has_classes, const std::string& x_name,
+                             const std::string& y_name, const std::string& weights_name, const Plan& plan) const {
+    const ElementType type = element_type(training.precision);
+    check_on_device(data.x, {ElementRule::Kind::finite, type, 0}, x_name, plan);
+    check_on_device(data.y,
+                    {has_classes ? ElementRule::Kind::class_number : ElementRule::Kind::finite, type,
+                     network.widths.back()},
+                    y_name, plan);
+    check_on_device(data.sample_weights, {ElementRule::Kind::weight, type, 0}, weights_name, plan);
   }
 
   int index_of(int layer, bool is_bias) const {
@@ -250,7 +397,7 @@ struct Trainer::Impl {
 
   void check_parameter(int index, const ConstMatrix& view) const {
     const ParameterInfo& info = layout[static_cast<std::size_t>(index)];
-    check_host_view(view, "parameter " + info.name);
+    check_any_view(view, "parameter " + info.name);
     if (view.rows != info.rows || view.columns != info.columns)
       throw InvalidArgument("parameter " + info.name + " is [" + std::to_string(info.rows) + ", " +
                             std::to_string(info.columns) + "], the matrix is " + shape(view) +
@@ -261,7 +408,10 @@ struct Trainer::Impl {
     const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, out);
-    if (executor) return executor->read_state(index, out);
+    if (executor || out.space == MemorySpace::device) {
+      const_cast<Impl*>(this)->need_executor();
+      return executor->read_state(index, out);
+    }
     convert(out, copied_state(parameter_count())[static_cast<std::size_t>(index)].view());
   }
 
@@ -269,7 +419,14 @@ struct Trainer::Impl {
     const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, in);
-    check_finite(in, element_type(training.precision), "parameter " + layout[static_cast<std::size_t>(index)].name);
+    const std::string name = "parameter " + layout[static_cast<std::size_t>(index)].name;
+    const ElementType type = element_type(training.precision);
+    if (in.space == MemorySpace::device) {
+      check_on_device(in, {ElementRule::Kind::finite, type, 0}, name, decision.plan);
+      need_executor();
+    } else {
+      check_finite(in, type, name);
+    }
     forget_evaluations();
     if (executor) return executor->write_state(index, in);
     if (state.empty()) state = drawn(training.seed, Init::normal);
@@ -287,6 +444,13 @@ Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<Execu
   DeviceCaps here = query_caps_for(training.device);
   impl_->preparation.lap("devices");
   impl_->decide(std::move(network), training, forced, std::move(here));
+}
+
+Trainer::Trainer(NetworkSpec network, TrainingSpec training, CudaOptions cuda, std::optional<ExecutorKind> forced)
+    : Trainer(std::move(network), training, forced) {
+  if (static_cast<bool>(cuda.allocate) != static_cast<bool>(cuda.free))
+    throw InvalidArgument("CudaOptions has one of allocate and free; give both or none");
+  impl_->cuda = std::move(cuda);
 }
 
 Trainer::Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps)
@@ -313,43 +477,69 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   self.check_process();
   const bool has_classes = self.check_shapes(x, y);
   if (x.rows == 0) throw InvalidArgument("x and y have no rows; pass at least one sample");
+  const TrainingData data{x, y, sample_weights != nullptr ? *sample_weights : ConstMatrix()};
   if (sample_weights != nullptr) {
-    check_host_view(*sample_weights, "sample_weights");
-    if (sample_weights->rows != x.rows || sample_weights->columns != 1)
-      throw InvalidArgument("sample_weights is " + shape(*sample_weights) + "; it must be [" + std::to_string(x.rows) +
-                            ", 1], one weight for each row of x");
+    check_view(data.sample_weights, "sample_weights");
+    if (data.sample_weights.rows != x.rows || data.sample_weights.columns != 1)
+      throw InvalidArgument("sample_weights is " + shape(data.sample_weights) + "; it must be [" +
+                            std::to_string(x.rows) + ", 1], one weight for each row of x");
   }
+  const auto is_on_gpu = [](const ConstMatrix& matrix) { return matrix.space == MemorySpace::device; };
+  const bool has_device_data = is_on_gpu(x) || is_on_gpu(y) || is_on_gpu(data.sample_weights);
   self.preparation.restart();
   TrainingSpec training = self.training;
   training.samples = x.rows;
   training.class_targets = has_classes;
   training.sample_weights = sample_weights != nullptr;
+  training.in_place = in_place(data, training.precision);
+  if (has_device_data && training.device.kind == DeviceKind::automatic) training.device.kind = DeviceKind::cuda;
   const bool needs_executor = !self.executor || self.training.samples != training.samples ||
                               self.training.class_targets != training.class_targets ||
-                              self.training.sample_weights != training.sample_weights;
+                              self.training.sample_weights != training.sample_weights ||
+                              self.training.in_place != training.in_place ||
+                              self.training.device.kind != training.device.kind;
   Decision decision;
   // Before the first element is read, because a view with more rows than the machine has memory for is a mistake.
   if (needs_executor) {
     decision = decide_here(self.network, training, self.caps, self.forced);
     self.preparation.lap("plan");
   }
+  const Plan& plan = needs_executor ? decision.plan : self.decision.plan;
+  for (const auto& [view, what] : {std::pair(&data.x, "x"), std::pair(&data.y, "y"),
+                                   std::pair(&data.sample_weights, "sample_weights")})
+    if (is_on_gpu(*view)) Trainer::Impl::check_device_view(*view, plan, what);
   self.check_elements(x, y, has_classes, x_name, y_name);
-  if (sample_weights != nullptr) check_weights(*sample_weights, element_type(training.precision), weights_name);
+  if (sample_weights != nullptr && !is_on_gpu(data.sample_weights))
+    check_weights(data.sample_weights, element_type(training.precision), weights_name);
+  self.check_device_elements(data, has_classes, x_name, y_name, weights_name, plan);
   self.preparation.lap("data");
 
   if (needs_executor) {
     // From here on the state is on the host, so that it is kept if making the new executor fails.
+    self.collect_runs();
     self.state = self.copied_state(self.layout.size());
     self.executor.reset();
     self.has_data = false;
     self.training = training;
     self.decision = std::move(decision);
-    self.need_executor();
+    self.need_executor(data);
   }
   self.forget_evaluations();
-  self.executor->set_data(x, y, sample_weights != nullptr ? *sample_weights : ConstMatrix());
+  self.executor->set_data(data);
   self.has_data = true;
+  self.has_device_data = has_device_data;
   self.preparation.lap("data");
+}
+
+void Trainer::data_changed() {
+  const DefaultFloatingPoint floating_point;
+  impl_->check_process();
+  impl_->need_data("data_changed");
+  if (!impl_->has_device_data)
+    throw InvalidArgument(
+        "Trainer::data_changed is for arrays in a GPU's memory, and set_data got those of the host, which it has copied; "
+        "call set_data again");
+  impl_->executor->data_changed();
 }
 
 void Trainer::set_validation(ConstMatrix x, ConstMatrix y) {
@@ -362,6 +552,11 @@ void TrainerAccess::set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix 
   Trainer::Impl& self = *trainer.impl_;
   self.check_process();
   const bool has_classes = self.check_shapes(x, y);
+  for (const auto& [view, what] : {std::pair(&x, "validation x"), std::pair(&y, "validation y")})
+    if (view->space == MemorySpace::device) Trainer::Impl::check_device_view(*view, self.decision.plan, what);
+  HostMatrix copy_of_x, copy_of_y;
+  x = self.on_host(x, copy_of_x);
+  y = self.on_host(y, copy_of_y);
   self.check_elements(x, y, has_classes, x_name, y_name);
   HostMatrix in_precision_x(element_type(self.training.precision), x.rows, x.columns);
   HostMatrix in_precision_y(element_type(self.training.precision), y.rows, y.columns);
@@ -438,22 +633,13 @@ void Trainer::save_state(const std::string& path) const {
 TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, std::int64_t steps_per_callback) {
   std::optional<DefaultFloatingPoint> floating_point(std::in_place);
   Impl& self = *impl_;
-  self.check_process();
-  self.need_data("train");
-  if (steps < 0) throw InvalidArgument("the number of steps is " + std::to_string(steps) + "; it must not be negative");
+  self.check_run("train", steps);
   if (steps_per_callback < 0)
     throw InvalidArgument("steps_per_callback is " + std::to_string(steps_per_callback) +
                           "; it is 0 (automatic) or at least 1");
-  const std::uint64_t memory = self.caps.cpu.memory_bytes != 0 ? self.caps.cpu.memory_bytes : std::uint64_t{1} << 40;
-  if (static_cast<std::uint64_t>(steps) > memory / (2 * sizeof(double)))
-    throw InvalidArgument("the losses of " + std::to_string(steps) +
-                          " steps do not fit into memory; train fewer steps a call");
-
   const Watch& watch = self.training.watch;
-  if (!self.has_validation() && (watch.patience > 0 || watch.keep_best))
-    throw InvalidArgument(std::string(watch.patience > 0 ? "Watch::patience" : "Watch::keep_best") +
-                          " needs validation data; call set_validation first");
   const bool may_end = watch.patience > 0 || watch.target_loss;
+  self.collect_runs();
 
   std::int64_t chunk = steps;
   if (callback) {
@@ -463,11 +649,7 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
                          std::int64_t{1}, kMaxChunk);
   }
 
-  TrainReport report;
-  report.plan = self.decision.plan;
-  report.first_step = self.steps_done;
-  report.preparation = self.preparation.take();
-  for (const PreparationStage& stage : report.preparation) report.prepare_ms += stage.ms;
+  TrainReport report = self.begin_report();
   report.losses.reserve(static_cast<std::size_t>(steps));
   const auto begin = std::chrono::steady_clock::now();
   // Of what the callback has not seen: the first loss and the first evaluation, and since when they are under way.
@@ -523,6 +705,65 @@ TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, st
   return report;
 }
 
+TrainRun Trainer::train_async(std::int64_t steps) {
+  const DefaultFloatingPoint floating_point;
+  Impl& self = *impl_;
+  self.check_run("train_async", steps);
+  const Watch& watch = self.training.watch;
+  if (watch.patience > 0 || watch.target_loss)
+    throw InvalidArgument(std::string("train_async does not wait, and ") +
+                          (watch.patience > 0 ? "Watch::patience" : "Watch::target_loss") +
+                          " lets the host decide at each border whether the run goes on; use train");
+  self.collect_what_is_here();
+  auto run = std::make_shared<TrainRun::State>();
+  run->trainer = &self;
+  run->report = self.begin_report();
+  run->begin = std::chrono::steady_clock::now();
+  run->steps = 0;
+  try {
+    self.enqueue_steps(steps, run->steps, run->evaluated);
+  } catch (const RunEnded& end) {
+    throw Error("train_async ended after " + std::to_string(run->steps + end.steps()) + " of " + std::to_string(steps) +
+                " steps: " + end.what());
+  }
+  self.executor->end_run();
+  run->report.algorithms = self.executor->algorithms();
+  self.runs.push_back(run);
+  TrainRun handle;
+  handle.state_ = std::move(run);
+  return handle;
+}
+
+bool TrainRun::done() {
+  if (state_ == nullptr) throw InvalidArgument("this TrainRun is of no run; take the one that train_async returns");
+  if (state_->is_collected) return true;
+  if (state_->trainer == nullptr)
+    throw InvalidArgument("the trainer of this run does not exist any more, and with it the losses; wait for a run first");
+  state_->trainer->check_process();
+  state_->trainer->collect_what_is_here();
+  return state_->is_collected;
+}
+
+std::vector<double> TrainRun::losses() {
+  done();
+  return state_->report.losses;
+}
+
+TrainReport TrainRun::wait() {
+  const DefaultFloatingPoint floating_point;
+  if (!done()) state_->trainer->collect_runs(state_.get());
+  return state_->report;
+}
+
+void Trainer::enqueue_step(double* loss) {
+  const DefaultFloatingPoint floating_point;
+  impl_->check_process();
+  impl_->need_data("enqueue_step");
+  if (loss != nullptr && impl_->is_on_gpu())
+    check_device_range(loss, sizeof *loss, impl_->decision.plan.device, "the loss of enqueue_step");
+  impl_->executor->enqueue_step(loss);
+}
+
 Evaluation Trainer::evaluate() {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
@@ -569,15 +810,15 @@ void TrainerAccess::predict(Trainer& trainer, ConstMatrix x, Matrix out, const s
   const DefaultFloatingPoint floating_point;
   Trainer::Impl& self = *trainer.impl_;
   self.check_process();
-  check_host_view(x, "x");
-  check_host_view(out, "out");
+  self.check_any_view(x, "x");
+  self.check_any_view(out, "out");
   const std::int64_t inputs = self.network.widths.front(), outputs = self.network.widths.back();
   if (x.columns != inputs)
     throw InvalidArgument("x is " + shape(x) + ", but the network has " + std::to_string(inputs) + " inputs");
   if (out.rows != x.rows || out.columns != outputs)
     throw InvalidArgument("out is " + shape(out) + "; it must be [" + std::to_string(x.rows) + ", " +
                           std::to_string(outputs) + "], a row for each row of x");
-  check_finite(x, element_type(self.training.precision), x_name);
+  if (x.space == MemorySpace::host) check_finite(x, element_type(self.training.precision), x_name);
   if (x.rows == 0) return;
   trainer.prepare();
   self.executor->predict(x, out);

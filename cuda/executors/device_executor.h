@@ -18,8 +18,11 @@
 #include "../../host/matrix_ops.h"
 #include "../../host/parameters.h"
 #include "../../host/text.h"
+#include "../kernels/kernels.h"
 #include "../runtime/owners.h"
 #include "../runtime/range.h"
+#include "device_memory.h"
+#include "executor_stream.h"
 #include "loss_queue.h"
 #include "validation.h"
 
@@ -30,12 +33,14 @@ namespace deviceloop::cuda {
 template <class T>
 class DeviceExecutor : public Executor {
  public:
-  DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan)
+  DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan,
+                 const CudaOptions& options)
       : network_(network),
         training_(training),
         state_(state_layout(network, training)),
         plan_name_(name(plan.executor)),
-        device_(plan.device) {
+        device_(plan.device),
+        options_(options) {
     const CurrentDevice current(device_);
     DEVICELOOP_CHECK_CUDA(cudaFree(nullptr));  // creates the device's context, where there is none yet
     this->preparation_.lap("context");
@@ -50,9 +55,19 @@ class DeviceExecutor : public Executor {
     });
   }
 
+  std::int64_t losses_here() override {
+    std::int64_t count = 0;
+    alive([&] { count = losses_->here(); });
+    return count;
+  }
+
+  void end_run() override {
+    alive([&] { enqueue_end(); });
+  }
+
   void finish() override {
     alive([&] {
-      end_run();
+      enqueue_end();
       DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
       check_run();
     });
@@ -60,21 +75,23 @@ class DeviceExecutor : public Executor {
 
   void read_state(int index, Matrix out) override {
     alive([&] {
-      end_run();  // where an exception ended the run before
+      enqueue_end();  // where an exception ended the run before
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
-      download_matrix(out, state_at(info), info.rows, info.columns);
+      give_matrix(out, state_at(info), info.rows, info.columns);
     });
   }
 
   void predict(ConstMatrix x, Matrix out) override {
-    alive([&] {
-      end_run();
+    if (x.space == MemorySpace::host || out.space == MemorySpace::host) refuse_capture();
+    capturable([&] {
+      enqueue_end();
       prepare_predict();
       const PredictRoom room = predict_room();
       for (std::int64_t first = 0; first < x.rows; first += room.rows) {
         const std::int64_t rows = std::min(room.rows, x.rows - first);
-        upload_matrix(room.input, rows_of(x, first, rows));
-        download_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
+        if (predict_in_place(rows_of(x, first, rows), rows_of(out, first, rows))) continue;
+        take_matrix(room.input, rows_of(x, first, rows));
+        give_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
       }
     });
   }
@@ -92,7 +109,7 @@ class DeviceExecutor : public Executor {
       validation_.reset();
       if (x.rows == 0) return;
       prepare_predict();
-      validation_.emplace(std::move(layout), stream());
+      validation_.emplace(std::move(layout), *stream_, options_);
       upload_matrix(validation_->x(), x);
       upload_matrix(validation_->y(), y);
       validation_->prepare([&](std::int64_t first, std::int64_t rows) {
@@ -106,7 +123,7 @@ class DeviceExecutor : public Executor {
 
   void enqueue_evaluation(bool may_be_best) override {
     alive([&] {
-      end_run();
+      enqueue_end();
       std::vector<std::pair<const T*, std::int64_t>> parameters;
       for (const ParameterInfo& info : state_)
         if (info.state < 0) parameters.emplace_back(state_at(info), info.rows * info.columns);
@@ -131,7 +148,7 @@ class DeviceExecutor : public Executor {
   void read_best(int index, Matrix out) override {
     alive([&] {
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
-      download_matrix(out, validation_->best(static_cast<std::size_t>(index)), info.rows, info.columns);
+      give_matrix(out, validation_->best(static_cast<std::size_t>(index)), info.rows, info.columns);
     });
   }
 
@@ -139,7 +156,7 @@ class DeviceExecutor : public Executor {
   /// Where a tensor of the state lies.
   virtual T* state_at(const ParameterInfo& info) = 0;
   /// Enqueues what a run owes after its last step, unless that was done.
-  virtual void end_run() {}
+  virtual void enqueue_end() {}
   /// Where the input of predictions lies, and of how many rows at most.
   struct PredictRoom {
     T* input;
@@ -150,6 +167,8 @@ class DeviceExecutor : public Executor {
   virtual void prepare_predict() {}
   /// Enqueues the predictions of so many rows, and returns where they will lie.
   virtual const T* enqueue_predict(std::int64_t rows) const = 0;
+  /// Enqueues the predictions of x to `out` without a copy, where the executor can do that with these.
+  virtual bool predict_in_place(ConstMatrix, Matrix) { return false; }
   /// Throws where the run that the stream has ended went wrong.
   virtual void check_run() {}
 
@@ -157,9 +176,11 @@ class DeviceExecutor : public Executor {
   /// parameters begin at 0. Before that it is seen whether `bytes` are free: an allocation that fails says less.
   /// `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run, no ring.
   void take_arena(std::uint64_t bytes, std::uint64_t losses, std::int64_t steps_per_launch) {
+    stream_.emplace(options_.stream);
+    stream_->refuse_capture();
     check_free(bytes, 0, "plan '" + plan_name_ + "' takes",
                "end what else runs on it, use fewer samples, or the plan 'cpu'");
-    resources_.emplace(bytes);
+    arena_.emplace(static_cast<std::size_t>(bytes), options_);
     clear(0, bytes);
     if (steps_per_launch > 0) losses_.emplace(at<double>(losses), steps_per_launch);
     this->preparation_.lap("memory");
@@ -168,6 +189,7 @@ class DeviceExecutor : public Executor {
   /// Throws where `bytes` are not free on the current device once `given_back` are.
   void check_free(std::uint64_t bytes, std::uint64_t given_back, const std::string& what_takes,
                   const std::string& remedy) const {
+    if (options_.allocate) return;
     std::size_t free = 0, total = 0;
     DEVICELOOP_CHECK_CUDA(cudaMemGetInfo(&free, &total));
     if (bytes > free + given_back)
@@ -200,13 +222,25 @@ class DeviceExecutor : public Executor {
       last_.emplace(device_);
     } catch (const std::exception&) {
     }
-    if (resources_) cudaStreamSynchronize(stream());
+    if (stream_) cudaStreamSynchronize(stream());
+  }
+
+  /// Throws where the caller captures the stream, before anything is done.
+  void refuse_capture() const {
+    const CurrentDevice current(device_);
+    stream_->refuse_capture();
   }
 
   /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
   /// executor: a step may have been taken in part.
   template <class Call>
   void alive(Call call) {
+    refuse_capture();
+    capturable(call);
+  }
+  /// The same of a call that the caller may capture.
+  template <class Call>
+  void capturable(Call call) {
     if (!cause_of_death_.empty())
       throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
                             "; make a new one",
@@ -220,14 +254,58 @@ class DeviceExecutor : public Executor {
     }
   }
 
-  cudaStream_t stream() const { return resources_->stream.get(); }
+  cudaStream_t stream() const { return stream_->get(); }
+
+  template <class Enqueue>
+  Graph captured(const Enqueue& enqueue) {
+    return stream_->capture(enqueue);
+  }
 
   template <class Element>
   Element* at(std::uint64_t offset) const {
-    return reinterpret_cast<Element*>(static_cast<std::byte*>(resources_->arena.data()) + offset);
+    return reinterpret_cast<Element*>(static_cast<std::byte*>(arena_->data()) + offset);
   }
 
-  // To the device and back; all of them wait.
+  // From and to the caller. Those of the host wait.
+
+  void take_matrix(T* to, const ConstMatrix& from) {
+    if (from.space == MemorySpace::host) return upload_matrix(to, from);
+    copy_on_device(on_device(to, from.rows, from.columns), from);
+  }
+  void give_matrix(const Matrix& to, const T* from, std::int64_t rows, std::int64_t columns) {
+    if (to.space == MemorySpace::host) return download_matrix(to, from, rows, columns);
+    copy_on_device(to, on_device(from, rows, columns));
+  }
+  /// Where an executor has its copies of data; null where the caller's are read, or there are none.
+  struct DataCopies {
+    T *x = nullptr, *y = nullptr, *sample_weights = nullptr;
+  };
+  void take_data(const TrainingData& data, const DataCopies& copies) {
+    data_ = data;
+    copies_ = copies;
+    for_copies([&](T* to, const ConstMatrix& from) { take_matrix(to, from); });
+  }
+  /// Those in device memory again.
+  void take_device_data() {
+    for_copies([&](T* to, const ConstMatrix& from) {
+      if (from.space == MemorySpace::device) take_matrix(to, from);
+    });
+  }
+  void copy_on_device(const Matrix& to, const ConstMatrix& from) {
+    if (from.rows * from.columns == 0) return;
+    with_type(to.type, [&]<class Out>(Out*) {
+      with_type(from.type, [&]<class In>(In*) {
+        launch_convert(static_cast<Out*>(to.data), to.row_stride, static_cast<const In*>(from.data), from.row_stride,
+                       from.rows, from.columns, stream());
+      });
+    });
+  }
+
+  /// Whether kernels of T and products of the library can read or write the matrix where it is.
+  static bool is_ready_for_use(const ConstMatrix& matrix) {
+    return matrix.space == MemorySpace::device && lies_as_on_device(matrix) &&
+           reinterpret_cast<std::uintptr_t>(matrix.data) % DeviceMemory::kAlignment == 0;
+  }
 
   void upload(void* to, const void* from, std::size_t bytes) {
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
@@ -261,6 +339,7 @@ class DeviceExecutor : public Executor {
   const std::vector<ParameterInfo> state_;
   const std::string plan_name_;
   const int device_;
+  const CudaOptions options_;
 
  private:
   static constexpr std::int64_t kPiece = kPieceBytes / static_cast<std::int64_t>(sizeof(T));
@@ -270,17 +349,20 @@ class DeviceExecutor : public Executor {
   }
   static std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(T); }
 
-  struct Resources {
-    explicit Resources(std::uint64_t bytes) : arena(static_cast<std::size_t>(bytes)) {}
-    /// Work that still runs must not lose its memory; what fails now has failed before.
-    ~Resources() { cudaStreamSynchronize(stream.get()); }
-    DeviceBuffer arena;
-    StreamOwner stream;
-  };
+  template <class Take>
+  void for_copies(const Take& take) {
+    if (copies_.x != nullptr) take(copies_.x, data_.x);
+    if (copies_.y != nullptr) take(copies_.y, data_.y);
+    if (copies_.sample_weights != nullptr) take(copies_.sample_weights, data_.sample_weights);
+  }
+
+  TrainingData data_;  ///< the views of set_data; those of the host are not read again
+  DataCopies copies_;
 
   std::optional<CurrentDevice> last_;  ///< goes after all that it is for
   std::string cause_of_death_;
-  std::optional<Resources> resources_;
+  std::optional<DeviceMemory> arena_;
+  std::optional<ExecutorStream> stream_;  ///< waits before the memory goes
   std::optional<Validation<T>> validation_;
 
  protected:

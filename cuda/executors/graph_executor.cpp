@@ -44,26 +44,49 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Base::training_;
 
  public:
-  GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
-      : Base(network, training, decision.plan), layout_(std::any_cast<const GraphLayout&>(decision.layout)) {
+  GraphExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision,
+                const Surroundings& surroundings)
+      : Base(network, training, decision.plan, surroundings.cuda),
+        layout_(std::any_cast<const GraphLayout&>(decision.layout)) {
     if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training);
+    borrow(surroundings.data);
     this->build([&] { make(); });
   }
 
   ~GraphExecutor() override { this->leave(); }
 
-  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
+  void set_data(const TrainingData& data) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      this->upload_matrix(tensor(layout_.step.data_x), x);
-      this->upload_matrix(tensor(layout_.step.data_y), y);
-      if (training_.sample_weights) this->upload_matrix(tensor(layout_.step.data_weights), sample_weights);
+      if (borrow(data)) capture_steps();
+      this->take_data(data, {.x = copy_of(layout_.step.data_x),
+                             .y = copy_of(layout_.step.data_y),
+                             .sample_weights = copy_of(layout_.step.data_weights)});
+    });
+  }
+
+  void data_changed() override {
+    alive([&] {
+      if (gram_) gram_->before_data();
+      this->take_device_data();
     });
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
     if (steps == 0) return;
     alive([&] { enqueue_steps(first_step, steps); });
+  }
+
+  void enqueue_step(double* loss) override {
+    const auto refuse = [](const char* what) {
+      throw Unsupported(std::string("enqueue_step: ") + what +
+                        ", and a step that is captured is the same each time; use train or train_async");
+    };
+    if (gram_) refuse("with the Gram formulation parameters follow from a sum over steps");
+    if (scalars_->varies()) refuse("steps have a learning rate, a batch or a correction of their own");
+    this->capturable([&] {
+      enqueue_all(layout_.operations, scalars_at(0), {}, {loss != nullptr ? loss : at<double>(layout_.loss)});
+    });
   }
 
   double loss(std::int64_t step) override {
@@ -80,7 +103,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->upload_matrix(state_at(info), in); };
+      const auto write = [&] { this->take_matrix(state_at(info), in); };
       if (gram_)
         gram_->write(info, write);
       else
@@ -104,7 +127,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
 
-  void end_run() override {
+  void enqueue_end() override {
     if (gram_) gram_->before_reading();
   }
 
@@ -114,7 +137,17 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void prepare_predict() override { make_gemms(layout_.predict); }
   const T* enqueue_predict(std::int64_t) const override {
     enqueue_all(layout_.predict);
-    return at<T>(layout_.predict.back().out);
+    return operand(kBorrowed + kPredictOutput);
+  }
+  /// Only as many rows as the products were made for.
+  bool predict_in_place(ConstMatrix x, Matrix out) override {
+    if (x.rows != layout_.predict_rows || !this->is_ready_for_use(x) || !this->is_ready_for_use(out)) return false;
+    const std::array<T*, kBorrowedCount> before = borrowed_;
+    borrowed_[kPredictInput] = const_cast<T*>(static_cast<const T*>(x.data));  // read only
+    borrowed_[kPredictOutput] = static_cast<T*>(out.data);
+    enqueue_all(layout_.predict);
+    borrowed_ = before;
+    return true;
   }
 
  private:
@@ -127,7 +160,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return Base::template at<Element>(offset);
   }
   /// Null where there is none.
-  T* operand(std::uint64_t offset) const { return offset == kNoOperand ? nullptr : at<T>(offset); }
+  T* operand(std::uint64_t offset) const {
+    if (offset == kNoOperand) return nullptr;
+    return offset >= kBorrowed ? borrowed_[offset - kBorrowed] : at<T>(offset);
+  }
   T* tensor(TensorId id) const { return operand(layout_.at(id)); }
   const T* weights_of(const GraphOperation& op) const { return operand(op.weights); }
   /// Of a step of a launch.
@@ -137,8 +173,28 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   double* slots() const { return at<double>(layout_.slots); }
   bool has_steps() const { return training_.samples > 0; }
 
+  /// Takes note of where the caller has what is read there; whether that is somewhere else than before.
+  bool borrow(const TrainingData& data) {
+    const std::array<T*, kBorrowedCount> before = borrowed_;
+    const auto note = [&](bool is_borrowed, Borrowed which, const ConstMatrix& matrix) {
+      if (is_borrowed) borrowed_[which] = const_cast<T*>(static_cast<const T*>(matrix.data));  // read only
+    };
+    note(training_.in_place.x, kBorrowedX, data.x);
+    note(training_.in_place.y, kBorrowedY, data.y);
+    note(training_.in_place.sample_weights, kBorrowedWeights, data.sample_weights);
+    return borrowed_ != before;
+  }
+
+  /// Where data are copied to; null where they are not.
+  T* copy_of(TensorId data) const {
+    const std::uint64_t offset = layout_.at(data);
+    return offset >= kBorrowed ? nullptr : at<T>(offset);
+  }
+
   void make() {
     this->take_arena(layout_.bytes, layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
+    borrowed_[kPredictInput] = at<T>(layout_.predict_input);
+    borrowed_[kPredictOutput] = at<T>(layout_.predict_output());
     if (layout_.has_gemm) library_.emplace(at<std::byte>(layout_.gemm_workspace));
     gemms_.resize(static_cast<std::size_t>(layout_.products));
     for (const List* list : {&layout_.operations, &layout_.make_kernel, &layout_.make_pre_activation, &layout_.rebuild})
@@ -151,10 +207,13 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     rehearse();
     preparation_.lap("kernels");
     if (!has_steps()) return;
-    chunk_ = captured(layout_.steps_per_launch);
-    if (layout_.steps_per_launch > 1) single_ = captured(1);
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+    capture_steps();
     preparation_.lap("capture");
+  }
+
+  void capture_steps() {
+    chunk_ = steps_captured(layout_.steps_per_launch);
+    if (layout_.steps_per_launch > 1) single_ = steps_captured(1);
   }
 
   void upload_constants() {
@@ -223,19 +282,20 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return {at<double>(layout_.losses), at<std::int64_t>(layout_.steps), 2 * layout_.steps_per_launch};
   }
 
-  void update(const GraphOperation& op, const Scalars* scalars) const {
+  void update(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
     OptimizerState<T> state{};
     for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
     std::vector<SummedGradient<T>> summed;
     for (const GraphOperation::Summed& of : op.summed)
       summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
     UpdateSums<T> sums{summed};
-    if (op.loss_blocks > 0) sums.loss = {loss_ring(), op.loss.scale, at<double>(layout_.loss_slots), op.loss_blocks};
+    if (op.loss_blocks > 0) sums.loss = {ring, op.loss.scale, at<double>(layout_.loss_slots), op.loss_blocks};
     launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), sums, scalars,
                      op.rows * op.columns, stream());
   }
 
-  void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares = {}) const {
+  void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares,
+                      const LossRing& ring) const {
     T* const out = operand(op.out);
     const T* const a = operand(op.a);
     const T* const b = operand(op.b);
@@ -257,7 +317,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         if (op.loss_blocks > 0)
           return launch_loss_blocks(op.loss, at<double>(layout_.loss_slots), out, a, b, weights_of(op), op.rows,
                                     op.columns, stream());
-        return launch_loss(op.loss, loss_ring(), out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
+        return launch_loss(op.loss, ring, out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
       case Kind::column_sums:
@@ -265,7 +325,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::clip_factor:
         return launch_clip_factor(out, a, op.clip_norm, op.columns, slots(), stream());
       case Kind::update:
-        return update(op, scalars);
+        return update(op, scalars, ring);
       case Kind::copy:
         return copy(out, a, op.rows * op.columns);
       case Kind::start_rebuild:
@@ -275,15 +335,18 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     }
   }
 
+  void enqueue_all(const List& list, const Scalars* scalars, const GramShares& shares, const LossRing& ring) const {
+    for (const GraphOperation& op : list) enqueue_launch(op, scalars, shares, ring);
+  }
   void enqueue_all(const List& list, const Scalars* scalars, const GramShares& shares = {}) const {
-    for (const GraphOperation& op : list) enqueue_launch(op, scalars, shares);
+    enqueue_all(list, scalars, shares, loss_ring());
   }
   void enqueue_all(const List& list) const { enqueue_all(list, scalars_at(0)); }
 
   /// The loss of the parameters as they are, to layout_.loss; no gradient.
   void enqueue_loss() const {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
-      enqueue_launch(layout_.operations[index], scalars_at(0));
+      enqueue_launch(layout_.operations[index], scalars_at(0), {}, loss_ring());
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
     launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b),
                 weights_of(op), op.rows, op.columns, slots(), stream());
@@ -328,7 +391,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       enqueue_all(layout_.predict);
     } else {
       if (gram_) gram_->before_step();
-      losses_->begin(1, stream());
+      losses_->begin(1);
+      losses_->restart(stream());
       enqueue_all(layout_.operations);
       losses_->send(1, stream());
       double loss = 0;
@@ -338,7 +402,15 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
         gram_->forget();
       }
     }
+    // What is borrowed is not 0, and has trained.
+    if (borrowed_[kBorrowedX] != nullptr || borrowed_[kBorrowedY] != nullptr || borrowed_[kBorrowedWeights] != nullptr)
+      clear_all();
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+
+  void clear_all() {
+    clear(0, layout_.bytes);
+    upload_constants();
   }
 
   /// `count` normal random numbers, a block of them over and over.
@@ -360,6 +432,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     const Range range("deviceloop: tune");
     const Step& step = layout_.step;
     const auto fill_tensor = [&](TensorId id, double deviation) {
+      if (layout_.at(id) >= kBorrowed) return;  // the caller's
       fill(tensor(id), step.tensor(id).rows * step.tensor(id).columns, deviation);
     };
     fill_tensor(step.data_x, 1);
@@ -372,15 +445,14 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       if (op.kind == Kind::gemm)
         gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, scalars_at(0)), operand(op.a), operand(op.b),
                                                            beta(op, scalars_at(0)), operand(op.out), stream());
-      enqueue_launch(op, scalars_at(0));
+      enqueue_launch(op, scalars_at(0), {}, loss_ring());
     }
     if (gram_) gram_->forget();
-    clear(0, layout_.bytes);
-    upload_constants();
+    clear_all();
   }
 
   void enqueue_steps(std::int64_t first_step, std::int64_t steps) {
-    losses_->make_room(steps);
+    losses_->begin(steps);
     while (gram_ && steps > 0) {
       const std::int64_t count = gram_->steps_in_one_go(steps);
       gram_->before_step();
@@ -416,9 +488,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     }
   }
 
-  Graph captured(std::int64_t steps) const {
+  Graph steps_captured(std::int64_t steps) {
     const Range range("deviceloop: capture");
-    return Graph::capture(stream(), [&](cudaStream_t) {
+    return this->captured([&] {
       for (std::int64_t step = 0; step < steps; ++step) enqueue_all(layout_.operations, scalars_at(step));
     });
   }
@@ -427,6 +499,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   std::optional<GramRun> gram_;
   std::optional<GemmLibrary> library_;
   std::vector<std::optional<Gemm>> gemms_;  ///< by GraphOperation::product
+  std::array<T*, kBorrowedCount> borrowed_{};
   std::optional<ScalarQueue<T>> scalars_;
   Graph chunk_, single_;  ///< steps_per_launch steps and, where these are several, one
 };
@@ -436,9 +509,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 }  // namespace cuda
 
 std::unique_ptr<Executor> make_graph_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                              const Decision& decision) {
+                                              const Decision& decision, const Surroundings& surroundings) {
   return with_type(element_type(training.precision), [&](auto* type) -> std::unique_ptr<Executor> {
-    return std::make_unique<cuda::GraphExecutor<std::remove_pointer_t<decltype(type)>>>(network, training, decision);
+    return std::make_unique<cuda::GraphExecutor<std::remove_pointer_t<decltype(type)>>>(network, training, decision,
+                                                                                        surroundings);
   });
 }
 

@@ -33,8 +33,9 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Scalars = elementwise::StepScalars<T>;
 
  public:
-  PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision)
-      : Base(network, training, decision.plan),
+  PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision,
+                     const Surroundings& surroundings)
+      : Base(network, training, decision.plan, surroundings.cuda),
         layout_(resident(std::any_cast<const PersistentLayout&>(decision.layout), network, training,
                          decision.plan.device)) {
     if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training);
@@ -44,20 +45,41 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   ~PersistentExecutor() override { this->leave(); }
 
-  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
+  void set_data(const TrainingData& data) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      this->upload_matrix(tensor(layout_.step.data_x), x);
-      this->upload_matrix(tensor(layout_.step.data_y), y);
-      if (training_.sample_weights) this->upload_matrix(tensor(layout_.step.data_weights), sample_weights);
+      // The kernel for two layers gets pointers; the others work in one region.
+      const auto read_there = [&](const ConstMatrix& matrix) {
+        return is_two_layer() && !gram_ && this->is_ready_for_use(matrix) ? static_cast<const T*>(matrix.data)
+                                                                          : nullptr;
+      };
+      x_ = read_there(data.x);
+      y_ = read_there(data.y);
+      this->take_data(data, {.x = x_ == nullptr ? tensor(layout_.step.data_x) : nullptr,
+                             .y = y_ == nullptr ? tensor(layout_.step.data_y) : nullptr,
+                             .sample_weights = tensor(layout_.step.data_weights)});
     });
+  }
+
+  void data_changed() override {
+    alive([&] {
+      if (gram_) gram_->before_data();
+      this->take_device_data();
+    });
+  }
+
+  void enqueue_step(double*) override {
+    throw Unsupported(
+        "enqueue_step is of the plan 'graph': a launch of the plan 'persistent' reports to the host; use train_async, or "
+        "ask for the plan 'graph'");
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
     if (steps == 0) return;
     alive([&] {
       const Range range("deviceloop: launch");
-      losses_->begin(steps, stream());
+      losses_->begin(steps);
+      losses_->restart(stream());
       for (std::int64_t done = 0; done < steps;) {
         std::int64_t count = std::min(layout_.steps_per_launch, steps - done);
         if (gram_) {
@@ -88,7 +110,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
       const ParameterInfo& info = this->state_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->upload_matrix(state_at(info), in); };
+      const auto write = [&] { this->take_matrix(state_at(info), in); };
       if (gram_)
         gram_->write(info, write);
       else
@@ -105,7 +127,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
 
-  void end_run() override {
+  void enqueue_end() override {
     if (gram_) gram_->before_reading();
   }
 
@@ -208,7 +230,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       enqueue_predict(1);
     } else {
       if (gram_) gram_->before_step();
-      losses_->begin(1, stream());
+      losses_->begin(1);
+      losses_->restart(stream());
       launch_steps(1, at<double>(layout_.losses), false);
       losses_->send(1, stream());
       double loss = 0;
@@ -270,7 +293,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (steps > static_cast<std::int64_t>(~next_tag_)) clear_tags();
     const Step& step = layout_.step;
     const auto fill = [&](auto arguments) {
-      arguments.y = tensor(step.y);
+      arguments.y = y_ != nullptr ? y_ : tensor(step.y);
       arguments.w2 = tensor(step.layers[1].weight);
       arguments.b2 = tensor(step.layers[1].bias);
       arguments.losses = losses;
@@ -291,7 +314,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       launch_gram_two_layer(arguments, layout_.gram_two_layer, true, stream());
     } else {
       TwoLayerArguments<T> arguments = fill(TwoLayerArguments<T>{});
-      arguments.x = tensor(step.x);
+      arguments.x = x_ != nullptr ? x_ : tensor(step.x);
       arguments.w1 = tensor(step.layers[0].weight);
       arguments.b1 = tensor(step.layers[0].bias);
       launch_two_layer(arguments, layout_.two_layer, is_cooperative_, stream());
@@ -378,6 +401,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   const PersistentLayout layout_;
+  const T *x_ = nullptr, *y_ = nullptr;  ///< the caller's, where they are read there
   std::optional<ScalarQueue<T>> scalars_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
   unsigned arrived_ = 0;   ///< of blocks, in all launches so far
@@ -391,10 +415,10 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 }  // namespace cuda
 
 std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                                   const Decision& decision) {
+                                                   const Decision& decision, const Surroundings& surroundings) {
   return with_type(element_type(training.precision), [&](auto* type) -> std::unique_ptr<Executor> {
     return std::make_unique<cuda::PersistentExecutor<std::remove_pointer_t<decltype(type)>>>(network, training,
-                                                                                             decision);
+                                                                                             decision, surroundings);
   });
 }
 

@@ -2,9 +2,10 @@
 // the stream before it. Where all steps have the same, they lie there from the beginning.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <utility>
 
 #include "../../host/step/scalars.h"
 #include "../runtime/owners.h"
@@ -18,25 +19,32 @@ class ScalarQueue {
 
   /// `device` has room for `sets` of them: as many as a launch has steps, or 1 where all steps have the same.
   ScalarQueue(const TrainingSpec& training, Scalars* device, std::int64_t sets)
-      : optimizer_(training.optimizer),
-        varies_(scalars_vary(training)),
-        device_(device),
-        sets_(sets),
-        pinned_(static_cast<std::size_t>(2 * sets) * sizeof(Scalars)) {}
+      : optimizer_(training.optimizer), varies_(scalars_vary(training)), device_(device), sets_(sets) {
+    for (int i = 0; i < 2; ++i) tables_.emplace_back(sets_);
+  }
   /// Copies under way must not lose their memory; what fails now has failed before.
   ~ScalarQueue() {
-    for (const EventOwner& sent : sent_) cudaEventSynchronize(sent.get());
+    for (const Table& table : tables_) cudaEventSynchronize(table.sent.get());
   }
   ScalarQueue(const ScalarQueue&) = delete;
   ScalarQueue& operator=(const ScalarQueue&) = delete;
 
   bool varies() const { return varies_; }
 
-  /// Computes those of `count` steps from `first_step` on. They stay until the call after the next.
+  /// Computes those of `count` steps from `first_step` on, in memory that no copy under way reads: the host gets ahead of
+  /// the device by kMostTables launches, and then waits for the first of them.
   const Scalars* prepare(std::int64_t first_step, std::int64_t count) {
-    half_ ^= 1;
-    DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(sent_[half_].get()));
-    Scalars* const prepared = static_cast<Scalars*>(pinned_.data()) + static_cast<std::int64_t>(half_) * sets_;
+    // In the order in which they were sent.
+    const cudaError_t code = cudaEventQuery(tables_.front().sent.get());
+    if (code != cudaErrorNotReady)
+      check_cuda(code, "cudaEventQuery(tables_.front().sent.get())", __FILE__, __LINE__);
+    else if (tables_.size() < kMostTables)
+      tables_.emplace_front(sets_);
+    else
+      DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(tables_.front().sent.get()));
+    tables_.push_back(std::move(tables_.front()));
+    tables_.pop_front();
+    Scalars* const prepared = static_cast<Scalars*>(tables_.back().pinned.data());
     for (std::int64_t i = 0; i < count; ++i) prepared[i] = step_scalars<T>(optimizer_, first_step + i);
     return prepared;
   }
@@ -45,17 +53,23 @@ class ScalarQueue {
   void send(const Scalars* prepared, std::int64_t count, cudaStream_t stream) {
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(device_, prepared, static_cast<std::size_t>(count) * sizeof(Scalars),
                                           cudaMemcpyHostToDevice, stream));
-    DEVICELOOP_CHECK_CUDA(cudaEventRecord(sent_[half_].get(), stream));
+    DEVICELOOP_CHECK_CUDA(cudaEventRecord(tables_.back().sent.get(), stream));
   }
 
  private:
+  static constexpr std::size_t kMostTables = 32;
+
+  struct Table {
+    explicit Table(std::int64_t sets) : pinned(static_cast<std::size_t>(sets) * sizeof(Scalars)) {}
+    PinnedBuffer pinned;  ///< [sets]
+    EventOwner sent;
+  };
+
   const Optimizer optimizer_;
   const bool varies_;
   Scalars* device_;
   std::int64_t sets_;
-  PinnedBuffer pinned_;  ///< [2, sets]
-  std::array<EventOwner, 2> sent_;
-  std::size_t half_ = 0;
+  std::deque<Table> tables_;  ///< the one that was used last at the end
 };
 
 }  // namespace deviceloop::cuda

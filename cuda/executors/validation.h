@@ -21,6 +21,8 @@
 #include "../kernels/kernels.h"
 #include "../runtime/graph.h"
 #include "../runtime/owners.h"
+#include "device_memory.h"
+#include "executor_stream.h"
 
 namespace deviceloop::cuda {
 
@@ -98,10 +100,10 @@ class EvaluationQueue {
 template <class T>
 class Validation {
  public:
-  Validation(ValidationLayout layout, cudaStream_t stream)
-      : layout_(std::move(layout)), memory_(static_cast<std::size_t>(layout_.bytes)), stream_(stream) {}
+  Validation(ValidationLayout layout, ExecutorStream& stream, const CudaOptions& options)
+      : layout_(std::move(layout)), memory_(static_cast<std::size_t>(layout_.bytes), options), stream_(stream) {}
   /// Work that still runs must not lose its memory; what fails now has failed before.
-  ~Validation() { cudaStreamSynchronize(stream_); }
+  ~Validation() { cudaStreamSynchronize(stream_.get()); }
   Validation(const Validation&) = delete;
   Validation& operator=(const Validation&) = delete;
 
@@ -114,8 +116,8 @@ class Validation {
     EvaluationState state{};
     state.best_loss = std::numeric_limits<double>::infinity();
     DEVICELOOP_CHECK_CUDA(
-        cudaMemcpyAsync(at<EvaluationState>(layout_.state), &state, sizeof state, cudaMemcpyHostToDevice, stream_));
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream_));
+        cudaMemcpyAsync(at<EvaluationState>(layout_.state), &state, sizeof state, cudaMemcpyHostToDevice, stream_.get()));
+    stream_.wait();
   }
 
   /// `predict(x, rows)` enqueues the predictions of some rows and returns where they will lie. It is done once as it
@@ -123,24 +125,24 @@ class Validation {
   template <class Predict>
   void prepare(const Predict& predict) {
     enqueue_panels(predict);
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream_));
-    panels_ = Graph::capture(stream_, [&](cudaStream_t) { enqueue_panels(predict); });
+    stream_.wait();
+    panels_ = stream_.capture([&] { enqueue_panels(predict); });
     forget_best();
   }
 
   /// `parameters` [layout().best.size()] are kept where the loss is the smallest so far.
   void enqueue(bool may_be_best, const std::vector<std::pair<const T*, std::int64_t>>& parameters) {
-    panels_.launch(stream_);
+    panels_.launch(stream_.get());
     auto* const state = at<EvaluationState>(layout_.state);
     launch_end_evaluation(state, at<double>(layout_.losses), layout_.panels, at<double>(layout_.counts), count_terms(),
-                          may_be_best, stream_);
+                          may_be_best, stream_.get());
     if (may_be_best)
       for (std::size_t index = 0; index < layout_.best.size(); ++index)
-        launch_keep_best(best(index), parameters[index].first, state, parameters[index].second, stream_);
-    queue_.send(state, stream_);
+        launch_keep_best(best(index), parameters[index].first, state, parameters[index].second, stream_.get());
+    queue_.send(state, stream_.get());
   }
 
-  void fetch(std::span<EvaluationSums> out) { queue_.fetch(out, stream_); }
+  void fetch(std::span<EvaluationSums> out) { queue_.fetch(out, stream_.get()); }
 
  private:
   template <class Element>
@@ -162,16 +164,16 @@ class Validation {
       const T* const prediction = predict(first, rows);
       const T* const target = y() + first * target_columns;
       launch_loss<T>(layout_.loss, {at<double>(layout_.losses) + panel}, nullptr, prediction, target, nullptr, rows,
-                     layout_.columns, at<double>(layout_.slots), stream_);
+                     layout_.columns, at<double>(layout_.slots), stream_.get());
       if (count_terms() > 0)
         launch_count_right(at<double>(layout_.counts) + first / kLossRows, layout_.loss, prediction, target, rows,
-                           layout_.columns, stream_);
+                           layout_.columns, stream_.get());
     }
   }
 
   const ValidationLayout layout_;
-  DeviceBuffer memory_;
-  cudaStream_t stream_;
+  DeviceMemory memory_;
+  ExecutorStream& stream_;
   Graph panels_;
   EvaluationQueue queue_;
 };

@@ -11,6 +11,7 @@
 #include <deviceloop/spec.h>
 
 #include "../../host/activations.h"
+#include "../../host/element_rule.h"
 #include "../../host/elementwise.h"
 #include "../../host/losses.h"
 #include "../../host/permutation.h"
@@ -168,5 +169,20 @@ inline constexpr std::size_t kMostGathered = 3;
 template <class T>
 void launch_gather_rows(std::span<const GatheredRows<T>> matrices, const BatchOrder& order, const std::int64_t* step,
                         std::int64_t rows, cudaStream_t stream);
+
+/// out = in, converted; a matrix's rows lie `stride` elements apart.
+template <class Out, class In>
+void launch_convert(Out* out, std::int64_t out_stride, const In* in, std::int64_t in_stride, std::int64_t rows,
+                    std::int64_t columns, cudaStream_t stream);
+
+/// Blocks of launch_find_wrong for so many elements, at most kMostFindBlocks.
+std::int64_t find_blocks(std::int64_t count);
+inline constexpr std::int64_t kMostFindBlocks = 1024;
+
+/// firsts[block] = the number, in row order, of the first element that breaks the rule among those of the block, which
+/// come after those of the block before; rows * columns where none does.
+template <class T>
+void launch_find_wrong(std::int64_t* firsts, const T* in, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                       const ElementRule& rule, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

@@ -65,12 +65,12 @@ class CpuExecutor final : public Executor, private GramDriver {
     preparation_.lap("memory");
   }
 
-  void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights) override {
+  void set_data(const TrainingData& data) override {
     if (gram_) gram_->before_data();
-    convert(Matrix(tensor(layout_.step.data_x), x.rows, x.columns), x);
-    convert(Matrix(tensor(layout_.step.data_y), y.rows, y.columns), y);
+    convert(Matrix(tensor(layout_.step.data_x), data.x.rows, data.x.columns), data.x);
+    convert(Matrix(tensor(layout_.step.data_y), data.y.rows, data.y.columns), data.y);
     if (layout_.step.data_weights != kNoTensor)
-      convert(Matrix(tensor(layout_.step.data_weights), sample_weights.rows, 1), sample_weights);
+      convert(Matrix(tensor(layout_.step.data_weights), data.sample_weights.rows, 1), data.sample_weights);
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
@@ -100,8 +100,16 @@ class CpuExecutor final : public Executor, private GramDriver {
     fetched_ += out.size();
   }
 
-  void finish() override {
+  std::int64_t losses_here() override { return static_cast<std::int64_t>(losses_.size() - fetched_); }
+
+  void end_run() override {
     if (gram_) gram_->before_reading();
+  }
+
+  void finish() override { end_run(); }
+
+  void enqueue_step(double*) override {
+    throw Unsupported("enqueue_step is of the plan 'graph'; the plan 'cpu' has no stream: use train");
   }
 
   double loss(std::int64_t step) override {
@@ -575,7 +583,7 @@ class CpuExecutor final : public Executor, private GramDriver {
 }  // namespace
 
 std::unique_ptr<Executor> make_cpu_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                            const Decision& decision) {
+                                            const Decision& decision, const Surroundings&) {
   return with_type(element_type(training.precision), [&](auto* type) -> std::unique_ptr<Executor> {
     return std::make_unique<CpuExecutor<std::remove_pointer_t<decltype(type)>>>(network, training, decision);
   });

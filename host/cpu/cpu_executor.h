@@ -13,6 +13,6 @@ namespace deviceloop {
 
 /// Of a decision for the CPU.
 std::unique_ptr<Executor> make_cpu_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                            const Decision& decision);
+                                            const Decision& decision, const Surroundings& surroundings);
 
 }  // namespace deviceloop

@@ -46,7 +46,8 @@ struct ExecutorRow {
   /// A function of plain data. Fills all of the answer but candidate.executor; of one on a GPU it is asked only where
   /// the request's device is in the caps.
   void (*ask)(const Request& request, Answer& answer);
-  std::unique_ptr<Executor> (*make)(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision);
+  std::unique_ptr<Executor> (*make)(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision,
+                                    const Surroundings& surroundings);
 };
 
 /// In order of preference; the CPU is last.
@@ -62,7 +63,7 @@ Decision decide(const NetworkSpec& network, const TrainingSpec& training, const 
 
 /// The executor that was decided for.
 std::unique_ptr<Executor> make_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                        const Decision& decision);
+                                        const Decision& decision, const Surroundings& surroundings);
 
 /// "it takes 3.0 GiB of the GPU's memory, which is 2.0 GiB; REMEDY", or nothing where it fits or nobody knows.
 std::string why_not_in_memory(const GpuCaps& gpu, std::uint64_t bytes, const std::string& remedy);

@@ -29,8 +29,8 @@ const ExecutorRow& row_of(ExecutorKind kind) {
 }
 
 std::unique_ptr<Executor> make_executor(const NetworkSpec& network, const TrainingSpec& training,
-                                        const Decision& decision) {
-  return row_of(decision.plan.executor).make(network, training, decision);
+                                        const Decision& decision, const Surroundings& surroundings) {
+  return row_of(decision.plan.executor).make(network, training, decision, surroundings);
 }
 
 }  // namespace deviceloop

@@ -114,9 +114,11 @@ class Lowering {
   }
 
   std::vector<GraphOperation> lower_predict(const std::vector<StepOperation>& inference) {
-    std::uint64_t in = layout_.predict_input;
+    std::uint64_t in = kBorrowed + kPredictInput;
     for (std::size_t index = 0; index < inference.size(); ++index) {
-      const std::uint64_t out = index % 2 == 0 ? layout_.predict_even : layout_.predict_odd;
+      const std::uint64_t out = index + 1 == inference.size() ? kBorrowed + kPredictOutput
+                                : index % 2 == 0              ? layout_.predict_even
+                                                              : layout_.predict_odd;
       add_forward(inference[index], in, out, kNoOperand, layout_.predict_rows);
       in = out;
     }
@@ -495,6 +497,11 @@ class Places {
     layout_.tensors[static_cast<std::size_t>(id)] = arena_.take(tensor.rows, tensor.columns, element_);
   }
 
+  void take_or_borrow(TensorId id, bool is_borrowed, Borrowed which) {
+    if (!is_borrowed) return take(id);
+    layout_.tensors[static_cast<std::size_t>(id)] = kBorrowed + which;
+  }
+
   void share(TensorId id, TensorId with) {
     layout_.tensors[static_cast<std::size_t>(id)] = layout_.tensors[static_cast<std::size_t>(with)];
   }
@@ -544,9 +551,9 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     layout.steps = arena.take(1, 1, sizeof(std::int64_t));
     layout.losses = arena.take(2 * kStepsPerLaunch, 1, sizeof(double));
     layout.loss = arena.take(1, 1, sizeof(double));
-    places.take(step.data_x);
-    places.take(step.data_y);
-    places.take(step.data_weights);
+    places.take_or_borrow(step.data_x, training.in_place.x, kBorrowedX);
+    places.take_or_borrow(step.data_y, training.in_place.y, kBorrowedY);
+    places.take_or_borrow(step.data_weights, training.in_place.sample_weights, kBorrowedWeights);
     for (const TensorId id : {step.x, step.y, step.weights})
       if (layout.at(id) == kNoOperand) places.take(id);
     for (const Step::Layer& layer : step.layers) {
@@ -560,6 +567,14 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     }
     if (widest_gradient > 0) layout.gradient = arena.take(step.batch, widest_gradient, element);
   }
+}
+
+std::uint64_t borrowed_bytes(const GraphLayout& layout, const TrainingSpec& training) {
+  std::int64_t elements = 0;
+  for (const TensorId id : {layout.step.data_x, layout.step.data_y, layout.step.data_weights})
+    if (const std::uint64_t at = layout.at(id); at != kNoOperand && at >= kBorrowed)
+      elements += layout.step.tensor(id).rows * layout.step.tensor(id).columns;
+  return static_cast<std::uint64_t>(elements) * size_of(element_type(training.precision));
 }
 
 }  // namespace
@@ -590,7 +605,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     for (const GraphOperation& operation : layout.operations)
       if (operation.kind == Kind::loss && operation.loss_blocks > 0)
         layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
-    layout.working_bytes = arena.used() - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
+    layout.working_bytes = arena.used() + borrowed_bytes(layout, training) - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
     if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;
   }

@@ -18,6 +18,10 @@ namespace deviceloop {
 /// Where there is no operand.
 constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
 
+/// In place of offsets: what lies where the caller has it, kBorrowed + one of these.
+constexpr std::uint64_t kBorrowed = std::uint64_t{1} << 63;
+enum Borrowed : std::uint64_t { kBorrowedX, kBorrowedY, kBorrowedWeights, kPredictInput, kPredictOutput, kBorrowedCount };
+
 /// A launch: a product of cuBLASLt, or one of the functions of cuda/kernels/kernels.h, of which some have a second
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
 struct GraphOperation {
@@ -110,7 +114,7 @@ struct GraphLayout {
   std::size_t forward_operations = 0;
   /// As in Step::Gram, each empty without.
   std::vector<GraphOperation> make_kernel, make_pre_activation, rebuild;
-  /// From predict_input, predict_rows rows at a time, to the `out` of the last.
+  /// From kPredictInput, predict_rows rows at a time, to kPredictOutput.
   std::vector<GraphOperation> predict;
   int products = 0;          ///< gemms of all lists; those of `predict` come last,
   int predict_products = 0;  ///< and are so many
@@ -138,6 +142,8 @@ struct GraphLayout {
   std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
   std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
   std::uint64_t predict_odd = 0;
+  /// The one that the last layer may write to.
+  std::uint64_t predict_output() const { return step.inference.size() % 2 == 1 ? predict_even : predict_odd; }
 
   std::int64_t steps_per_launch = 1;
   std::uint64_t working_bytes = 0;  ///< data, parameters and activations: what a step touches

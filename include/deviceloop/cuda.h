@@ -19,13 +19,9 @@
 #include <cstdint>
 
 #include <deviceloop/export.h>
-
-struct CUstream_st;
+#include <deviceloop/stream.h>
 
 namespace deviceloop::cuda {
-
-/// CUDA's cudaStream_t.
-using Stream = CUstream_st*;
 
 /// The rectified linear unit, out[i] = in[i] < 0 ? 0 : in[i]; NaN and -0.0 pass unchanged. `out` may be `in`.
 /// @{

@@ -1,6 +1,7 @@
 /// \file
-/// Plain views of row-major matrices: one row a sample. They own nothing; the caller keeps the memory valid during the
-/// call that they are passed to.
+/// Plain views of row-major matrices: one row a sample. They own nothing. The caller keeps the memory of the host valid
+/// during the call that they are passed to, and that of a GPU until the work of the call is done on its stream, unless
+/// the call says otherwise.
 #pragma once
 
 #include <cstddef>
@@ -89,5 +90,30 @@ struct Matrix {
     return view;
   }
 };
+
+/// A view of a matrix in the memory of a GPU, whose rows lie `stride` elements apart; without `stride` they are
+/// contiguous. Managed memory counts as a GPU's.
+/// @{
+template <class T>
+ConstMatrix on_device(const T* elements, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
+  ConstMatrix view(elements, rows, columns, stride);
+  view.space = MemorySpace::device;
+  return view;
+}
+template <class T>
+ConstMatrix on_device(const T* elements, std::int64_t rows, std::int64_t columns) {
+  return on_device(elements, rows, columns, columns);
+}
+template <class T>
+Matrix on_device(T* elements, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
+  Matrix view(elements, rows, columns, stride);
+  view.space = MemorySpace::device;
+  return view;
+}
+template <class T>
+Matrix on_device(T* elements, std::int64_t rows, std::int64_t columns) {
+  return on_device(elements, rows, columns, columns);
+}
+/// @}
 
 }  // namespace deviceloop

@@ -208,6 +208,14 @@ struct Watch {
   bool keep_best = false;
 };
 
+/// Which of the data the plan `graph` reads where the caller has them, see Trainer::set_data.
+struct DataInPlace {
+  bool x = false;
+  bool y = false;
+  bool sample_weights = false;
+  bool operator==(const DataInPlace&) const = default;
+};
+
 /// One training run. The number of steps is not part of it; it is an argument of Trainer::train.
 struct TrainingSpec {
   Loss loss = Loss::squared_error;
@@ -215,6 +223,7 @@ struct TrainingSpec {
   Reduction reduction = Reduction::sum;
   bool class_targets = false;   ///< with cross_entropy: targets are numbers of classes. Trainer fills it in.
   bool sample_weights = false;  ///< samples have weights, see Trainer::set_data. Trainer fills it in.
+  DataInPlace in_place{};       ///< Trainer fills it in.
   Optimizer optimizer{};
   std::int64_t samples = 0;  ///< rows of the data; Trainer fills it in. 0: a network that only predicts.
   /// Samples per step; 0: all. Of another size B than all N of them, row r of the step that follows s others takes the

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <deviceloop/cuda_options.h>
 #include <deviceloop/export.h>
 #include <deviceloop/matrix.h>
 #include <deviceloop/plan.h>
@@ -86,6 +87,27 @@ struct TrainProgress {
 /// Return false to stop the run.
 using TrainCallback = std::function<bool(const TrainProgress&)>;
 
+/// A run that Trainer::train_async has begun. Belongs to its trainer: it is used by one thread at a time with it. It may
+/// be dropped; the steps are done all the same.
+class DEVICELOOP_EXPORT TrainRun {
+ public:
+  /// Of no run.
+  TrainRun() = default;
+  /// Whether all steps are done and their losses are on the host; never waits. Throws as wait() does.
+  bool done();
+  /// The losses of the first steps, as many as are on the host now, in order; never waits. Throws as wait() does.
+  std::vector<double> losses();
+  /// Waits for the last step. The report's total_ms ends where it, or done(), found the run at its end. Throws
+  /// DeviceError where a step failed; the trainer cannot be used any more then. Throws InvalidArgument of no run, and
+  /// where the trainer does not exist any more and the losses had not come before.
+  TrainReport wait();
+
+ private:
+  friend class Trainer;
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
 /// Trains one network. Two threads must not use one trainer at the same time; several trainers may run on several
 /// threads. After fork() the child may only destroy it and call network(), training(), plan() and steps_done(): every
 /// other call throws Error there. Every call computes in the default floating-point environment (rounding to nearest,
@@ -94,9 +116,12 @@ using TrainCallback = std::function<bool(const TrainProgress&)>;
 class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument if the specifications are wrong, and Unsupported if this version cannot run them. `forced`
-  /// selects an executor. `caps` describes the machine; without it, this machine is queried.
+  /// selects an executor. `caps` describes the machine; without it, this machine is queried. `cuda` is for a trainer
+  /// that shares a GPU with its application.
   /// @{
   explicit Trainer(NetworkSpec network, TrainingSpec training = {}, std::optional<ExecutorKind> forced = std::nullopt);
+  Trainer(NetworkSpec network, TrainingSpec training, CudaOptions cuda,
+          std::optional<ExecutorKind> forced = std::nullopt);
   Trainer(NetworkSpec network, TrainingSpec training, std::optional<ExecutorKind> forced, DeviceCaps caps);
   /// @}
   /// Never throws.
@@ -107,21 +132,37 @@ class DEVICELOOP_EXPORT Trainer {
   Trainer& operator=(Trainer&&) noexcept;
   /// @}
 
-  /// Copies x [samples, inputs] and y [samples, outputs], host views of float or double, into the executor, converted
-  /// once to the working precision. With Loss::cross_entropy y may be [samples, 1]: the number of each row's class,
+  /// Takes x [samples, inputs] and y [samples, outputs], views of float or double. Arrays of the host are copied into the
+  /// executor, converted once to the working precision. With Loss::cross_entropy y may be [samples, 1]: the number of each row's class,
   /// from 0 to outputs - 1. The parameters, what the optimizer keeps for them and the number of the next step do not
   /// change. Throws InvalidArgument for shapes that do not match the network or each other, for fewer samples than
   /// TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row and column) and
   /// for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
-  /// With `sample_weights` [samples, 1], host view of float or double: the losses of row r, and with them their
+  /// With `sample_weights` [samples, 1], a view of float or double: the losses of row r, and with them their
   /// gradients, are multiplied by weight r, see Reduction. Weights are finite and not negative; 0 leaves a row out of
   /// the sum. Throws as above, and InvalidArgument for a weight that is negative (with its row).
+  ///
+  /// Arrays in the memory of the plan's GPU stay the caller's, who keeps them alive until the next set_data or the
+  /// trainer's end, and may write new samples to them, see data_changed. The plan `graph` reads such an array where it
+  /// lies, without a copy, if its elements have the working precision, its rows are contiguous and it is aligned to 256
+  /// bytes, as what cudaMalloc returns is; so does the form `two_layer` of the plan `persistent`, x and y in the primal
+  /// formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream the arrays are
+  /// complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its elements
+  /// are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's GPU
+  /// or whose memory ends before the array does, before anything runs.
   /// @{
   void set_data(ConstMatrix x, ConstMatrix y);
   void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights);
   /// @}
 
-  /// Takes a copy of validation data, as set_data takes x and y; with Loss::cross_entropy y may be classes or
+  /// The caller has written new samples to the arrays in the memory of a GPU that set_data got last, or will have when
+  /// what the stream holds is done: steps from now on take them. Enqueued on the stream, without waiting and without
+  /// looking at the elements: a sample that is not finite shows in the losses (TrainReport::first_non_finite_step).
+  /// Arrays that were converted are converted again, those of the host are not read again. What watching has found so
+  /// far stays. Throws InvalidArgument where none of the arrays is in the memory of a GPU.
+  void data_changed();
+
+  /// Takes a copy of validation data, from the host or a GPU, as set_data takes x and y; with Loss::cross_entropy y may be classes or
   /// probabilities, whichever set_data gets. From then on train() evaluates them at the borders that
   /// TrainingSpec::watch sets, in the executor's memory; the steps do not wait for it. Evaluations so far are
   /// forgotten. No rows: none any more. Throws as set_data does.
@@ -143,7 +184,8 @@ class DEVICELOOP_EXPORT Trainer {
   /// Copies the weight [in_features, out_features] or bias [1, out_features] of a layer (counted from 0) out or in.
   /// Elements are converted to or from the working precision; what the optimizer keeps does not change. Throws
   /// InvalidArgument for a layer or bias that does not exist, a shape that does not match, and, writing, a value that
-  /// is not finite in the working precision.
+  /// is not finite in the working precision. A matrix in the memory of the plan's GPU is read or written there, on the
+  /// stream; only writing, which looks at the elements, waits.
   /// @{
   void read_weight(int layer, Matrix out) const;
   void read_bias(int layer, Matrix out) const;
@@ -195,6 +237,21 @@ class DEVICELOOP_EXPORT Trainer {
   /// a parallel region of OpenMP after openblas_set_num_threads_local with more than 1.
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
+  /// Runs `steps` steps as train does, and returns at once where the plan is of a GPU: all is enqueued on the trainer's
+  /// stream, and nothing waits, unless more than 32 launches of one trainer whose steps differ in their scalars (Adam, a
+  /// schedule, minibatches) are under way. Runs follow each other in the order of the calls; other calls of the trainer
+  /// may come before they are done. best() knows the evaluations of a run once its losses were asked for. With the plan
+  /// `cpu` the steps are done when the call returns. Throws as train does, and InvalidArgument with Watch::patience or
+  /// target_loss, by which the host would have to decide.
+  TrainRun train_async(std::int64_t steps);
+
+  /// Enqueues one step on the trainer's stream: into the graph that is captured there, if one is. Every launch of that
+  /// graph then trains one step; the trainer does not count them. `loss`, in device memory, or null, gets the step's
+  /// loss each time. Such launches must be in order with the trainer's other work. Needs set_data and the plan `graph`,
+  /// and steps that are all alike: plain gradient descent or sgd at a constant rate, all samples in each step, no Gram
+  /// formulation; throws Unsupported otherwise.
+  void enqueue_step(double* loss = nullptr);
+
   /// The loss of the current parameters, of the samples that the next step would take: what it would report. Needs
   /// set_data.
   double loss();
@@ -212,7 +269,10 @@ class DEVICELOOP_EXPORT Trainer {
 
   /// out [rows, outputs] = network(x [rows, in_features]), for any number of rows, with or without data set. Throws
   /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision, and as
-  /// prepare() does where nothing was prepared yet.
+  /// prepare() does where nothing was prepared yet. Either may be in the memory of the plan's GPU. If both are, the
+  /// predictions are enqueued on the stream and nothing waits; the values are not looked at; and where predict was
+  /// called before, a stream that is being captured takes them into its graph (with Formulation::gram only if no step
+  /// was taken since parameters were last read).
   void predict(ConstMatrix x, Matrix out);
 
   /// As given.
@@ -225,6 +285,7 @@ class DEVICELOOP_EXPORT Trainer {
   std::int64_t steps_done() const;
 
  private:
+  friend class TrainRun;
   friend struct TrainerAccess;  // the library's own
   struct Impl;
   std::unique_ptr<Impl> impl_;

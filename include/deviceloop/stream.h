@@ -1,0 +1,12 @@
+/// \file
+/// CUDA's streams, without a CUDA header.
+#pragma once
+
+struct CUstream_st;
+
+namespace deviceloop::cuda {
+
+/// CUDA's cudaStream_t.
+using Stream = CUstream_st*;
+
+}  // namespace deviceloop::cuda
