@@ -43,7 +43,8 @@ void check_device_range(const void* data, std::uint64_t bytes, int device, const
   const cuda::CurrentDevice current(device);
   const cudaPointerAttributes first = place_of(0);
   if (!is_on_gpu(first))
-    throw InvalidArgument(what + " is said to lie in a GPU's memory, and its pointer is to the host's; pass a pointer of "
+    throw InvalidArgument(what +
+                          " is said to lie in a GPU's memory, and its pointer is to the host's; pass a pointer of "
                           "cudaMalloc, or MemorySpace::host");
   if (first.type == cudaMemoryTypeDevice && first.device != device)
     throw InvalidArgument(what + " lies in the memory of GPU " + std::to_string(first.device) +
@@ -61,11 +62,11 @@ std::optional<NonFinite> find_wrong_on_device(const ConstMatrix& matrix, const E
   const std::int64_t count = matrix.rows * matrix.columns;
   if (count == 0) return {};
   const cuda::CurrentDevice current(device);
+  cuda::refuse_capture(options.stream);
   const std::int64_t blocks = cuda::find_blocks(count);
   std::vector<std::int64_t> firsts(static_cast<std::size_t>(blocks));
   const cuda::DeviceMemory found(firsts.size() * sizeof(std::int64_t), options);
   const cuda::ExecutorStream stream(options.stream);
-  stream.refuse_capture();
   return with_type(matrix.type, [&]<class T>(T*) -> std::optional<NonFinite> {
     const auto* const elements = static_cast<const T*>(matrix.data);
     cuda::launch_find_wrong(static_cast<std::int64_t*>(found.data()), elements, matrix.row_stride, matrix.rows,
@@ -83,8 +84,8 @@ std::optional<NonFinite> find_wrong_on_device(const ConstMatrix& matrix, const E
 
 void download_from_device(Matrix to, const ConstMatrix& from, int device, const CudaOptions& options) {
   const cuda::CurrentDevice current(device);
+  cuda::refuse_capture(options.stream);
   const cuda::ExecutorStream stream(options.stream);
-  stream.refuse_capture();
   for (std::int64_t row = 0; row < from.rows; ++row)
     download(rows_of(to, row, 1).data, rows_of(from, row, 1).data,
              static_cast<std::size_t>(from.columns) * size_of(from.type), stream);

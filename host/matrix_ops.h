@@ -31,8 +31,8 @@ auto with_type(ElementType type, F f) {
 /// with which reading would fault.
 bool is_address_range(const void* data, std::uint64_t bytes);
 
-/// Throws InvalidArgument unless `view` can be a matrix: data not null (unless empty), sizes not negative, a stride of at
-/// least `columns`, an address range that exists in some address space. `what` names it in the message.
+/// Throws InvalidArgument unless `view` can be a matrix: data not null (unless empty), sizes not negative, a stride of
+/// at least `columns`, an address range that exists in some address space. `what` names it in the message.
 void check_view(const ConstMatrix& view, const std::string& what);
 /// The same, and that it lies in the host's memory.
 void check_host_view(const ConstMatrix& view, const std::string& what);

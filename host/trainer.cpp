@@ -72,8 +72,8 @@ struct TrainRun::State {
   Trainer::Impl* trainer;  ///< null once all is collected, or the trainer does not exist any more
   TrainReport report;
   std::chrono::steady_clock::time_point begin;
-  std::int64_t steps = 0;                ///< enqueued
-  std::vector<std::int64_t> evaluated;   ///< after how many steps of all
+  std::int64_t steps = 0;               ///< enqueued
+  std::vector<std::int64_t> evaluated;  ///< after how many steps of all
   bool is_collected = false;
 };
 
@@ -94,7 +94,7 @@ struct Trainer::Impl {
   Parameters state;
   HostMatrix validation_x, validation_y;  ///< in the working precision; the executor has no other copy on the host
   Watcher watcher;
-  Preparation preparation;  ///< since the last call of train
+  Preparation preparation;                            ///< since the last call of train
   std::deque<std::shared_ptr<TrainRun::State>> runs;  ///< of train_async, that were not collected yet, in order
   bool has_device_data = false;                       ///< some of it in a GPU's memory
 
@@ -280,11 +280,10 @@ struct Trainer::Impl {
         report.evaluations.push_back(evaluation_of(sums[i], run.evaluated[i]));
         watcher.add(report.evaluations.back());
       }
-      const auto bad = std::find_if(report.losses.begin(), report.losses.end(),
-                                    [](double loss) { return !std::isfinite(loss); });
+      const auto bad =
+          std::find_if(report.losses.begin(), report.losses.end(), [](double loss) { return !std::isfinite(loss); });
       if (bad != report.losses.end()) report.first_non_finite_step = report.first_step + (bad - report.losses.begin());
-      report.total_ms =
-          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - run.begin).count();
+      report.total_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - run.begin).count();
       run.is_collected = true;
       run.trainer = nullptr;
       runs.pop_front();
@@ -320,7 +319,8 @@ struct Trainer::Impl {
 
   static void check_device_view(const ConstMatrix& view, const Plan& plan, const std::string& what) {
     if (!row_of(plan.executor).is_on_gpu)
-      throw InvalidArgument(what + " lies in a GPU's memory, and the plan 'cpu' reads the host's; ask for a GPU by "
+      throw InvalidArgument(what +
+                            " lies in a GPU's memory, and the plan 'cpu' reads the host's; ask for a GPU by "
                             "TrainingSpec::device = {DeviceKind::cuda}, or copy the array to the host");
     if (view.rows > 0 && view.columns > 0) check_device_range(view.data, spanned_bytes(view), plan.device, what);
   }
@@ -379,10 +379,10 @@ struct Trainer::Impl {
                              const std::string& y_name, const std::string& weights_name, const Plan& plan) const {
     const ElementType type = element_type(training.precision);
     check_on_device(data.x, {ElementRule::Kind::finite, type, 0}, x_name, plan);
-    check_on_device(data.y,
-                    {has_classes ? ElementRule::Kind::class_number : ElementRule::Kind::finite, type,
-                     network.widths.back()},
-                    y_name, plan);
+    check_on_device(
+        data.y,
+        {has_classes ? ElementRule::Kind::class_number : ElementRule::Kind::finite, type, network.widths.back()},
+        y_name, plan);
     check_on_device(data.sample_weights, {ElementRule::Kind::weight, type, 0}, weights_name, plan);
   }
 
@@ -492,7 +492,8 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   training.class_targets = has_classes;
   training.sample_weights = sample_weights != nullptr;
   training.in_place = in_place(data, training.precision);
-  if (has_device_data && training.device.kind == DeviceKind::automatic) training.device.kind = DeviceKind::cuda;
+  if (has_device_data && !self.forced && training.device.kind == DeviceKind::automatic)
+    training.device.kind = DeviceKind::cuda;
   const bool needs_executor = !self.executor || self.training.samples != training.samples ||
                               self.training.class_targets != training.class_targets ||
                               self.training.sample_weights != training.sample_weights ||
@@ -505,8 +506,8 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
     self.preparation.lap("plan");
   }
   const Plan& plan = needs_executor ? decision.plan : self.decision.plan;
-  for (const auto& [view, what] : {std::pair(&data.x, "x"), std::pair(&data.y, "y"),
-                                   std::pair(&data.sample_weights, "sample_weights")})
+  for (const auto& [view, what] :
+       {std::pair(&data.x, "x"), std::pair(&data.y, "y"), std::pair(&data.sample_weights, "sample_weights")})
     if (is_on_gpu(*view)) Trainer::Impl::check_device_view(*view, plan, what);
   self.check_elements(x, y, has_classes, x_name, y_name);
   if (sample_weights != nullptr && !is_on_gpu(data.sample_weights))
@@ -537,7 +538,8 @@ void Trainer::data_changed() {
   impl_->need_data("data_changed");
   if (!impl_->has_device_data)
     throw InvalidArgument(
-        "Trainer::data_changed is for arrays in a GPU's memory, and set_data got those of the host, which it has copied; "
+        "Trainer::data_changed is for arrays in a GPU's memory, and set_data got those of the host, which it has "
+        "copied; "
         "call set_data again");
   impl_->executor->data_changed();
 }
@@ -738,7 +740,8 @@ bool TrainRun::done() {
   if (state_ == nullptr) throw InvalidArgument("this TrainRun is of no run; take the one that train_async returns");
   if (state_->is_collected) return true;
   if (state_->trainer == nullptr)
-    throw InvalidArgument("the trainer of this run does not exist any more, and with it the losses; wait for a run first");
+    throw InvalidArgument(
+        "the trainer of this run does not exist any more, and with it the losses; wait for a run first");
   state_->trainer->check_process();
   state_->trainer->collect_what_is_here();
   return state_->is_collected;

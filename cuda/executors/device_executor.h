@@ -33,8 +33,7 @@ namespace deviceloop::cuda {
 template <class T>
 class DeviceExecutor : public Executor {
  public:
-  DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan,
-                 const CudaOptions& options)
+  DeviceExecutor(const NetworkSpec& network, const TrainingSpec& training, const Plan& plan, const CudaOptions& options)
       : network_(network),
         training_(training),
         state_(state_layout(network, training)),
@@ -42,6 +41,7 @@ class DeviceExecutor : public Executor {
         device_(plan.device),
         options_(options) {
     const CurrentDevice current(device_);
+    cuda::refuse_capture(options_.stream);
     DEVICELOOP_CHECK_CUDA(cudaFree(nullptr));  // creates the device's context, where there is none yet
     this->preparation_.lap("context");
   }
@@ -82,8 +82,8 @@ class DeviceExecutor : public Executor {
   }
 
   void predict(ConstMatrix x, Matrix out) override {
-    if (x.space == MemorySpace::host || out.space == MemorySpace::host) refuse_capture();
-    capturable([&] {
+    const bool waits = x.space == MemorySpace::host || out.space == MemorySpace::host;
+    const auto predict_all = [&] {
       enqueue_end();
       prepare_predict();
       const PredictRoom room = predict_room();
@@ -93,7 +93,8 @@ class DeviceExecutor : public Executor {
         take_matrix(room.input, rows_of(x, first, rows));
         give_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
       }
-    });
+    };
+    run(predict_all, waits);
   }
 
   void set_validation(ConstMatrix x, ConstMatrix y) override {
@@ -177,7 +178,6 @@ class DeviceExecutor : public Executor {
   /// `losses` is where the arena has the ring of [2, steps_per_launch] doubles; 0 steps: no run, no ring.
   void take_arena(std::uint64_t bytes, std::uint64_t losses, std::int64_t steps_per_launch) {
     stream_.emplace(options_.stream);
-    stream_->refuse_capture();
     check_free(bytes, 0, "plan '" + plan_name_ + "' takes",
                "end what else runs on it, use fewer samples, or the plan 'cpu'");
     arena_.emplace(static_cast<std::size_t>(bytes), options_);
@@ -225,33 +225,16 @@ class DeviceExecutor : public Executor {
     if (stream_) cudaStreamSynchronize(stream());
   }
 
-  /// Throws where the caller captures the stream, before anything is done.
-  void refuse_capture() const {
-    const CurrentDevice current(device_);
-    stream_->refuse_capture();
-  }
-
   /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
-  /// executor: a step may have been taken in part.
+  /// executor: a step may have been taken in part. Refuses a stream that the caller captures, before `call`.
   template <class Call>
   void alive(Call call) {
-    refuse_capture();
-    capturable(call);
+    run(call, true);
   }
   /// The same of a call that the caller may capture.
   template <class Call>
   void capturable(Call call) {
-    if (!cause_of_death_.empty())
-      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
-                            "; make a new one",
-                        "deviceloop", 0, "", "", 0);
-    try {
-      const CurrentDevice current(device_);
-      call();
-    } catch (const std::exception& error) {
-      cause_of_death_ = error.what();
-      throw;
-    }
+    run(call, false);
   }
 
   cudaStream_t stream() const { return stream_->get(); }
@@ -348,6 +331,27 @@ class DeviceExecutor : public Executor {
     return matrix.type == element_type_of<T>() && matrix.row_stride == matrix.columns;
   }
   static std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(T); }
+
+  template <class Call>
+  void run(Call call, bool refuses_capture) {
+    if (!cause_of_death_.empty())
+      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
+                            "; make a new one",
+                        "deviceloop", 0, "", "", 0);
+    bool is_refusal = true;
+    try {
+      const CurrentDevice current(device_);
+      if (refuses_capture) cuda::refuse_capture(options_.stream);
+      is_refusal = false;
+      call();
+    } catch (const InvalidArgument& error) {
+      if (!is_refusal) cause_of_death_ = error.what();
+      throw;
+    } catch (const std::exception& error) {
+      cause_of_death_ = error.what();
+      throw;
+    }
+  }
 
   template <class Take>
   void for_copies(const Take& take) {

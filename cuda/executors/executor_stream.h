@@ -13,11 +13,22 @@
 
 namespace deviceloop::cuda {
 
+/// Throws InvalidArgument where the caller captures the stream, if it is one of the caller's.
+inline void refuse_capture(const std::optional<Stream>& callers) {
+  if (!callers || *callers == nullptr) return;  // the default stream cannot be captured
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  DEVICELOOP_CHECK_CUDA(cudaStreamIsCapturing(*callers, &status));
+  if (status != cudaStreamCaptureStatusNone)
+    throw InvalidArgument(
+        "the trainer's stream is being captured, which can take enqueue_step and, between arrays in the GPU's memory, "
+        "predict, and nothing else; end the capture first, and call prepare or predict before it begins");
+}
+
 class ExecutorStream {
  public:
   /// Empty: the executor's own. On the current device.
   explicit ExecutorStream(std::optional<Stream> callers)
-      : is_callers_(callers.has_value()), active_(callers ? *callers : own_.get()), ordinary_(active_) {}
+      : active_(callers ? *callers : own_.get()), ordinary_(active_) {}
   /// Work that still runs must not lose its memory; what fails now has failed before.
   ~ExecutorStream() { cudaStreamSynchronize(ordinary_); }
   ExecutorStream(const ExecutorStream&) = delete;
@@ -42,20 +53,8 @@ class ExecutorStream {
     }
   }
 
-  /// Throws InvalidArgument where the caller captures the stream.
-  void refuse_capture() const {
-    if (!is_callers_ || ordinary_ == nullptr) return;  // the default stream cannot be captured
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    DEVICELOOP_CHECK_CUDA(cudaStreamIsCapturing(ordinary_, &status));
-    if (status != cudaStreamCaptureStatusNone)
-      throw InvalidArgument(
-          "the trainer's stream is being captured, which can take enqueue_step and, between arrays in the GPU's memory, "
-          "predict, and nothing else; end the capture first, and call prepare or predict before it begins");
-  }
-
  private:
   StreamOwner own_;
-  const bool is_callers_;
   cudaStream_t active_;
   const cudaStream_t ordinary_;
 };

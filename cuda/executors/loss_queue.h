@@ -61,10 +61,9 @@ class LossQueue {
     Run& run = runs_.back();
     DEVICELOOP_CHECK_CUDA(cudaEventRecord(written_[index].get(), stream));
     DEVICELOOP_CHECK_CUDA(cudaStreamWaitEvent(copies, written_[index].get(), 0));
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(run.losses() + run.sent,
-                                          ring_ + static_cast<std::int64_t>(index) * steps_per_launch_,
-                                          static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost,
-                                          copies));
+    DEVICELOOP_CHECK_CUDA(
+        cudaMemcpyAsync(run.losses() + run.sent, ring_ + static_cast<std::int64_t>(index) * steps_per_launch_,
+                        static_cast<std::size_t>(count) * sizeof(double), cudaMemcpyDeviceToHost, copies));
     DEVICELOOP_CHECK_CUDA(cudaEventRecord(copied_[index].get(), copies));
     last_ = index;
     ++launches_;
@@ -143,6 +142,7 @@ class LossQueue {
     void wait(std::int64_t needed) const {
       std::size_t index = 0;
       while (index + 1 < used && marks[index].end < needed) ++index;
+      if (cudaEventQuery(marks[index].event.get()) == cudaSuccess) return;
       DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(marks[index].event.get()));
     }
 

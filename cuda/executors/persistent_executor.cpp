@@ -70,7 +70,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void enqueue_step(double*) override {
     throw Unsupported(
-        "enqueue_step is of the plan 'graph': a launch of the plan 'persistent' reports to the host; use train_async, or "
+        "enqueue_step is of the plan 'graph': a launch of the plan 'persistent' reports to the host; use train_async, "
+        "or "
         "ask for the plan 'graph'");
   }
 

@@ -31,8 +31,8 @@ class ScalarQueue {
 
   bool varies() const { return varies_; }
 
-  /// Computes those of `count` steps from `first_step` on, in memory that no copy under way reads: the host gets ahead of
-  /// the device by kMostTables launches, and then waits for the first of them.
+  /// Computes those of `count` steps from `first_step` on, in memory that no copy under way reads: the host gets ahead
+  /// of the device by kMostTables launches, and then waits for the first of them.
   const Scalars* prepare(std::int64_t first_step, std::int64_t count) {
     // In the order in which they were sent.
     const cudaError_t code = cudaEventQuery(tables_.front().sent.get());

@@ -115,8 +115,8 @@ class Validation {
   void forget_best() {
     EvaluationState state{};
     state.best_loss = std::numeric_limits<double>::infinity();
-    DEVICELOOP_CHECK_CUDA(
-        cudaMemcpyAsync(at<EvaluationState>(layout_.state), &state, sizeof state, cudaMemcpyHostToDevice, stream_.get()));
+    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<EvaluationState>(layout_.state), &state, sizeof state,
+                                          cudaMemcpyHostToDevice, stream_.get()));
     stream_.wait();
   }
 

@@ -605,7 +605,8 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     for (const GraphOperation& operation : layout.operations)
       if (operation.kind == Kind::loss && operation.loss_blocks > 0)
         layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
-    layout.working_bytes = arena.used() + borrowed_bytes(layout, training) - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
+    layout.working_bytes =
+        arena.used() + borrowed_bytes(layout, training) - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
     if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;
   }

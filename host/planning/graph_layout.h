@@ -20,7 +20,14 @@ constexpr std::uint64_t kNoOperand = ~std::uint64_t{0};
 
 /// In place of offsets: what lies where the caller has it, kBorrowed + one of these.
 constexpr std::uint64_t kBorrowed = std::uint64_t{1} << 63;
-enum Borrowed : std::uint64_t { kBorrowedX, kBorrowedY, kBorrowedWeights, kPredictInput, kPredictOutput, kBorrowedCount };
+enum Borrowed : std::uint64_t {
+  kBorrowedX,
+  kBorrowedY,
+  kBorrowedWeights,
+  kPredictInput,
+  kPredictOutput,
+  kBorrowedCount
+};
 
 /// A launch: a product of cuBLASLt, or one of the functions of cuda/kernels/kernels.h, of which some have a second
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].

@@ -20,7 +20,8 @@ struct CudaOptions {
   /// Takes the device memory, on the trainer's device, which is current then, aligned to 256 bytes; null where there is
   /// none. An exception of it passes through. Both or none are given; none: cudaMalloc and cudaFree.
   std::function<void*(std::size_t bytes)> allocate{};
-  /// Gives back what `allocate` gave, with the same number of bytes, once no work of the trainer uses it. Must not throw.
+  /// Gives back what `allocate` gave, with the same number of bytes, once no work of the trainer uses it. Must not
+  /// throw.
   std::function<void(void* memory, std::size_t bytes)> free{};
 };
 

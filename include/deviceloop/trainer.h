@@ -87,8 +87,8 @@ struct TrainProgress {
 /// Return false to stop the run.
 using TrainCallback = std::function<bool(const TrainProgress&)>;
 
-/// A run that Trainer::train_async has begun. Belongs to its trainer: it is used by one thread at a time with it. It may
-/// be dropped; the steps are done all the same.
+/// A run that Trainer::train_async has begun. Belongs to its trainer: it is used by one thread at a time with it. It
+/// may be dropped; the steps are done all the same.
 class DEVICELOOP_EXPORT TrainRun {
  public:
   /// Of no run.
@@ -132,12 +132,12 @@ class DEVICELOOP_EXPORT Trainer {
   Trainer& operator=(Trainer&&) noexcept;
   /// @}
 
-  /// Takes x [samples, inputs] and y [samples, outputs], views of float or double. Arrays of the host are copied into the
-  /// executor, converted once to the working precision. With Loss::cross_entropy y may be [samples, 1]: the number of each row's class,
-  /// from 0 to outputs - 1. The parameters, what the optimizer keeps for them and the number of the next step do not
-  /// change. Throws InvalidArgument for shapes that do not match the network or each other, for fewer samples than
-  /// TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row and column) and
-  /// for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
+  /// Takes x [samples, inputs] and y [samples, outputs], views of float or double. Arrays of the host are copied into
+  /// the executor, converted once to the working precision. With Loss::cross_entropy y may be [samples, 1]: the number
+  /// of each row's class, from 0 to outputs - 1. The parameters, what the optimizer keeps for them and the number of
+  /// the next step do not change. Throws InvalidArgument for shapes that do not match the network or each other, for
+  /// fewer samples than TrainingSpec::batch_size, for a value that is not finite in the working precision (with its row
+  /// and column) and for one that is no class (with its row); Unsupported if the machine lacks what the plan needs.
   /// With `sample_weights` [samples, 1], a view of float or double: the losses of row r, and with them their
   /// gradients, are multiplied by weight r, see Reduction. Weights are finite and not negative; 0 leaves a row out of
   /// the sum. Throws as above, and InvalidArgument for a weight that is negative (with its row).
@@ -148,8 +148,8 @@ class DEVICELOOP_EXPORT Trainer {
   /// bytes, as what cudaMalloc returns is; so does the form `two_layer` of the plan `persistent`, x and y in the primal
   /// formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream the arrays are
   /// complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its elements
-  /// are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's GPU
-  /// or whose memory ends before the array does, before anything runs.
+  /// are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's
+  /// GPU or whose memory ends before the array does, before anything runs.
   /// @{
   void set_data(ConstMatrix x, ConstMatrix y);
   void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights);
@@ -162,8 +162,8 @@ class DEVICELOOP_EXPORT Trainer {
   /// far stays. Throws InvalidArgument where none of the arrays is in the memory of a GPU.
   void data_changed();
 
-  /// Takes a copy of validation data, from the host or a GPU, as set_data takes x and y; with Loss::cross_entropy y may be classes or
-  /// probabilities, whichever set_data gets. From then on train() evaluates them at the borders that
+  /// Takes a copy of validation data, from the host or a GPU, as set_data takes x and y; with Loss::cross_entropy y may
+  /// be classes or probabilities, whichever set_data gets. From then on train() evaluates them at the borders that
   /// TrainingSpec::watch sets, in the executor's memory; the steps do not wait for it. Evaluations so far are
   /// forgotten. No rows: none any more. Throws as set_data does.
   void set_validation(ConstMatrix x, ConstMatrix y);
@@ -238,11 +238,11 @@ class DEVICELOOP_EXPORT Trainer {
   TrainReport train(std::int64_t steps, const TrainCallback& callback = {}, std::int64_t steps_per_callback = 0);
 
   /// Runs `steps` steps as train does, and returns at once where the plan is of a GPU: all is enqueued on the trainer's
-  /// stream, and nothing waits, unless more than 32 launches of one trainer whose steps differ in their scalars (Adam, a
-  /// schedule, minibatches) are under way. Runs follow each other in the order of the calls; other calls of the trainer
-  /// may come before they are done. best() knows the evaluations of a run once its losses were asked for. With the plan
-  /// `cpu` the steps are done when the call returns. Throws as train does, and InvalidArgument with Watch::patience or
-  /// target_loss, by which the host would have to decide.
+  /// stream, and nothing waits, unless more than 32 launches of one trainer whose steps differ in their scalars (Adam,
+  /// a schedule, minibatches) are under way. Runs follow each other in the order of the calls; other calls of the
+  /// trainer may come before they are done. best() knows the evaluations of a run once its losses were asked for. With
+  /// the plan `cpu` the steps are done when the call returns. Throws as train does, and InvalidArgument with
+  /// Watch::patience or target_loss, by which the host would have to decide.
   TrainRun train_async(std::int64_t steps);
 
   /// Enqueues one step on the trainer's stream: into the graph that is captured there, if one is. Every launch of that

@@ -27,13 +27,14 @@ template <class T>
 class Memory final : public cuda::DeviceExecutor<T> {
  public:
   explicit Memory(const NetworkSpec& network)
-      : cuda::DeviceExecutor<T>(network, {}, Plan{.executor = ExecutorKind::graph}) {
+      : cuda::DeviceExecutor<T>(network, {}, Plan{.executor = ExecutorKind::graph}, CudaOptions{}) {
     const auto bytes = static_cast<std::uint64_t>(network.in_features(0) * network.out_features(0)) * sizeof(T);
     this->build([&] { this->take_arena(bytes, 0, 0); });
   }
   ~Memory() override { this->leave(); }
 
-  void set_data(ConstMatrix, ConstMatrix, ConstMatrix) override {}
+  void set_data(const TrainingData&) override {}
+  void enqueue_step(double*) override {}
   void enqueue(std::int64_t, std::int64_t) override {}
   double loss(std::int64_t) override { return 0; }
   void write_state(int, ConstMatrix in) override {
