@@ -168,7 +168,7 @@ TEST(Trainer, RefusesDataThatDoesNotMatchAndKeepsWhatItHad) {
   EXPECT_CONTAINS(message(ConstMatrix(values.data(), 10, 4, 3), view(10, 2)), "stride of 3");
   ConstMatrix device = view(10, 4);
   device.space = MemorySpace::device;
-  EXPECT_CONTAINS(message(device, view(10, 2)), "device memory");
+  EXPECT_CONTAINS(message(device, view(10, 2)), "a GPU's memory");
   values[4 * 7 + 2] = std::nan("");
   EXPECT_CONTAINS(message(view(10, 4), view(10, 2)), "x: row 7, column 2 is nan");
   values[4 * 7 + 2] = -std::numeric_limits<double>::infinity();
