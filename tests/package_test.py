@@ -27,10 +27,9 @@ SKIPPED = 77
 COMPONENTS = ("deviceloop_runtime", "deviceloop_development", "deviceloop_command")
 # The same run as that of tests/install/losses.cpp.
 SAME_RUN = shlex.split("train --device cpu --precision fp64 --layers 40,50,3 --bias --samples 96 --steps 60 --lr 1e-5")
-# In the future: what keeps the time of this run instead, or that of the build, shows.
-EPOCH = "4000000000"
 # What lintian says and the packages keep, with the reasons in packaging/README.md.
-ACCEPTED_TAGS = "initial-upload-closes-no-bugs"
+ACCEPTED_TAGS = ["initial-upload-closes-no-bugs"]
+CUDA_TAGS = ["pkg-config-bad-directive"]  # the folder of CUDA's static runtime, outside /usr/lib
 
 BUILD = pathlib.Path()  # the arguments, and what the build folder says
 CHROOT = ""
@@ -47,9 +46,9 @@ def run(*command: object, **options: object) -> str:
     return done.stdout
 
 
-def pack(generator: str, folder: pathlib.Path) -> "list[pathlib.Path]":
+def pack(generator: str, folder: pathlib.Path, **environment: str) -> "list[pathlib.Path]":
     """The packages that cpack makes of the build folder."""
-    run("cpack", "-G", generator, "-B", folder, cwd=BUILD, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH})
+    run("cpack", "-G", generator, "-B", folder, cwd=BUILD, env={**os.environ, **environment})
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
@@ -271,10 +270,11 @@ class DebianPackages(Case):
             self.assertEqual(words in package.fields.get("Suggests", ""), has_cuda)
 
     def test_same_bytes(self) -> None:
-        again = pack("DEB", self.folder / "again")
-        for path in again:
-            self.assertEqual(path.read_bytes(), (self.folder / "packed" / path.name).read_bytes(), path.name)
-        self.assertEqual(len(again), 3)
+        # In the future, so that a file which keeps the time of this run instead shows.
+        one, other = (pack("DEB", self.folder / name, SOURCE_DATE_EPOCH="4000000000") for name in ("one", "other"))
+        self.assertEqual([path.name for path in one], [path.name for path in other])
+        for path, again in zip(one, other):
+            self.assertEqual(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, again)), path.name)
 
     def test_programs_are_built_and_train(self) -> None:
         root = self.folder / "root"
@@ -297,7 +297,9 @@ class DebianPackages(Case):
 
     @unittest.skipUnless(shutil.which("lintian"), "no lintian here")
     def test_lintian(self) -> None:
-        told = run("lintian", "--fail-on", "none", "--suppress-tags", ACCEPTED_TAGS,
+        private = (self.development.folder / self.libraries / "pkgconfig/deviceloop.pc").read_text()
+        accepted = ACCEPTED_TAGS + (CUDA_TAGS if "-lcudart_static" in private else [])
+        told = run("lintian", "--fail-on", "none", "--suppress-tags", ",".join(accepted),
                    *(package.path for package in self.packages.values()))  # fmt: skip
         self.assertEqual([line for line in told.splitlines() if re.match(r"[EW]: ", line)], [])
 
