@@ -137,17 +137,17 @@ struct Trainer::Impl {
     return drawn;
   }
 
-  // Parameters, with which the optimizer begins anew: what it keeps is 0 where `values` have nothing of it.
+  // Parameters, with which the optimizer begins anew: what it keeps is 0 where `values` have nothing of it. Where it
+  // fails, nothing has changed.
   void set_state(Parameters values) {
+    for (std::size_t index = values.size(); index < layout.size(); ++index) values.push_back(zeros_of(layout[index]));
+    if (executor)
+      for (std::size_t index = 0; index < values.size(); ++index)
+        executor->write_state(static_cast<int>(index), values[index].view());
+    else
+      state = std::move(values);
     optimizer_steps = 0;
     forget_evaluations();
-    for (std::size_t index = values.size(); index < layout.size(); ++index) values.push_back(zeros_of(layout[index]));
-    if (!executor) {
-      state = std::move(values);
-      return;
-    }
-    for (std::size_t index = 0; index < values.size(); ++index)
-      executor->write_state(static_cast<int>(index), values[index].view());
   }
 
   // The first `count` entries of the state on the host: copied from the executor if there is one.
@@ -240,29 +240,58 @@ struct Trainer::Impl {
   }
 
   /// Takes `count` steps and evaluates at the borders among them; adds to the report what they give. Whether the last
-  /// one is at a border. Throws RunEnded with all steps of the report.
+  /// one is at a border. Throws RunEnded with all steps of the report. Whatever it throws, steps that were taken are
+  /// counted, and the executor keeps nothing of them for the next run.
   bool take_steps(std::int64_t count, TrainReport& report) {
     const std::int64_t before = report.steps();
-    std::vector<std::int64_t> evaluated;  // after how many steps
+    const std::size_t evaluated_before = report.evaluations.size();
+    std::vector<EvaluationSums> sums;  // of the evaluations from there on; both have room before one is issued
     bool is_at_border = false;
     const auto collect = [&](std::int64_t taken) {
-      report.losses.resize(static_cast<std::size_t>(before + taken));
+      report.losses.resize(static_cast<std::size_t>(before + taken));  // there is room
       executor->losses(std::span(report.losses).subspan(static_cast<std::size_t>(before)));
-      std::vector<EvaluationSums> sums(evaluated.size());
+      report.evaluations.resize(evaluated_before + sums.size());  // drops one that was not issued
       executor->evaluations(sums);
       for (std::size_t i = 0; i < sums.size(); ++i) {
-        report.evaluations.push_back(evaluation_of(sums[i], evaluated[i]));
-        watcher.add(report.evaluations.back());
+        Evaluation& evaluation = report.evaluations[evaluated_before + i];
+        evaluation = evaluation_of(sums[i], evaluation.steps);
+        watcher.add(evaluation);
       }
     };
     std::int64_t taken = 0;
     try {
+<<<<<<< HEAD
       is_at_border = enqueue_steps(count, taken, evaluated);
+=======
+      while (taken < count) {
+        const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
+        const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
+        is_at_border = now == border;
+        const bool evaluates = is_at_border && has_validation();
+        if (evaluates) {
+          report.evaluations.push_back({steps_done + now});
+          if (sums.size() == sums.capacity()) sums.reserve(2 * sums.size() + 1);
+        }
+        executor->enqueue(optimizer_steps, now);
+        taken += now;
+        steps_done += now;
+        optimizer_steps += now;
+        if (!evaluates) continue;
+        executor->enqueue_evaluation(true);
+        sums.emplace_back();
+      }
+>>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
     } catch (const RunEnded& end) {
       collect(taken);
       steps_done += end.steps();
       optimizer_steps += end.steps();
       throw RunEnded(end.what(), before + taken + end.steps());
+    } catch (...) {
+      try {
+        collect(taken);
+      } catch (const std::exception&) {  // the executor is dead, and says so from now on
+      }
+      throw;
     }
     collect(taken);
     return is_at_border;
@@ -419,6 +448,7 @@ struct Trainer::Impl {
     const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, in);
+<<<<<<< HEAD
     const std::string name = "parameter " + layout[static_cast<std::size_t>(index)].name;
     const ElementType type = element_type(training.precision);
     if (in.space == MemorySpace::device) {
@@ -426,11 +456,16 @@ struct Trainer::Impl {
       need_executor();
     } else {
       check_finite(in, type, name);
+=======
+    check_finite(in, element_type(training.precision), "parameter " + layout[static_cast<std::size_t>(index)].name);
+    if (executor) {
+      executor->write_state(index, in);
+    } else {
+      if (state.empty()) state = drawn(training.seed, Init::normal);
+      convert(state[static_cast<std::size_t>(index)].view(), in);
+>>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
     }
     forget_evaluations();
-    if (executor) return executor->write_state(index, in);
-    if (state.empty()) state = drawn(training.seed, Init::normal);
-    convert(state[static_cast<std::size_t>(index)].view(), in);
   }
 
   void need_data(const char* call) const {
@@ -516,9 +551,15 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   self.preparation.lap("data");
 
   if (needs_executor) {
+<<<<<<< HEAD
     // From here on the state is on the host, so that it is kept if making the new executor fails.
     self.collect_runs();
+=======
+    // From here on the state is on the host, so that it is kept if making the new executor fails. The best parameters
+    // go with the executor that has them.
+>>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
     self.state = self.copied_state(self.layout.size());
+    self.watcher.forget();
     self.executor.reset();
     self.has_data = false;
     self.training = training;
@@ -564,10 +605,10 @@ void TrainerAccess::set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix 
   HostMatrix in_precision_y(element_type(self.training.precision), y.rows, y.columns);
   convert(in_precision_x.view(), x);
   convert(in_precision_y.view(), y);
-  self.watcher.forget();
   // The executor reads the old ones until it has the new ones.
   if (self.executor)
     self.executor->set_validation(std::as_const(in_precision_x).view(), std::as_const(in_precision_y).view());
+  self.watcher.forget();
   self.validation_x = std::move(in_precision_x);
   self.validation_y = std::move(in_precision_y);
 }

@@ -74,12 +74,14 @@ class CpuExecutor final : public Executor, private GramDriver {
   }
 
   void enqueue(std::int64_t first_step, std::int64_t steps) override {
-    // Losses are appended here, before the loop, so that the loop allocates nothing.
+    // What the steps and the evaluation behind them take is taken here: the loop allocates nothing, and where memory is
+    // refused, no step was taken.
+    if (evaluations_.size() == evaluations_.capacity()) evaluations_.reserve(2 * evaluations_.size() + 1);
+    const SingleThreadedBlas single_threaded;
     losses_.erase(losses_.begin(), losses_.begin() + static_cast<std::ptrdiff_t>(fetched_));
     fetched_ = 0;
     const std::size_t first = losses_.size();
     losses_.resize(first + static_cast<std::size_t>(steps));
-    const SingleThreadedBlas single_threaded;
     std::int64_t done = 0;
     try {
       while (done < steps) {
@@ -144,14 +146,18 @@ class CpuExecutor final : public Executor, private GramDriver {
   }
 
   void set_validation(ConstMatrix x, ConstMatrix y) override {
+    std::vector<EvaluationSums> panels(
+        static_cast<std::size_t>((x.rows + CpuLayout::kPredictRows - 1) / CpuLayout::kPredictRows));
+    Parameters best;
+    if (training_.watch.keep_best && x.rows > 0)
+      for (const ParameterInfo& info : parameter_layout(network_))
+        best.emplace_back(element_type_of<T>(), info.rows, info.columns);
+    // Nothing below throws: where these cannot be had, the old ones stay, which the trainer then keeps.
+    panels_ = std::move(panels);
+    best_parameters_ = std::move(best);
     validation_x_ = x;
     validation_y_ = y;
     validation_loss_ = loss_of(network_, training_, x.rows, y.columns != network_.widths.back());
-    panels_.resize(static_cast<std::size_t>((x.rows + CpuLayout::kPredictRows - 1) / CpuLayout::kPredictRows));
-    best_parameters_.clear();
-    if (training_.watch.keep_best && x.rows > 0)
-      for (const ParameterInfo& info : parameter_layout(network_))
-        best_parameters_.emplace_back(element_type_of<T>(), info.rows, info.columns);
     forget_best();
   }
 

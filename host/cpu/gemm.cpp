@@ -262,6 +262,7 @@ void gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int
 }
 
 SingleThreadedBlas::SingleThreadedBlas() {
+  if (gemm_is_own()) prepare_own_gemm_here();
   if (blas().by_thread) {
     saved_openmp_threads_ = blas().openmp_threads();
     blas().set_openmp_threads(1);
@@ -336,6 +337,7 @@ template void gemm(Transpose, Transpose, std::int64_t, std::int64_t, std::int64_
                    const double*, std::int64_t, double, double*, std::int64_t);
 
 SingleThreadedBlas::SingleThreadedBlas() {
+  prepare_own_gemm_here();
   (void)saved_openmp_threads_;
   (void)changes_;
 }

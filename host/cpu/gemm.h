@@ -28,7 +28,8 @@ void own_gemm(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std:
 void prepare_own_gemm_here();
 
 /// While one lives, gemm uses no threads of BLAS' own, on this thread and on those that called
-/// prepare_gemm_here(). What the application had set, before or meanwhile, is restored when the last one goes.
+/// prepare_gemm_here(). What the application had set, before or meanwhile, is restored when the last one goes. Made
+/// on a thread, it also gets the memory that gemm needs there, so that no product is the one that memory is refused.
 class SingleThreadedBlas {
  public:
   SingleThreadedBlas();
