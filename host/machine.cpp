@@ -8,16 +8,30 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
+#include <cstdio>
 #include <limits>
+#include <memory>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "cpu/gemm.h"
 #include "cuda_entry.h"
 
 namespace deviceloop {
 namespace {
+
+/// The text of one of the system's files, empty where it cannot be read. A stream on the file itself would take memory
+/// that it is refused for the file's end, and the machine for another one.
+std::istringstream text_of(const std::string& file) {
+  std::string text;
+  if (const std::unique_ptr<std::FILE, int (*)(std::FILE*)> opened(std::fopen(file.c_str(), "re"), std::fclose); opened)
+    for (char piece[4096]; const std::size_t bytes = std::fread(piece, 1, sizeof piece, opened.get());)
+      text.append(piece, bytes);
+  std::istringstream stream(std::move(text));
+  stream.exceptions(std::ios::badbit);  // what is thrown inside it leaves it
+  return stream;
+}
 
 // The process's folder in the hierarchy of a controller, and its parents: a limit may stand on any of them. Inside a
 // container the path of the host may not exist; the root of the mount is tried last.
@@ -36,7 +50,7 @@ void for_each_parent(const std::string& mount, std::string path, const Visit& vi
 template <class VisitV2, class VisitV1>
 void for_each_cgroup(const std::string& root, const std::string& controller, const VisitV2& visit_v2,
                      const VisitV1& visit_v1) {
-  std::ifstream groups(root + "/proc/self/cgroup");
+  std::istringstream groups = text_of(root + "/proc/self/cgroup");
   // NUMBER:CONTROLLER,...:/PATH, without controllers in version 2.
   for (std::string line; std::getline(groups, line);) {
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
@@ -54,7 +68,7 @@ void for_each_cgroup(const std::string& root, const std::string& controller, con
 
 /// The first number in a file; nothing where there is none, as in a limit that is "max".
 std::optional<double> number_in(const std::string& file) {
-  std::ifstream stream(file);
+  std::istringstream stream = text_of(file);
   double value = 0;
   if (!(stream >> value)) return std::nullopt;
   return value;
@@ -62,7 +76,7 @@ std::optional<double> number_in(const std::string& file) {
 
 /// The number behind `key` in a file of such lines; 0 where it is missing.
 double value_of(const std::string& file, const std::string& key) {
-  std::ifstream stream(file);
+  std::istringstream stream = text_of(file);
   std::string word;
   for (double value = 0; stream >> word;) {
     if (!(stream >> value)) {  // a line of another kind
@@ -112,7 +126,7 @@ int usable_cores(const std::string& root) {
   for_each_cgroup(
       root, "cpu",
       [&](const std::string& folder) {
-        std::ifstream file(folder + "/cpu.max");
+        std::istringstream file = text_of(folder + "/cpu.max");
         double quota = 0, period = 0;
         if (file >> quota >> period) cut(quota, period);  // "max" is no number: no limit here
       },
@@ -206,7 +220,7 @@ CpuCaps query_cpu() {
 }
 
 std::string processor_name(const std::string& root) {
-  std::ifstream info(root + "/proc/cpuinfo");
+  std::istringstream info = text_of(root + "/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
     if (!line.starts_with("model name")) continue;
     const std::size_t begin = line.find_first_not_of(" \t", std::min(line.find(':'), line.size() - 1) + 1);
@@ -216,7 +230,7 @@ std::string processor_name(const std::string& root) {
 }
 
 std::string nvidia_driver_version(const std::string& root) {
-  std::ifstream file(root + "/sys/module/nvidia/version");
+  std::istringstream file = text_of(root + "/sys/module/nvidia/version");
   std::string version;
   std::getline(file, version);
   return version;

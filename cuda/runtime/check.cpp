@@ -67,6 +67,7 @@ std::string built_architectures() {
 
 bool runs_on(const std::string& architectures, int compute_capability) {
   std::istringstream entries(architectures);
+  entries.exceptions(std::ios::badbit);  // memory that is refused is not the end
   for (std::string entry; std::getline(entries, entry, ',');) {
     const std::size_t begin = entry.find_first_not_of(' '), mark = entry.find('_');
     if (begin == std::string::npos || mark == std::string::npos) continue;

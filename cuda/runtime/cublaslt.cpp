@@ -41,6 +41,7 @@ std::vector<std::string> python_prefixes() {
   namespace fs = std::filesystem;
   const char* const path = std::getenv("PATH");
   std::istringstream folders(path != nullptr ? path : "");
+  folders.exceptions(std::ios::badbit);  // memory that is refused is not the end
   for (std::string folder; std::getline(folders, folder, ':');) {
     const fs::path python = fs::path(folder) / "python3";
     std::error_code missing;
