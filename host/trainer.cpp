@@ -72,8 +72,8 @@ struct TrainRun::State {
   Trainer::Impl* trainer;  ///< null once all is collected, or the trainer does not exist any more
   TrainReport report;
   std::chrono::steady_clock::time_point begin;
-  std::int64_t steps = 0;               ///< enqueued
-  std::vector<std::int64_t> evaluated;  ///< after how many steps of all
+  std::int64_t steps = 0;            ///< enqueued
+  std::vector<EvaluationSums> sums;  ///< of the report's evaluations
   bool is_collected = false;
 };
 
@@ -220,23 +220,40 @@ struct Trainer::Impl {
     return report;
   }
 
-  /// Enqueues `count` steps, and evaluations at the borders among them, whose steps it adds to `evaluated`; counts in
-  /// `taken`. Whether the last step is at a border.
-  bool enqueue_steps(std::int64_t count, std::int64_t& taken, std::vector<std::int64_t>& evaluated) {
+  /// Enqueues `count` steps, and evaluations at the borders among them, which it adds to the report, without their
+  /// values, and to `sums`; counts in `taken`. Whether the last step is at a border. Whatever it throws, steps that were
+  /// enqueued are counted; an evaluation that was not is none of `sums`, but may be one of the report.
+  bool enqueue_steps(std::int64_t count, std::int64_t& taken, TrainReport& report, std::vector<EvaluationSums>& sums) {
     bool is_at_border = false;
     while (taken < count) {
       const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
       const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
+      is_at_border = now == border;
+      const bool evaluates = is_at_border && has_validation();
+      if (evaluates) {
+        report.evaluations.push_back({steps_done + now});
+        if (sums.size() == sums.capacity()) sums.reserve(2 * sums.size() + 1);
+      }
       executor->enqueue(optimizer_steps, now);
       taken += now;
       steps_done += now;
       optimizer_steps += now;
-      is_at_border = now == border;
-      if (!is_at_border || !has_validation()) continue;
+      if (!evaluates) continue;
       executor->enqueue_evaluation(true);
-      evaluated.push_back(steps_done);
+      sums.emplace_back();
     }
     return is_at_border;
+  }
+
+  /// The values of the evaluations that the report got from `first` on.
+  void collect_evaluations(TrainReport& report, std::size_t first, std::vector<EvaluationSums>& sums) {
+    report.evaluations.resize(first + sums.size());  // drops one that was not issued
+    executor->evaluations(sums);
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      Evaluation& evaluation = report.evaluations[first + i];
+      evaluation = evaluation_of(sums[i], evaluation.steps);
+      watcher.add(evaluation);
+    }
   }
 
   /// Takes `count` steps and evaluates at the borders among them; adds to the report what they give. Whether the last
@@ -250,37 +267,11 @@ struct Trainer::Impl {
     const auto collect = [&](std::int64_t taken) {
       report.losses.resize(static_cast<std::size_t>(before + taken));  // there is room
       executor->losses(std::span(report.losses).subspan(static_cast<std::size_t>(before)));
-      report.evaluations.resize(evaluated_before + sums.size());  // drops one that was not issued
-      executor->evaluations(sums);
-      for (std::size_t i = 0; i < sums.size(); ++i) {
-        Evaluation& evaluation = report.evaluations[evaluated_before + i];
-        evaluation = evaluation_of(sums[i], evaluation.steps);
-        watcher.add(evaluation);
-      }
+      collect_evaluations(report, evaluated_before, sums);
     };
     std::int64_t taken = 0;
     try {
-<<<<<<< HEAD
-      is_at_border = enqueue_steps(count, taken, evaluated);
-=======
-      while (taken < count) {
-        const std::int64_t border = next_border(training, optimizer_steps) - optimizer_steps;
-        const std::int64_t now = has_validation() ? std::min(count - taken, border) : count - taken;
-        is_at_border = now == border;
-        const bool evaluates = is_at_border && has_validation();
-        if (evaluates) {
-          report.evaluations.push_back({steps_done + now});
-          if (sums.size() == sums.capacity()) sums.reserve(2 * sums.size() + 1);
-        }
-        executor->enqueue(optimizer_steps, now);
-        taken += now;
-        steps_done += now;
-        optimizer_steps += now;
-        if (!evaluates) continue;
-        executor->enqueue_evaluation(true);
-        sums.emplace_back();
-      }
->>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
+      is_at_border = enqueue_steps(count, taken, report, sums);
     } catch (const RunEnded& end) {
       collect(taken);
       steps_done += end.steps();
@@ -303,12 +294,7 @@ struct Trainer::Impl {
       TrainRun::State& run = *runs.front();
       TrainReport& report = run.report;
       collect_losses(run, run.steps);
-      std::vector<EvaluationSums> sums(run.evaluated.size());
-      executor->evaluations(sums);
-      for (std::size_t i = 0; i < sums.size(); ++i) {
-        report.evaluations.push_back(evaluation_of(sums[i], run.evaluated[i]));
-        watcher.add(report.evaluations.back());
-      }
+      collect_evaluations(report, 0, run.sums);
       const auto bad =
           std::find_if(report.losses.begin(), report.losses.end(), [](double loss) { return !std::isfinite(loss); });
       if (bad != report.losses.end()) report.first_non_finite_step = report.first_step + (bad - report.losses.begin());
@@ -448,7 +434,6 @@ struct Trainer::Impl {
     const DefaultFloatingPoint floating_point;
     check_process();
     check_parameter(index, in);
-<<<<<<< HEAD
     const std::string name = "parameter " + layout[static_cast<std::size_t>(index)].name;
     const ElementType type = element_type(training.precision);
     if (in.space == MemorySpace::device) {
@@ -456,14 +441,12 @@ struct Trainer::Impl {
       need_executor();
     } else {
       check_finite(in, type, name);
-=======
-    check_finite(in, element_type(training.precision), "parameter " + layout[static_cast<std::size_t>(index)].name);
+    }
     if (executor) {
       executor->write_state(index, in);
     } else {
       if (state.empty()) state = drawn(training.seed, Init::normal);
       convert(state[static_cast<std::size_t>(index)].view(), in);
->>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
     }
     forget_evaluations();
   }
@@ -551,13 +534,9 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   self.preparation.lap("data");
 
   if (needs_executor) {
-<<<<<<< HEAD
-    // From here on the state is on the host, so that it is kept if making the new executor fails.
-    self.collect_runs();
-=======
     // From here on the state is on the host, so that it is kept if making the new executor fails. The best parameters
     // go with the executor that has them.
->>>>>>> 1cf2184 (Keep a trainer whole where memory is refused)
+    self.collect_runs();
     self.state = self.copied_state(self.layout.size());
     self.watcher.forget();
     self.executor.reset();
@@ -762,16 +741,18 @@ TrainRun Trainer::train_async(std::int64_t steps) {
   run->trainer = &self;
   run->report = self.begin_report();
   run->begin = std::chrono::steady_clock::now();
-  run->steps = 0;
+  // Whatever is thrown, what was enqueued is collected in its turn.
+  self.runs.push_back(run);
   try {
-    self.enqueue_steps(steps, run->steps, run->evaluated);
+    self.enqueue_steps(steps, run->steps, run->report, run->sums);
   } catch (const RunEnded& end) {
+    self.steps_done += end.steps();
+    self.optimizer_steps += end.steps();
     throw Error("train_async ended after " + std::to_string(run->steps + end.steps()) + " of " + std::to_string(steps) +
                 " steps: " + end.what());
   }
   self.executor->end_run();
   run->report.algorithms = self.executor->algorithms();
-  self.runs.push_back(run);
   TrainRun handle;
   handle.state_ = std::move(run);
   return handle;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -74,7 +75,7 @@ class DeviceExecutor : public Executor {
   }
 
   void read_state(int index, Matrix out) override {
-    alive([&] {
+    alive_reading([&] {
       enqueue_end();  // where an exception ended the run before
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
       give_matrix(out, state_at(info), info.rows, info.columns);
@@ -94,10 +95,11 @@ class DeviceExecutor : public Executor {
         give_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
       }
     };
-    run(predict_all, waits);
+    alive_reading(predict_all, waits);
   }
 
   void set_validation(ConstMatrix x, ConstMatrix y) override {
+    check_alive();
     const PredictRoom room = predict_room();
     ValidationLayout layout(network_, training_, x.rows, y.columns, room.rows);
     if (x.rows > 0) {
@@ -147,7 +149,7 @@ class DeviceExecutor : public Executor {
   }
 
   void read_best(int index, Matrix out) override {
-    alive([&] {
+    alive_reading([&] {
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
       give_matrix(out, validation_->best(static_cast<std::size_t>(index)), info.rows, info.columns);
     });
@@ -222,7 +224,7 @@ class DeviceExecutor : public Executor {
       last_.emplace(device_);
     } catch (const std::exception&) {
     }
-    if (stream_) cudaStreamSynchronize(stream());
+    if (stream_) drop_error(cudaStreamSynchronize(stream()));
   }
 
   /// Runs `call` on the executor's device; what it throws, arguments having been checked before, is the end of the
@@ -235,6 +237,28 @@ class DeviceExecutor : public Executor {
   template <class Call>
   void capturable(Call call) {
     run(call, false);
+  }
+
+  /// The same of a call that only reads: memory of the host that it is refused is not the end.
+  template <class Call>
+  void alive_reading(Call call, bool refuses_capture = true) {
+    std::exception_ptr refused;
+    const auto read = [&] {
+      try {
+        call();
+      } catch (const std::bad_alloc&) {
+        refused = std::current_exception();
+      }
+    };
+    run(read, refuses_capture);
+    if (refused) std::rethrow_exception(refused);
+  }
+
+  void check_alive() const {
+    if (is_dead_)
+      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
+                            "; make a new one",
+                        "deviceloop", 0, "", "", 0);
   }
 
   cudaStream_t stream() const { return stream_->get(); }
@@ -334,10 +358,7 @@ class DeviceExecutor : public Executor {
 
   template <class Call>
   void run(Call call, bool refuses_capture) {
-    if (!cause_of_death_.empty())
-      throw DeviceError("this trainer cannot be used any more, because of an earlier failure: " + cause_of_death_ +
-                            "; make a new one",
-                        "deviceloop", 0, "", "", 0);
+    check_alive();
     bool is_refusal = true;
     try {
       const CurrentDevice current(device_);
@@ -345,11 +366,20 @@ class DeviceExecutor : public Executor {
       is_refusal = false;
       call();
     } catch (const InvalidArgument& error) {
-      if (!is_refusal) cause_of_death_ = error.what();
+      if (!is_refusal) die(error.what());
       throw;
     } catch (const std::exception& error) {
-      cause_of_death_ = error.what();
+      die(error.what());
       throw;
+    }
+  }
+
+  /// Whatever else there is no memory for.
+  void die(const char* cause) noexcept {
+    is_dead_ = true;
+    try {
+      cause_of_death_ = cause;
+    } catch (const std::bad_alloc&) {
     }
   }
 
@@ -364,6 +394,7 @@ class DeviceExecutor : public Executor {
   DataCopies copies_;
 
   std::optional<CurrentDevice> last_;  ///< goes after all that it is for
+  bool is_dead_ = false;
   std::string cause_of_death_;
   std::optional<DeviceMemory> arena_;
   std::optional<ExecutorStream> stream_;  ///< waits before the memory goes

@@ -30,7 +30,7 @@ class ExecutorStream {
   explicit ExecutorStream(std::optional<Stream> callers)
       : active_(callers ? *callers : own_.get()), ordinary_(active_) {}
   /// Work that still runs must not lose its memory; what fails now has failed before.
-  ~ExecutorStream() { cudaStreamSynchronize(ordinary_); }
+  ~ExecutorStream() { drop_error(cudaStreamSynchronize(ordinary_)); }
   ExecutorStream(const ExecutorStream&) = delete;
   ExecutorStream& operator=(const ExecutorStream&) = delete;
 

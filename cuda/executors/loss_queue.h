@@ -25,7 +25,7 @@ class LossQueue {
     spare_.emplace_back(std::max(steps_per_launch, kRoom));
   }
   /// Copies under way must not lose their memory; what fails now has failed before.
-  ~LossQueue() { cudaStreamSynchronize(copies_.get()); }
+  ~LossQueue() { drop_error(cudaStreamSynchronize(copies_.get())); }
   LossQueue(const LossQueue&) = delete;
   LossQueue& operator=(const LossQueue&) = delete;
 

@@ -24,7 +24,7 @@ class ScalarQueue {
   }
   /// Copies under way must not lose their memory; what fails now has failed before.
   ~ScalarQueue() {
-    for (const Table& table : tables_) cudaEventSynchronize(table.sent.get());
+    for (const Table& table : tables_) drop_error(cudaEventSynchronize(table.sent.get()));
   }
   ScalarQueue(const ScalarQueue&) = delete;
   ScalarQueue& operator=(const ScalarQueue&) = delete;

@@ -103,7 +103,7 @@ class Validation {
   Validation(ValidationLayout layout, ExecutorStream& stream, const CudaOptions& options)
       : layout_(std::move(layout)), memory_(static_cast<std::size_t>(layout_.bytes), options), stream_(stream) {}
   /// Work that still runs must not lose its memory; what fails now has failed before.
-  ~Validation() { cudaStreamSynchronize(stream_.get()); }
+  ~Validation() { drop_error(cudaStreamSynchronize(stream_.get())); }
   Validation(const Validation&) = delete;
   Validation& operator=(const Validation&) = delete;
 

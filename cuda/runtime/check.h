@@ -18,6 +18,12 @@ inline void check_cuda(cudaError_t code, const char* expression, const char* fil
     throw_cuda_error(code, expression, file, line);
 }
 
+/// For what a destructor calls, whose failure is that of earlier work: the host application's next check must not see
+/// it.
+inline void drop_error(cudaError_t code) noexcept {
+  if (code != cudaSuccess) cudaGetLastError();
+}
+
 /// The name of a kernel from the name of its symbol, mangled or not: "relu_kernel" of
 /// "_ZN10deviceloop11relu_kernelIfEEvPT_", which is "void deviceloop::relu_kernel<float>(float*)".
 std::string kernel_name(const std::string& symbol);

@@ -87,7 +87,7 @@ std::vector<cublasLtMatmulAlgo_t> Gemm::proposals(int most) const {
                                preference.get(), most, &results.data()->result, &found);
   std::vector<cublasLtMatmulAlgo_t> algorithms;
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) {
-    DEVICELOOP_CHECK_CUBLASLT(status);
+    check_cublaslt(status, "cublaslt().get_heuristic", __FILE__, __LINE__);
     for (int i = 0; i < found; ++i)
       if (results[static_cast<std::size_t>(i)].result.state == CUBLAS_STATUS_SUCCESS)
         algorithms.push_back(results[static_cast<std::size_t>(i)].result.algo);

@@ -27,10 +27,10 @@ class Graph {
 
  private:
   struct DestroyGraph {
-    void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
+    void operator()(cudaGraph_t graph) const { drop_error(cudaGraphDestroy(graph)); }
   };
   struct DestroyExec {
-    void operator()(cudaGraphExec_t exec) const { cudaGraphExecDestroy(exec); }
+    void operator()(cudaGraphExec_t exec) const { drop_error(cudaGraphExecDestroy(exec)); }
   };
   std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, DestroyExec> exec_;
 };

@@ -30,16 +30,16 @@ class CurrentDevice {
 
 namespace detail {
 struct DestroyStream {
-  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  void operator()(cudaStream_t stream) const { drop_error(cudaStreamDestroy(stream)); }
 };
 struct DestroyEvent {
-  void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+  void operator()(cudaEvent_t event) const { drop_error(cudaEventDestroy(event)); }
 };
 struct FreeDevice {
-  void operator()(void* memory) const { cudaFree(memory); }
+  void operator()(void* memory) const { drop_error(cudaFree(memory)); }
 };
 struct FreePinned {
-  void operator()(void* memory) const { cudaFreeHost(memory); }
+  void operator()(void* memory) const { drop_error(cudaFreeHost(memory)); }
 };
 }  // namespace detail
 
