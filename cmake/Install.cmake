@@ -73,7 +73,7 @@ function(deviceloop_install layout bindir libdir includedir mandir deviceloop_pc
     install(TARGETS deviceloop_command RUNTIME DESTINATION "${bindir}" ${command})
     install(FILES host/cli/deviceloop.1 DESTINATION "${mandir}/man1" ${command})
   endif()
-  install(DIRECTORY include/deviceloop DESTINATION "${includedir}" ${development} FILES_MATCHING PATTERN "*.h")
+  install(DIRECTORY include/deviceloop DESTINATION "${includedir}" ${development} FILES_MATCHING PATTERN "*.h" PATTERN "*.f90")
   foreach(kind IN ITEMS shared static)
     if(NOT deviceloop_has_${kind})
       continue()

@@ -60,6 +60,21 @@ class Examples(unittest.TestCase):
         self.refused("digits", names + (row + "3\n") * 99 + row + "10\n", "row 19 is 10", "from 0 to 9")
         self.refused("digits", names + (row + "3\n") * 99 + row + "1.5\n", "row 19 is 1.5", "from 0 to 9")
 
+    def test_c_and_fortran_print_what_the_command_does(self) -> None:
+        def losses(output: str) -> "list[str]":
+            return re.findall(r"^\d+: [\d.]+$", output, re.MULTILINE)
+
+        with tempfile.TemporaryDirectory(prefix="deviceloop-examples-") as folder:
+            expected = losses(run(folder, COMMAND, "train").stdout)
+            self.assertEqual((len(expected), expected[-1][:5]), (15, "499: "))
+            for name, language in (("starting_case", "C"), ("starting_case_fortran", "Fortran")):
+                with self.subTest(name):
+                    if not (EXAMPLES / name).exists():
+                        self.skipTest(f"{name} was not built: no compiler for {language}")
+                    done = run(folder, EXAMPLES / name)
+                    self.assertEqual((done.returncode, done.stderr), (0, ""))
+                    self.assertEqual(done.stdout.splitlines(), expected)
+
     def test_saved_regression_takes_the_columns_as_they_are(self) -> None:
         with tempfile.TemporaryDirectory(prefix="deviceloop-examples-") as folder:
             made = run(folder, COMMAND, "data", "--task", "friedman", "--samples", "600", "--data", "all.csv", "--quiet")
