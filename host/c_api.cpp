@@ -3,6 +3,8 @@
 #include <deviceloop/cuda.h>
 #include <deviceloop/deviceloop.h>
 #include <deviceloop/deviceloop_c.h>
+#include <deviceloop/dlpack.h>
+#include <dlpack/dlpack.h>
 
 #include <cstring>
 #include <memory>
@@ -32,8 +34,7 @@ struct deviceloop_trainer {
 namespace deviceloop {
 namespace {
 
-// ---- Numbers: those of C are fixed, and the C++ ones must be the same
-// --------------------------------------------------
+// ---- Numbers: those of C are fixed, and the C++ ones must be the same ---------------------------------------------
 
 template <class Enum>
 constexpr bool is(Enum value, std::int32_t number) {
@@ -99,8 +100,7 @@ std::optional<ExecutorKind> executor(std::int32_t forced) {
   return value<ExecutorKind>(forced);
 }
 
-// ---- Errors
-// ------------------------------------------------------------------------------------------------------------
+// ---- Errors -------------------------------------------------------------------------------------------------------
 
 struct LastError {
   std::string text{};
@@ -177,8 +177,7 @@ deviceloop_status made(const char* name_of_function, const char* name, Handle** 
 
 #define MADE(handle, make) made(__func__, #handle, handle, [&]([[maybe_unused]] const char* function) { return make; })
 
-// ---- Structs that may grow
-// ----------------------------------------------------------------------------------------------
+// ---- Structs that may grow ----------------------------------------------------------------------------------------
 
 /// Throws unless a struct of `size` bytes is a T of this version or of an older one, which ended after a smaller number
 /// of members.
@@ -378,8 +377,7 @@ deviceloop_evaluation to_c(const Evaluation& evaluation) {
   return {evaluation.steps, evaluation.loss, evaluation.accuracy.value_or(0), evaluation.accuracy.has_value(), 0};
 }
 
-// ---- Matrices and arrays
-// ------------------------------------------------------------------------------------------------
+// ---- Matrices and arrays ------------------------------------------------------------------------------------------
 
 template <class View>
 View view_of(const char* function, const char* name, const deviceloop_matrix* given) {
@@ -404,6 +402,11 @@ View view_of(const char* function, const char* name, const deviceloop_matrix* gi
 
 #define INPUT(matrix) view_of<ConstMatrix>(function, #matrix, matrix)
 #define OUTPUT(matrix) view_of<Matrix>(function, #matrix, matrix)
+
+deviceloop_matrix to_c(const ConstMatrix& view) {
+  return {
+      const_cast<void*>(view.data), number(view.type), number(view.space), view.rows, view.columns, view.row_stride};
+}
 
 template <class T>
 std::span<T> array(const char* function, const char* name, T* elements, std::int64_t count) {
@@ -489,8 +492,7 @@ void deviceloop_version(int32_t* major, int32_t* minor, int32_t* patch) {
 
 const char* deviceloop_version_text() { return DEVICELOOP_VERSION; }
 
-// ---- Matrices
-// ----------------------------------------------------------------------------------------------------------
+// ---- Matrices -----------------------------------------------------------------------------------------------------
 
 uint32_t deviceloop_tensor_of_weight(int32_t layer) { return tensor_of_weight(layer); }
 
@@ -499,8 +501,7 @@ deviceloop_status deviceloop_fill_normal(const deviceloop_matrix* out, uint64_t 
   return guarded(__func__, [&](const char* function) { fill_normal(OUTPUT(out), seed, tensor, deviation); });
 }
 
-// ---- Specifications
-// ----------------------------------------------------------------------------------------------------
+// ---- Specifications -----------------------------------------------------------------------------------------------
 
 const char* deviceloop_executor_name(deviceloop_executor executor) { return name_of<ExecutorKind>(executor); }
 const char* deviceloop_precision_name(deviceloop_precision precision) { return name_of<Precision>(precision); }
@@ -525,8 +526,7 @@ deviceloop_status deviceloop_training_spec_init(deviceloop_training_spec* spec, 
   });
 }
 
-// ---- Plans
-// -------------------------------------------------------------------------------------------------------------
+// ---- Plans --------------------------------------------------------------------------------------------------------
 
 deviceloop_status deviceloop_caps_query(deviceloop_caps** caps) { return MADE(caps, query_device_caps()); }
 
@@ -613,8 +613,7 @@ deviceloop_status deviceloop_plan_candidate(const deviceloop_plan* plan, int64_t
   });
 }
 
-// ---- Reports
-// -----------------------------------------------------------------------------------------------------------
+// ---- Reports ------------------------------------------------------------------------------------------------------
 
 void deviceloop_report_destroy(deviceloop_report* report) { delete report; }
 
@@ -664,8 +663,7 @@ deviceloop_status deviceloop_report_algorithm(const deviceloop_report* report, i
   });
 }
 
-// ---- Training
-// ----------------------------------------------------------------------------------------------------------
+// ---- Training -----------------------------------------------------------------------------------------------------
 
 deviceloop_status deviceloop_trainer_create(const deviceloop_network_spec* network,
                                             const deviceloop_training_spec* training, const deviceloop_caps* caps,
@@ -828,8 +826,56 @@ deviceloop_status deviceloop_trainer_steps_done(const deviceloop_trainer* traine
   return guarded(__func__, [&](const char* function) { CHECKED(steps) = CHECKED(trainer).trainer.steps_done(); });
 }
 
-// ---- Kernels
-// -----------------------------------------------------------------------------------------------------------
+// ---- Tensors of other libraries -----------------------------------------------------------------------------------
+
+deviceloop_status deviceloop_view_of_dlpack(const DLManagedTensorVersioned* tensor, int32_t writable,
+                                            deviceloop_matrix* view) {
+  return guarded(__func__, [&](const char* function) {
+    const DLManagedTensorVersioned& given = CHECKED(tensor);
+    CHECKED(view) = to_c(writable != 0 ? ConstMatrix(writable_view_of_dlpack(given)) : view_of_dlpack(given));
+  });
+}
+
+deviceloop_status deviceloop_view_of_legacy_dlpack(const DLManagedTensor* tensor, deviceloop_matrix* view) {
+  return guarded(__func__, [&](const char* function) { CHECKED(view) = to_c(view_of_dlpack(CHECKED(tensor))); });
+}
+
+deviceloop_status deviceloop_trainer_weight_to_dlpack(const deviceloop_trainer* trainer, int32_t layer,
+                                                      DLManagedTensorVersioned** tensor) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(tensor) = nullptr;
+    *tensor = weight_to_dlpack(CHECKED(trainer).trainer, layer);
+  });
+}
+
+deviceloop_status deviceloop_trainer_bias_to_dlpack(const deviceloop_trainer* trainer, int32_t layer,
+                                                    DLManagedTensorVersioned** tensor) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(tensor) = nullptr;
+    *tensor = bias_to_dlpack(CHECKED(trainer).trainer, layer);
+  });
+}
+
+deviceloop_status deviceloop_trainer_predict_to_dlpack(deviceloop_trainer* trainer, const deviceloop_matrix* x,
+                                                       DLManagedTensorVersioned** tensor) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(tensor) = nullptr;
+    *tensor = predict_to_dlpack(CHECKED(trainer).trainer, INPUT(x));
+  });
+}
+
+deviceloop_status deviceloop_legacy_dlpack(DLManagedTensorVersioned* tensor, DLManagedTensor** legacy) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(legacy) = nullptr;
+    *legacy = legacy_dlpack(&CHECKED(tensor));
+  });
+}
+
+void deviceloop_dlpack_destroy(DLManagedTensorVersioned* tensor) {
+  if (tensor != nullptr && tensor->deleter != nullptr) tensor->deleter(tensor);
+}
+
+// ---- Kernels ------------------------------------------------------------------------------------------------------
 
 deviceloop_status deviceloop_relu_f32(float* out, const float* in, int64_t count) {
   return guarded(__func__, [&](const char* function) { relu(ARRAY(out), ARRAY(in)); });

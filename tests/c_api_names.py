@@ -17,7 +17,7 @@ OTHER_NAMES = {
     "make_plan": "deviceloop_plan_create", "query_device_caps": "deviceloop_caps_query", "layers": "width_count",
     "in_features": "widths", "out_features": "widths", "name": "deviceloop_executor_name", "api": "api", "code": "code",
     "expression": "expression", "file": "file", "line": "line", "steps": "steps", "us_per_step": "us_per_step",
-    "size_of": "", "element_type": "", "element_type_of": "",
+    "writable_view_of_dlpack": "writable", "size_of": "", "element_type": "", "element_type_of": "",
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def cxx_functions() -> "set[str]":
     declaration = re.compile(start + r"(?!return)[A-Za-z][\w:<>]*[&*]? +([a-z]\w*)\(", re.MULTILINE)
     found = set()
     for path in INCLUDE.glob("*.h"):
-        if path.name not in ("deviceloop_c.h", "export.h", "dlpack.h"):
+        if path.name not in ("deviceloop_c.h", "export.h"):
             prefix = "cuda_" if path.name == "cuda.h" else ""
             found |= {prefix + name for name in declaration.findall(code(path))}
     return found

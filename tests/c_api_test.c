@@ -1,6 +1,7 @@
 /* The C API, by a program in C99: every function, what each refuses and with which words, and that a training gives the
    bits of the C++ API. tests/c_api_names.py sees that no function is left out. */
 #include <deviceloop/deviceloop_c.h>
+#include <dlpack/dlpack.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -740,6 +741,55 @@ static void test_no_memory_left(void) {
   CHECK(status == DEVICELOOP_OUT_OF_MEMORY && strstr(deviceloop_last_error(), "no memory left") != NULL);
 }
 
+/* What <deviceloop/dlpack.h> does is tested in C++; here, that each function calls the right one. */
+static void test_dlpack(void) {
+  deviceloop_trainer* trainer = small_trainer(training_on_cpu());
+  double weight[3 * 4], bias[2] = {0.5, -0.25}, x[3] = {1, 2, 3}, out[2];
+  const deviceloop_matrix weight_view = double_matrix(weight, 3, 4), bias_view = double_matrix(bias, 1, 2);
+  const deviceloop_matrix x_view = double_matrix(x, 1, 3), out_view = double_matrix(out, 1, 2);
+  deviceloop_matrix view = {NULL, -1, -1, -1, -1, -1};
+  struct DLManagedTensorVersioned* tensor = NULL;
+  struct DLManagedTensor* legacy = NULL;
+  CHECK_OK(deviceloop_trainer_read_weight(trainer, 0, &weight_view));
+  CHECK_OK(deviceloop_trainer_weight_to_dlpack(trainer, 0, &tensor));
+  CHECK_OK(deviceloop_view_of_dlpack(tensor, 1, &view));
+  CHECK(view.data == tensor->dl_tensor.data && view.rows == 3 && view.columns == 4 && view.row_stride == 4);
+  CHECK(view.type == DEVICELOOP_ELEMENT_FLOAT64 && view.space == DEVICELOOP_MEMORY_HOST);
+  CHECK(memcmp(view.data, weight, sizeof weight) == 0);
+  tensor->flags |= DLPACK_FLAG_BITMASK_READ_ONLY;
+  CHECK_OK(deviceloop_view_of_dlpack(tensor, 0, &view));
+  CHECK_REFUSED(deviceloop_view_of_dlpack(tensor, 1, &view), "read-only");
+  CHECK_REFUSED(deviceloop_legacy_dlpack(tensor, &legacy), "read-only");
+  CHECK(legacy == NULL);
+  tensor->flags = 0;
+  tensor->version.major = 2;
+  CHECK_FAILS(deviceloop_view_of_dlpack(tensor, 0, &view), DEVICELOOP_UNSUPPORTED, "DLPack 2.");
+  tensor->version.major = 1;
+  CHECK_OK(deviceloop_legacy_dlpack(tensor, &legacy));
+  memset(&view, 0, sizeof view);
+  CHECK_OK(deviceloop_view_of_legacy_dlpack(legacy, &view));
+  CHECK(view.data == tensor->dl_tensor.data && view.rows == 3 && view.columns == 4);
+  legacy->deleter(legacy); /* and with it `tensor` */
+  CHECK_OK(deviceloop_trainer_write_bias(trainer, 1, &bias_view));
+  CHECK_OK(deviceloop_trainer_bias_to_dlpack(trainer, 1, &tensor));
+  CHECK(tensor->dl_tensor.ndim == 1 && memcmp(tensor->dl_tensor.data, bias, sizeof bias) == 0);
+  deviceloop_dlpack_destroy(tensor);
+  deviceloop_dlpack_destroy(NULL);
+  CHECK_OK(deviceloop_trainer_predict(trainer, &x_view, &out_view));
+  CHECK_OK(deviceloop_trainer_predict_to_dlpack(trainer, &x_view, &tensor));
+  CHECK(tensor->dl_tensor.ndim == 2 && memcmp(tensor->dl_tensor.data, out, sizeof out) == 0);
+  tensor->deleter(tensor);
+  CHECK_REFUSED(deviceloop_trainer_weight_to_dlpack(trainer, 2, &tensor), "layer");
+  CHECK(tensor == NULL);
+  CHECK_REFUSED(deviceloop_trainer_bias_to_dlpack(trainer, -1, &tensor), "layer");
+  CHECK_REFUSED(deviceloop_trainer_predict_to_dlpack(trainer, &out_view, &tensor), "[1, 2]");
+  CHECK_REFUSED(deviceloop_trainer_predict_to_dlpack(trainer, &x_view, NULL), "'tensor' is null");
+  CHECK_REFUSED(deviceloop_view_of_dlpack(NULL, 0, &view), "'tensor' is null");
+  CHECK_REFUSED(deviceloop_view_of_legacy_dlpack(NULL, &view), "'tensor' is null");
+  CHECK_REFUSED(deviceloop_legacy_dlpack(NULL, &legacy), "'tensor' is null");
+  deviceloop_trainer_destroy(trainer);
+}
+
 #define CHECK_KERNELS(T, suffix)                                                                                     \
   do {                                                                                                               \
     T in[3] = {-1, 0, 2}, dh[3] = {3, 4, 5}, out[3], target[3] = {1, 1, 1}, gradient[3];                             \
@@ -811,6 +861,7 @@ int main(void) {
   test_validation();
   test_refusals_of_training();
   test_no_memory_left();
+  test_dlpack();
   test_kernels();
   if (failures == 0) puts("the C API is as it should be");
   return failures == 0 ? 0 : 1;

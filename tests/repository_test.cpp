@@ -109,7 +109,7 @@ int cuda_rank(const std::string& path) {
 
 /// Why `path` must not include that, or nothing.
 std::string broken_arrow(const std::string& path, const Include& include) {
-  static const std::regex standard(R"(<[a-z_0-9]+>)");
+  static const std::regex standard(R"(<([a-z_0-9]+|stddef\.h|stdint\.h)>)");  // those of C for deviceloop_c.h
   static const std::regex cuda_header(R"([<"](cuda(?!_entry\.h)|cublas|cub/|thrust/|device_launch|nccl).*)");
   const std::string& target = include.target;
   const bool in_include = starts_with(path, "include/"), in_host = starts_with(path, "host/");
@@ -196,7 +196,9 @@ TEST(Repository, PlantedIncludesBreakTheArrows) {
   };
   const Case cases[] = {
       {"include/deviceloop/new.h", "#include <vector>\n#include <deviceloop/matrix.h>\n", true},
+      {"include/deviceloop/new.h", "#include <stdint.h>\n#include <stddef.h>\n", true},
       {"include/deviceloop/new.h", "#include <cblas.h>\n", false},
+      {"include/deviceloop/new.h", "#include <dlpack/dlpack.h>\n", false},
       {"include/deviceloop/new.h", "#include <Eigen/Dense>\n", false},
       {"include/deviceloop/new.h", "#include \"matrix.h\"\n", false},
       {"include/deviceloop/new.h", "#include \"../../host/executor.h\"\n", false},

@@ -562,6 +562,50 @@ module deviceloop
       integer(c_int64_t), intent(out) :: steps
       integer(c_int32_t) :: returned
     end function
+    function deviceloop_view_of_dlpack(tensor, writable, view) bind(c) result(returned)
+      import
+      type(c_ptr), value :: tensor
+      integer(c_int32_t), value :: writable
+      type(deviceloop_matrix), intent(inout) :: view
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_view_of_legacy_dlpack(tensor, view) bind(c) result(returned)
+      import
+      type(c_ptr), value :: tensor
+      type(deviceloop_matrix), intent(inout) :: view
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_weight_to_dlpack(trainer, layer, tensor) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
+      integer(c_int32_t), value :: layer
+      type(c_ptr), intent(out) :: tensor
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_bias_to_dlpack(trainer, layer, tensor) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
+      integer(c_int32_t), value :: layer
+      type(c_ptr), intent(out) :: tensor
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_predict_to_dlpack(trainer, x, tensor) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
+      type(deviceloop_matrix), intent(in) :: x
+      type(c_ptr), intent(out) :: tensor
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_legacy_dlpack(tensor, legacy) bind(c) result(returned)
+      import
+      type(c_ptr), value :: tensor
+      type(c_ptr), intent(out) :: legacy
+      integer(c_int32_t) :: returned
+    end function
+    subroutine deviceloop_dlpack_destroy(tensor) bind(c)
+      import
+      type(c_ptr), value :: tensor
+    end subroutine
     function deviceloop_relu_f32(out, in, count) bind(c) result(returned)
       import
       real(c_float), intent(inout) :: out(*)

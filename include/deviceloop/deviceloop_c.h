@@ -497,6 +497,37 @@ DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_plan(const deviceloop_t
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_steps_done(const deviceloop_trainer* trainer, int64_t* steps);
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Tensors of other libraries: <deviceloop/dlpack.h>. <dlpack/dlpack.h> defines their structs.
+
+struct DLManagedTensor;
+struct DLManagedTensorVersioned;
+
+/// The view of a tensor, for a `writable` of 1 of one that may be written into. The tensor stays the caller's.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_view_of_dlpack(const struct DLManagedTensorVersioned* tensor,
+                                                                int32_t writable, deviceloop_matrix* view);
+/// The view of a tensor from before DLPack 1.0.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_view_of_legacy_dlpack(const struct DLManagedTensor* tensor,
+                                                                       deviceloop_matrix* view);
+/// A copy of the weight [in_features, out_features] or the bias [out_features] of a layer, counted from 0, and the
+/// predictions [rows, outputs] for x. Whoever receives the tensor calls its deleter.
+/// @{
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_weight_to_dlpack(const deviceloop_trainer* trainer,
+                                                                          int32_t layer,
+                                                                          struct DLManagedTensorVersioned** tensor);
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_bias_to_dlpack(const deviceloop_trainer* trainer,
+                                                                        int32_t layer,
+                                                                        struct DLManagedTensorVersioned** tensor);
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_predict_to_dlpack(deviceloop_trainer* trainer,
+                                                                           const deviceloop_matrix* x,
+                                                                           struct DLManagedTensorVersioned** tensor);
+/// @}
+/// The same tensor for consumers that know only DLPack before 1.0; takes over `tensor`, unless it fails.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_legacy_dlpack(struct DLManagedTensorVersioned* tensor,
+                                                               struct DLManagedTensor** legacy);
+/// Calls the tensor's deleter, for languages that cannot; null is allowed.
+DEVICELOOP_C_EXPORT void deviceloop_dlpack_destroy(struct DLManagedTensorVersioned* tensor);
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Kernels on the CPU: <deviceloop/kernels.h>. All arrays have `count` elements.
 
 /// @{
