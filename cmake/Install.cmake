@@ -87,7 +87,7 @@ function(deviceloop_install layout bindir libdir includedir mandir deviceloop_pc
   endforeach()
 
   configure_package_config_file(cmake/deviceloopConfig.cmake.in "${generated}/deviceloopConfig.cmake"
-                                INSTALL_DESTINATION "${cmake_folder}" NO_SET_AND_CHECK_MACRO)
+                                INSTALL_DESTINATION "${cmake_folder}" PATH_VARS includedir NO_SET_AND_CHECK_MACRO)
   install(FILES "${generated}/deviceloopConfig.cmake" "${PROJECT_BINARY_DIR}/install/deviceloopConfigVersion.cmake"
           DESTINATION "${cmake_folder}" ${development})
 

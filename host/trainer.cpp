@@ -221,8 +221,8 @@ struct Trainer::Impl {
   }
 
   /// Enqueues `count` steps, and evaluations at the borders among them, which it adds to the report, without their
-  /// values, and to `sums`; counts in `taken`. Whether the last step is at a border. Whatever it throws, steps that were
-  /// enqueued are counted; an evaluation that was not is none of `sums`, but may be one of the report.
+  /// values, and to `sums`; counts in `taken`. Whether the last step is at a border. Whatever it throws, steps that
+  /// were enqueued are counted; an evaluation that was not is none of `sums`, but may be one of the report.
   bool enqueue_steps(std::int64_t count, std::int64_t& taken, TrainReport& report, std::vector<EvaluationSums>& sums) {
     bool is_at_border = false;
     while (taken < count) {
