@@ -1,39 +1,8 @@
 // The step loop allocates nothing: the number of allocations of a run does not depend on its number of steps.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+#include "support/failing_new.h"
 #include "support/problem.h"
-
-namespace {
-std::atomic<long> allocations = 0;
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-  ++allocations;
-  void* const memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<std::size_t>(alignment));
-}
-// As std::stable_sort asks: it would take another memory than operator delete gives back.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  try {
-    return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace deviceloop {
 namespace {
@@ -54,9 +23,9 @@ TEST(Allocations, DoNotGrowWithSteps) {
       const auto count = [&](std::int64_t steps) {
         Trainer trainer = problem.trainer(threads);
         trainer.train(1);  // what a thread needs once
-        const long before = allocations;
+        const long before = testing::allocations();
         trainer.train(steps);
-        return allocations - before;
+        return testing::allocations() - before;
       };
       const long few = count(2);
       EXPECT_GT(few, 0) << "the counter sees nothing";

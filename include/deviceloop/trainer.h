@@ -113,6 +113,13 @@ class DEVICELOOP_EXPORT TrainRun {
 /// other call throws Error there. Every call computes in the default floating-point environment (rounding to nearest,
 /// subnormal numbers kept, no traps), whatever the caller's environment is, and then restores the caller's, exception
 /// flags included. Callbacks run in the caller's environment.
+///
+/// Where the host refuses memory, a call throws std::bad_alloc, or where it is a thread's, Error, and has changed
+/// nothing, with two exceptions. train() counts in steps_done() the steps that were done, the parameters are those
+/// after them, and their losses are lost. Where set_data() needs another executor and cannot have it, the parameters
+/// stay, and there are no data and no best() any more. The same call may be made again. On a GPU a DeviceError, and
+/// std::bad_alloc in a call that changes what is on the GPU, are the end of the executor: every later call that needs
+/// it throws a DeviceError that says so, the parameters are lost, and a new trainer has to be made.
 class DEVICELOOP_EXPORT Trainer {
  public:
   /// Throws InvalidArgument if the specifications are wrong, and Unsupported if this version cannot run them. `forced`
