@@ -11,7 +11,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <limits>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -645,36 +650,149 @@ TEST(Trainer, GivesNoLossOrPredictionDuringWhichSomebodySetsTheBlasThreads) {
   EXPECT_EQ(trainer.loss(), expected);
 }
 
-TEST(Trainer, GivesAChildAfterForkAClearErrorAndLetsItEnd) {
-  const Problem problem = small_problem();
+/// What one trainer gives over its life, with files of its own.
+std::vector<double> life_of_a_trainer(const Problem& problem, int threads, const std::string& file) {
+  TrainingSpec training = problem.training;
+  training.threads = threads;
+  training.watch.every = 3;
+  training.watch.keep_best = true;
+  Trainer trainer(problem.network, training);
+  problem.set_parameters(trainer, problem.start);
+  trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+  trainer.set_validation(Problem::view(problem.x), Problem::view(problem.y));
+  std::vector<double> given = trainer
+                                  .train(
+                                      7, [](const TrainProgress&) { return true; }, 2)
+                                  .losses;
+  trainer.save_state(file);
+  trainer.train(3);
+  trainer.load_state(file);
+  for (const double loss : trainer.train(4).losses) given.push_back(loss);
+  given.push_back(trainer.evaluate().loss);
+  trainer.restore_best();
+  given.push_back(trainer.loss());
+  trainer.save_weights(file);
+  trainer.load_weights(file);
+  std::vector<double> predictions(static_cast<std::size_t>(problem.x.rows * problem.network.widths.back()));
+  trainer.predict(Problem::view(problem.x),
+                  Matrix(predictions.data(), static_cast<std::int64_t>(problem.x.rows), problem.network.widths.back()));
+  given.insert(given.end(), predictions.begin(), predictions.end());
+  for (const double value : flat(problem.parameters_of(trainer))) given.push_back(value);
+  return given;
+}
+
+TEST(Trainer, SeveralOnSeveralThreadsAreWhatTheyAreAlone) {
+  constexpr int kTrainers = 3, kRounds = kHostFixture ? 1 : 5;
+  const testing::TemporaryFolder folder;
+  std::vector<Problem> problems;
+  std::vector<std::vector<double>> alone;
+  for (int i = 0; i < kTrainers; ++i) {
+    problems.push_back(Problem::random({4, 3 + i, 2}, true, 70, Precision::fp32, Init::he, 1e-3));
+    alone.push_back(life_of_a_trainer(problems.back(), 1 + i, folder / "alone"));
+  }
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<std::vector<double>> together(kTrainers);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kTrainers; ++i)
+      threads.emplace_back([&, i] {
+        const auto at = static_cast<std::size_t>(i);
+        together[at] = life_of_a_trainer(problems[at], 1 + i, folder / std::to_string(i));
+      });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(together, alone);
+  }
+}
+
+/// The public functions of Trainer, by their names in its header.
+std::set<std::string> functions_of_trainer() {
+  std::istringstream header(testing::read_all(std::string(DEVICELOOP_SOURCE_DIR) + "/include/deviceloop/trainer.h"));
+  std::set<std::string> names;
+  bool is_inside = false;
+  for (std::string line; std::getline(header, line) && line != " private:";) {
+    is_inside = is_inside || line.starts_with("class DEVICELOOP_EXPORT Trainer ");
+    if (!is_inside || !line.starts_with("  ") || line.starts_with("  //") || line.starts_with("   ")) continue;
+    const std::size_t end = line.find('('), begin = line.find_last_of(" ~", end) + 1;
+    if (end != std::string::npos) names.insert(line.substr(begin, end - begin));
+  }
+  return names;
+}
+
+TEST(Trainer, GivesAChildAfterForkAClearErrorForEveryCallAndLetsItEnd) {
+  const testing::TemporaryFolder folder;
+  const std::string file = folder / "state";
+  Problem problem = small_problem();
+  problem.training.watch.keep_best = true;
+  problem.training.watch.every = 1;
   auto trainer = std::make_unique<Trainer>(problem.trainer(3));
+  trainer->set_validation(Problem::view(problem.x), Problem::view(problem.y));
   trainer->train(3);
+  trainer->save_state(file);
+  const ConstMatrix x = Problem::view(problem.x), y = Problem::view(problem.y);
+  std::vector<double> values(100);
+  const Matrix weight(values.data(), 4, 3), bias(values.data(), 1, 3), out(values.data(), 10, 2);
+  const std::map<std::string, std::function<void()>> refused = {
+      {"set_data", [&] { trainer->set_data(x, y); }},
+      {"set_validation", [&] { trainer->set_validation(x, y); }},
+      {"prepare", [&] { trainer->prepare(); }},
+      {"initialize", [&] { trainer->initialize(1); }},
+      {"read_weight", [&] { trainer->read_weight(0, weight); }},
+      {"read_bias", [&] { trainer->read_bias(0, bias); }},
+      {"write_weight", [&] { trainer->write_weight(0, weight); }},
+      {"write_bias", [&] { trainer->write_bias(0, bias); }},
+      {"load_weights", [&] { trainer->load_weights(file); }},
+      {"save_weights", [&] { trainer->save_weights(folder / "child"); }},
+      {"load_state", [&] { trainer->load_state(file); }},
+      {"save_state", [&] { trainer->save_state(folder / "child"); }},
+      {"train", [&] { trainer->train(1); }},
+      {"loss", [&] { trainer->loss(); }},
+      {"evaluate", [&] { trainer->evaluate(); }},
+      {"best", [&] { trainer->best(); }},
+      {"restore_best", [&] { trainer->restore_best(); }},
+      {"predict", [&] { trainer->predict(x, out); }},
+  };
+  const std::map<std::string, std::function<void()>> allowed = {
+      {"network", [&] { trainer->network(); }},
+      {"training", [&] { trainer->training(); }},
+      {"plan", [&] { trainer->plan(); }},
+      {"steps_done", [&] { trainer->steps_done(); }},
+      {"Trainer", [&] { trainer.reset(); }},
+      {"operator=", [&] { *trainer = Trainer(problem.network, problem.training); }},
+  };
+  for (const std::string& name : functions_of_trainer())
+    EXPECT_EQ(refused.count(name) + allowed.count(name), 1u) << name << " has no line here";
+  EXPECT_EQ(functions_of_trainer().size(), refused.size() + allowed.size());
+
   int channel[2];
   ASSERT_EQ(pipe(channel), 0);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
     alarm(20);  // a child that hangs dies
-    std::string message = "nothing thrown";
-    try {
-      trainer->train(1);
-    } catch (const Error& error) {
-      message = error.what();
-    }
+    std::string wrong;
+    for (const auto& [name, call] : refused) try {
+        call();
+        wrong += name + " throws nothing; ";
+      } catch (const Error& error) {
+        if (std::string(error.what()).find("before fork()") == std::string::npos)
+          wrong += name + ": " + error.what() + "; ";
+      }
+    for (const char* name : {"network", "training", "plan", "steps_done"}) allowed.at(name)();
+    if (trainer->steps_done() != 3) wrong += "steps_done; ";
     trainer.reset();
-    const ssize_t written = write(channel[1], message.data(), message.size());
-    _exit(written == static_cast<ssize_t>(message.size()) ? 0 : 1);
+    const ssize_t written = write(channel[1], wrong.data(), wrong.size());
+    _exit(written == static_cast<ssize_t>(wrong.size()) ? 0 : 1);
   }
   close(channel[1]);
-  std::string message;
+  std::string wrong;
   char buffer[256];
   for (ssize_t bytes; (bytes = read(channel[0], buffer, sizeof buffer)) > 0;)
-    message.append(buffer, static_cast<std::size_t>(bytes));
+    wrong.append(buffer, static_cast<std::size_t>(bytes));
   close(channel[0]);
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-  EXPECT_CONTAINS(message, "fork()");
+  EXPECT_EQ(wrong, "");
+  EXPECT_EQ(folder.count(), 1);
   EXPECT_NO_THROW(trainer->train(1));
 }
 
