@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cublasLt.h>
+#include <cuda_runtime_api.h>
 
 #include <string>
 #include <vector>
@@ -44,6 +45,11 @@ std::vector<std::string> likely_cublaslt_files();
 inline void check_cublaslt(cublasStatus_t status, const char* expression, const char* file, int line) {
   if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
     throw_cublaslt_error(status, expression, file, line);
+}
+
+/// As drop_error of CUDA's runtime, which what the library calls of it may have left an error to.
+inline void drop_error(cublasStatus_t status) noexcept {
+  if (status != CUBLAS_STATUS_SUCCESS) cudaGetLastError();
 }
 
 }  // namespace deviceloop::cuda

@@ -15,7 +15,9 @@ void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, co
 }
 
 struct DestroyPreference {
-  void operator()(cublasLtMatmulPreference_t preference) const { cublaslt().preference_destroy(preference); }
+  void operator()(cublasLtMatmulPreference_t preference) const {
+    drop_error(cublaslt().preference_destroy(preference));
+  }
 };
 using Preference = std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, DestroyPreference>;
 

@@ -36,7 +36,7 @@ class GemmLibrary {
 
  private:
   struct Destroy {
-    void operator()(cublasLtHandle_t handle) const { cublaslt().destroy(handle); }
+    void operator()(cublasLtHandle_t handle) const { drop_error(cublaslt().destroy(handle)); }
   };
   std::unique_ptr<cublasLtContext, Destroy> handle_;
   void* workspace_;
@@ -60,10 +60,10 @@ class Gemm {
 
  private:
   struct DestroyDesc {
-    void operator()(cublasLtMatmulDesc_t desc) const { cublaslt().desc_destroy(desc); }
+    void operator()(cublasLtMatmulDesc_t desc) const { drop_error(cublaslt().desc_destroy(desc)); }
   };
   struct DestroyLayout {
-    void operator()(cublasLtMatrixLayout_t layout) const { cublaslt().layout_destroy(layout); }
+    void operator()(cublasLtMatrixLayout_t layout) const { drop_error(cublaslt().layout_destroy(layout)); }
   };
   using Desc = std::unique_ptr<std::remove_pointer_t<cublasLtMatmulDesc_t>, DestroyDesc>;
   using Layout = std::unique_ptr<std::remove_pointer_t<cublasLtMatrixLayout_t>, DestroyLayout>;
