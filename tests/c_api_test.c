@@ -376,6 +376,7 @@ static void test_caps_and_plans(void) {
   network = network_of(widths, 3);
   training.device = DEVICELOOP_DEVICE_CUDA;
   info.no_gpu_reason = "no GPU in this test";
+  info.no_cublaslt_reason = NULL;
   deviceloop_caps_destroy(own);
   CHECK_OK(deviceloop_caps_create(&own));
   CHECK_OK(deviceloop_caps_set(own, &info));
@@ -701,6 +702,7 @@ static void test_refusals_of_training(void) {
   CHECK_REFUSED(deviceloop_report_evaluation(NULL, 0, &evaluation), "'report' is null");
   CHECK_REFUSED(deviceloop_report_stage(NULL, 0, &text, &ms), "'report' is null");
   CHECK_REFUSED(deviceloop_report_algorithm(NULL, 0, &text), "'report' is null");
+  deviceloop_trainer_destroy(trainer);
   CHECK_REFUSED(deviceloop_trainer_create(NULL, NULL, NULL, DEVICELOOP_EXECUTOR_CPU, &trainer), "'network' is null");
   CHECK(trainer == NULL);
   CHECK_REFUSED(deviceloop_trainer_create(&network, NULL, NULL, DEVICELOOP_EXECUTOR_CPU, NULL), "'trainer' is null");
