@@ -14,9 +14,13 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "parameters.h"
 #include "preparation.h"
+#include "step/step.h"
 
 namespace deviceloop {
+
+class GramRun;
 
 /// Thrown by Executor::enqueue and enqueue_evaluation where a run cannot go on, but its executor can: `steps` of the
 /// steps asked for are done, the parameters are those that they have led to, and their losses are dropped.
@@ -109,6 +113,18 @@ class Executor {
 
   /// out [rows, outputs] = network(x [rows, in_features]) with the current parameters, for any number of rows.
   virtual void predict(ConstMatrix x, Matrix out) = 0;
+
+  // What checkpoints need beside read_state, write_state and read_best. Call them after finish().
+
+  virtual const Step& step() const = 0;
+  /// Copies rows of a tensor of step(), of data or one of gram_tensors(), from `first_row` on, out; or all of one of
+  /// gram_tensors() in. Both in the working precision.
+  virtual void read_tensor(TensorId id, std::int64_t first_row, Matrix out) = 0;
+  virtual void write_tensor(TensorId id, ConstMatrix in) = 0;
+  /// Null without Formulation::gram.
+  virtual GramRun* gram_run() = 0;
+  /// With Watch::keep_best and validation data: as if the smallest loss so far had been this, of these parameters.
+  virtual void write_best(double loss, const Parameters& parameters) = 0;
 
  protected:
   Preparation preparation_;

@@ -31,6 +31,27 @@ std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const Traini
   return layout;
 }
 
+std::vector<ParameterInfo> gram_layout(const NetworkSpec& network, const TrainingSpec& training) {
+  const std::int64_t in_features = network.in_features(0), out_features = network.out_features(0);
+  const auto info = [&](const char* name, std::int64_t rows) {
+    return ParameterInfo{std::string("gram.") + name, 0, false, rows, out_features};
+  };
+  std::vector<ParameterInfo> layout = {info("pre_activation", training.samples), info("sum", training.samples),
+                                       info("start_weight", in_features)};
+  if (network.bias) layout.push_back(info("start_bias", 1));
+  const std::vector<ParameterInfo> first = layout;
+  int state = 0;
+  for (const char* const name : elementwise::states_of(training.optimizer.kind)) {
+    for (ParameterInfo each : first) {
+      each.name += std::string(".") + name;
+      each.state = state;
+      layout.push_back(std::move(each));
+    }
+    ++state;
+  }
+  return layout;
+}
+
 HostMatrix::HostMatrix(ElementType element_type, std::int64_t row_count, std::int64_t column_count)
     : type(element_type),
       rows(row_count),

@@ -27,6 +27,10 @@ std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network);
 /// All that outlives a step: the parameters, as in parameter_layout(), then what the optimizer keeps for each.
 std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const TrainingSpec& training);
 
+/// In the Gram formulation, what outlives a step beside that: "gram.pre_activation", "gram.sum", "gram.start_weight"
+/// and "gram.start_bias" of Step::Gram, then what the optimizer keeps for each.
+std::vector<ParameterInfo> gram_layout(const NetworkSpec& network, const TrainingSpec& training);
+
 /// A contiguous matrix in host memory that owns its elements.
 struct HostMatrix {
   ElementType type = ElementType::float32;

@@ -12,6 +12,7 @@
 #include <deviceloop/random.h>
 
 #include "accuracy.h"
+#include "checksum.h"
 #include "cuda_entry.h"
 #include "executor.h"
 #include "files/output_file.h"
@@ -22,6 +23,7 @@
 #include "names.h"
 #include "parameters.h"
 #include "preparation.h"
+#include "step/gram_run.h"
 #include "trainer_access.h"
 #include "watching.h"
 
@@ -95,6 +97,8 @@ struct Trainer::Impl {
   HostMatrix validation_x, validation_y;  ///< in the working precision; the executor has no other copy on the host
   Watcher watcher;
   Preparation preparation;                            ///< since the last call of train
+  std::optional<SavedState> loaded;  ///< what of it belongs to data, until parameters change; see resume()
+  mutable std::optional<std::uint64_t> data_checksum, validation_checksum;  ///< once asked for
   std::deque<std::shared_ptr<TrainRun::State>> runs;  ///< of train_async, that were not collected yet, in order
   bool has_device_data = false;                       ///< some of it in a GPU's memory
 
@@ -146,6 +150,7 @@ struct Trainer::Impl {
         executor->write_state(static_cast<int>(index), values[index].view());
     else
       state = std::move(values);
+    loaded.reset();
     optimizer_steps = 0;
     forget_evaluations();
   }
@@ -260,6 +265,7 @@ struct Trainer::Impl {
   /// one is at a border. Throws RunEnded with all steps of the report. Whatever it throws, steps that were taken are
   /// counted, and the executor keeps nothing of them for the next run.
   bool take_steps(std::int64_t count, TrainReport& report) {
+    loaded.reset();
     const std::int64_t before = report.steps();
     const std::size_t evaluated_before = report.evaluations.size();
     std::vector<EvaluationSums> sums;  // of the evaluations from there on; both have room before one is issued
@@ -442,6 +448,7 @@ struct Trainer::Impl {
     } else {
       check_finite(in, type, name);
     }
+    loaded.reset();
     if (executor) {
       executor->write_state(index, in);
     } else {
@@ -453,6 +460,100 @@ struct Trainer::Impl {
 
   void need_data(const char* call) const {
     if (!has_data) throw InvalidArgument(std::string("Trainer::") + call + " needs data; call set_data first");
+  }
+
+  // ---- checkpoints
+
+  // Of the data as the executor has them, in the working precision, so that it does not matter where they come from.
+  std::uint64_t checksum_of_data() const {
+    if (data_checksum) return *data_checksum;
+    constexpr std::int64_t kPieceElements = std::int64_t{1} << 20;
+    Checksum checksum;
+    const Step& step = executor->step();
+    for (const TensorId id : {step.data_x, step.data_y, step.data_weights}) {
+      if (id == kNoTensor) continue;
+      const StepTensor& shape = step.tensor(id);
+      const std::int64_t rows = std::clamp(kPieceElements / shape.columns, std::int64_t{1}, shape.rows);
+      checksum.add(&shape.columns, sizeof shape.columns);
+      for (std::int64_t first = 0; first < shape.rows; first += rows) {
+        HostMatrix piece(element_type(training.precision), std::min(rows, shape.rows - first), shape.columns);
+        executor->read_tensor(id, first, piece.view());
+        checksum.add(piece.bytes.data(), piece.bytes.size());
+      }
+    }
+    data_checksum = checksum.value();
+    return *data_checksum;
+  }
+
+  std::uint64_t checksum_of_validation() const {
+    if (validation_checksum) return *validation_checksum;
+    Checksum checksum;
+    for (const HostMatrix* const matrix : {&validation_x, &validation_y}) {
+      checksum.add(&matrix->columns, sizeof matrix->columns);
+      checksum.add(matrix->bytes.data(), matrix->bytes.size());
+    }
+    validation_checksum = checksum.value();
+    return *validation_checksum;
+  }
+
+  SavedState saved_state() const {
+    SavedState saved{copied_state(layout.size()), optimizer_steps};
+    CheckpointMetadata& checkpoint = saved.checkpoint.emplace();
+    checkpoint.training = training;
+    checkpoint.steps_done = steps_done;
+    checkpoint.evaluations_since_best = watcher.since_best();
+    if (has_data) checkpoint.data = checksum_of_data();
+    if (has_validation()) checkpoint.validation = checksum_of_validation();
+    if (watcher.best()) checkpoint.best = watcher.best();
+    if (checkpoint.has_best_parameters()) saved.best = best_parameters();
+    const GramRun* const run = executor ? executor->gram_run() : nullptr;
+    if (run == nullptr || run->progress().steps == 0) return saved;
+    GramState& gram = saved.gram.emplace();
+    gram.progress = run->progress();
+    checkpoint.gram_steps = gram.progress.steps;
+    const std::vector<ParameterInfo> infos = gram_layout(network, training);
+    const std::vector<TensorId> tensors = gram_tensors(executor->step());
+    for (std::size_t index = 0; index < infos.size(); ++index) {
+      gram.tensors.push_back(zeros_of(infos[index]));
+      executor->read_tensor(tensors[index], 0, gram.tensors.back().view());
+    }
+    return saved;
+  }
+
+  Parameters best_parameters() const {
+    Parameters best;
+    for (std::size_t index = 0; index < parameter_count(); ++index) {
+      best.push_back(zeros_of(layout[index]));
+      executor->read_best(static_cast<int>(index), best.back().view());
+    }
+    return best;
+  }
+
+  void load(SavedState saved) {
+    set_state(std::move(saved.values));
+    optimizer_steps = saved.steps;
+    if (!saved.checkpoint) return;
+    steps_done = saved.checkpoint->steps_done;
+    loaded = std::move(saved);
+    resume();
+  }
+
+  // Takes over what of a loaded state belongs to data and validation data, as soon as they are there and the same.
+  void resume() {
+    if (!loaded || !executor) return;
+    const CheckpointMetadata& of = *loaded->checkpoint;
+    if (has_validation() && of.validation == checksum_of_validation()) {
+      watcher.resume(of.best, of.evaluations_since_best);
+      if (of.has_best_parameters()) executor->write_best(of.best->loss, loaded->best);
+    }
+    GramRun* const run = executor->gram_run();
+    if (run == nullptr || !loaded->gram || of.training.reprojection_steps != training.reprojection_steps || !has_data ||
+        of.data != checksum_of_data())
+      return;
+    const std::vector<TensorId> tensors = gram_tensors(executor->step());
+    for (std::size_t index = 0; index < tensors.size(); ++index)
+      executor->write_tensor(tensors[index], std::as_const(loaded->gram->tensors[index]).view());
+    run->resume(loaded->gram->progress);
   }
 };
 
@@ -547,8 +648,10 @@ void TrainerAccess::set_data(Trainer& trainer, ConstMatrix x, ConstMatrix y, con
   }
   self.forget_evaluations();
   self.executor->set_data(data);
+  self.data_checksum.reset();
   self.has_data = true;
   self.has_device_data = has_device_data;
+  self.resume();
   self.preparation.lap("data");
 }
 
@@ -562,6 +665,7 @@ void Trainer::data_changed() {
         "copied; "
         "call set_data again");
   impl_->executor->data_changed();
+  impl_->data_checksum.reset();
 }
 
 void Trainer::set_validation(ConstMatrix x, ConstMatrix y) {
@@ -590,6 +694,8 @@ void TrainerAccess::set_validation(Trainer& trainer, ConstMatrix x, ConstMatrix 
   self.watcher.forget();
   self.validation_x = std::move(in_precision_x);
   self.validation_y = std::move(in_precision_y);
+  self.validation_checksum.reset();
+  self.resume();
 }
 
 void Trainer::prepare() {
@@ -637,19 +743,40 @@ void Trainer::load_state(const std::string& path) {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   const std::uint64_t memory = impl_->caps.cpu.memory_bytes;  // 0: unknown
-  SavedState state =
-      read_state(SafeTensorsFile(path, memory != 0 ? memory : UINT64_MAX), impl_->network, impl_->training);
-  impl_->set_state(std::move(state.values));
-  impl_->optimizer_steps = state.steps;
+  impl_->load(read_state(SafeTensorsFile(path, memory != 0 ? memory : UINT64_MAX), impl_->network, impl_->training));
 }
 
 void Trainer::save_state(const std::string& path) const {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   OutputFile file(path);
-  write_state(file, impl_->network, impl_->training,
-              {impl_->copied_state(impl_->layout.size()), impl_->optimizer_steps});
+  TrainerAccess::save_state(*this, file, {impl_->network}, {});
   file.commit();
+}
+
+void TrainerAccess::save_state(const Trainer& trainer, OutputFile& file, const NetworkMetadata& network,
+                               const SafeTensorsMetadata& more) {
+  const DefaultFloatingPoint floating_point;
+  write_state(file, network, trainer.impl_->saved_state(), more);
+}
+
+void TrainerAccess::resume(Trainer& trainer, const SafeTensorsFile& file, const std::string& data_name,
+                           const std::string& validation_name) {
+  const DefaultFloatingPoint floating_point;
+  Trainer::Impl& self = *trainer.impl_;
+  SavedState state = read_state(file, self.network, self.training, Settings::all);
+  if (!state.checkpoint) file.refuse("is no checkpoint; resume from a file that train --checkpoint wrote");
+  const auto check = [&](const std::optional<std::uint64_t>& saved, std::optional<std::uint64_t> own,
+                         const std::string& what) {
+    if (saved != own)
+      file.refuse("is of a run on other data than " + what + " (checksum " + (saved ? checksum_text(*saved) : "none") +
+                  ", these have " + (own ? checksum_text(*own) : "none") +
+                  "); give it the data that it was on, or begin a new run with its weights");
+  };
+  check(state.checkpoint->data, self.has_data ? std::optional(self.checksum_of_data()) : std::nullopt, data_name);
+  check(state.checkpoint->validation,
+        self.has_validation() ? std::optional(self.checksum_of_validation()) : std::nullopt, validation_name);
+  self.load(std::move(state));
 }
 
 TrainReport Trainer::train(std::int64_t steps, const TrainCallback& callback, std::int64_t steps_per_callback) {
@@ -814,12 +941,7 @@ void Trainer::restore_best() {
     throw InvalidArgument("no parameters were kept; set Watch::keep_best before the run");
   if (!self.watcher.best())
     throw InvalidArgument("there is no best evaluation yet; train to a border of Watch::every first");
-  Parameters best;
-  for (std::size_t index = 0; index < self.parameter_count(); ++index) {
-    best.push_back(self.zeros_of(self.layout[index]));
-    self.executor->read_best(static_cast<int>(index), best.back().view());
-  }
-  self.set_state(std::move(best));
+  self.set_state(self.best_parameters());
 }
 
 double Trainer::loss() {

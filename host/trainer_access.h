@@ -6,6 +6,8 @@
 
 #include <deviceloop/trainer.h>
 
+#include "files/network_metadata.h"
+#include "files/output_file.h"
 #include "files/safetensors.h"
 
 namespace deviceloop {
@@ -23,6 +25,15 @@ struct TrainerAccess {
   /// @}
   /// Trainer::load_weights of a file that is open, so that a pipe is read once.
   static void load_weights(Trainer& trainer, const SafeTensorsFile& file);
+  /// Trainer::save_state into a file that the caller commits, with what the command knows of the network and with more
+  /// metadata; and Trainer::load_state of the same run, on the same data: all settings must be equal (Settings::all),
+  /// and so must the checksums of data and validation data, of which messages say what they are called.
+  /// @{
+  static void save_state(const Trainer& trainer, OutputFile& file, const NetworkMetadata& network,
+                         const SafeTensorsMetadata& more);
+  static void resume(Trainer& trainer, const SafeTensorsFile& file, const std::string& data_name,
+                     const std::string& validation_name);
+  /// @}
 };
 
 }  // namespace deviceloop

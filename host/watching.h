@@ -38,6 +38,13 @@ class Watcher {
   }
 
   const std::optional<Evaluation>& best() const { return best_; }
+  std::int64_t since_best() const { return since_best_; }
+
+  /// As if it had looked at the evaluations of another watcher.
+  void resume(const std::optional<Evaluation>& best, std::int64_t since_best) {
+    best_ = best;
+    since_best_ = since_best;
+  }
 
   /// Why a run ends at a border where the loss, of validation data or of the last step, is this.
   EndOfRun end(const Watch& watch, double loss) const {

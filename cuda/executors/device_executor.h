@@ -155,9 +155,25 @@ class DeviceExecutor : public Executor {
     });
   }
 
+  void read_tensor(TensorId id, std::int64_t first_row, Matrix out) override {
+    alive([&] { download_matrix(out, tensor_at(id) + first_row * out.columns, out.rows, out.columns); });
+  }
+  void write_tensor(TensorId id, ConstMatrix in) override {
+    alive([&] { upload_matrix(tensor_at(id), in); });
+  }
+  void write_best(double loss, const Parameters& parameters) override {
+    alive([&] {
+      for (std::size_t index = 0; index < parameters.size(); ++index)
+        upload_matrix(validation_->best(index), parameters[index].view());
+      validation_->set_best_loss(loss);
+    });
+  }
+
  protected:
   /// Where a tensor of the state lies.
   virtual T* state_at(const ParameterInfo& info) = 0;
+  /// Where a tensor of the step lies that read_tensor() may name.
+  virtual T* tensor_at(TensorId id) = 0;
   /// Enqueues what a run owes after its last step, unless that was done.
   virtual void enqueue_end() {}
   /// Where the input of predictions lies, and of how many rows at most.

@@ -124,8 +124,12 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return lines;
   }
 
+  const Step& step() const override { return layout_.step; }
+  GramRun* gram_run() override { return gram_ ? &*gram_ : nullptr; }
+
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
+  T* tensor_at(TensorId id) override { return tensor(id); }
 
   void enqueue_end() override {
     if (gram_) gram_->before_reading();

@@ -125,8 +125,12 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
             (is_cooperative_ ? "" : ", no cooperative launch: this GPU takes none of clusters")};
   }
 
+  const Step& step() const override { return layout_.step; }
+  GramRun* gram_run() override { return gram_ ? &*gram_ : nullptr; }
+
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
+  T* tensor_at(TensorId id) override { return tensor(id); }
 
   void enqueue_end() override {
     if (gram_) gram_->before_reading();

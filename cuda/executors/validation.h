@@ -112,9 +112,12 @@ class Validation {
   T* y() const { return at<T>(layout_.y); }
   T* best(std::size_t index) const { return at<T>(layout_.best[index]); }
 
-  void forget_best() {
+  void forget_best() { set_best_loss(std::numeric_limits<double>::infinity()); }
+
+  /// Of the parameters that lie at best().
+  void set_best_loss(double loss) {
     EvaluationState state{};
-    state.best_loss = std::numeric_limits<double>::infinity();
+    state.best_loss = loss;
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(at<EvaluationState>(layout_.state), &state, sizeof state,
                                           cudaMemcpyHostToDevice, stream_.get()));
     stream_.wait();

@@ -200,6 +200,17 @@ class CpuExecutor final : public Executor, private GramDriver {
     convert(out, std::as_const(best_parameters_[static_cast<std::size_t>(index)]).view());
   }
 
+  const Step& step() const override { return layout_.step; }
+  void read_tensor(TensorId id, std::int64_t first_row, Matrix out) override {
+    convert(out, ConstMatrix(tensor(id) + first_row * out.columns, out.rows, out.columns));
+  }
+  void write_tensor(TensorId id, ConstMatrix in) override { convert(Matrix(tensor(id), in.rows, in.columns), in); }
+  GramRun* gram_run() override { return gram_ ? &*gram_ : nullptr; }
+  void write_best(double loss, const Parameters& parameters) override {
+    best_parameters_ = parameters;
+    best_loss_ = loss;
+  }
+
  private:
   using Update = CpuLayout::Update;
   using Scalars = elementwise::StepScalars<T>;

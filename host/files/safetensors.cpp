@@ -11,6 +11,7 @@
 
 #include <deviceloop/error.h>
 
+#include "../checksum.h"
 #include "../text.h"
 
 namespace deviceloop {
@@ -21,6 +22,19 @@ static_assert(std::endian::native == std::endian::little, "elements are read and
 constexpr std::uint64_t kLargestHeader = 100'000'000;  // as in the format's own library
 constexpr std::string_view kMetadata = "__metadata__";
 constexpr char kWriteAgain[] = "; write the file again with safetensors";
+
+constexpr std::string_view kNoChecksum = "0000000000000000";
+
+/// Where a header has the digits of its checksum, from its beginning; npos: nowhere. A text inside the header has its
+/// quotation marks behind backslashes, so that only a key is found.
+std::size_t checksum_digits(std::string_view header) {
+  const std::string key = std::string("\"") + kChecksumKey + "\":\"";
+  const std::size_t at = header.find(key);
+  if (at == header.npos || at + key.size() + kNoChecksum.size() >= header.size() ||
+      header[at + key.size() + kNoChecksum.size()] != '"')
+    return header.npos;
+  return at + key.size();
+}
 
 /// Bytes of one element; 0 for a dtype that the format does not know.
 std::uint64_t dtype_size(std::string_view dtype) {
@@ -276,6 +290,27 @@ void SafeTensorsFile::read_header() {
     tensors_.push_back(std::move(entry.info));
   }
   metadata_ = std::move(handler.metadata());
+  const std::size_t digits = checksum_digits(header);
+  if (digits != header.npos) checksum_at_ = 8 + digits;
+}
+
+void SafeTensorsFile::check_checksum() const {
+  const auto said = metadata_.find(kChecksumKey);
+  if (said == metadata_.end() || checksum_at_ == 0)
+    refuse("is damaged: it is a checkpoint without its checksum; use another copy, or the checkpoint before it");
+  Checksum checksum;
+  std::vector<char> piece(static_cast<std::size_t>(std::min<std::uint64_t>(source_.size(), 1 << 20)));
+  for (std::uint64_t first = 0; first < source_.size(); first += piece.size()) {
+    piece.resize(static_cast<std::size_t>(std::min<std::uint64_t>(source_.size() - first, piece.size())));
+    source_.read(first, piece.data(), piece.size());
+    for (std::uint64_t i = 0; i < kNoChecksum.size(); ++i)
+      if (checksum_at_ + i >= first && checksum_at_ + i < first + piece.size())
+        piece[static_cast<std::size_t>(checksum_at_ + i - first)] = '0';
+    checksum.add(piece.data(), piece.size());
+  }
+  if (const std::string found = checksum_text(checksum.value()); found != said->second)
+    refuse("is damaged: its bytes have the checksum " + found + ", and it says " + in_quotes(said->second) +
+           "; use another copy, or the checkpoint before it");
 }
 
 std::vector<std::byte> SafeTensorsFile::read(const SafeTensorInfo& tensor) const {
@@ -306,7 +341,7 @@ void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors, co
   std::string header = R"({"__metadata__":{)";
   for (const auto& [key, text] : metadata)
     header += (header.back() == '{' ? "" : ",") + quoted(key, "give the metadata another key") + ":" +
-              quoted(text, "give the metadata another text");
+              quoted(key == kChecksumKey ? std::string(kNoChecksum) : text, "give the metadata another text");
   header += "}";
   std::set<std::string_view> names;
   std::uint64_t offset = 0;
@@ -337,6 +372,13 @@ void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors, co
            " are allowed; write fewer tensors or less metadata to a file");
   std::string length;
   for (int i = 0; i < 8; ++i) length += static_cast<char>(header.size() >> (8 * i) & 0xff);
+  if (metadata.contains(kChecksumKey)) {
+    Checksum checksum;
+    checksum.add(length.data(), length.size());
+    checksum.add(header.data(), header.size());
+    for (const SafeTensor& tensor : tensors) checksum.add(tensor.bytes.data(), tensor.bytes.size());
+    header.replace(checksum_digits(header), kNoChecksum.size(), checksum_text(checksum.value()));
+  }
   file.write(length + header);
   for (const SafeTensor& tensor : tensors) file.write(tensor.bytes.data(), tensor.bytes.size());
 }

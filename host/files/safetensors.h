@@ -34,6 +34,10 @@ struct SafeTensor {
 /// What a file says beside its tensors: texts by their keys, under "__metadata__" in its header.
 using SafeTensorsMetadata = std::map<std::string, std::string>;
 
+/// The key of a checksum (../checksum.h) of the whole file, header and padding included, in which its own 16 digits are
+/// taken for zeros.
+constexpr const char* kChecksumKey = "deviceloop.crc64";
+
 /// A file whose header has been read and checked; the tensors' bytes are read one by one.
 class SafeTensorsFile {
  public:
@@ -50,6 +54,9 @@ class SafeTensorsFile {
   /// As the file has it, whatever program wrote it; no longer than the header.
   const SafeTensorsMetadata& metadata() const { return metadata_; }
   std::vector<std::byte> read(const SafeTensorInfo& tensor) const;
+  /// Reads the whole file. Throws InvalidArgument, naming the file, where it has no checksum, or another one than its
+  /// metadata say.
+  void check_checksum() const;
   /// As T, float or double, from the type that the tensor has.
   template <class T>
   void read(const SafeTensorInfo& tensor, const StoredType& type, T* out) const {
@@ -66,14 +73,15 @@ class SafeTensorsFile {
   const ByteSource& source_;
   std::vector<SafeTensorInfo> tensors_;
   SafeTensorsMetadata metadata_;
+  std::uint64_t checksum_at_ = 0;  // where its digits are; 0: none
 };
 
 /// All tensors of a file, in order of their names. Throws as SafeTensorsFile does.
 std::vector<SafeTensor> read_safetensors(const std::string& path);
 
-/// Writes the metadata in the order of its keys, then the tensors in the order given. The caller commits. Throws
-/// InvalidArgument, before it writes, for tensors that read_safetensors would refuse and for metadata that is not
-/// UTF-8.
+/// Writes the metadata in the order of its keys, then the tensors in the order given. The caller commits. Where the
+/// metadata have kChecksumKey, with any text, the file's checksum takes its place. Throws InvalidArgument, before it
+/// writes, for tensors that read_safetensors would refuse and for metadata that is not UTF-8.
 void write_safetensors(OutputFile& file, std::span<const SafeTensor> tensors,
                        const SafeTensorsMetadata& metadata = {{"format", "pt"}});
 

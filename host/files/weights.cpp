@@ -1,10 +1,12 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -178,10 +180,13 @@ Parameters read_weights(const std::string& path, const NetworkSpec& network, Ele
 
 namespace {
 
+/// Whether weights lie in the file as PyTorch has them, [out_features, in_features]; biases have one row.
+enum class FileOrder { transposed, as_is };
+
 HostMatrix read_matrix(const SafeTensorsFile& file, const SafeTensorInfo& tensor, const ParameterInfo& info,
-                       ElementType type) {
+                       ElementType type, FileOrder order = FileOrder::transposed) {
   const StoredType& stored = *stored_type_of(tensor);
-  const bool transposed = !info.is_bias;
+  const bool transposed = !info.is_bias && order == FileOrder::transposed;
   HostMatrix in(element_type_for(stored, type), transposed ? info.columns : info.rows,
                 transposed ? info.rows : info.columns);
   with_type(in.type, [&](auto* tag) { file.read(tensor, stored, static_cast<decltype(tag)>(in.view().data)); });
@@ -204,12 +209,16 @@ HostMatrix read_matrix(const SafeTensorsFile& file, const SafeTensorInfo& tensor
 
 std::string dtype_of(ElementType type) { return "F" + std::to_string(8 * size_of(type)); }
 
-SafeTensor tensor_of(const HostMatrix& matrix, const ParameterInfo& info) {
+std::vector<std::int64_t> file_shape(const ParameterInfo& info, FileOrder order) {
+  return order == FileOrder::transposed ? file_shape(info) : std::vector{info.rows, info.columns};
+}
+
+SafeTensor tensor_of(const HostMatrix& matrix, const ParameterInfo& info, FileOrder order = FileOrder::transposed) {
   SafeTensor tensor;
   tensor.name = info.name;
   tensor.dtype = dtype_of(matrix.type);
-  tensor.shape = file_shape(info);
-  if (info.is_bias) {
+  tensor.shape = file_shape(info, order);
+  if (info.is_bias || order == FileOrder::as_is) {
     tensor.bytes = matrix.bytes;
     return tensor;
   }
@@ -222,13 +231,36 @@ SafeTensor tensor_of(const HostMatrix& matrix, const ParameterInfo& info) {
 }
 
 constexpr const char* kStepsName = "optimizer.steps";
+constexpr const char* kSharesName = "gram.shares";
+
+/// The parameters of the best evaluation.
+std::vector<ParameterInfo> best_layout(const NetworkSpec& network) {
+  std::vector<ParameterInfo> layout = parameter_layout(network);
+  for (ParameterInfo& info : layout) info.name = "best." + info.name;
+  return layout;
+}
+
+const SafeTensorInfo& find_or_refuse(const SafeTensorsFile& file, const std::string& name, const std::string& dtype,
+                                     const std::vector<std::int64_t>& shape) {
+  const SafeTensorInfo* const tensor = find(file, name);
+  if (tensor == nullptr || tensor->dtype != dtype || tensor->shape != shape)
+    file.refuse("has no " + in_quotes(name) + ", " + dtype + " " + shape_text(shape) +
+                ", which its metadata promise; use another copy, or the checkpoint before it");
+  return *tensor;
+}
 
 /// Refuses a file that is not the state of a network that is trained so.
 void check_state(const SafeTensorsFile& file, const std::vector<ParameterInfo>& layout, const NetworkSpec& network,
-                 const TrainingSpec& training) {
+                 const TrainingSpec& training, const std::optional<CheckpointMetadata>& checkpoint) {
   const std::string remedy = "; load it into a trainer with the network, the optimizer and the precision that saved it";
   const std::string dtype = dtype_of(element_type(training.precision));
-  std::set<std::string_view> known = {kStepsName};
+  std::set<std::string> known = {kStepsName};
+  if (checkpoint && checkpoint->has_best_parameters())
+    for (const ParameterInfo& info : best_layout(network)) known.insert(info.name);
+  if (checkpoint && checkpoint->gram_steps > 0) {
+    for (const ParameterInfo& info : gram_layout(network, checkpoint->training)) known.insert(info.name);
+    known.insert(kSharesName);
+  }
   for (const ParameterInfo& info : layout) {
     known.insert(info.name);
     const SafeTensorInfo* const tensor = find(file, info.name);
@@ -278,12 +310,26 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
   write_safetensors(file, tensors, metadata_to_write({network, scaling, target_scaling, input_names}));
 }
 
-SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training) {
+std::optional<CheckpointMetadata> read_checkpoint(const SafeTensorsFile& file) {
+  const SafeTensorsMetadata& metadata = file.metadata();
+  if (!metadata.contains(kCheckpointKey) && !metadata.contains(kChecksumKey)) return std::nullopt;
+  file.check_checksum();
+  return read_checkpoint_metadata(file);
+}
+
+SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training,
+                      Settings settings) {
+  const ElementType type = element_type(training.precision);
   const std::vector<ParameterInfo> layout = state_layout(network, training);
-  check_state(file, layout, network, training);
   SavedState state;
+  state.checkpoint = read_checkpoint(file);
+  check_state(file, layout, network, training, state.checkpoint);
+  if (state.checkpoint)
+    if (const std::string difference = difference_of(state.checkpoint->training, training, settings);
+        !difference.empty())
+      file.refuse("is of a run with " + difference + "; load it into a trainer with the settings that saved it");
   for (const ParameterInfo& info : layout)
-    state.values.push_back(read_matrix(file, *find(file, info.name), info, element_type(training.precision)));
+    state.values.push_back(read_matrix(file, *find(file, info.name), info, type));
   const SafeTensorInfo* const steps = find(file, kStepsName);
   double number = -1;
   if (steps != nullptr && steps->dtype == "F64" && steps->shape == std::vector<std::int64_t>{1})
@@ -292,17 +338,55 @@ SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, c
     file.refuse(std::string("has no number of steps in ") + in_quotes(kStepsName) +
                 "; it must be one whole number of at least 0, F64 [1]");
   state.steps = static_cast<std::int64_t>(number);
+  if (!state.checkpoint) return state;
+  if (state.checkpoint->has_best_parameters())
+    for (const ParameterInfo& info : best_layout(network))
+      state.best.push_back(
+          read_matrix(file, find_or_refuse(file, info.name, dtype_of(type), file_shape(info)), info, type));
+  if (state.checkpoint->gram_steps == 0) return state;
+  GramState& gram = state.gram.emplace();
+  for (const ParameterInfo& info : gram_layout(network, state.checkpoint->training)) {
+    const std::vector<std::int64_t> shape = file_shape(info, FileOrder::as_is);
+    gram.tensors.push_back(
+        read_matrix(file, find_or_refuse(file, info.name, dtype_of(type), shape), info, type, FileOrder::as_is));
+  }
+  std::array<double, 4> shares{};
+  const SafeTensorInfo& stored = find_or_refuse(file, kSharesName, "F64", {4});
+  file.read(stored, *stored_type_of(stored), shares.data());
+  if (!std::all_of(shares.begin(), shares.end(), [](double share) { return std::isfinite(share); }))
+    file.refuse(std::string("has numbers that are not finite in ") + in_quotes(kSharesName) +
+                "; use a checkpoint of a run that has not diverged");
+  gram.progress.steps = state.checkpoint->gram_steps;
+  gram.progress.shares.set_values(shares);
   return state;
 }
 
-void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpec& training, const SavedState& state) {
-  const std::vector<ParameterInfo> layout = state_layout(network, training);
+void write_state(OutputFile& file, const NetworkMetadata& network, const SavedState& state,
+                 const SafeTensorsMetadata& more) {
+  const CheckpointMetadata& checkpoint = *state.checkpoint;
   std::vector<SafeTensor> tensors;
-  for (std::size_t i = 0; i < layout.size(); ++i) tensors.push_back(tensor_of(state.values.at(i), layout[i]));
-  HostMatrix steps(ElementType::float64, 1, 1);
-  *static_cast<double*>(steps.view().data) = static_cast<double>(state.steps);
-  tensors.push_back({kStepsName, "F64", {1}, steps.bytes});
-  write_safetensors(file, tensors, metadata_to_write({network}));
+  const auto add = [&](const std::vector<ParameterInfo>& layout, const Parameters& values, FileOrder order) {
+    for (std::size_t i = 0; i < layout.size(); ++i) tensors.push_back(tensor_of(values.at(i), layout[i], order));
+  };
+  const auto add_doubles = [&](const char* name, std::span<const double> values) {
+    const auto bytes = std::as_bytes(values);
+    tensors.push_back(
+        {name, "F64", {static_cast<std::int64_t>(values.size())}, std::vector<std::byte>(bytes.begin(), bytes.end())});
+  };
+  add(state_layout(network.network, checkpoint.training), state.values, FileOrder::transposed);
+  const double steps = static_cast<double>(state.steps);
+  add_doubles(kStepsName, {&steps, 1});
+  if (checkpoint.has_best_parameters()) add(best_layout(network.network), state.best, FileOrder::transposed);
+  if (checkpoint.gram_steps > 0) {
+    add(gram_layout(network.network, checkpoint.training), state.gram->tensors, FileOrder::as_is);
+    const std::array<double, 4> shares = state.gram->progress.shares.values();
+    add_doubles(kSharesName, shares);
+  }
+  SafeTensorsMetadata metadata = metadata_to_write(network);
+  metadata[kCheckpointKey] = checkpoint_metadata_text(checkpoint);
+  metadata[kChecksumKey] = "";
+  metadata.insert(more.begin(), more.end());
+  write_safetensors(file, tensors, metadata);
 }
 
 }  // namespace deviceloop

@@ -10,6 +10,9 @@
 
 #include "../input_scaling.h"
 #include "../parameters.h"
+#include "../step/gram_run.h"
+#include "checkpoint_metadata.h"
+#include "network_metadata.h"
 #include "output_file.h"
 #include "safetensors.h"
 
@@ -47,19 +50,36 @@ void write_weights(OutputFile& file, const NetworkSpec& network, const Parameter
                    const InputScaling& scaling = {}, const InputScaling& target_scaling = {},
                    const std::vector<std::string>& input_names = {});
 
-/// All that a run goes on from: what state_layout() lists, and how many steps the optimizer has taken.
+/// What a run in the Gram formulation goes on from beside its parameters.
+struct GramState {
+  GramProgress progress{};
+  Parameters tensors{};  ///< of gram_layout()
+};
+
+/// All that a run goes on from: what state_layout() lists, how many steps the optimizer has taken, and what a
+/// checkpoint has beside these.
 struct SavedState {
   Parameters values;
   std::int64_t steps = 0;
+  std::optional<CheckpointMetadata> checkpoint{};  ///< none in files of deviceloop 0.1.0, which have the above alone
+  Parameters best{};                               ///< of parameter_layout(), where the metadata have such a best
+  std::optional<GramState> gram{};                 ///< where the metadata have gram_steps
 };
 
 /// The state of a network that is trained so, with the bits that were saved. Throws InvalidArgument, naming the file
-/// and the tensor, where it is the state of another network, optimizer or precision, and for a value that is not
-/// finite.
-SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training);
+/// and the tensor, where a checkpoint is damaged anywhere, where it is the state of another network, optimizer or
+/// precision or, in a checkpoint, of other settings, see difference_of(); and for a value that is not finite.
+SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, const TrainingSpec& training,
+                      Settings settings = Settings::meaning);
+
+/// The metadata of a checkpoint whose checksum holds; nothing for a file that is none. Throws as read_state.
+std::optional<CheckpointMetadata> read_checkpoint(const SafeTensorsFile& file);
 
 /// The reverse of read_state: the tensors of write_weights, those of the optimizer in the same way, as
-/// "0.weight.momentum", and "optimizer.steps", F64 [1]; and the network's metadata. The caller commits.
-void write_state(OutputFile& file, const NetworkSpec& network, const TrainingSpec& training, const SavedState& state);
+/// "0.weight.momentum", and "optimizer.steps", F64 [1]; the best parameters as "best.0.weight" and the like, those of
+/// gram_layout() as they are, "gram.shares" F64 [4]; and the metadata of the network, of the checkpoint, a checksum and
+/// `more`. The caller commits.
+void write_state(OutputFile& file, const NetworkMetadata& network, const SavedState& state,
+                 const SafeTensorsMetadata& more = {});
 
 }  // namespace deviceloop

@@ -27,6 +27,12 @@ class GramDriver {
   ~GramDriver() = default;
 };
 
+/// How far a run is from where S was last 0.
+struct GramProgress {
+  std::int64_t steps = 0;
+  GramShares shares{};
+};
+
 /// Begins with parameters that are what S = 0 is counted from.
 class GramRun {
  public:
@@ -78,6 +84,18 @@ class GramRun {
     write();
     driver_.keep_as_start(info);
     pre_activation_is_current_ = false;
+  }
+
+  /// Of the tensors of gram_tensors() as they are, once parameters have been read. Without steps they say no more than
+  /// the parameters do.
+  GramProgress progress() const { return {steps_in_sum_, shares_}; }
+
+  /// After gram_tensors(), and all parameters and their momentum before, were written as they were at this progress, on
+  /// the same data: the run goes on from there.
+  void resume(const GramProgress& progress) {
+    steps_in_sum_ = progress.steps;
+    shares_ = progress.shares;
+    pre_activation_is_current_ = parameters_are_current_ = true;
   }
 
   /// After a rehearsal on memory that is 0: all that it computed is of no worth, and nothing has changed.

@@ -1,6 +1,7 @@
 // What the first layer's parameters and momentum keep, in the Gram formulation, of what they were when its sums began.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include <deviceloop/spec.h>
@@ -29,6 +30,17 @@ class GramShares {
   /// @{
   double of_start(int state) const { return state < 0 ? start_.parameter : start_.momentum; }
   double of_start_state(int state) const { return state < 0 ? start_state_.parameter : start_state_.momentum; }
+  /// @}
+
+  /// (c, e, f, h), for a checkpoint.
+  /// @{
+  std::array<double, 4> values() const {
+    return {start_.parameter, start_.momentum, start_state_.parameter, start_state_.momentum};
+  }
+  void set_values(const std::array<double, 4>& values) {
+    start_ = {values[0], values[1]};
+    start_state_ = {values[2], values[3]};
+  }
   /// @}
 
  private:

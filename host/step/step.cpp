@@ -340,6 +340,20 @@ TensorId Step::tensor_of(const ParameterInfo& info) const {
   return (info.is_bias ? layer.bias_state : layer.weight_state)[static_cast<std::size_t>(info.state)];
 }
 
+std::vector<TensorId> gram_tensors(const Step& step) {
+  const Step::Gram& gram = *step.gram;
+  std::vector<TensorId> tensors;
+  const auto add = [&](TensorId id) {
+    if (id != kNoTensor) tensors.push_back(id);
+  };
+  for (const TensorId id : {gram.pre_activation, gram.sum, gram.start_weight, gram.start_bias}) add(id);
+  for (std::size_t state = 0; state < kNoStates.size(); ++state)
+    for (const StateTensors& of :
+         {gram.pre_activation_state, gram.sum_state, gram.start_weight_state, gram.start_bias_state})
+      add(of[state]);
+  return tensors;
+}
+
 bool has_minibatches(const TrainingSpec& training) {
   return training.batch_size != 0 && training.batch_size != training.samples;
 }

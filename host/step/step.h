@@ -144,6 +144,9 @@ struct Step {
   TensorId tensor_of(const ParameterInfo& info) const;
 };
 
+/// The tensors of gram_layout(), of a step that has them.
+std::vector<TensorId> gram_tensors(const Step& step);
+
 /// Whether a step takes some samples, not all.
 bool has_minibatches(const TrainingSpec& training);
 /// Rows of a step; 0 without samples.

@@ -157,7 +157,8 @@ constexpr ElementType element_type(Precision precision) {
 ///   W = c W_0 + f v_0 + X^T S,  v = e W_0 + h v_0 + X^T V
 /// with W_0 and v_0 what they were when S and V were last 0. (c, e) and (f, h) follow from the learning rates, the
 /// momentum and the decay: they obey the same update with the gradient 0, from (1, 0) and (0, 1) on. The bias likewise.
-/// Trainer::save_state writes v, as in `primal`.
+/// Trainer::save_state writes W and v, as in `primal`, and beside them Z, S, their momentum, W_0, v_0 and these four
+/// numbers, so that a run goes on from there with the same bits.
 ///
 /// Refused with InvalidArgument: adam, adamw and rmsprop, which divide by the root of squared gradients; clip_norm and
 /// clip_value, since the gradient of W is never computed; and steps that do not take all samples.

@@ -213,13 +213,26 @@ class DEVICELOOP_EXPORT Trainer {
   void save_weights(const std::string& path) const;
   /// @}
 
-  /// All that a run goes on from, bit for bit: parameters, what the optimizer keeps for them, and how many steps it has
-  /// taken, from and to a safetensors file with the tensors of save_weights and, beside them, "0.weight.momentum" and
-  /// the like, and "optimizer.steps"; the metadata are those of save_weights. N steps, save_state, load_state in
-  /// another trainer with the same specifications and data, and M steps more give what N + M steps give, on the same
-  /// executor (with Formulation::gram but for rounding, since Z is computed anew). Throws InvalidArgument, naming the
-  /// file, where it is the state of another network, optimizer or precision, and then changes nothing; Error if writing
-  /// the file fails.
+  /// A checkpoint: all that a run goes on from, bit for bit, in one safetensors file. N steps, save_state, load_state
+  /// in another trainer with the same specifications and data, and M steps more give the losses, evaluations and
+  /// parameters that N + M steps give, on the same executor, in both formulations; and save_state changes nothing in
+  /// the trainer. The file has the tensors of save_weights and, beside them, "0.weight.momentum" and the like, which
+  /// the optimizer keeps, its number of steps, the parameters of best(), and with Formulation::gram Z, S and what they
+  /// are counted from; in its metadata the specifications, steps_done() and what Watch counts. It is written
+  /// atomically: a file of that name is the old one or the new one, complete, at every moment. A checksum of all its
+  /// bytes shows any damage when it is loaded.
+  ///
+  /// What the numbers of a state mean must be equal in the trainer that loads it: the network, loss and reduction, the
+  /// optimizer with all but its rate, batch_size, Watch::keep_best, the precision; with minibatches also `samples`,
+  /// `shuffle` and, if shuffled, `seed`. The machine (device, plan and form, threads, deadline_ms, deterministic) may
+  /// differ, and so may the learning rate and its schedule, the formulation and the other members of Watch: the run
+  /// then goes on by those of the trainer. The data are not in the file, only checksums of them: on other data a run
+  /// goes on from the parameters, with Z computed anew and, of other validation data, no evaluations so far. set_data
+  /// and set_validation may be called before or after load_state. A file that save_state of deviceloop 0.1.0 wrote is
+  /// loaded as there: parameters, what the optimizer keeps, and its number of steps.
+  ///
+  /// Throws InvalidArgument, naming the file, where it is damaged or is the state of another run, with the setting and
+  /// its two values, and then changes nothing; Error if writing the file fails, and then the old file is as it was.
   /// @{
   void load_state(const std::string& path);
   void save_state(const std::string& path) const;
@@ -267,7 +280,8 @@ class DEVICELOOP_EXPORT Trainer {
   Evaluation evaluate();
 
   /// The evaluation with the smallest loss (the first of equal ones) of all at borders since the parameters were drawn,
-  /// loaded or written, or set_data or set_validation was called; empty if there is none with a finite loss.
+  /// loaded or written, or set_data or set_validation was called; empty if there is none with a finite loss. A
+  /// checkpoint has it, see save_state.
   std::optional<Evaluation> best() const;
 
   /// The parameters of best() again, with which the optimizer begins anew, as after load_weights. Needs
@@ -288,7 +302,7 @@ class DEVICELOOP_EXPORT Trainer {
   const TrainingSpec& training() const;
   /// The current plan. Before set_data it is made for TrainingSpec::samples (0: a network that only predicts).
   const Plan& plan() const;
-  /// Steps over all calls of train.
+  /// Steps over all calls of train, those before load_state of a checkpoint among them.
   std::int64_t steps_done() const;
 
  private:

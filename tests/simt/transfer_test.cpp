@@ -40,12 +40,17 @@ class Memory final : public cuda::DeviceExecutor<T> {
   void write_state(int, ConstMatrix in) override {
     this->alive([&] { this->upload_matrix(this->template at<T>(0), in); });
   }
+  const Step& step() const override { return step_; }
+  GramRun* gram_run() override { return nullptr; }
 
  private:
   using Base = cuda::DeviceExecutor<T>;
   T* state_at(const ParameterInfo&) override { return this->template at<T>(0); }
+  T* tensor_at(TensorId) override { return this->template at<T>(0); }
   typename Base::PredictRoom predict_room() const override { return {this->template at<T>(0), 1}; }
   const T* enqueue_predict(std::int64_t) const override { return this->template at<T>(0); }
+
+  const Step step_;
 };
 
 std::size_t most_allocated = 0;
