@@ -24,6 +24,7 @@
 #include "parameters.h"
 #include "preparation.h"
 #include "step/gram_run.h"
+#include "text.h"
 #include "trainer_access.h"
 #include "watching.h"
 
@@ -750,14 +751,20 @@ void Trainer::save_state(const std::string& path) const {
   const DefaultFloatingPoint floating_point;
   impl_->check_process();
   OutputFile file(path);
-  TrainerAccess::save_state(*this, file, {impl_->network}, {});
+  write_state(file, {impl_->network}, impl_->saved_state());
   file.commit();
 }
 
 void TrainerAccess::save_state(const Trainer& trainer, OutputFile& file, const NetworkMetadata& network,
                                const SafeTensorsMetadata& more) {
   const DefaultFloatingPoint floating_point;
-  write_state(file, network, trainer.impl_->saved_state(), more);
+  const Trainer::Impl& self = *trainer.impl_;
+  const SavedState state = self.saved_state();
+  for (std::size_t index = 0; index < state.values.size(); ++index)
+    if (const auto bad = find_non_finite(state.values[index].view(), state.values[index].type))
+      throw Error(printable(file.path()) + " was not written: " + self.layout[index].name + " is infinite or nan (" +
+                  describe(*bad, state.values[index].type) + "), and nothing could go on from there");
+  write_state(file, network, state, more);
 }
 
 void TrainerAccess::resume(Trainer& trainer, const SafeTensorsFile& file, const std::string& data_name,

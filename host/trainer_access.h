@@ -26,8 +26,9 @@ struct TrainerAccess {
   /// Trainer::load_weights of a file that is open, so that a pipe is read once.
   static void load_weights(Trainer& trainer, const SafeTensorsFile& file);
   /// Trainer::save_state into a file that the caller commits, with what the command knows of the network and with more
-  /// metadata; and Trainer::load_state of the same run, on the same data: all settings must be equal (Settings::all),
-  /// and so must the checksums of data and validation data, of which messages say what they are called.
+  /// metadata, which throws Error where a parameter, or what the optimizer keeps, is not finite; and
+  /// Trainer::load_state of the same run, on the same data: all settings must be equal (Settings::all), and so must the
+  /// checksums of data and validation data, of which messages say what they are called.
   /// @{
   static void save_state(const Trainer& trainer, OutputFile& file, const NetworkMetadata& network,
                          const SafeTensorsMetadata& more);

@@ -112,7 +112,12 @@ const OptionSet::Entry& OptionSet::entry(const std::string& name) const { return
 
 void OptionSet::set(const std::string& name, std::string text) { entries_.at(name).set = std::move(text); }
 
-bool OptionSet::given(const std::string& name) const { return entry(name).set || entry(name).option->count() > 0; }
+void OptionSet::clear(const std::string& name) { entries_.at(name).is_cleared = true; }
+
+bool OptionSet::given(const std::string& name) const {
+  const Entry& named = entry(name);
+  return !named.is_cleared && (named.set || named.option->count() > 0);
+}
 
 std::vector<Setting> OptionSet::settings() const {
   std::vector<Setting> settings;
@@ -128,6 +133,7 @@ std::vector<Setting> OptionSet::settings() const {
 
 const std::string& OptionSet::text(const std::string& name) const {
   const Entry& named = entry(name);
+  if (named.is_cleared) return named.text;
   if (named.set) return *named.set;
   return named.option->count() > 0 ? named.option->results().front() : named.text;
 }

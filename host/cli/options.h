@@ -47,12 +47,15 @@ class OptionSet {
 
   /// As if this option had been given with this value.
   void set(const std::string& name, std::string text);
+  /// As if it had not been given.
+  void clear(const std::string& name);
 
   bool given(const std::string& name) const;
   /// All options, in the order in which they were added.
   std::vector<Setting> settings() const;
   /// What was given, else the default.
   const std::string& text(const std::string& name) const;
+  const std::string& default_text(const std::string& name) const { return entry(name).text; }
   /// A file's name; empty where the option was not given.
   const std::string& file(const std::string& name) const;
   std::int64_t integer(const std::string& name, std::int64_t least, std::int64_t most) const;
@@ -72,6 +75,7 @@ class OptionSet {
     bool is_flag = false;
     std::string text;                // the default
     std::optional<std::string> set;  // in place of what was given
+    bool is_cleared = false;
   };
   const Entry& entry(const std::string& name) const;
 

@@ -5,6 +5,7 @@
 
 #include <deviceloop/plan.h>
 
+#include "checkpoint.h"
 #include "commands.h"
 #include "cuda_entry.h"
 #include "inputs.h"
@@ -43,7 +44,9 @@ std::string table(const std::vector<Candidate>& candidates, Formulation formulat
 
 void declare_plan(OptionSet& options) { declare_train_options(options, "Output of train (plan writes no file)"); }
 
-int run_plan(const OptionSet& options) {
+int run_plan(const OptionSet& given) {
+  OptionSet options = given;
+  open_checkpoint(options);
   TrainOptions run = read_train_options(options);
   // The table shows for each executor whether it would run.
   DeviceCaps caps = query_caps_for(run.training.device);

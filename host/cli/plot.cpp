@@ -98,14 +98,16 @@ std::string y_axis(double least, double most) {
   return axis + "set ytics (" + ticks + ")\n" + range(low, high);
 }
 
-std::string x_axis(std::int64_t steps) {
+std::string x_axis(std::int64_t first, std::int64_t steps) {
   std::string axis;
+  const std::string begin = std::to_string(first);
   if (steps <= 1)
-    axis = "set xrange [-1:1]\nset xtics 0, 1, 0\n";
+    axis = "set xrange [" + std::to_string(first - 1) + ":" + std::to_string(first + 1) + "]\nset xtics " + begin +
+           ", 1, " + begin + "\n";
   else if (steps <= 10)
-    axis = "set xrange [0:" + std::to_string(steps - 1) + "]\nset xtics 1\n";
-  else
-    axis = "set xrange [0:" + std::to_string(steps) + "]\n";  // round numbers get a label at the end
+    axis = "set xrange [" + begin + ":" + std::to_string(first + steps - 1) + "]\nset xtics 1\n";
+  else  // round numbers get a label at the end
+    axis = "set xrange [" + begin + ":" + std::to_string(first + steps) + "]\n";
   return axis + "set format x '%.0f'\n";
 }
 
@@ -231,10 +233,12 @@ std::string plot_script(PictureFormat format, const RunResult& result) {
   const auto [least, most] =
       std::minmax_element(points.begin(), points.end(), [](const auto& a, const auto& b) { return a.loss < b.loss; });
   // All steps, so that the picture shows how much of them is left out.
-  script += x_axis(static_cast<std::int64_t>(result.losses.size()));
+  script += x_axis(result.first_step, static_cast<std::int64_t>(result.losses.size()));
   script += y_axis(least->loss, most->loss);
   script += "$losses << EOD\n";
-  for (const PlotPoint& point : points) script += std::to_string(point.step) + " " + number("%.17g", point.loss) + "\n";
+  for (const PlotPoint& point : points)
+    script += std::to_string(result.first_step + static_cast<std::int64_t>(point.step)) + " " +
+              number("%.17g", point.loss) + "\n";
   script += "EOD\nplot $losses using 1:2 with ";
   script += points.size() <= kMarkedPoints ? "linespoints pt 7 ps 0.7" : "lines";
   script += " lw 2.5 lc rgb '#1f5fa8' title 'loss'\n";

@@ -328,7 +328,7 @@ void write_history(OutputFile& file, const RunResult& result) {
   const bool has_accuracy = is_validated && counted_predictions(result.training.loss, 1, 1) > 0;
   std::string text =
       std::string("step,loss") + (is_validated ? ",validation_loss" : "") + (has_accuracy ? ",accuracy" : "") + "\n";
-  std::int64_t step = 0;
+  std::int64_t step = result.first_step;
   auto evaluation = result.evaluations.begin();
   for (const double loss : result.losses) {
     text += std::to_string(step++) + "," + format("%.17g", loss);
@@ -381,6 +381,7 @@ std::string json_text(const RunResult& result) {
   if (result.epochs > 0) json["epochs"] = result.epochs;
   json["precision"] = name(result.training.precision);
   json["threads"] = result.plan.threads;
+  if (result.first_step > 0) json["first_step"] = result.first_step;
   json["steps"] = result.steps;
   json["loss_first"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.front());
   json["loss_last"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.back());

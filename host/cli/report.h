@@ -81,7 +81,8 @@ struct RunResult {
   Plan plan;
   NetworkSpec network{};
   TrainingSpec training{};
-  std::int64_t epochs = 0;  ///< asked for; 0: steps were
+  std::int64_t epochs = 0;      ///< asked for; 0: steps were
+  std::int64_t first_step = 0;  ///< number of the first step, above 0 in a run that goes on from a checkpoint
   std::int64_t steps = 0;
   std::span<const double> losses;  ///< of the steps, or the one loss of a run without steps
   double total_ms = 0;

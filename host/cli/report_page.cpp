@@ -272,9 +272,10 @@ drawing::LineChart chart_of(const RunResult& result) {
   chart.width = kChartWidth;
   chart.x_label = "step";
   chart.x_is_count = true;
-  std::int64_t last = static_cast<std::int64_t>(result.losses.size()) - 1;
+  std::int64_t last = result.first_step + static_cast<std::int64_t>(result.losses.size()) - 1;
   for (const Evaluation& evaluation : result.evaluations) last = std::max(last, evaluation.steps);
-  if (last > 0) chart.x_range = drawing::Point{0, static_cast<double>(last)};
+  if (last > result.first_step)
+    chart.x_range = drawing::Point{static_cast<double>(result.first_step), static_cast<double>(last)};
   return chart;
 }
 
@@ -289,8 +290,11 @@ std::string loss_card(const RunResult& result) {
                            std::any_of(validation.begin(), validation.end(), is_above_zero);
   chart.y_scale = logarithmic ? drawing::Scale::logarithmic : drawing::Scale::linear;
   chart.nothing = "no loss is finite";
-  chart.series.push_back({minibatches ? "each batch" : "training",
-                          curve(result.losses, [](std::size_t step) { return static_cast<double>(step); }), 1, true});
+  chart.series.push_back(
+      {minibatches ? "each batch" : "training",
+       curve(result.losses,
+             [&](std::size_t i) { return static_cast<double>(result.first_step + static_cast<std::int64_t>(i)); }),
+       1, true});
   if (!validation.empty())
     chart.series.push_back(
         {"validation",
@@ -418,10 +422,11 @@ std::vector<std::size_t> chosen_rows(std::size_t count) {
 std::string losses_card(const RunResult& result) {
   std::vector<std::size_t> shown, steps;
   for (std::size_t step = 0; step < result.losses.size(); ++step)
-    if (is_shown(static_cast<std::int64_t>(step)) || step + 1 == result.losses.size()) shown.push_back(step);
+    if (is_shown(result.first_step + static_cast<std::int64_t>(step)) || step + 1 == result.losses.size())
+      shown.push_back(step);
   for (const std::size_t i : chosen_rows(shown.size())) steps.push_back(shown[i]);
   if (result.first_non_finite_step) {  // and the step before it
-    const auto bad = static_cast<std::size_t>(*result.first_non_finite_step);
+    const auto bad = static_cast<std::size_t>(*result.first_non_finite_step - result.first_step);
     steps.push_back(bad);
     if (bad > 0) steps.push_back(bad - 1);
     std::sort(steps.begin(), steps.end());
@@ -429,7 +434,8 @@ std::string losses_card(const RunResult& result) {
   }
   std::string rows;
   for (const std::size_t step : steps)
-    rows += row({cell(std::to_string(step), "number"), cell(loss_text(result.losses[step]), "number")});
+    rows += row({cell(std::to_string(result.first_step + static_cast<std::int64_t>(step)), "number"),
+                 cell(loss_text(result.losses[step]), "number")});
   if (rows.empty()) return "";
   return card("Losses", table({cell("step", "number"), cell("loss before its update", "number")}, rows, "narrow") +
                             (steps.size() < result.losses.size()

@@ -12,6 +12,7 @@
 
 #include <deviceloop/error.h>
 
+#include "checkpoint.h"
 #include "elementwise.h"
 #include "files/same_file.h"
 #include "loss_options.h"
@@ -243,8 +244,8 @@ std::string divergence_remedy(const OptionSet& options) {
 void declare_quiet(OptionSet& options) { options.add_flag("--quiet", "no text on standard output"); }
 
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
-                                const std::vector<std::string>& inputs, const std::string& replacing_output,
-                                const std::string& replaced_input) {
+                                const std::vector<std::string>& inputs,
+                                const std::vector<std::pair<std::string, std::string>>& replacing) {
   struct Named {
     std::string option;
     std::optional<FileIdentity> identity;
@@ -270,7 +271,7 @@ TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std:
     if (is_standard_output) on_standard_output = output;
     for (const Named& other : files)
       if (named.identity && named.identity == other.identity &&
-          !(output == replacing_output && other.option == replaced_input))
+          std::find(replacing.begin(), replacing.end(), std::pair(output, other.option)) == replacing.end())
         throw InvalidArgument(other.option + " " + printable(options.file(other.option)) + " and " + output + " " +
                               printable(file) + " name the same file; give them different ones");
     files.push_back(std::move(named));
@@ -332,6 +333,7 @@ void declare_train_options(OptionSet& options, const std::string& output) {
   options.add("--json", "FILE", "", "plan, times and losses (.json)");
   options.add("--plot", "FILE", "", "the loss curve, by gnuplot (.svg or .png, not -)");
   options.add("--report", "FILE", "", "the run as one page, with curves (.html)");
+  declare_checkpoint(options);
   declare_quiet(options);
 }
 
@@ -419,10 +421,17 @@ TrainOptions read_train_options(const OptionSet& options) {
   run.report = options.file("--report");
   if (!run.plot.empty() && !picture_format(run.plot))
     options.refuse("--plot", "be the name of a file that ends in .svg or .png");
-  run.text = check_outputs(
-      options, {"--save", "--history", "--json", "--plot", "--report"},
-      {"--x", "--y", "--data", "--sample-weights", "--weights", "--validate", "--validate-x", "--validate-y"}, "--save",
-      "--weights");  // to continue a run
+  run.checkpoint = options.file("--checkpoint");
+  if (options.given("--checkpoint-every")) {
+    run.checkpoint_every = options.integer("--checkpoint-every", 1, kMaxCount);
+    if (run.checkpoint.empty())
+      throw InvalidArgument("--checkpoint-every " + options.text("--checkpoint-every") +
+                            " is for a checkpoint; add --checkpoint FILE or drop it");
+  }
+  run.text = check_outputs(options, {"--save", "--history", "--json", "--plot", "--report", "--checkpoint"},
+                           {"--x", "--y", "--data", "--sample-weights", "--weights", "--resume", "--validate",
+                            "--validate-x", "--validate-y"},
+                           {{"--save", "--weights"}, {"--checkpoint", "--resume"}});  // to continue a run
   return run;
 }
 

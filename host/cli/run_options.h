@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/plan.h>
@@ -57,11 +58,11 @@ std::string divergence_remedy(const OptionSet& options);
 
 void declare_quiet(OptionSet& options);
 /// Throws InvalidArgument if two of the options `outputs` name the same file, even by different names, or both name
-/// standard output, or if one of them names the file of one of `inputs`, unless `replacing_output` names that of
-/// `replaced_input`. Returns where text goes then.
+/// standard output, or if one of them names the file of one of `inputs`, unless both are a pair of `replacing`: an
+/// output and the input that it may replace. Returns where text goes then.
 TextOutput::Where check_outputs(const OptionSet& options, const std::vector<std::string>& outputs,
-                                const std::vector<std::string>& inputs, const std::string& replacing_output = "",
-                                const std::string& replaced_input = "");
+                                const std::vector<std::string>& inputs,
+                                const std::vector<std::pair<std::string, std::string>>& replacing = {});
 
 struct TrainOptions {
   NetworkSpec network;
@@ -78,6 +79,8 @@ struct TrainOptions {
   bool standardize = false;  ///< the inputs, after that
   bool standardize_targets = false;
   std::string x, y, data, targets, weights, save, history, json, plot, report;  ///< empty: not given
+  std::string checkpoint;                                                       ///< the same
+  std::int64_t checkpoint_every = 0;                                            ///< steps; 0: by time
   std::string sample_weights;                                                   ///< the same
   std::vector<std::string> input_names;  ///< of the columns that --weights was trained on; empty: they had none
   TableHeader header = TableHeader::automatic;

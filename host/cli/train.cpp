@@ -13,6 +13,7 @@
 #include <deviceloop/trainer.h>
 
 #include "activity.h"
+#include "checkpoint.h"
 #include "commands.h"
 #include "files/output_file.h"
 #include "files/weights.h"
@@ -43,7 +44,7 @@ constexpr std::int64_t kShownRows = 5;
 
 /// The outputs of a run. Making it finds out whether all of them can be written and drawn.
 struct Outputs {
-  explicit Outputs(const TrainOptions& run) {
+  Outputs(const OptionSet& options, const TrainOptions& run) {
     if (!run.plot.empty()) gnuplot = find_gnuplot();
     const auto open = [](const std::string& path) {
       return path.empty() ? nullptr : std::make_unique<OutputFile>(path);
@@ -53,7 +54,10 @@ struct Outputs {
     json = open(run.json);
     plot = open(run.plot);
     report = open(run.report);
+    if (!run.checkpoint.empty())
+      checkpoint = std::make_unique<CheckpointOutput>(options, run.checkpoint, run.checkpoint_every);
   }
+  std::unique_ptr<CheckpointOutput> checkpoint;                   // the same
   std::unique_ptr<OutputFile> save, history, json, plot, report;  // null: not asked for
   std::string gnuplot;
 };
@@ -81,9 +85,20 @@ class ShownRows {
   InputScaling scaling_;
 };
 
-/// The loop. Loss lines appear as it goes on, but all of a chunk's are one write: they lie within the time it reports.
-/// Adds the last loss to `rest` where a run that was stopped has not shown it.
-TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutput& text, std::string& rest) {
+/// Adds what the next call of train did.
+void append(TrainReport& report, TrainReport&& next) {
+  report.losses.insert(report.losses.end(), next.losses.begin(), next.losses.end());
+  report.evaluations.insert(report.evaluations.end(), next.evaluations.begin(), next.evaluations.end());
+  report.total_ms += next.total_ms;
+  if (!report.first_non_finite_step) report.first_non_finite_step = next.first_non_finite_step;
+  report.end = next.end;
+}
+
+/// The loop, up to step `total`, with a checkpoint wherever one is due, and at its end. Loss lines appear as it goes
+/// on, but all of a chunk's are one write: they lie within the time it reports. Adds the last loss to `rest` where a
+/// run that was stopped has not shown it.
+TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, std::int64_t total,
+                             CheckpointOutput* checkpoint, TextOutput& text, std::string& rest) {
   Progress progress(formulation_text(run.training.formulation));
   // Of many evaluations every so manyth, and the best and the last in the summary.
   constexpr std::int64_t kShownEvaluations = 40;
@@ -94,13 +109,16 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
     shown = step;
     return loss_line(step, loss);
   };
-  TrainReport report = trainer.train(run.steps, [&](const TrainProgress& chunk) {
+  const std::int64_t first = trainer.steps_done();
+  std::int64_t before = 0;  // steps of earlier calls
+  bool is_stopped = false;
+  const auto callback = [&](const TrainProgress& chunk) {
     if (text.wanted()) {
       std::string lines;
       auto evaluation = chunk.evaluations.begin();
       for (std::size_t i = 0; i < chunk.losses.size(); ++i) {
         const std::int64_t step = chunk.first_step + static_cast<std::int64_t>(i);
-        if (is_shown(step) || step + 1 == chunk.steps_total) lines += show(step, chunk.losses[i]);
+        if (is_shown(step) || step + 1 == total) lines += show(step, chunk.losses[i]);
         if (evaluation == chunk.evaluations.end() || evaluation->steps != step + 1) continue;
         if (++evaluation_count % stride == 0) lines += evaluation_line(*evaluation);
         ++evaluation;
@@ -109,14 +127,32 @@ TrainReport train_with_lines(Trainer& trainer, const TrainOptions& run, TextOutp
         progress.clear();
         text.write(lines);
       }
-      progress.update(chunk.steps_done, chunk.steps_total);
+      progress.update(before + chunk.steps_done, total - first);
     }
-    if (interrupt() != 0) return false;
-    return run.keep_going ||
-           std::all_of(chunk.losses.begin(), chunk.losses.end(), [](double loss) { return std::isfinite(loss); });
-  });
+    is_stopped = interrupt() != 0 || (!run.keep_going && std::any_of(chunk.losses.begin(), chunk.losses.end(),
+                                                                     [](double loss) { return !std::isfinite(loss); }));
+    return !is_stopped && !(checkpoint != nullptr && checkpoint->is_due());
+  };
+  TrainReport report;
+  do {
+    const std::int64_t done = trainer.steps_done();
+    before = done - first;
+    TrainReport next =
+        trainer.train(checkpoint != nullptr ? checkpoint->steps_until_due(done, total) : total - done, callback);
+    if (next.end == EndOfRun::callback && !is_stopped) next.end = EndOfRun::all_steps;
+    if (before == 0)
+      report = std::move(next);
+    else
+      append(report, std::move(next));
+    if (checkpoint == nullptr || report.first_non_finite_step || report.steps() == 0) continue;
+    set_patience(kSavingPatience);
+    checkpoint->write(trainer, report.end);
+    set_patience(kPatience);
+    is_stopped = is_stopped || interrupt() != 0;
+  } while (!is_stopped && report.end == EndOfRun::all_steps && trainer.steps_done() < total);
   progress.clear();
-  if (report.steps() > 0 && shown != report.steps() - 1) rest += show(report.steps() - 1, report.losses.back());
+  const std::int64_t last = first + report.steps() - 1;
+  if (report.steps() > 0 && shown != last) rest += show(last, report.losses.back());
   return report;
 }
 
@@ -260,8 +296,11 @@ std::vector<Setting> settings_of(const OptionSet& options, const TrainOptions& r
 
 void declare_train(OptionSet& options) { declare_train_options(options, "Output (FILE - is standard output)"); }
 
-int run_train(const OptionSet& options) {
+int run_train(const OptionSet& given) {
+  OptionSet options = given;
+  std::unique_ptr<const CheckpointInput> resumed = open_checkpoint(options);
   TrainOptions run = read_train_options(options);
+  if (resumed) run.input_names = resumed->network().input_names;
   end_on_signals();
   Preparation preparation;
   DeviceCaps caps = query_caps_for(run.training.device);
@@ -270,7 +309,7 @@ int run_train(const OptionSet& options) {
   preparation.restart();
   plan_run(run, caps);
   preparation.lap("plan");
-  Outputs outputs(run);
+  Outputs outputs(options, run);
   TextOutput text(run.text);
 
   Samples data = load_data(run, caps.cpu);
@@ -278,7 +317,8 @@ int run_train(const OptionSet& options) {
   std::string inputs = samples_line(run, data);  // as they were read, those for validation among them
   Samples validation = read_validation(run, data, caps.cpu);
   inputs += validation_line(run, validation);
-  const DataScaling scaling = scaling_of(run, weights.get(), data);
+  const DataScaling scaling = resumed ? DataScaling{resumed->network().scaling, resumed->network().target_scaling}
+                                      : scaling_of(run, weights.get(), data);
   const HostMatrix unscaled = first_rows(data.y, kShownRows, Precision::fp64);
   scale_samples(data, scaling, run.training.precision, caps.cpu);
   if (validation.x.rows > 0) scale_samples(validation, scaling, run.training.precision, caps.cpu);
@@ -305,6 +345,20 @@ int run_train(const OptionSet& options) {
                                   validation.y.name);
     validation = {};
   }
+  std::int64_t total = run.steps;
+  if (resumed) {
+    resumed->resume(trainer);
+    const std::int64_t done = trainer.steps_done();
+    if (total < done && !resumed->has_ended())
+      throw InvalidArgument(resumed->name() + " has " + counted(done, "step") + " behind it, and the run is of " +
+                            counted(total, "step") + "; give at least as many");
+    if (resumed->has_ended()) total = done;
+    inputs += "resumed from " + resumed->name() + " after " + counted(done, "step") +
+              (total == done ? ", which are all of the run" : "") + "\n";
+    resumed.reset();
+  }
+  const std::int64_t first_step = trainer.steps_done();
+  if (outputs.checkpoint) outputs.checkpoint->set_network({run.network, scaling.inputs, scaling.targets, input_names});
   const ShownRows rows(data, unscaled, scaling.targets, trainer);
   const std::string size_notes = size_note_lines(run, scaling, data);
   const HostMatrix looked_at = activity_rows(data.x, run.network, training.precision);
@@ -314,7 +368,7 @@ int run_train(const OptionSet& options) {
   if (text.wanted()) text.write(rows.text("before training", trainer));
   note_signals(kPatience);
   std::string rest;  // of the text: when the files are there
-  TrainReport report = train_with_lines(trainer, run, text, rest);
+  TrainReport report = train_with_lines(trainer, run, total, outputs.checkpoint.get(), text, rest);
   set_patience(kSavingPatience);
 
   RunResult result;
@@ -324,6 +378,7 @@ int run_train(const OptionSet& options) {
   result.epochs = run.epochs;
   result.scaling = scaling.inputs;
   result.target_scaling = scaling.targets;
+  result.first_step = first_step;
   result.steps = report.steps();
   result.total_ms = report.total_ms;
   for (const PreparationStage& stage : report.preparation) preparation.add(stage);
@@ -331,10 +386,10 @@ int run_train(const OptionSet& options) {
   result.us_per_step = report.us_per_step();
   result.algorithms = report.algorithms;
   result.first_non_finite_step = report.first_non_finite_step;
-  if (run.steps == 0) {
+  if (total == first_step) {
     report.losses = {trainer.loss()};
-    if (!std::isfinite(report.losses.front())) result.first_non_finite_step = 0;
-    rest = loss_line(0, report.losses.front());
+    if (!std::isfinite(report.losses.front())) result.first_non_finite_step = first_step;
+    rest = loss_line(first_step, report.losses.front());
   }
   result.losses = report.losses;
 
@@ -358,14 +413,16 @@ int run_train(const OptionSet& options) {
     const std::int64_t step = *result.first_non_finite_step;
     divergence =
         "the run diverged: the loss of step " + std::to_string(step) + " is " +
-        loss_text(report.losses[static_cast<std::size_t>(step)]) +
+        loss_text(report.losses[static_cast<std::size_t>(step - first_step)]) +
         (step == 0 ? "; use smaller data or weights, or --precision fp64" : "; " + divergence_remedy(options)) +
-        (report.steps() < run.steps ? "; it was stopped after " + std::to_string(report.steps()) + " of " +
-                                          std::to_string(run.steps) + " steps, which --keep-going would not do"
-                                    : "") +
+        (report.steps() < total - first_step
+             ? "; it was stopped after " + std::to_string(report.steps()) + " of " +
+                   std::to_string(total - first_step) + " steps, which --keep-going would not do"
+             : "") +
         (outputs.save ? "; " + printable(run.save) + " was not written" : "");
     problems.add(divergence);
   }
+  if (outputs.checkpoint && !outputs.checkpoint->problem().empty()) problems.add(outputs.checkpoint->problem());
   const std::string notes = size_notes + note_lines(result, looked_at.rows, training.samples);
   ReportFacts facts;
   if (outputs.report) {
@@ -395,6 +452,9 @@ int run_train(const OptionSet& options) {
 
   if (const int signal = interrupt()) {
     write_all(2, "deviceloop: interrupted after " + std::to_string(result.steps) + " steps" +
+                     (outputs.checkpoint && outputs.checkpoint->problem().empty() && result.steps > 0
+                          ? "; go on by --resume " + outputs.checkpoint->name()
+                          : "") +
                      (problems.text().empty() ? "" : "; ") + problems.text() + "\n");
     return 128 + signal;
   }
