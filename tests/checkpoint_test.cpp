@@ -2,6 +2,7 @@
 // not; what is not the state of such a run is refused, a damaged file always.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -194,7 +195,11 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, Checkpoints,
                                            Where{ExecutorKind::persistent, PersistentForm::cluster},
                                            Where{ExecutorKind::persistent, PersistentForm::grid},
                                            Where{ExecutorKind::persistent, PersistentForm::two_layer}),
-                         ::testing::PrintToStringParamName());
+                         [](const ::testing::TestParamInfo<Where>& info) {
+                           std::string name = ::testing::PrintToString(info.param);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, Checkpoints,
                          ::testing::Values(Where{ExecutorKind::cpu}, Where{ExecutorKind::cpu, {}, 3}),

@@ -83,7 +83,7 @@ auto with_remedy(const std::string& path, const Read& read) {
 }  // namespace
 
 void declare_checkpoint(OptionSet& options) {
-  options.add("--checkpoint", "FILE", "", "the state of the run while it goes on; the one\nbefore it is FILE.previous");
+  options.add("--checkpoint", "FILE", "", "what --resume goes on from, and FILE.previous");
   options.add("--checkpoint-every", "STEPS", "", "when it is written; without it, each minute");
   options.add("--resume", "FILE", "", "go on from a checkpoint, whose options hold");
 }

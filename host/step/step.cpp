@@ -354,10 +354,6 @@ std::vector<TensorId> gram_tensors(const Step& step) {
   return tensors;
 }
 
-bool has_minibatches(const TrainingSpec& training) {
-  return training.batch_size != 0 && training.batch_size != training.samples;
-}
-
 std::int64_t batch_of(const TrainingSpec& training) {
   return training.samples > 0 && training.batch_size != 0 ? training.batch_size : training.samples;
 }

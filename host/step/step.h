@@ -148,7 +148,9 @@ struct Step {
 std::vector<TensorId> gram_tensors(const Step& step);
 
 /// Whether a step takes some samples, not all.
-bool has_minibatches(const TrainingSpec& training);
+inline bool has_minibatches(const TrainingSpec& training) {
+  return training.batch_size != 0 && training.batch_size != training.samples;
+}
 /// Rows of a step; 0 without samples.
 std::int64_t batch_of(const TrainingSpec& training);
 

@@ -12,6 +12,9 @@ y = [7, 8] in float32, which tests/npz_test.cpp expects, and were made from x.np
     python_stream          zipfile, into a stream that cannot seek     (_zip64: deflated, with force_zip64)
     after_program          a shell script, then what zip wrote         (_adjusted: then zip -A)
     zeros_follow, comment  what zip wrote, 500 zeros; zip -z
+Those of checkpoint/ are what deviceloop train --checkpoint FILE --steps 4 --bias --samples 6 --layers 2,2,1 writes with
+    gram      --formulation gram --optimizer sgd --momentum 0.9 --samples 3
+    batches   --optimizer adam --batch-size 2 --validate-fraction 0.3 --validate-every 2 --keep best --standardize
 """
 import json
 import pathlib
