@@ -239,7 +239,7 @@ TEST(CheckpointFiles, AreRefusedWhereverOneByteHasChanged) {
       changed[at] = static_cast<char>(static_cast<unsigned char>(good[at]) ^ mask);
       ASSERT_NE(refusal_of(run, changed), "") << "byte " << at << " changed by " << mask;
     }
-    for (const char value : {' ', '"', '\\', '{', '}', ',', ':', '0', 'a', '\0'}) {
+    for (const char value : {' ', '\t', '\n', '"', '\\', '{', '}', ',', ':', '0', 'a', '\0'}) {
       if (value == good[at]) continue;
       changed[at] = value;
       ASSERT_NE(refusal_of(run, changed), "") << "byte " << at << " is now " << value;
