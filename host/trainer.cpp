@@ -190,6 +190,7 @@ struct Trainer::Impl {
   bool has_validation() const { return validation_x.rows > 0; }
 
   void forget_evaluations() {
+    collect_runs();
     watcher.forget();
     if (executor && has_validation()) executor->forget_best();
   }
@@ -758,7 +759,8 @@ void Trainer::save_state(const std::string& path) const {
 void TrainerAccess::save_state(const Trainer& trainer, OutputFile& file, const NetworkMetadata& network,
                                const SafeTensorsMetadata& more) {
   const DefaultFloatingPoint floating_point;
-  const Trainer::Impl& self = *trainer.impl_;
+  Trainer::Impl& self = *trainer.impl_;
+  self.collect_runs();
   const SavedState state = self.saved_state();
   for (std::size_t index = 0; index < state.values.size(); ++index)
     if (const auto bad = find_non_finite(state.values[index].view(), state.values[index].type))

@@ -130,7 +130,11 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
  protected:
   T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
-  T* tensor_at(TensorId id) override { return tensor(id); }
+  T* tensor_at(TensorId id) override {
+    if (id == layout_.step.data_x && x_ != nullptr) return const_cast<T*>(x_);  // data are read only
+    if (id == layout_.step.data_y && y_ != nullptr) return const_cast<T*>(y_);
+    return tensor(id);
+  }
 
   void enqueue_end() override {
     if (gram_) gram_->before_reading();
