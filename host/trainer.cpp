@@ -97,7 +97,7 @@ struct Trainer::Impl {
   Parameters state;
   HostMatrix validation_x, validation_y;  ///< in the working precision; the executor has no other copy on the host
   Watcher watcher;
-  Preparation preparation;                            ///< since the last call of train
+  Preparation preparation;           ///< since the last call of train
   std::optional<SavedState> loaded;  ///< what of it belongs to data, until parameters change; see resume()
   mutable std::optional<std::uint64_t> data_checksum, validation_checksum;  ///< once asked for
   std::deque<std::shared_ptr<TrainRun::State>> runs;  ///< of train_async, that were not collected yet, in order

@@ -132,6 +132,26 @@ TEST_F(BenchGpu, ProductsAreRight) {
   }
 }
 
+TEST_F(BenchGpu, PredictionsAreRight) {
+  const DeviceCaps caps = query_device_caps();
+  if (!caps.no_cublaslt_reason.empty()) GTEST_SKIP() << caps.no_cublaslt_reason;
+  FixedMachine machine;
+  RunOptions options;
+  options.timeout_s = 0;
+  const std::vector<Case> cases =
+      make_cases(gpu_predict_blocks(caps.gpus[0], 3),
+                 {parse_axis("layers=12-20-3"), parse_axis("n=33,1100"), parse_axis("precision=fp32,fp64")});
+  EXPECT_EQ(cases.size(), 4u);
+  for (const Case& one : cases) {
+    const Result result = run_case(one, machine, options);
+    EXPECT_TRUE(result.ok()) << one.name << ": " << result.error;
+    const std::unique_ptr<Work> work = one.prepare();
+    work->run(1);
+    work->poison();
+    EXPECT_THROW(work->check(), WrongResult) << one.name;
+  }
+}
+
 TEST_F(BenchGpu, CountsLaunchesAndWaitsOfAStep) {
   CaseOptions options;
   options.caps = query_device_caps();

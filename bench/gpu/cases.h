@@ -23,4 +23,7 @@ std::vector<Block> gpu_kernel_blocks(const GpuCaps& gpu, std::uint64_t seed, con
 /// they do from step to step.
 std::vector<Block> gpu_gemm_blocks(const GpuCaps& gpu, std::uint64_t seed);
 
+/// predict/cuda/LAYERS/n=ROWS/PRECISION: predictions on device arrays by the plan `graph`.
+std::vector<Block> gpu_predict_blocks(const GpuCaps& gpu, std::uint64_t seed);
+
 }  // namespace deviceloop::bench

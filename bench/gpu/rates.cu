@@ -171,6 +171,7 @@ double pass_gb_per_s() {
 std::vector<Block> gpu_blocks(const GpuCaps& gpu, std::uint64_t seed) {
   std::vector<Block> blocks = gpu_kernel_blocks(gpu, seed);
   for (Block& block : gpu_gemm_blocks(gpu, seed)) blocks.push_back(std::move(block));
+  for (Block& block : gpu_predict_blocks(gpu, seed)) blocks.push_back(std::move(block));
   return blocks;
 }
 
