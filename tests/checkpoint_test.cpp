@@ -195,8 +195,8 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, Checkpoints,
                                            Where{ExecutorKind::persistent, PersistentForm::cluster},
                                            Where{ExecutorKind::persistent, PersistentForm::grid},
                                            Where{ExecutorKind::persistent, PersistentForm::two_layer}),
-                         [](const ::testing::TestParamInfo<Where>& info) {
-                           std::string name = ::testing::PrintToString(info.param);
+                         [](const ::testing::TestParamInfo<Where>& where) {
+                           std::string name = ::testing::PrintToString(where.param);
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
