@@ -51,8 +51,9 @@ Object& behind(Handle handle) {
 
 /// Makes, or where a call is to fail does not make, an object that counts as alive until it is destroyed.
 template <class Handle, class Object>
-cublasStatus_t make(Handle* handle, Object object) {
-  if (simt::library_call() != cudaSuccess) return CUBLAS_STATUS_ALLOC_FAILED;
+cublasStatus_t make(Handle* handle, Object object, const char* name = __builtin_FUNCTION()) {
+  if (simt::library_call(name) != cudaSuccess) return CUBLAS_STATUS_ALLOC_FAILED;
+  const simt::Inside here;
   auto* made = new Object(std::move(object));
   simt::count_object(made, true);
   *handle = reinterpret_cast<Handle>(made);
@@ -60,11 +61,12 @@ cublasStatus_t make(Handle* handle, Object object) {
 }
 
 template <class Object, class Handle>
-cublasStatus_t destroy(Handle handle) {
+cublasStatus_t destroy(Handle handle, const char* name = __builtin_FUNCTION()) {
+  const bool fails = simt::library_call(name) != cudaSuccess;  // and gives it back all the same
   auto* object = reinterpret_cast<Object*>(handle);
-  simt::count_object(object, false);
+  if (!simt::count_object(object, false)) return CUBLAS_STATUS_INVALID_VALUE;
   delete object;
-  return CUBLAS_STATUS_SUCCESS;
+  return fails ? CUBLAS_STATUS_INTERNAL_ERROR : CUBLAS_STATUS_SUCCESS;
 }
 
 struct Library {};
@@ -159,6 +161,7 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
                       const void* c, cublasLtMatrixLayout_t c_handle, void* d, cublasLtMatrixLayout_t d_handle,
                       const cublasLtMatmulAlgo_t* algorithm, void* workspace, std::size_t workspace_bytes,
                       cudaStream_t stream) {
+  const simt::Inside here;
   const MatmulDesc desc = behind<MatmulDesc>(desc_handle);
   const auto la = behind<MatrixLayout>(a_handle), lb = behind<MatrixLayout>(b_handle);
   const auto lc = behind<MatrixLayout>(c_handle), ld = behind<MatrixLayout>(d_handle);

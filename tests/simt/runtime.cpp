@@ -18,8 +18,10 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -97,8 +99,9 @@ struct Allocation {
 };
 
 struct Failure {
-  int calls = 0;  ///< until it happens; 0 for none
-  cudaError_t code = cudaSuccess;
+  int calls = 0;                      ///< until it happens; 0 for none
+  std::optional<cudaError_t> code{};  ///< none: the call's
+  const char* call = "";              ///< that it has happened to
 };
 
 /// DEVICELOOP_SIMT_ORDER: forward, reverse, or the seed of a random order.
@@ -157,31 +160,41 @@ thread_local int current_device = 0;
 thread_local std::vector<int> devices_below;          ///< current before contexts were pushed
 thread_local CUstream_st* captured_stream = nullptr;  ///< by this thread
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local int inside = 0;
 
 /// A query needs no context; any other call creates one on the current device.
 enum class Kind { kOrdinary, kRelease, kQuery };
 
 /// Every runtime call: takes the lock, fails where it is to fail, and remembers the error.
 template <class Body>
-cudaError_t call(Body body, Kind kind = Kind::kOrdinary) {
+cudaError_t call(Body body, Kind kind = Kind::kOrdinary, const char* name = __builtin_FUNCTION()) {
+  const simt::Inside here;
   const std::lock_guard lock(state().mutex);
   Settings& settings = state().settings;
   Failure& failure = settings.failure;
+  ++settings.counts.calls;
   cudaError_t code = settings.devices.empty() ? settings.absent : settings.sticky;
-  if (code == cudaSuccess && failure.calls > 0 && --failure.calls == 0) code = failure.code;
+  if (code == cudaSuccess && failure.calls > 0 && --failure.calls == 0) {
+    const std::string_view of = name;
+    const bool allocates = of == "cudaMalloc" || of == "cudaMallocHost";
+    code = failure.code.value_or(allocates ? cudaErrorMemoryAllocation : cudaErrorUnknown);
+    failure.call = name;
+  }
   if (code == cudaErrorIllegalAddress || code == cudaErrorLaunchFailure) settings.sticky = code;
   if (kind != Kind::kQuery) settings.contexts.insert(current_device);
-  if (code == cudaSuccess)
-    code = body();
-  else if (kind == Kind::kRelease)
-    body();
+  if (code == cudaSuccess || kind == Kind::kRelease) {
+    const cudaError_t done = body();
+    if (kind == Kind::kRelease && (done == cudaErrorInvalidValue || done == cudaErrorInvalidResourceHandle))
+      ++settings.counts.false_frees;
+    if (code == cudaSuccess) code = done;
+  }
   if (code != cudaSuccess && code != cudaErrorNotReady) last_error = code;
   return code;
 }
 
 template <class Body>
-cudaError_t ask(Body body) {
-  return call(body, Kind::kQuery);
+cudaError_t ask(Body body, const char* name = __builtin_FUNCTION()) {
+  return call(body, Kind::kQuery, name);
 }
 
 // Memory.
@@ -383,6 +396,7 @@ cudaError_t check_end(const void* pointer, std::size_t bytes, cudaMemcpyKind kin
 // Kernels.
 
 const std::string& name_of(const void* kernel) {
+  const simt::Inside here;
   std::string& name = state().kernel_names[kernel];
   if (!name.empty()) return name;
   char text[1024];
@@ -505,7 +519,7 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
                     std::function<void()> thread) {
   const std::lock_guard lock(state().mutex);
   const std::string& name = name_of(kernel);
-  const cudaError_t code = call([&] {
+  const auto launch = [&] {
     if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
       throw deviceloop::InvalidArgument(name + ": a grid of " + std::to_string(config.blocks) +
                                         " blocks; it can have 1 to 2147483647");
@@ -530,7 +544,8 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
       tally().waits += run_grid(grid, all.settings.order, random);
     });
     return cudaSuccess;
-  });
+  };
+  const cudaError_t code = call(launch, Kind::kOrdinary, "cudaLaunchKernelExC");
   if (code != cudaSuccess) deviceloop::cuda::throw_cuda_error(code, "cudaLaunchKernelExC", __FILE__, __LINE__, name);
 }
 
@@ -551,6 +566,10 @@ void set_devices(std::vector<Device> devices, cudaError_t absent) {
 void fail_call(int k, cudaError_t code) {
   const std::lock_guard lock(state().mutex);
   state().settings.failure = {k, code};
+}
+void fail_call(int k) {
+  const std::lock_guard lock(state().mutex);
+  state().settings.failure = {k};
 }
 
 void set_fresh_byte(int byte) {
@@ -575,16 +594,50 @@ int calls_until_failure() {
   return state().settings.failure.calls;
 }
 
+std::string failed_call() {
+  const std::lock_guard lock(state().mutex);
+  return state().settings.failure.call;
+}
+
+Inside::Inside() { ++inside; }
+Inside::~Inside() { --inside; }
+bool is_inside() { return inside > 0; }
+
 Counts counts() {
   const std::lock_guard lock(state().mutex);
   return state().settings.counts;
 }
 
+namespace {
+
+std::vector<std::pair<const char*, std::size_t>> live_by_kind() {
+  const State& all = state();
+  std::size_t pinned = 0;
+  for (const auto& [memory, allocation] : all.allocations) pinned += allocation.on_device ? 0 : 1;
+  return {{"device buffer", all.allocations.size() - pinned},
+          {"pinned buffer", pinned},
+          {"stream", all.streams.size()},
+          {"event", all.events.size()},
+          {"graph", all.graphs.size()},
+          {"graph exec", all.graph_execs.size()},
+          {"object of a library", all.library_objects.size()}};
+}
+
+}  // namespace
+
 int live_objects() {
   const std::lock_guard lock(state().mutex);
-  const State& all = state();
-  return static_cast<int>(all.allocations.size() + all.streams.size() + all.events.size() + all.graphs.size() +
-                          all.graph_execs.size() + all.library_objects.size());
+  std::size_t count = 0;
+  for (const auto& [kind, number] : live_by_kind()) count += number;
+  return static_cast<int>(count);
+}
+
+std::string live_objects_text() {
+  const std::lock_guard lock(state().mutex);
+  std::string text;
+  for (const auto& [kind, number] : live_by_kind())
+    if (number > 0) text += (text.empty() ? "" : ", ") + std::to_string(number) + " of kind '" + kind + "'";
+  return text;
 }
 
 bool has_context(int device) {
@@ -592,26 +645,28 @@ bool has_context(int device) {
   return state().settings.contexts.count(device) != 0;
 }
 
-cudaError_t library_call() {
-  return call([] { return cudaSuccess; });
+cudaError_t library_call(const char* name) {
+  return call([] { return cudaSuccess; }, Kind::kOrdinary, name);
 }
 
-void count_object(const void* object, bool is_new) {
+bool count_object(const void* object, bool is_new) {
+  const Inside here;
   const std::lock_guard lock(state().mutex);
-  if (is_new)
-    state().library_objects.insert(object);
-  else
-    state().library_objects.erase(object);
+  if (is_new) return state().library_objects.insert(object).second;
+  const bool was_there = state().library_objects.erase(object) != 0;
+  if (!was_there) ++tally().false_frees;
+  return was_there;
 }
 
-cudaError_t enqueue_library_kernel(cudaStream_t handle, std::function<void()> run) {
-  return call([&] {
+cudaError_t enqueue_library_kernel(cudaStream_t handle, std::function<void()> run, const char* name) {
+  const auto launch = [&] {
     CUstream_st* stream = nullptr;
     if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
     ++tally().launches;
     enqueue(*stream, WorkKind::kKernel, std::move(run));
     return cudaSuccess;
-  });
+  };
+  return call(launch, Kind::kOrdinary, name);
 }
 
 const std::set<std::string>& kernels_run() { return state().kernels_run; }
@@ -629,30 +684,30 @@ void reset() {
 }  // namespace simt
 
 void deviceloop::cuda::prepare_kernel(const void* kernel, const LaunchConfig& config) {
-  const cudaError_t code = call([&] {
+  const auto prepare = [&] {
     const simt::Device& device = *find_device(current_device);
     if (config.shared_bytes < 0 || config.shared_bytes > device.shared_bytes) return cudaErrorInvalidValue;
     Prepared& prepared = state().settings.prepared[{current_device, kernel}];
     prepared.shared_bytes = device.shared_bytes;
     if (config.cluster_blocks > kPortableClusterBlocks) prepared.cluster_blocks = kMaxClusterBlocks;
     return cudaSuccess;
-  });
+  };
+  const cudaError_t code = call(prepare, Kind::kOrdinary, "cudaFuncSetAttribute");
   check_cuda(code, "cudaFuncSetAttribute", __FILE__, __LINE__);
 }
 
 std::int64_t deviceloop::cuda::resident_clusters(const void* kernel, const LaunchConfig& config) {
+  const char* const name =
+      config.cluster_blocks > 1 ? "cudaOccupancyMaxActiveClusters" : "cudaOccupancyMaxActiveBlocksPerMultiprocessor";
   std::int64_t count = 0;
-  const cudaError_t code = call([&] {
+  const auto ask_device = [&] {
     LaunchConfig alone = config;
     alone.blocks = blocks_of_cluster(config);
     alone.cooperative = false;
     count = resident_clusters_of(*find_device(current_device), config);
     return check_launch(kernel, alone);
-  });
-  check_cuda(
-      code,
-      config.cluster_blocks > 1 ? "cudaOccupancyMaxActiveClusters" : "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
-      __FILE__, __LINE__);
+  };
+  check_cuda(call(ask_device, Kind::kOrdinary, name), name, __FILE__, __LINE__);
   return count;
 }
 

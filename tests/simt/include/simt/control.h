@@ -47,6 +47,9 @@ void set_devices(std::vector<Device> devices, cudaError_t absent = cudaErrorNoDe
 /// The k-th runtime call from now, 1 the next and a launch among them, does nothing and returns `code`; one that gives
 /// something back does so all the same, that leaks can be counted. Codes 700 and 719 last until reset().
 void fail_call(int k, cudaError_t code);
+/// The same, with the code of the call: cudaErrorMemoryAllocation of cudaMalloc and cudaMallocHost, else
+/// cudaErrorUnknown.
+void fail_call(int k);
 
 /// What every byte of memory that is allocated from now on is at first, and of the shared memory of blocks of what is
 /// launched from now on, instead of 0xff: a NaN, of which nothing comes but NaN.
@@ -58,9 +61,17 @@ std::vector<unsigned char> device_memory(int device);
 /// Calls until the one that fail_call chose; 0 once it has come, or where none was chosen.
 int calls_until_failure();
 
+/// The one that has come, such as "cudaMalloc" or, of cuBLASLt, its name in CublasLt; empty where none has.
+std::string failed_call();
+
+/// Whether the calling thread is in the fixture, whose own memory is not the library's.
+bool is_inside();
+
 struct Counts {
+  int calls = 0;        ///< those that fail_call counts
   int allocations = 0;  ///< on the device and pinned, as are frees
   int frees = 0;
+  int false_frees = 0;  ///< of what was not there, or no longer: of buffers and of all other objects
   int synchronisations = 0;
   int launches = 0;
   int copies = 0;
@@ -74,6 +85,8 @@ Counts counts();
 
 /// Buffers, streams, events, graphs and cuBLASLt's objects made and not given back.
 int live_objects();
+/// The same in words, "2 events, 1 stream"; empty where there are none.
+std::string live_objects_text();
 
 /// Whether a call has created a context on that device since reset().
 bool has_context(int device);

@@ -7,6 +7,8 @@
 #include <tuple>
 #include <utility>
 
+#include "inside.h"
+
 namespace deviceloop::cuda {
 struct LaunchConfig;
 }
@@ -17,6 +19,12 @@ namespace simt {
 void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& config, cudaStream_t stream,
                     std::function<void()> thread);
 
+/// The memory that this takes is the fixture's.
+std::function<void()> thread_of(auto call) {
+  const Inside inside;
+  return call;
+}
+
 }  // namespace simt
 
 namespace deviceloop::cuda {
@@ -25,7 +33,7 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream, Arguments&&... arguments) {
   std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
   simt::enqueue_kernel(reinterpret_cast<const void*>(kernel), config, stream,
-                       [kernel, values = std::move(values)] { std::apply(kernel, values); });
+                       simt::thread_of([kernel, values] { std::apply(kernel, values); }));
 }
 
 }  // namespace deviceloop::cuda
