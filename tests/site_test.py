@@ -429,7 +429,7 @@ class Links(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attributes: "list[tuple[str, str | None]]") -> None:
         known = {name: value or "" for name, value in attributes}
         self.open = tag
-        if tag not in VOID and (self.code or tag in CODE or known.get("class") == "line"):
+        if tag not in VOID and (self.code or tag in CODE or known.get("class") in ("line", "memItemRight")):
             self.code.append(tag)
         names = {known[name] for name in ("id", "name") if known.get(name) and (name == "id" or tag == "a")}
         self.ids.update(names)
