@@ -27,6 +27,10 @@ struct deviceloop_plan {
 struct deviceloop_report {
   deviceloop::TrainReport report;
 };
+struct deviceloop_run {
+  deviceloop::TrainRun run;
+  std::vector<double> losses{};  ///< that the caller was given
+};
 struct deviceloop_trainer {
   deviceloop::Trainer trainer;
 };
@@ -295,6 +299,9 @@ deviceloop_training_spec to_c(const TrainingSpec& training) {
   spec.form = number(training.form);
   spec.deadline_ms = training.deadline_ms;
   spec.threads = training.threads;
+  spec.in_place = (training.in_place.x ? DEVICELOOP_IN_PLACE_X : 0) |
+                  (training.in_place.y ? DEVICELOOP_IN_PLACE_Y : 0) |
+                  (training.in_place.sample_weights ? DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS : 0);
   spec.seed = training.seed;
   return spec;
 }
@@ -303,7 +310,10 @@ TrainingSpec training_of(const char* function, const deviceloop_training_spec* g
   TrainingSpec training;
   if (given == nullptr) return training;
   const deviceloop_training_spec spec = taken(function, "training", given, to_c(training));
-  check_reserved(function, spec.reserved);
+  constexpr int all_in_place = DEVICELOOP_IN_PLACE_X | DEVICELOOP_IN_PLACE_Y | DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS;
+  if ((spec.in_place & ~all_in_place) != 0)
+    refuse(function, "in_place is " + std::to_string(spec.in_place) +
+                         "; it is a sum of DEVICELOOP_IN_PLACE_X, _Y and _SAMPLE_WEIGHTS");
   Optimizer& optimizer = training.optimizer;
   Schedule& schedule = optimizer.schedule;
   training.loss = value<Loss>(spec.loss);
@@ -341,8 +351,21 @@ TrainingSpec training_of(const char* function, const deviceloop_training_spec* g
   training.deadline_ms = spec.deadline_ms;
   training.form = value<PersistentForm>(spec.form);
   training.threads = spec.threads;
+  training.in_place = {.x = (spec.in_place & DEVICELOOP_IN_PLACE_X) != 0,
+                       .y = (spec.in_place & DEVICELOOP_IN_PLACE_Y) != 0,
+                       .sample_weights = (spec.in_place & DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS) != 0};
   training.seed = spec.seed;
   return training;
+}
+
+CudaOptions cuda_options_of(const char* function, const deviceloop_cuda_options* given) {
+  const deviceloop_cuda_options set = taken(function, "options", given, deviceloop_cuda_options{});
+  check_reserved(function, set.reserved);
+  CudaOptions options;
+  if (set.has_stream != 0) options.stream = set.stream;
+  if (set.allocate != nullptr) options.allocate = [set](std::size_t bytes) { return set.allocate(bytes, set.user); };
+  if (set.free != nullptr) options.free = [set](void* memory, std::size_t bytes) { set.free(memory, bytes, set.user); };
+  return options;
 }
 
 deviceloop_caps_info to_c(const DeviceCaps& caps) {
@@ -674,6 +697,14 @@ deviceloop_status deviceloop_trainer_create(const deviceloop_network_spec* netwo
                            : Trainer(network_of(function, network), training_of(function, training), executor(forced)));
 }
 
+deviceloop_status deviceloop_trainer_create_with_cuda(const deviceloop_network_spec* network,
+                                                      const deviceloop_training_spec* training,
+                                                      const deviceloop_cuda_options* options,
+                                                      deviceloop_executor forced, deviceloop_trainer** trainer) {
+  return MADE(trainer, Trainer(network_of(function, network), training_of(function, training),
+                               cuda_options_of(function, options), executor(forced)));
+}
+
 void deviceloop_trainer_destroy(deviceloop_trainer* trainer) { delete trainer; }
 
 deviceloop_status deviceloop_trainer_set_data(deviceloop_trainer* trainer, const deviceloop_matrix* x,
@@ -684,6 +715,10 @@ deviceloop_status deviceloop_trainer_set_data(deviceloop_trainer* trainer, const
     else
       CHECKED(trainer).trainer.set_data(INPUT(x), INPUT(y));
   });
+}
+
+deviceloop_status deviceloop_trainer_data_changed(deviceloop_trainer* trainer) {
+  return guarded(__func__, [&](const char* function) { CHECKED(trainer).trainer.data_changed(); });
 }
 
 deviceloop_status deviceloop_trainer_set_validation(deviceloop_trainer* trainer, const deviceloop_matrix* x,
@@ -771,6 +806,38 @@ deviceloop_status deviceloop_trainer_train(deviceloop_trainer* trainer, int64_t 
                                                   steps_per_callback);
     if (report != nullptr) *report = made.release();
   });
+}
+
+deviceloop_status deviceloop_trainer_train_async(deviceloop_trainer* trainer, int64_t steps, deviceloop_run** run) {
+  return MADE(run, CHECKED(trainer).trainer.train_async(steps));
+}
+
+void deviceloop_run_destroy(deviceloop_run* run) { delete run; }
+
+deviceloop_status deviceloop_run_done(deviceloop_run* run, int32_t* done) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(done);
+    *done = CHECKED(run).run.done();
+  });
+}
+
+deviceloop_status deviceloop_run_losses(deviceloop_run* run, const double** losses, int64_t* loss_count) {
+  return guarded(__func__, [&](const char* function) {
+    CHECKED(losses);
+    CHECKED(loss_count);
+    deviceloop_run& of = CHECKED(run);
+    of.losses = of.run.losses();
+    *losses = of.losses.data();
+    *loss_count = static_cast<std::int64_t>(of.losses.size());
+  });
+}
+
+deviceloop_status deviceloop_run_wait(deviceloop_run* run, deviceloop_report** report) {
+  return MADE(report, CHECKED(run).run.wait());
+}
+
+deviceloop_status deviceloop_trainer_enqueue_step(deviceloop_trainer* trainer, double* loss) {
+  return guarded(__func__, [&](const char* function) { CHECKED(trainer).trainer.enqueue_step(loss); });
 }
 
 deviceloop_status deviceloop_trainer_loss(deviceloop_trainer* trainer, double* loss) {

@@ -17,7 +17,8 @@ OTHER_NAMES = {
     "make_plan": "deviceloop_plan_create", "query_device_caps": "deviceloop_caps_query", "layers": "width_count",
     "in_features": "widths", "out_features": "widths", "name": "deviceloop_executor_name", "api": "api", "code": "code",
     "expression": "expression", "file": "file", "line": "line", "steps": "steps", "us_per_step": "us_per_step",
-    "writable_view_of_dlpack": "writable", "size_of": "", "element_type": "", "element_type_of": "",
+    "writable_view_of_dlpack": "writable", "done": "deviceloop_run_done", "losses": "deviceloop_run_losses",
+    "wait": "deviceloop_run_wait", "on_device": "", "view": "", "size_of": "", "element_type": "", "element_type_of": "",
 }  # fmt: skip
 
 

@@ -142,7 +142,7 @@ static void test_defaults(void) {
   CHECK(training.formulation == DEVICELOOP_FORMULATION_PRIMAL && training.reprojection_steps == 0);
   CHECK(training.deterministic == 1 && training.device == DEVICELOOP_DEVICE_AUTOMATIC && training.device_index == 0);
   CHECK(training.form == DEVICELOOP_FORM_AUTOMATIC && training.deadline_ms == 10000);
-  CHECK(training.threads == 0 && training.reserved == 0 && training.seed == 0);
+  CHECK(training.threads == 0 && training.in_place == 0 && training.seed == 0);
   CHECK_REFUSED(deviceloop_training_spec_init(NULL, sizeof training), "'spec' is null");
   CHECK_REFUSED(deviceloop_network_spec_init(NULL, sizeof network), "'spec' is null");
 }
@@ -186,6 +186,7 @@ static void test_specifications_come_back(void) {
   training.form = DEVICELOOP_FORM_GRID;
   training.deadline_ms = 77;
   training.threads = 1;
+  training.in_place = DEVICELOOP_IN_PLACE_X | DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS;
   training.seed = UINT64_MAX;
   CHECK_OK(deviceloop_trainer_create(&network, &training, NULL, DEVICELOOP_EXECUTOR_AUTOMATIC, &trainer));
   memset(&back, 0, sizeof back);
@@ -277,9 +278,9 @@ static void test_struct_sizes(void) {
   CHECK_REFUSED(deviceloop_plan_get(plan, &info), "struct_size is 72");
   deviceloop_plan_destroy(plan);
   training = training_on_cpu();
-  training.reserved = 5;
+  training.in_place = 8;
   CHECK_REFUSED(deviceloop_trainer_create(&network, &training, NULL, DEVICELOOP_EXECUTOR_CPU, &trainer),
-                "'reserved' is 5, but must be 0");
+                "in_place is 8; it is a sum of DEVICELOOP_IN_PLACE_X");
   network.reserved = 1;
   CHECK_REFUSED(deviceloop_plan_create(&network, NULL, NULL, DEVICELOOP_EXECUTOR_CPU, &plan), "'reserved' is 1");
   CHECK(plan == NULL);
@@ -743,6 +744,79 @@ static void test_no_memory_left(void) {
   CHECK(status == DEVICELOOP_OUT_OF_MEMORY && strstr(deviceloop_last_error(), "no memory left") != NULL);
 }
 
+static int calls_of_allocation = 0;
+
+static void* no_memory(size_t bytes, void* user) {
+  (void)bytes;
+  calls_of_allocation += *(int*)user;
+  return NULL;
+}
+
+static void free_nothing(void* memory, size_t bytes, void* user) {
+  (void)memory;
+  (void)bytes;
+  calls_of_allocation += *(int*)user;
+}
+
+/* With the plan cpu nothing of a GPU is used, and a run is done when the call returns. Other tests run the same C++
+   functions on a GPU. */
+static void test_sharing_a_gpu(void) {
+  const deviceloop_network_spec network = network_of(small_widths, 3);
+  deviceloop_training_spec training = training_on_cpu();
+  deviceloop_cuda_options options = {sizeof options, NULL, no_memory, free_nothing, NULL, 1, 0};
+  deviceloop_trainer *trainer = NULL, *other = NULL;
+  deviceloop_run* run = NULL;
+  deviceloop_report *report = NULL, *other_report = NULL;
+  deviceloop_report_info info = {sizeof info, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0}, other_info = info;
+  deviceloop_matrix on_device = double_matrix(small_x, 6, 3), y = double_matrix(small_y, 6, 2);
+  const double* losses = NULL;
+  int64_t count = -1;
+  int32_t done = -1;
+  int one = 1;
+  options.user = &one;
+  CHECK_OK(deviceloop_trainer_create_with_cuda(&network, &training, &options, DEVICELOOP_EXECUTOR_CPU, &trainer));
+  CHECK_OK(deviceloop_trainer_create(&network, &training, NULL, DEVICELOOP_EXECUTOR_CPU, &other));
+  set_small_data(trainer);
+  set_small_data(other);
+  CHECK_OK(deviceloop_trainer_train(other, 9, NULL, NULL, 0, &other_report));
+  CHECK_OK(deviceloop_report_get(other_report, &other_info));
+  CHECK_OK(deviceloop_trainer_train_async(trainer, 9, &run));
+  CHECK_OK(deviceloop_run_done(run, &done));
+  CHECK(done == 1);
+  CHECK_OK(deviceloop_run_losses(run, &losses, &count));
+  CHECK(count == 9 && memcmp(losses, other_info.losses, 9 * sizeof(double)) == 0);
+  CHECK_OK(deviceloop_run_wait(run, &report));
+  CHECK_OK(deviceloop_report_get(report, &info));
+  CHECK(info.steps == 9 && memcmp(info.losses, other_info.losses, 9 * sizeof(double)) == 0);
+  deviceloop_report_destroy(report);
+  deviceloop_report_destroy(other_report);
+  deviceloop_run_destroy(run);
+  deviceloop_run_destroy(NULL);
+  CHECK(calls_of_allocation == 0);
+
+  CHECK_REFUSED(deviceloop_trainer_data_changed(trainer), "set_data");
+  CHECK_FAILS(deviceloop_trainer_enqueue_step(trainer, NULL), DEVICELOOP_UNSUPPORTED, "graph");
+  on_device.space = DEVICELOOP_MEMORY_DEVICE;
+  CHECK_REFUSED(deviceloop_trainer_set_data(trainer, &on_device, &y, NULL), "GPU");
+  CHECK_REFUSED(deviceloop_trainer_train_async(trainer, -1, &run), "-1");
+  CHECK(run == NULL);
+  CHECK_REFUSED(deviceloop_run_done(NULL, &done), "'run' is null");
+  CHECK_REFUSED(deviceloop_run_losses(NULL, &losses, &count), "'run' is null");
+  CHECK_REFUSED(deviceloop_run_wait(NULL, &report), "'run' is null");
+  CHECK_REFUSED(deviceloop_trainer_enqueue_step(NULL, NULL), "'trainer' is null");
+  deviceloop_trainer_destroy(trainer);
+  deviceloop_trainer_destroy(other);
+  CHECK_REFUSED(deviceloop_trainer_create_with_cuda(&network, &training, NULL, DEVICELOOP_EXECUTOR_CPU, &trainer),
+                "'options' is null");
+  options.reserved = 3;
+  CHECK_REFUSED(deviceloop_trainer_create_with_cuda(&network, &training, &options, DEVICELOOP_EXECUTOR_CPU, &trainer),
+                "'reserved' is 3");
+  options.reserved = 0;
+  options.free = NULL;
+  CHECK_REFUSED(deviceloop_trainer_create_with_cuda(&network, &training, &options, DEVICELOOP_EXECUTOR_CPU, &trainer),
+                "free");
+}
+
 /* What <deviceloop/dlpack.h> does is tested in C++; here, that each function calls the right one. */
 static void test_dlpack(void) {
   deviceloop_trainer* trainer = small_trainer(training_on_cpu());
@@ -863,6 +937,7 @@ int main(void) {
   test_validation();
   test_refusals_of_training();
   test_no_memory_left();
+  test_sharing_a_gpu();
   test_dlpack();
   test_kernels();
   if (failures == 0) puts("the C API is as it should be");

@@ -68,6 +68,9 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_CPU = 0
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_GRAPH = 1
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_PERSISTENT = 2
+  integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_X = 1
+  integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_Y = 2
+  integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS = 4
   integer(c_int32_t), parameter :: DEVICELOOP_MAX_WIDTH = 2147483647
   integer(c_int32_t), parameter :: DEVICELOOP_MAX_THREADS = 256
   integer(c_int32_t), parameter :: DEVICELOOP_END_ALL_STEPS = 0
@@ -146,7 +149,7 @@ module deviceloop
     integer(c_int32_t) :: form = 0
     integer(c_int64_t) :: deadline_ms = 0
     integer(c_int32_t) :: threads = 0
-    integer(c_int32_t) :: reserved = 0
+    integer(c_int32_t) :: in_place = 0
     integer(c_int64_t) :: seed = 0
   end type
 
@@ -229,6 +232,16 @@ module deviceloop
     integer(c_int32_t) :: evaluations = 0
     integer(c_int32_t) :: stages = 0
     integer(c_int32_t) :: algorithms = 0
+  end type
+
+  type, bind(c) :: deviceloop_cuda_options
+    integer(c_size_t) :: struct_size = 48
+    type(c_ptr) :: stream = c_null_ptr
+    type(c_funptr) :: allocate = c_null_funptr
+    type(c_funptr) :: free = c_null_funptr
+    type(c_ptr) :: user = c_null_ptr
+    integer(c_int32_t) :: has_stream = 0
+    integer(c_int32_t) :: reserved = 0
   end type
 
   interface
@@ -417,12 +430,26 @@ module deviceloop
       import
       type(c_ptr), value :: trainer
     end subroutine
+    function deviceloop_trainer_create_with_cuda(network, training, options, forced, trainer) bind(c) result(returned)
+      import
+      type(deviceloop_network_spec), intent(in) :: network
+      type(c_ptr), value :: training
+      type(deviceloop_cuda_options), intent(in) :: options
+      integer(c_int32_t), value :: forced
+      type(c_ptr), intent(out) :: trainer
+      integer(c_int32_t) :: returned
+    end function
     function deviceloop_trainer_set_data(trainer, x, y, sample_weights) bind(c) result(returned)
       import
       type(c_ptr), value :: trainer
       type(deviceloop_matrix), intent(in) :: x
       type(deviceloop_matrix), intent(in) :: y
       type(c_ptr), value :: sample_weights
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_data_changed(trainer) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
       integer(c_int32_t) :: returned
     end function
     function deviceloop_trainer_set_validation(trainer, x, y) bind(c) result(returned)
@@ -505,6 +532,42 @@ module deviceloop
       type(c_ptr), value :: user
       integer(c_int64_t), value :: steps_per_callback
       type(c_ptr), intent(out) :: report
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_train_async(trainer, steps, run) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
+      integer(c_int64_t), value :: steps
+      type(c_ptr), intent(out) :: run
+      integer(c_int32_t) :: returned
+    end function
+    subroutine deviceloop_run_destroy(run) bind(c)
+      import
+      type(c_ptr), value :: run
+    end subroutine
+    function deviceloop_run_done(run, done) bind(c) result(returned)
+      import
+      type(c_ptr), value :: run
+      integer(c_int32_t), intent(out) :: done
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_run_losses(run, losses, loss_count) bind(c) result(returned)
+      import
+      type(c_ptr), value :: run
+      type(c_ptr), intent(out) :: losses
+      integer(c_int64_t), intent(out) :: loss_count
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_run_wait(run, report) bind(c) result(returned)
+      import
+      type(c_ptr), value :: run
+      type(c_ptr), intent(out) :: report
+      integer(c_int32_t) :: returned
+    end function
+    function deviceloop_trainer_enqueue_step(trainer, loss) bind(c) result(returned)
+      import
+      type(c_ptr), value :: trainer
+      type(c_ptr), value :: loss
       integer(c_int32_t) :: returned
     end function
     function deviceloop_trainer_loss(trainer, loss) bind(c) result(returned)

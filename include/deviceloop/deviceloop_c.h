@@ -9,7 +9,8 @@
 ///
 /// Ownership. A handle belongs to the caller, who destroys it by the function named ..._destroy; null is allowed there.
 /// Pointers that a function gives, such as texts and losses, are valid until the handle that they come from is
-/// destroyed or, of a trainer, changed. The library keeps no pointer that it is given.
+/// destroyed or, of a trainer, changed. The library keeps no pointer that it is given, but those of arrays in a GPU's
+/// memory (deviceloop_trainer_set_data) and of deviceloop_cuda_options.
 ///
 /// Threads. Two threads must not use one handle at the same time; different handles may be used by different threads.
 ///
@@ -87,7 +88,8 @@ typedef int32_t deviceloop_memory;
 enum { DEVICELOOP_MEMORY_HOST = 0, DEVICELOOP_MEMORY_DEVICE = 1 };
 
 /// A view of a row-major [rows, columns] matrix: element (r, c) lies at data + r * row_stride + c elements. The caller
-/// keeps the memory valid during the call; a function that takes a pointer to a const view only reads it. A Fortran
+/// keeps the memory of the host valid during the call, and that of a GPU until the work of the call is done on its
+/// stream, unless the call says otherwise; a function that takes a pointer to a const view only reads it. A Fortran
 /// array a(columns, rows) is such a matrix.
 typedef struct deviceloop_matrix {
   void* data;  ///< may be null where there are no elements
@@ -196,6 +198,9 @@ DEVICELOOP_C_EXPORT const char* deviceloop_formulation_name(deviceloop_formulati
 DEVICELOOP_C_EXPORT const char* deviceloop_form_name(deviceloop_form form);
 /// @}
 
+/// Which of the data are read where the caller has them.
+enum { DEVICELOOP_IN_PLACE_X = 1, DEVICELOOP_IN_PLACE_Y = 2, DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS = 4 };
+
 /// Limits of a specification.
 enum { DEVICELOOP_MAX_WIDTH = 2147483647, DEVICELOOP_MAX_THREADS = 256 };
 
@@ -257,7 +262,7 @@ typedef struct deviceloop_training_spec {
   deviceloop_form form;
   int64_t deadline_ms;
   int32_t threads;
-  int32_t reserved;
+  int32_t in_place;  ///< a sum of DEVICELOOP_IN_PLACE_...; the trainer fills it in
   uint64_t seed;
 } deviceloop_training_spec;
 
@@ -426,10 +431,41 @@ DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_create(
     const deviceloop_caps* DEVICELOOP_NULLABLE caps, deviceloop_executor forced, deviceloop_trainer** trainer);
 DEVICELOOP_C_EXPORT void deviceloop_trainer_destroy(deviceloop_trainer* trainer);
 
-/// x [samples, inputs], y [samples, outputs] and `sample_weights` [samples, 1], null for none, are copied.
+struct CUstream_st;
+/// CUDA's cudaStream_t; null is the current device's default stream.
+typedef struct CUstream_st* deviceloop_stream;
+
+/// Takes device memory, on the trainer's device, which is current then, aligned to 256 bytes; null where there is none.
+typedef void* (*deviceloop_allocate)(size_t bytes, void* user);
+/// Gives back what deviceloop_allocate gave. Must not throw.
+typedef void (*deviceloop_free)(void* memory, size_t bytes, void* user);
+
+/// CudaOptions of <deviceloop/cuda_options.h>. All members but the first 0: a stream of the trainer's own, cudaMalloc
+/// and cudaFree.
+typedef struct deviceloop_cuda_options {
+  size_t struct_size;
+  deviceloop_stream stream;      ///< counts only if has_stream is 1
+  deviceloop_allocate allocate;  ///< with `free`, or null
+  deviceloop_free free;
+  void* user;  ///< what both get
+  int32_t has_stream;
+  int32_t reserved;
+} deviceloop_cuda_options;
+
+/// A trainer that shares a GPU with its application. The stream must outlive it, and so must the two functions and what
+/// `user` points to.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_create_with_cuda(
+    const deviceloop_network_spec* network, const deviceloop_training_spec* DEVICELOOP_NULLABLE training,
+    const deviceloop_cuda_options* options, deviceloop_executor forced, deviceloop_trainer** trainer);
+
+/// x [samples, inputs], y [samples, outputs] and `sample_weights` [samples, 1], null for none. Arrays of the host are
+/// copied. Those in the memory of the plan's GPU stay the caller's, who keeps them alive until the next set_data or the
+/// trainer's end.
 DEVICELOOP_C_EXPORT deviceloop_status
 deviceloop_trainer_set_data(deviceloop_trainer* trainer, const deviceloop_matrix* x, const deviceloop_matrix* y,
                             const deviceloop_matrix* DEVICELOOP_NULLABLE sample_weights);
+/// The caller has written new samples to such arrays, in the trainer's stream.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_data_changed(deviceloop_trainer* trainer);
 /// Two null matrices: no validation data any more.
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_set_validation(deviceloop_trainer* trainer,
                                                                         const deviceloop_matrix* DEVICELOOP_NULLABLE x,
@@ -468,6 +504,28 @@ DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_train(deviceloop_traine
                                                                void* DEVICELOOP_NULLABLE user,
                                                                int64_t steps_per_callback,
                                                                deviceloop_report** DEVICELOOP_NULLABLE report);
+
+/// A run that deviceloop_trainer_train_async has begun. It is used by one thread at a time with its trainer.
+typedef struct deviceloop_run deviceloop_run;
+
+/// Runs `steps` steps as deviceloop_trainer_train does, and returns at once where the plan is of a GPU.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_train_async(deviceloop_trainer* trainer, int64_t steps,
+                                                                     deviceloop_run** run);
+/// The steps are done all the same.
+DEVICELOOP_C_EXPORT void deviceloop_run_destroy(deviceloop_run* run);
+/// Whether all steps are done and their losses are on the host; never waits.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_run_done(deviceloop_run* run, int32_t* done);
+/// The losses of the first steps, as many as are on the host now; never waits. They are valid until the next call of
+/// this function with this run, or its end.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_run_losses(deviceloop_run* run, const double** losses,
+                                                            int64_t* loss_count);
+/// Waits for the last step.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_run_wait(deviceloop_run* run, deviceloop_report** report);
+
+/// Enqueues one step on the trainer's stream, and into the graph that is captured there, if one is. `loss` is in device
+/// memory, or null.
+DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_enqueue_step(deviceloop_trainer* trainer,
+                                                                      double* DEVICELOOP_NULLABLE loss);
 
 /// The loss of the current parameters, of the samples that the next step would take.
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_loss(deviceloop_trainer* trainer, double* loss);
@@ -550,10 +608,6 @@ DEVICELOOP_C_EXPORT deviceloop_status deviceloop_squared_error_f64(double* loss,
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels in CUDA: <deviceloop/cuda.h>. All arrays are in the memory of the current device.
-
-struct CUstream_st;
-/// CUDA's cudaStream_t; null is the current device's default stream.
-typedef struct CUstream_st* deviceloop_stream;
 
 /// The largest number of outputs of a narrow layer.
 enum { DEVICELOOP_MAX_NARROW_OUTPUTS = 16 };

@@ -8,8 +8,8 @@
 /// over.
 ///
 /// A tensor in a GPU's memory holds its values once the work that makes them is done. Its producer gives them to the
-/// stream that it is asked for, in Python by tensor.__dlpack__(stream=...): ask for the stream that the trainer works
-/// in, or wait for the producer's work before the view is used.
+/// stream that it is asked for, in Python by tensor.__dlpack__(stream=...): ask for CudaOptions::stream of the trainer,
+/// as an integer, or wait for the producer's work before the view is used.
 ///
 /// To export: the functions below make a tensor that owns a copy in the host's memory, aligned to 256 bytes, in the
 /// trainer's working precision. Whoever receives it calls its deleter.
