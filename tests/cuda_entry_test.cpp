@@ -116,7 +116,7 @@ TEST(CudaEntry, AnExecutorThatIsNotThereIsUnsupported) {
     ++on_gpu;
     Decision decision;
     decision.plan.executor = row.kind;
-    EXPECT_MENTIONS(refusal<Unsupported>("", [&] { row.make(network, {}, decision); }),
+    EXPECT_MENTIONS(refusal<Unsupported>("", [&] { row.make(network, {}, decision, {CudaOptions{}}); }),
                     built_with_cuda() ? "no GPU can be used" : "use the plan 'cpu'");
   }
   EXPECT_EQ(on_gpu, 2);

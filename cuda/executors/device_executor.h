@@ -88,9 +88,11 @@ class DeviceExecutor : public Executor {
       enqueue_end();
       prepare_predict();
       const PredictRoom room = predict_room();
-      for (std::int64_t first = 0; first < x.rows; first += room.rows) {
-        const std::int64_t rows = std::min(room.rows, x.rows - first);
-        if (predict_in_place(rows_of(x, first, rows), rows_of(out, first, rows))) continue;
+      if (!waits && !is_captured(options_.stream)) prepare_panels();
+      for (std::int64_t first = 0, rows = 0; first < x.rows; first += rows) {
+        rows = predict_in_place(rows_of(x, first, x.rows - first), rows_of(out, first, x.rows - first));
+        if (rows > 0) continue;
+        rows = std::min(room.rows, x.rows - first);
         take_matrix(room.input, rows_of(x, first, rows));
         give_matrix(rows_of(out, first, rows), enqueue_predict(rows), rows, out.columns);
       }
@@ -186,8 +188,11 @@ class DeviceExecutor : public Executor {
   virtual void prepare_predict() {}
   /// Enqueues the predictions of so many rows, and returns where they will lie.
   virtual const T* enqueue_predict(std::int64_t rows) const = 0;
-  /// Enqueues the predictions of x to `out` without a copy, where the executor can do that with these.
-  virtual bool predict_in_place(ConstMatrix, Matrix) { return false; }
+  /// Enqueues the predictions of some of the first rows of x to `out` without a copy, where the executor can do that
+  /// with these matrices, and returns how many; 0 where it cannot.
+  virtual std::int64_t predict_in_place(ConstMatrix, Matrix) { return 0; }
+  /// What that needs, before the first call; not while the stream is being captured.
+  virtual void prepare_panels() {}
   /// Throws where the run that the stream has ended went wrong.
   virtual void check_run() {}
 

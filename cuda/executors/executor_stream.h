@@ -13,12 +13,17 @@
 
 namespace deviceloop::cuda {
 
-/// Throws InvalidArgument where the caller captures the stream, if it is one of the caller's.
-inline void refuse_capture(const std::optional<Stream>& callers) {
-  if (!callers || *callers == nullptr) return;  // the default stream cannot be captured
+/// Whether the stream is one of the caller's, who captures it.
+inline bool is_captured(const std::optional<Stream>& callers) {
+  if (!callers || *callers == nullptr) return false;  // the default stream cannot be captured
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   DEVICELOOP_CHECK_CUDA(cudaStreamIsCapturing(*callers, &status));
-  if (status != cudaStreamCaptureStatusNone)
+  return status != cudaStreamCaptureStatusNone;
+}
+
+/// Throws InvalidArgument where it is.
+inline void refuse_capture(const std::optional<Stream>& callers) {
+  if (is_captured(callers))
     throw InvalidArgument(
         "the trainer's stream is being captured, which can take enqueue_step and, between arrays in the GPU's memory, "
         "predict, and nothing else; end the capture first, and call prepare or predict before it begins");

@@ -143,15 +143,39 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     enqueue_all(layout_.predict);
     return operand(kBorrowed + kPredictOutput);
   }
-  /// Only as many rows as the products were made for.
-  bool predict_in_place(ConstMatrix x, Matrix out) override {
-    if (x.rows != layout_.predict_rows || !this->is_ready_for_use(x) || !this->is_ready_for_use(out)) return false;
+  /// Arrays of the caller are read and written where they lie, many rows at a time: a launch takes longer than the
+  /// arithmetic of a thousand.
+  std::int64_t predict_in_place(ConstMatrix x, Matrix out) override {
+    if (!this->is_ready_for_use(x) || !this->is_ready_for_use(out)) return 0;
+    const auto panel =
+        std::find_if(panels_.begin(), panels_.end(), [&](const Panel& each) { return each.rows <= x.rows; });
+    if (panel == panels_.end()) return 0;
     const std::array<T*, kBorrowedCount> before = borrowed_;
     borrowed_[kPredictInput] = const_cast<T*>(static_cast<const T*>(x.data));  // read only
     borrowed_[kPredictOutput] = static_cast<T*>(out.data);
-    enqueue_all(layout_.predict);
+    enqueue_all(panel->operations);
     borrowed_ = before;
-    return true;
+    return panel->rows;
+  }
+
+  void prepare_panels() override {
+    if (!panels_.empty()) return;
+    std::int64_t widest = 1;
+    for (const std::int64_t width : network_.widths) widest = std::max(widest, width);
+    const std::int64_t row_bytes = 2 * widest * static_cast<std::int64_t>(sizeof(T));
+    std::int64_t rows = layout_.predict_rows;
+    while (kPanelFactor * rows * row_bytes <= kPanelBytes) rows *= kPanelFactor;
+    panel_memory_.emplace(static_cast<std::size_t>(rows * row_bytes), this->options_);
+    borrowed_[kPanelEven] = static_cast<T*>(panel_memory_->data());
+    borrowed_[kPanelOdd] = borrowed_[kPanelEven] + rows * widest;
+    std::vector<Panel> made;
+    for (; rows >= layout_.predict_rows; rows /= kPanelFactor) {
+      made.push_back({rows, predict_panel(layout_, rows, static_cast<int>(gemms_.size()))});
+      for (const GraphOperation& operation : made.back().operations)
+        if (operation.kind == Kind::gemm) gemms_.emplace_back();
+      make_gemms(made.back().operations);
+    }
+    panels_ = std::move(made);
   }
 
  private:
@@ -504,6 +528,14 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   std::optional<GemmLibrary> library_;
   std::vector<std::optional<Gemm>> gemms_;  ///< by GraphOperation::product
   std::array<T*, kBorrowedCount> borrowed_{};
+  /// Predictions of so many rows of the caller's arrays, the most first.
+  struct Panel {
+    std::int64_t rows;
+    List operations;
+  };
+  static constexpr std::int64_t kPanelBytes = std::int64_t{64} << 20, kPanelFactor = 8;
+  std::vector<Panel> panels_;
+  std::optional<DeviceMemory> panel_memory_;  ///< of their hidden layers
   std::optional<ScalarQueue<T>> scalars_;
   Graph chunk_, single_;  ///< steps_per_launch steps and, where these are several, one
 };

@@ -625,6 +625,19 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   return layout;
 }
 
+std::vector<GraphOperation> predict_panel(const GraphLayout& layout, std::int64_t rows, int first_product) {
+  std::vector<GraphOperation> panel = layout.predict;
+  for (GraphOperation& operation : panel) {
+    operation.rows = rows;
+    for (std::uint64_t* const operand : {&operation.a, &operation.out}) {
+      if (*operand == layout.predict_even) *operand = kBorrowed + kPanelEven;
+      if (*operand == layout.predict_odd) *operand = kBorrowed + kPanelOdd;
+    }
+    if (operation.kind == Kind::gemm) operation.product = first_product++;
+  }
+  return panel;
+}
+
 void ask_graph(const Request& request, Answer& answer) {
   const TrainingSpec& training = request.training;
   const GpuCaps& gpu = gpu_of(request);

@@ -26,6 +26,8 @@ enum Borrowed : std::uint64_t {
   kBorrowedWeights,
   kPredictInput,
   kPredictOutput,
+  kPanelEven,  ///< hidden layers of predict_panel()
+  kPanelOdd,
   kBorrowedCount
 };
 
@@ -167,6 +169,10 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
 /// The same, of a step that is made already.
 GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step);
 /// @}
+
+/// The predictions of `rows` rows in place of predict_rows, with hidden layers at kPanelEven and kPanelOdd; products
+/// are numbered from `first_product` on.
+std::vector<GraphOperation> predict_panel(const GraphLayout& layout, std::int64_t rows, int first_product);
 
 /// The graph executor's answer, with a GraphLayout.
 void ask_graph(const Request& request, Answer& answer);

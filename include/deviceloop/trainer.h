@@ -292,8 +292,8 @@ class DEVICELOOP_EXPORT Trainer {
   /// InvalidArgument for shapes that do not match and for values that are not finite in the working precision, and as
   /// prepare() does where nothing was prepared yet. Either may be in the memory of the plan's GPU. If both are, the
   /// predictions are enqueued on the stream and nothing waits; the values are not looked at; and where predict was
-  /// called before, a stream that is being captured takes them into its graph (with Formulation::gram only if no step
-  /// was taken since parameters were last read).
+  /// called before with as many rows, a stream that is being captured takes them into its graph (with Formulation::gram
+  /// only if no step was taken since parameters were last read).
   void predict(ConstMatrix x, Matrix out);
 
   /// As given.
