@@ -156,6 +156,17 @@ State& state() {
 
 simt::Counts& tally() { return state().settings.counts; }
 
+/// With DEVICELOOP_SIMT_COUNTS a program says at its end what it asked for.
+[[maybe_unused]] const int say_counts = [] {
+  if (std::getenv("DEVICELOOP_SIMT_COUNTS") != nullptr)
+    std::atexit([] {
+      const simt::Counts& counts = tally();
+      std::fprintf(stderr, "copies %d, synchronisations %d, allocations %d\n", counts.copies, counts.synchronisations,
+                   counts.allocations);
+    });
+  return 0;
+}();
+
 thread_local int current_device = 0;
 thread_local std::vector<int> devices_below;          ///< current before contexts were pushed
 thread_local CUstream_st* captured_stream = nullptr;  ///< by this thread
