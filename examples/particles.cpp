@@ -26,6 +26,7 @@ using namespace deviceloop;
 constexpr std::int64_t kState = 4;  // x, y and their velocities
 constexpr int kSubsteps = 20, kTrainingSteps = 10;
 constexpr float kTime = 0.01f, kStiffness = 200, kDrag = 0.02f;
+constexpr float kPush = kTime * kStiffness;  // velocity that a wall gives a unit deep
 
 void check(cudaError_t code) {
   if (code != cudaSuccess)
@@ -94,7 +95,8 @@ struct DeviceMatrix {
 };
 
 /// One particle a row. How deep it is in each of the four walls is
-/// relu(state kToWalls - 1); a small step is state kFlight + depths kForces.
+/// relu(state to_walls - 1); a small step is state flight + depths forces, where
+/// positions move by the new velocity, which keeps the energy.
 class Simulation {
  public:
   Simulation(std::int64_t particles, const Stream& stream)
@@ -105,8 +107,8 @@ class Simulation {
                  1 - kDrag * kTime},
                 kState, stream),
         to_walls_({1, -1, 0, 0, 0, 0, 1, -1, 0, 0, 0, 0, 0, 0, 0, 0}, kState, stream),
-        forces_({0, 0, -kTime * kStiffness, 0, 0, 0, kTime * kStiffness, 0, 0, 0, 0,
-                 -kTime * kStiffness, 0, 0, 0, kTime * kStiffness},
+        forces_({-kTime * kPush, 0, -kPush, 0, kTime * kPush, 0, kPush, 0, 0,
+                 -kTime * kPush, 0, -kPush, 0, kTime * kPush, 0, kPush},
                 kState, stream),
         walls_({-1, -1, -1, -1}, 1, stream) {}
 
@@ -168,7 +170,7 @@ void run(int frames, std::int64_t particles) {
   TrainingSpec training;
   training.reduction = Reduction::mean;
   training.optimizer = {
-      .kind = OptimizerKind::sgd, .learning_rate = 0.05, .momentum = 0.9};
+      .kind = OptimizerKind::sgd, .learning_rate = 0.02, .momentum = 0.9};
   Trainer trainer(network, training, CudaOptions{.stream = stream.handle},
                   ExecutorKind::graph);
   trainer.initialize(2, Init::he);
