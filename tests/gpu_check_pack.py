@@ -4,6 +4,7 @@ with, as sources or archives, and with --binaries the programs of a build."""
 import datetime
 import hashlib
 import json
+import lzma
 import os
 import pathlib
 import re
@@ -17,7 +18,9 @@ from gpu_check_machine import (ROOT, cache_entry, commit_here, find_cmake, nvcc_
 
 LIMIT = 64 << 20
 MANIFEST = "BINARIES.json"
-ARCHIVE = "binaries.tar.gz"
+ARCHIVE = "binaries.tar.xz"
+# The programs have the same library in them: a window that holds several of them sees that.
+COMPRESSION = [{"id": lzma.FILTER_LZMA2, "preset": 2, "dict_size": 64 << 20}]
 
 
 def packed_commit(packages):
@@ -216,7 +219,7 @@ def pack_binaries(folder, build):
         "tests": tests,
     }
     archive = folder / ARCHIVE
-    with tarfile.open(archive, "w:gz", compresslevel=6) as tar:
+    with lzma.open(archive, "wb", filters=COMPRESSION) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         for place in ("bin", "lib"):
             tar.add(files / place, place)
     shutil.rmtree(files)
