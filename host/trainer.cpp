@@ -532,30 +532,48 @@ struct Trainer::Impl {
   }
 
   void load(SavedState saved) {
+    // All that may be refused memory comes first.
+    const Resumption resumption = resumption_of(saved);
     set_state(std::move(saved.values));
     optimizer_steps = saved.steps;
     if (!saved.checkpoint) return;
     steps_done = saved.checkpoint->steps_done;
     loaded = std::move(saved);
-    resume();
+    resume(resumption);
   }
 
-  // Takes over what of a loaded state belongs to data and validation data, as soon as they are there and the same.
-  void resume() {
-    if (!loaded || !executor) return;
-    const CheckpointMetadata& of = *loaded->checkpoint;
-    if (has_validation() && of.validation == checksum_of_validation()) {
+  /// What of a state belongs to the data and validation data that are there.
+  struct Resumption {
+    bool watching = false;
+    std::vector<TensorId> gram{};  ///< empty: nothing
+  };
+
+  Resumption resumption_of(const SavedState& saved) const {
+    Resumption made;
+    if (!saved.checkpoint || !executor) return made;
+    const CheckpointMetadata& of = *saved.checkpoint;
+    made.watching = has_validation() && of.validation == checksum_of_validation();
+    if (executor->gram_run() != nullptr && saved.gram &&
+        of.training.reprojection_steps == training.reprojection_steps && has_data && of.data == checksum_of_data())
+      made.gram = gram_tensors(executor->step());
+    return made;
+  }
+
+  void resume(const Resumption& resumption) {
+    if (resumption.watching) {
+      const CheckpointMetadata& of = *loaded->checkpoint;
       watcher.resume(of.best, of.evaluations_since_best);
       if (of.has_best_parameters()) executor->write_best(of.best->loss, loaded->best);
     }
-    GramRun* const run = executor->gram_run();
-    if (run == nullptr || !loaded->gram || of.training.reprojection_steps != training.reprojection_steps || !has_data ||
-        of.data != checksum_of_data())
-      return;
-    const std::vector<TensorId> tensors = gram_tensors(executor->step());
-    for (std::size_t index = 0; index < tensors.size(); ++index)
-      executor->write_tensor(tensors[index], std::as_const(loaded->gram->tensors[index]).view());
-    run->resume(loaded->gram->progress);
+    if (resumption.gram.empty()) return;
+    for (std::size_t index = 0; index < resumption.gram.size(); ++index)
+      executor->write_tensor(resumption.gram[index], std::as_const(loaded->gram->tensors[index]).view());
+    executor->gram_run()->resume(loaded->gram->progress);
+  }
+
+  /// As soon as data or validation data are there that a loaded state belongs to.
+  void resume() {
+    if (loaded) resume(resumption_of(*loaded));
   }
 };
 

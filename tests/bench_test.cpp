@@ -189,7 +189,7 @@ TEST(BenchCases, KernelsAndProductsOfAGpuAreListedWithoutOne) {
     EXPECT_TRUE(has(cases, name)) << name;
   // All kinds are in the default set, few of each: it must take a GPU less than a minute.
   const std::vector<Case> by_default = select_cases(cases, "");
-  EXPECT_LE(by_default.size(), 32 + 33u);
+  EXPECT_LE(by_default.size(), 35 + 33u);
   for (const Case& one : cases)
     EXPECT_TRUE(std::any_of(by_default.begin(), by_default.end(), [&](const Case& other) {
       const auto kind = [](const std::string& name) { return name.substr(0, name.find('/', name.find("cuda/") + 5)); };

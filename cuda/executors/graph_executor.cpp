@@ -533,7 +533,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     std::int64_t rows;
     List operations;
   };
-  static constexpr std::int64_t kPanelBytes = std::int64_t{64} << 20, kPanelFactor = 8;
+  static constexpr std::int64_t kPanelBytes = std::int64_t{64} << 20, kPanelFactor = 2;
   std::vector<Panel> panels_;
   std::optional<DeviceMemory> panel_memory_;  ///< of their hidden layers
   std::optional<ScalarQueue<T>> scalars_;

@@ -2,6 +2,8 @@
 /// CUDA's streams, without a CUDA header.
 #pragma once
 
+#include <deviceloop/export.h>
+
 struct CUstream_st;
 
 namespace deviceloop::cuda {

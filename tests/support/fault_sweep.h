@@ -107,9 +107,7 @@ class Life {
         {"predict", [](Life& life) { life.predict(); }},
         {"set the same data", [](Life& life) { life.set_data(); }},
         {"train", [](Life& life) { life.train(3, 0); }, 3},
-        {"train without waiting",
-         [](Life& life) { life.call([&](Trainer& of) { life.results_[0] = of.train_async(1).wait().losses.at(0); }); },
-         1},
+        {"train without waiting", [](Life& life) { life.train_async(1); }, 1},
         {"read parameters", [](Life& life) { life.read_parameters(); }},
         {"save state", [](Life& life) { life.call([&](Trainer& of) { of.save_state(life.state_file_); }); }},
         {"save weights", [](Life& life) { life.call([&](Trainer& of) { of.save_weights(life.weights_file_); }); }},
@@ -148,6 +146,16 @@ class Life {
     call([&](Trainer& trainer) {
       report = steps_per_callback == 0 ? trainer.train(steps) : trainer.train(steps, callback, steps_per_callback);
     });
+    results_ = report.losses;
+    evaluations_.clear();
+    for (const Evaluation& evaluation : report.evaluations) evaluations_.push_back(evaluation.loss);
+  }
+
+  /// By train where the host has to decide whether the run goes on.
+  void train_async(std::int64_t steps) {
+    if (life_.problem.training.watch.patience > 0) return train(steps, 0);
+    TrainReport report;
+    call([&](Trainer& trainer) { report = trainer.train_async(steps).wait(); });
     results_ = report.losses;
     evaluations_.clear();
     for (const Evaluation& evaluation : report.evaluations) evaluations_.push_back(evaluation.loss);
