@@ -895,6 +895,7 @@ TrainRun Trainer::train_async(std::int64_t steps) {
   run->trainer = &self;
   run->report = self.begin_report();
   run->begin = std::chrono::steady_clock::now();
+  self.loaded.reset();
   // Whatever is thrown, what was enqueued is collected in its turn.
   self.runs.push_back(run);
   try {
@@ -941,6 +942,7 @@ void Trainer::enqueue_step(double* loss) {
   if (loss != nullptr && impl_->is_on_gpu())
     check_device_range(loss, sizeof *loss, impl_->decision.plan.device, "the loss of enqueue_step");
   impl_->executor->enqueue_step(loss);
+  impl_->loaded.reset();
 }
 
 Evaluation Trainer::evaluate() {
