@@ -130,7 +130,7 @@ TEST(ReportPage, HasTheJsonOfTheRun) {
   run.result.plan.reason = "<!-- </script> & \" <";
   const std::string page = run.page();
   run.result.losses = run.losses;
-  EXPECT_EQ(embedded(page), nlohmann::json::parse(json_text(run.result)));
+  EXPECT_EQ(embedded(page), nlohmann::json::parse(run_json(run.result)));
   EXPECT_EQ(embedded(page).at("reason"), run.result.plan.reason);
   EXPECT_EQ(count_of(page, "</script>"), 1);
 }

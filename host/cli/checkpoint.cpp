@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 #include <deviceloop/error.h>
 
 #include "files/checkpoint_metadata.h"
+#include "files/json_text.h"
 #include "files/rotated_file.h"
 #include "files/weights.h"
 #include "names.h"
@@ -171,15 +171,12 @@ std::int64_t CheckpointOutput::steps_until_due(std::int64_t done, std::int64_t t
 }
 
 void CheckpointOutput::write(const Trainer& trainer, EndOfRun end) {
-  FlatObject run = options_;
-  if (end == EndOfRun::patience || end == EndOfRun::target_loss) run["end"] = name_or_null(end);
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  for (const auto& [name, value] : run) json[name] = std::get<std::string>(value);
   try {
+    JsonObject run(JsonLayout::one_line);
+    for (const auto& [name, value] : options_) run.add(name, std::get<std::string>(value));
+    if (end == EndOfRun::patience || end == EndOfRun::target_loss) run.add("end", name_or_null(end));
     write_rotated(path_, [&](OutputFile& file) {
-      TrainerAccess::save_state(
-          trainer, file, network_,
-          {{kRunKey, json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace)}});
+      TrainerAccess::save_state(trainer, file, network_, {{kRunKey, run.text()}});
     });
     problem_.clear();
   } catch (const std::exception& error) {

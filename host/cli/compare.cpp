@@ -20,6 +20,7 @@
 
 #include "commands.h"
 #include "comparison.h"
+#include "files/json_text.h"
 #include "files/output_file.h"
 #include "inputs.h"
 #include "interrupt.h"
@@ -316,68 +317,103 @@ std::string summary(const Side& a, const Side& b, const Comparison& comparison) 
          (comparison.holds() ? "all bounds hold\n" : "the bounds do not hold\n");
 }
 
-using Json = nlohmann::ordered_json;  // which writes a number that is not finite as null
-
-Json json_of(const std::optional<std::int64_t>& value) { return value ? Json(*value) : Json(); }
-
-Json json_of(const std::optional<LossDifference>& at) {
-  if (!at) return nullptr;
-  return {{"step", at->step}, {"a", at->a}, {"b", at->b}, {"difference", at->difference}};
+JsonObject json_of(const LossDifference& at) {
+  JsonObject json(JsonLayout::lines);
+  json.add("step", at.step);
+  json.add("a", at.a);
+  json.add("b", at.b);
+  json.add("difference", at.difference);
+  return json;
 }
 
-Json json_of(const std::optional<ParameterDifference>& at) {
-  if (!at) return nullptr;
-  return {{"steps", at->steps}, {"name", at->name}, {"difference", at->difference}};
+JsonObject json_of(const ParameterDifference& at) {
+  JsonObject json(JsonLayout::lines);
+  json.add("steps", at.steps);
+  json.add("name", at.name);
+  json.add("difference", at.difference);
+  return json;
 }
 
-Json json_of(const std::optional<ElementDifference>& at) {
-  if (!at) return nullptr;
-  return {{"name", at->name}, {"row", at->row}, {"column", at->column}, {"a", at->a}, {"b", at->b}};
+JsonObject json_of(const ElementDifference& at) {
+  JsonObject json(JsonLayout::lines);
+  json.add("name", at.name);
+  json.add("row", at.row);
+  json.add("column", at.column);
+  json.add("a", at.a);
+  json.add("b", at.b);
+  return json;
 }
 
-Json json_of(const Side& side, const std::optional<std::int64_t>& diverged) {
+template <class Difference>
+std::optional<JsonObject> json_of(const std::optional<Difference>& at) {
+  return at ? std::optional(json_of(*at)) : std::nullopt;
+}
+
+JsonObject json_of(const Side& side, const std::optional<std::int64_t>& diverged) {
   const Plan& plan = side.plan;
-  Json json = {{"plan", name(plan.executor)}, {"reason", plan.reason}};
+  JsonObject json(JsonLayout::lines);
+  json.add("plan", name(plan.executor));
+  json.add("reason", plan.reason);
   if (row_of(plan.executor).is_on_gpu)
-    json["device"] = plan.device;
+    json.add("device", plan.device);
   else
-    json["threads"] = plan.threads;
-  json["precision"] = name(side.run.training.precision);
-  json["formulation"] = name(plan.formulation);
-  json["us_per_step"] = side.steps > 0 ? Json(side.total_ms * 1000 / static_cast<double>(side.steps)) : Json();
-  json["first_non_finite_step"] = json_of(diverged);
+    json.add("threads", plan.threads);
+  json.add("precision", name(side.run.training.precision));
+  json.add("formulation", name(plan.formulation));
+  json.add("us_per_step",
+           side.steps > 0 ? std::optional(side.total_ms * 1000 / static_cast<double>(side.steps)) : std::nullopt);
+  json.add("first_non_finite_step", diverged);
+  return json;
+}
+
+JsonObject json_of(const LossComparison& losses) {
+  JsonObject json(JsonLayout::lines);
+  json.add("bound", losses.bound);
+  json.add("same_bits", !losses.first_different);
+  json.add("first_different", json_of(losses.first_different));
+  json.add("largest", json_of(losses.largest));
+  json.add("first_exceeded", json_of(losses.first_exceeded));
+  return json;
+}
+
+JsonObject json_of(const ParameterComparison& parameters) {
+  JsonObject json(JsonLayout::lines);
+  json.add("weight_bound", parameters.bounds.weight);
+  json.add("bias_bound", parameters.bounds.bias());
+  json.add("same_bits", !parameters.first_different);
+  json.add("first_different", json_of(parameters.first_different));
+  json.add("largest", json_of(parameters.largest));
+  json.add("first_exceeded", json_of(parameters.first_exceeded));
+  json.add("end", json_of(parameters.end));
+  json.add("largest_element", json_of(parameters.largest_element));
+  return json;
+}
+
+JsonObject json_of(const ComparisonRow& row) {
+  JsonObject json(JsonLayout::lines);
+  json.add("steps", row.steps);
+  json.add("loss_a", row.loss_a);
+  json.add("loss_b", row.loss_b);
+  json.add("loss_difference", row.loss_difference);
+  json.add("parameter_difference", row.parameter.difference);
+  json.add("parameter", row.parameter.name);
   return json;
 }
 
 void write_json(OutputFile& file, const Side& a, const Side& b, const Comparison& comparison) {
-  const LossComparison& losses = comparison.losses;
-  const ParameterComparison& parameters = comparison.parameters;
-  Json json;
-  json["version"] = DEVICELOOP_VERSION;
-  json["a"] = json_of(a, losses.a_diverged);
-  json["b"] = json_of(b, losses.b_diverged);
-  json["rerun"] = is_rerun(a, b);
-  json["steps"] = losses.steps;
-  json["holds"] = comparison.rows.empty() ? Json() : Json(comparison.holds());
-  json["losses"] = {{"bound", losses.bound},
-                    {"same_bits", !losses.first_different},
-                    {"first_different", json_of(losses.first_different)},
-                    {"largest", json_of(losses.largest)},
-                    {"first_exceeded", json_of(losses.first_exceeded)}};
-  json["parameters"] = {
-      {"weight_bound", parameters.bounds.weight}, {"bias_bound", parameters.bounds.bias()},
-      {"same_bits", !parameters.first_different}, {"first_different", json_of(parameters.first_different)},
-      {"largest", json_of(parameters.largest)},   {"first_exceeded", json_of(parameters.first_exceeded)},
-      {"end", json_of(parameters.end)},           {"largest_element", json_of(parameters.largest_element)}};
-  json["rows"] = Json::array();
-  for (const ComparisonRow& row : comparison.rows)
-    json["rows"].push_back({{"steps", row.steps},
-                            {"loss_a", row.loss_a},
-                            {"loss_b", row.loss_b},
-                            {"loss_difference", row.loss_difference},
-                            {"parameter_difference", row.parameter.difference},
-                            {"parameter", row.parameter.name}});
-  file.write(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  JsonList rows(JsonLayout::lines);
+  for (const ComparisonRow& row : comparison.rows) rows.add(json_of(row));
+  JsonObject json(JsonLayout::lines);
+  json.add("version", DEVICELOOP_VERSION);
+  json.add("a", json_of(a, comparison.losses.a_diverged));
+  json.add("b", json_of(b, comparison.losses.b_diverged));
+  json.add("rerun", is_rerun(a, b));
+  json.add("steps", comparison.losses.steps);
+  json.add("holds", comparison.rows.empty() ? std::nullopt : std::optional(comparison.holds()));
+  json.add("losses", json_of(comparison.losses));
+  json.add("parameters", json_of(comparison.parameters));
+  json.add("rows", rows);
+  file.write(json.text() + "\n");
   file.commit();
 }
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include <deviceloop/version.h>
 
 #include "accuracy.h"
 #include "elementary.h"
+#include "files/json_text.h"
 #include "matrix_ops.h"
 #include "names.h"
 #include "planning/decision.h"
@@ -69,41 +69,41 @@ bool is_plain(const Optimizer& optimizer) {
 }
 
 /// What the optimizer uses, defaults included.
-nlohmann::ordered_json json_of(const Optimizer& optimizer) {
+JsonObject json_of(const Optimizer& optimizer) {
   const OptimizerMembers members = members_of(optimizer.kind);
-  nlohmann::ordered_json json;
-  json["name"] = optimizer_name(optimizer.kind);
-  json["learning_rate"] = optimizer.learning_rate;
-  if (members.momentum) json["momentum"] = optimizer.momentum;
-  if (members.nesterov) json["nesterov"] = optimizer.nesterov;
-  if (members.weight_decay) json["weight_decay"] = weight_decay_of(optimizer);
-  if (members.beta1) json["beta1"] = optimizer.beta1;
-  if (members.beta2) json["beta2"] = beta2_of(optimizer);
-  if (members.epsilon) json["epsilon"] = optimizer.epsilon;
-  if (optimizer.clip_norm > 0) json["clip_norm"] = optimizer.clip_norm;
-  if (optimizer.clip_value > 0) json["clip_value"] = optimizer.clip_value;
+  JsonObject json(JsonLayout::lines);
+  json.add("name", optimizer_name(optimizer.kind));
+  json.add("learning_rate", optimizer.learning_rate);
+  if (members.momentum) json.add("momentum", optimizer.momentum);
+  if (members.nesterov) json.add("nesterov", optimizer.nesterov);
+  if (members.weight_decay) json.add("weight_decay", weight_decay_of(optimizer));
+  if (members.beta1) json.add("beta1", optimizer.beta1);
+  if (members.beta2) json.add("beta2", beta2_of(optimizer));
+  if (members.epsilon) json.add("epsilon", optimizer.epsilon);
+  if (optimizer.clip_norm > 0) json.add("clip_norm", optimizer.clip_norm);
+  if (optimizer.clip_value > 0) json.add("clip_value", optimizer.clip_value);
   return json;
 }
 
-nlohmann::ordered_json json_of(const Schedule& schedule) {
-  nlohmann::ordered_json json;
-  json["name"] = name_or_null(schedule.kind);
+JsonObject json_of(const Schedule& schedule) {
+  JsonObject json(JsonLayout::lines);
+  json.add("name", name_or_null(schedule.kind));
   switch (schedule.kind) {
     case ScheduleKind::constant:
       break;
     case ScheduleKind::step:
-      json["every"] = schedule.period;
-      json["factor"] = schedule.factor;
+      json.add("every", schedule.period);
+      json.add("factor", schedule.factor);
       break;
     case ScheduleKind::exponential:
-      json["factor"] = schedule.factor;
+      json.add("factor", schedule.factor);
       break;
     case ScheduleKind::cosine:
-      json["period"] = schedule.period;
-      json["end_rate"] = schedule.end_rate;
+      json.add("period", schedule.period);
+      json.add("end_rate", schedule.end_rate);
       break;
   }
-  if (schedule.warmup_steps > 0) json["warmup_steps"] = schedule.warmup_steps;
+  if (schedule.warmup_steps > 0) json.add("warmup_steps", schedule.warmup_steps);
   return json;
 }
 
@@ -132,30 +132,24 @@ LossText text_of(Loss loss) {
   return {"cross-entropy", "cross-entropies"};
 }
 
-nlohmann::ordered_json json_of(const std::optional<double>& value) {
-  if (!value || !std::isfinite(*value)) return nullptr;
-  return *value;
-}
-
-nlohmann::ordered_json json_of(const Evaluation& evaluation) {
-  nlohmann::ordered_json json;
-  json["steps"] = evaluation.steps;
-  json["loss"] = json_of(std::optional(evaluation.loss));
-  if (evaluation.accuracy) json["accuracy"] = *evaluation.accuracy;
+JsonObject json_of(const Evaluation& evaluation) {
+  JsonObject json(JsonLayout::lines);
+  json.add("steps", evaluation.steps);
+  json.add("loss", evaluation.loss);
+  if (evaluation.accuracy) json.add("accuracy", *evaluation.accuracy);
   return json;
 }
 
 bool watches(const RunResult& result) { return result.validation_rows > 0 || result.training.watch.target_loss; }
 
-/// Null without validation data.
-nlohmann::ordered_json json_of_validation(const RunResult& result) {
-  if (result.validation_rows == 0) return nullptr;
-  nlohmann::ordered_json json;
-  json["rows"] = result.validation_rows;
-  json["evaluations"] = nlohmann::ordered_json::array();
-  for (const Evaluation& evaluation : result.evaluations) json["evaluations"].push_back(json_of(evaluation));
-  json["best"] = result.best ? json_of(*result.best) : nlohmann::ordered_json();
-  json["kept"] = result.training.watch.keep_best && result.best ? "best" : "last";
+JsonObject json_of_validation(const RunResult& result) {
+  JsonObject json(JsonLayout::lines);
+  json.add("rows", result.validation_rows);
+  JsonList evaluations(JsonLayout::lines);
+  for (const Evaluation& evaluation : result.evaluations) evaluations.add(json_of(evaluation));
+  json.add("evaluations", evaluations);
+  json.add("best", result.best ? std::optional(json_of(*result.best)) : std::nullopt);
+  json.add("kept", result.training.watch.keep_best && result.best ? "best" : "last");
   return json;
 }
 
@@ -345,64 +339,70 @@ void write_history(OutputFile& file, const RunResult& result) {
   file.write(text);
 }
 
-void write_json(OutputFile& file, const RunResult& result) { file.write(json_text(result)); }
+void write_json(OutputFile& file, const RunResult& result) { file.write(run_json(result)); }
 
-std::string json_text(const RunResult& result) {
-  nlohmann::ordered_json json;
-  json["version"] = DEVICELOOP_VERSION;
-  json["plan"] = name(result.plan.executor);
-  json["reason"] = result.plan.reason;
-  json["formulation"] = name(result.plan.formulation);
-  if (result.plan.formulation == Formulation::gram) json["reprojection_steps"] = result.training.reprojection_steps;
+std::string run_json(const RunResult& result) {
+  JsonObject json(JsonLayout::lines);
+  json.add("version", DEVICELOOP_VERSION);
+  json.add("plan", name(result.plan.executor));
+  json.add("reason", result.plan.reason);
+  json.add("formulation", name(result.plan.formulation));
+  if (result.plan.formulation == Formulation::gram) json.add("reprojection_steps", result.training.reprojection_steps);
   if (!is_plain(result.training.optimizer)) {
-    json["optimizer"] = json_of(result.training.optimizer);
-    json["schedule"] = json_of(result.training.optimizer.schedule);
+    json.add("optimizer", json_of(result.training.optimizer));
+    json.add("schedule", json_of(result.training.optimizer.schedule));
   }
   if (!is_plain(result.training)) {
-    json["loss"] = loss_name(result.training.loss);
-    if (result.training.loss == Loss::huber) json["huber_delta"] = result.training.huber_delta;
-    json["reduction"] = name_or_null(result.training.reduction);
-    if (result.training.sample_weights) json["sample_weights"] = true;
+    json.add("loss", loss_name(result.training.loss));
+    if (result.training.loss == Loss::huber) json.add("huber_delta", result.training.huber_delta);
+    json.add("reduction", name_or_null(result.training.reduction));
+    if (result.training.sample_weights) json.add("sample_weights", true);
   }
   if (result.network.output_activation != Activation::identity)
-    json["output_activation"] = activation_text(result.network.output_activation, result.network.leaky_slope);
+    json.add("output_activation", activation_text(result.network.output_activation, result.network.leaky_slope));
   if (!result.scaling.is_identity()) {
-    json["input_scaling"]["factor"] = result.scaling.factor;
-    json["input_scaling"]["standardized"] = !result.scaling.mean.empty();
+    JsonObject scaling(JsonLayout::lines);
+    scaling.add("factor", result.scaling.factor);
+    scaling.add("standardized", !result.scaling.mean.empty());
+    json.add("input_scaling", scaling);
   }
   if (!result.target_scaling.is_identity()) {
-    json["target_scaling"]["mean"] = result.target_scaling.mean;
-    json["target_scaling"]["deviation"] = result.target_scaling.deviation;
+    JsonObject scaling(JsonLayout::lines);
+    scaling.add("mean", result.target_scaling.mean);
+    scaling.add("deviation", result.target_scaling.deviation);
+    json.add("target_scaling", scaling);
   }
   if (has_minibatches(result.training)) {
-    json["batch_size"] = result.training.batch_size;
-    json["shuffle"] = result.training.shuffle;
+    json.add("batch_size", result.training.batch_size);
+    json.add("shuffle", result.training.shuffle);
   }
-  if (result.epochs > 0) json["epochs"] = result.epochs;
-  json["precision"] = name(result.training.precision);
-  json["threads"] = result.plan.threads;
-  if (result.first_step > 0) json["first_step"] = result.first_step;
-  json["steps"] = result.steps;
-  json["loss_first"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.front());
-  json["loss_last"] = result.losses.empty() ? nlohmann::ordered_json() : json_of(result.losses.back());
-  json["us_per_step"] = json_of(result.us_per_step);
-  json["predicted_us_per_step"] = result.plan.predicted_us_per_step;
-  json["floor_us_per_step"] =
-      result.plan.floor_us_per_step > 0 ? nlohmann::ordered_json(result.plan.floor_us_per_step) : nullptr;
-  json["total_ms"] = result.total_ms;
-  json["prepare_ms"] = total_ms(result.preparation);
-  for (const PreparationStage& stage : result.preparation) json["preparation"][stage.name] = stage.ms;
-  json["first_non_finite_step"] =
-      result.first_non_finite_step ? nlohmann::ordered_json(*result.first_non_finite_step) : nlohmann::ordered_json();
-  const std::optional<bool> moved = loss_moved(result.losses);
-  json["loss_moved"] = moved ? nlohmann::ordered_json(*moved) : nlohmann::ordered_json();
-  json["inactive_layers"] = result.inactive_layers;
+  if (result.epochs > 0) json.add("epochs", result.epochs);
+  json.add("precision", name(result.training.precision));
+  json.add("threads", result.plan.threads);
+  if (result.first_step > 0) json.add("first_step", result.first_step);
+  json.add("steps", result.steps);
+  json.add("loss_first", result.losses.empty() ? std::nullopt : std::optional(result.losses.front()));
+  json.add("loss_last", result.losses.empty() ? std::nullopt : std::optional(result.losses.back()));
+  json.add("us_per_step", result.us_per_step);
+  json.add("predicted_us_per_step", result.plan.predicted_us_per_step);
+  json.add("floor_us_per_step",
+           result.plan.floor_us_per_step > 0 ? std::optional(result.plan.floor_us_per_step) : std::nullopt);
+  json.add("total_ms", result.total_ms);
+  json.add("prepare_ms", total_ms(result.preparation));
+  if (!result.preparation.empty()) {
+    JsonObject preparation(JsonLayout::lines);
+    for (const PreparationStage& stage : result.preparation) preparation.add(stage.name, stage.ms);
+    json.add("preparation", preparation);
+  }
+  json.add("first_non_finite_step", result.first_non_finite_step);
+  json.add("loss_moved", loss_moved(result.losses));
+  json.add("inactive_layers", result.inactive_layers);
   if (watches(result)) {
-    json["end"] = name_or_null(result.end);
-    json["validation"] = json_of_validation(result);
+    json.add("end", name_or_null(result.end));
+    json.add("validation", result.validation_rows > 0 ? std::optional(json_of_validation(result)) : std::nullopt);
   }
-  if (!result.algorithms.empty()) json["algorithms"] = result.algorithms;
-  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  if (!result.algorithms.empty()) json.add("algorithms", result.algorithms);
+  return json.text() + "\n";
 }
 
 }  // namespace deviceloop::cli

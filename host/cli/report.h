@@ -117,6 +117,6 @@ std::string note_lines(const RunResult& result, std::int64_t rows, std::int64_t 
 void write_history(OutputFile& file, const RunResult& result);
 void write_json(OutputFile& file, const RunResult& result);
 /// What write_json writes.
-std::string json_text(const RunResult& result);
+std::string run_json(const RunResult& result);
 
 }  // namespace deviceloop::cli

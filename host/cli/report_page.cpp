@@ -600,7 +600,7 @@ std::string report_page(const RunResult& result, const ReportFacts& facts) {
          "<meta name=\"color-scheme\" content=\"light dark\"/>\n" +
          tag("title", escaped(title + " - deviceloop")) + "<style>\n" + kStyle + drawing::style() +
          "</style>\n</head>\n<body>\n" + tag("main", "\n" + body) +
-         "<script type=\"application/json\" id=\"deviceloop-run\">\n" + for_script(json_text(result)) +
+         "<script type=\"application/json\" id=\"deviceloop-run\">\n" + for_script(run_json(result)) +
          "</script>\n</body>\n</html>\n";
 }
 

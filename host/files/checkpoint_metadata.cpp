@@ -2,7 +2,7 @@
 
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -12,6 +12,7 @@
 #include "../step/step.h"
 #include "../text.h"
 #include "flat_json.h"
+#include "json_text.h"
 
 namespace deviceloop {
 namespace {
@@ -67,24 +68,29 @@ TrainingSpec normalized(TrainingSpec training, std::int64_t samples) {
   return training;
 }
 
-// ---- values as JSON, and as messages show them
-
-nlohmann::ordered_json json_of(bool value) { return value; }
-nlohmann::ordered_json json_of(std::int64_t value) { return value; }
-nlohmann::ordered_json json_of(std::uint64_t value) { return value; }
-nlohmann::ordered_json json_of(double value) { return value; }
-template <class Enum, std::enable_if_t<std::is_enum_v<Enum>, int> = 0>
-nlohmann::ordered_json json_of(Enum value) {
-  return name_or_null(value);
-}
-nlohmann::ordered_json json_of(const std::optional<double>& value) {
-  return value ? nlohmann::ordered_json(*value) : nullptr;
-}
+// ---- values as messages show them
 
 template <class Value>
 std::string value_text(const Value& value) {
-  const nlohmann::ordered_json json = json_of(value);
-  return json.is_string() ? json.get<std::string>() : json.is_null() ? "none" : json.dump();
+  if constexpr (std::is_enum_v<Value>)
+    return name_or_null(value);
+  else
+    return json_text(value);
+}
+std::string value_text(const std::optional<double>& value) { return value ? json_text(*value) : "none"; }
+
+// ---- writing
+
+template <class Value>
+void add(JsonObject& object, const char* key, const Value& value) {
+  if constexpr (std::is_enum_v<Value>)
+    object.add(key, name_or_null(value));
+  else
+    object.add(key, value);
+}
+/// Left out where there is none.
+void add(JsonObject& object, const char* key, const std::optional<double>& value) {
+  if (value) object.add(key, *value);
 }
 
 // ---- reading
@@ -161,23 +167,20 @@ class Reader {
 }  // namespace
 
 std::string checkpoint_metadata_text(const CheckpointMetadata& metadata) {
-  nlohmann::ordered_json json;
-  json["version"] = kVersion;
-  json["steps_done"] = metadata.steps_done;
-  for_each_setting(metadata.training, [&](const char* name, const auto& value, Rule) {
-    nlohmann::ordered_json setting = json_of(value);
-    if (!setting.is_null()) json[name] = std::move(setting);
-  });
-  if (metadata.data) json["data"] = checksum_text(*metadata.data);
-  if (metadata.validation) json["validation"] = checksum_text(*metadata.validation);
+  JsonObject object(JsonLayout::one_line);
+  object.add("version", kVersion);
+  object.add("steps_done", metadata.steps_done);
+  for_each_setting(metadata.training, [&](const char* name, const auto& value, Rule) { add(object, name, value); });
+  if (metadata.data) object.add("data", checksum_text(*metadata.data));
+  if (metadata.validation) object.add("validation", checksum_text(*metadata.validation));
   if (metadata.best) {
-    json["best.steps"] = metadata.best->steps;
-    json["best.loss"] = metadata.best->loss;
-    if (metadata.best->accuracy) json["best.accuracy"] = *metadata.best->accuracy;
+    object.add("best.steps", metadata.best->steps);
+    object.add("best.loss", metadata.best->loss);
+    add(object, "best.accuracy", metadata.best->accuracy);
   }
-  json["evaluations_since_best"] = metadata.evaluations_since_best;
-  json["gram_steps"] = metadata.gram_steps;
-  return json.dump();
+  object.add("evaluations_since_best", metadata.evaluations_since_best);
+  object.add("gram_steps", metadata.gram_steps);
+  return object.text();
 }
 
 std::optional<CheckpointMetadata> read_checkpoint_metadata(const SafeTensorsFile& file) {

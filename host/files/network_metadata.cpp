@@ -10,6 +10,7 @@
 
 #include "../names.h"
 #include "../text.h"
+#include "json_text.h"
 
 namespace deviceloop {
 namespace {
@@ -199,58 +200,32 @@ std::string names_problem(const NetworkMetadata& metadata) {
          (inputs == 1 ? " input" : " inputs");
 }
 
-/// JSON, without a tree of it: nlohmann's cannot be destroyed where memory is refused, nor where it was when the tree
-/// was made.
-/// @{
-template <class Value>
-std::string text_of(const Value& value) {
-  return nlohmann::json(value).dump();
-}
-template <class Value>
-std::string text_of(const std::vector<Value>& values) {
-  std::string text;
-  for (const Value& value : values) text += (text.empty() ? "" : ",") + text_of(value);
-  return "[" + text + "]";
-}
-class JsonMembers {
- public:
-  void add(const char* key, const std::string& value) {
-    text_ += (text_.empty() ? "" : ",") + text_of(std::string(key)) + ":" + value;
-  }
-  std::string text() const { return "{" + text_ + "}"; }
-
- private:
-  std::string text_;
-};
-/// @}
-
 }  // namespace
 
 std::string network_metadata_text(const NetworkMetadata& metadata) {
-  JsonMembers members;
-  members.add("version", text_of(kVersion));
-  members.add("widths", text_of(metadata.network.widths));
-  members.add("bias", text_of(metadata.network.bias));
-  members.add("activation", text_of(activation_text(metadata.network.activation, metadata.network.leaky_slope)));
-  members.add("output_activation",
-              text_of(activation_text(metadata.network.output_activation, metadata.network.leaky_slope)));
+  JsonObject object(JsonLayout::one_line);
+  object.add("version", kVersion);
+  object.add("widths", metadata.network.widths);
+  object.add("bias", metadata.network.bias);
+  object.add("activation", activation_text(metadata.network.activation, metadata.network.leaky_slope));
+  object.add("output_activation", activation_text(metadata.network.output_activation, metadata.network.leaky_slope));
   if (!metadata.scaling.is_identity()) {
-    JsonMembers scaling;
-    scaling.add("factor", text_of(metadata.scaling.factor));
+    JsonObject scaling(JsonLayout::one_line);
+    scaling.add("factor", metadata.scaling.factor);
     if (!metadata.scaling.mean.empty()) {
-      scaling.add("mean", text_of(metadata.scaling.mean));
-      scaling.add("deviation", text_of(metadata.scaling.deviation));
+      scaling.add("mean", metadata.scaling.mean);
+      scaling.add("deviation", metadata.scaling.deviation);
     }
-    members.add("input_scaling", scaling.text());
+    object.add("input_scaling", scaling);
   }
   if (!metadata.target_scaling.is_identity()) {
-    JsonMembers scaling;
-    scaling.add("mean", text_of(metadata.target_scaling.mean));
-    scaling.add("deviation", text_of(metadata.target_scaling.deviation));
-    members.add("target_scaling", scaling.text());
+    JsonObject scaling(JsonLayout::one_line);
+    scaling.add("mean", metadata.target_scaling.mean);
+    scaling.add("deviation", metadata.target_scaling.deviation);
+    object.add("target_scaling", scaling);
   }
-  if (!metadata.input_names.empty()) members.add("input_names", text_of(metadata.input_names));
-  return members.text();
+  if (!metadata.input_names.empty()) object.add("input_names", metadata.input_names);
+  return object.text();
 }
 
 std::optional<NetworkMetadata> read_network_metadata(const SafeTensorsFile& file) {
