@@ -131,9 +131,7 @@ class LossQueue {
     std::int64_t end_here() const {
       std::int64_t end = 0;
       for (std::size_t index = 0; index < used; ++index) {
-        const cudaError_t code = cudaEventQuery(marks[index].event.get());
-        if (code == cudaErrorNotReady) break;
-        check_cuda(code, "cudaEventQuery(marks[index].event.get())", __FILE__, __LINE__);
+        if (!marks[index].event.is_done()) break;
         end = marks[index].end;
       }
       return end;
@@ -142,8 +140,7 @@ class LossQueue {
     void wait(std::int64_t needed) const {
       std::size_t index = 0;
       while (index + 1 < used && marks[index].end < needed) ++index;
-      if (cudaEventQuery(marks[index].event.get()) == cudaSuccess) return;
-      DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(marks[index].event.get()));
+      if (!marks[index].event.is_done()) marks[index].event.wait();
     }
 
     PinnedBuffer pinned;

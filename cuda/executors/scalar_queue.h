@@ -35,13 +35,12 @@ class ScalarQueue {
   /// of the device by kMostTables launches, and then waits for the first of them.
   const Scalars* prepare(std::int64_t first_step, std::int64_t count) {
     // In the order in which they were sent.
-    const cudaError_t code = cudaEventQuery(tables_.front().sent.get());
-    if (code != cudaErrorNotReady)
-      check_cuda(code, "cudaEventQuery(tables_.front().sent.get())", __FILE__, __LINE__);
-    else if (tables_.size() < kMostTables)
-      tables_.emplace_front(sets_);
-    else
-      DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(tables_.front().sent.get()));
+    if (!tables_.front().sent.is_done()) {
+      if (tables_.size() < kMostTables)
+        tables_.emplace_front(sets_);
+      else
+        tables_.front().sent.wait();
+    }
     tables_.push_back(std::move(tables_.front()));
     tables_.pop_front();
     Scalars* const prepared = static_cast<Scalars*>(tables_.back().pinned.data());

@@ -68,6 +68,13 @@ class EventOwner {
     event_.reset(event);
   }
   cudaEvent_t get() const { return event_.get(); }
+  /// Whether what it was recorded behind is done; of one that never was recorded too. Never waits.
+  bool is_done() const {
+    const cudaError_t code = cudaEventQuery(event_.get());
+    if (code != cudaErrorNotReady) check_cuda(code, "cudaEventQuery(event_.get())", __FILE__, __LINE__);
+    return code == cudaSuccess;
+  }
+  void wait() const { DEVICELOOP_CHECK_CUDA(cudaEventSynchronize(event_.get())); }
 
  private:
   std::unique_ptr<CUevent_st, detail::DestroyEvent> event_;

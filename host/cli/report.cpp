@@ -401,7 +401,11 @@ std::string run_json(const RunResult& result) {
     json.add("end", name_or_null(result.end));
     json.add("validation", result.validation_rows > 0 ? std::optional(json_of_validation(result)) : std::nullopt);
   }
-  if (!result.algorithms.empty()) json.add("algorithms", result.algorithms);
+  if (!result.algorithms.empty()) {
+    JsonList algorithms(JsonLayout::lines);
+    for (const std::string& algorithm : result.algorithms) algorithms.add(algorithm);
+    json.add("algorithms", algorithms);
+  }
   return json.text() + "\n";
 }
 

@@ -80,6 +80,7 @@ Fault failing_call(std::optional<cudaError_t> code) {
     EXPECT_NE(device_error->line(), 0);
   };
   fault.judge_rest = judge_rest;
+  fault.lasts = is_sticky;
   return fault;
 }
 

@@ -265,6 +265,7 @@ struct Fault {
   std::function<void(const Life::Action& action, const std::exception* error)> judge;
   /// Fails the test where a life that is over has left something behind, beside memory of the host and files.
   std::function<void()> judge_rest;
+  bool lasts = false;  ///< every call after it fails too, and only a new process is free of it, as which arm(0) counts
 };
 
 struct Sweep {
@@ -274,11 +275,14 @@ struct Sweep {
   long unnoticed = 0;  ///< faults without which all went on as it should
 };
 
-/// One place of a life in so many is tried; DEVICELOOP_FAULT_STRIDE says in how many, 1 for all of them.
-inline long stride_or(long usual) {
-  const char* const text = std::getenv("DEVICELOOP_FAULT_STRIDE");
+inline long positive_of(const char* variable, long usual) {
+  const char* const text = std::getenv(variable);
   return text != nullptr ? std::max(1L, std::atol(text)) : usual;
 }
+/// One place of a life in so many is tried; DEVICELOOP_FAULT_STRIDE says in how many, 1 for all of them.
+inline long stride_or(long usual) { return positive_of("DEVICELOOP_FAULT_STRIDE", usual); }
+/// The first place; DEVICELOOP_FAULT_FIRST says which, to see one again.
+inline long first_place() { return positive_of("DEVICELOOP_FAULT_FIRST", 1); }
 
 inline std::ostream& operator<<(std::ostream& out, const Sweep& sweep) {
   return out << sweep.lives << " lives with a fault: " << sweep.failures << " calls failed, " << sweep.deaths
@@ -293,15 +297,15 @@ class FaultSweep {
     in_thread([&] { live_untroubled(); });
   }
 
-  /// Lives with a fault at 1, 1 + stride, 1 + 2 stride, ... until one has no such place. Each is a thread's of its own,
-  /// to which all is new, but for those on the host fixture. Ends where the test fails.
+  /// Lives with a fault at the first place, `stride` places later, ... until one has no such place. Each is a thread's
+  /// of its own, to which all is new, but for those on the host fixture. Ends where the test fails.
   Sweep run(Fault fault, long stride) {
     fault_ = std::move(fault);
     Sweep sweep;
     in_thread([&] { live(1, sweep); });  // makes what a process makes once for errors
     sweep = {};
     for (bool has_struck = true; has_struck && !::testing::Test::HasFailure();) {
-      const long k = 1 + stride * sweep.lives++, blocks = live_allocations() - kept_blocks_;
+      const long k = first_place() + stride * sweep.lives++, blocks = live_allocations() - kept_blocks_;
       const int files = open_files();
       in_thread([&] {
         SCOPED_TRACE(life_.name + ", fault " + std::to_string(k));
@@ -352,16 +356,17 @@ class FaultSweep {
   const Snapshot& snapshot_after(std::size_t index, std::int64_t done) {
     const auto found = parts_.find({index, done});
     if (found != parts_.end()) return found->second;
-    const long blocks = live_allocations();
-    Snapshot& part = parts_[{index, done}];
+    Snapshot part;
     {
       Life life(life_, folder_);
       for (std::size_t before = 0; before < index; ++before) life.run(Life::actions()[before]);
       life.train(done, 0);
       part = life.snapshot();
     }
+    const long blocks = live_allocations();  // not those that work under way gave back meanwhile
+    const Snapshot& kept = parts_.emplace(std::pair(index, done), part).first->second;
     kept_blocks_ += live_allocations() - blocks;
-    return part;
+    return kept;
   }
 
   /// Whether the life had that place.
@@ -388,8 +393,7 @@ class FaultSweep {
         ++sweep.failures;
         has_failed = true;
         fault_.judge(action, &error);
-        fault_.arm(0);
-        goes_on = repeat(life, index, sweep);
+        goes_on = fault_.lasts ? replace(life, index, sweep) : repeat(life, index, sweep);
       }
       if (!goes_on || ::testing::Test::HasFailure()) break;
       expect_right(life, index);
@@ -405,6 +409,7 @@ class FaultSweep {
   /// The action again, which has failed. Where the trainer is dead, a new one's life up to it in its place, and false.
   bool repeat(Life& life, std::size_t index, Sweep& sweep) {
     const Life::Action& action = Life::actions()[index];
+    fault_.arm(0);
     if (!life.has_trainer()) {
       life.run(action);
       return true;
@@ -417,11 +422,7 @@ class FaultSweep {
       ++sweep.deaths;
       expect_dead(life.trainer());
       life.end();
-      Life other(life_, folder_);
-      for (std::size_t again = 0; again <= index && !::testing::Test::HasFailure(); ++again) {
-        other.run(Life::actions()[again]);
-        expect_right(other, again);
-      }
+      live_up_to(index);
       return false;
     }
     const std::int64_t done = now.steps - expected.steps;
@@ -437,6 +438,27 @@ class FaultSweep {
     else
       life.run(action);
     return true;
+  }
+
+  /// After an error that lasts: whatever is asked of the trainer fails. A new one's life up to the action.
+  bool replace(Life& life, std::size_t index, Sweep& sweep) {
+    if (life.has_trainer()) {
+      const ConstMatrix x = Problem::view(life_.problem.x), y = Problem::view(life_.problem.y);
+      EXPECT_THROW(life.trainer().set_data(x, y), DeviceError);
+      ++sweep.deaths;
+    }
+    life.end();
+    fault_.arm(0);
+    live_up_to(index);
+    return false;
+  }
+
+  void live_up_to(std::size_t index) {
+    Life life(life_, folder_);
+    for (std::size_t before = 0; before <= index && !::testing::Test::HasFailure(); ++before) {
+      life.run(Life::actions()[before]);
+      expect_right(life, before);
+    }
   }
 
   static bool says_it_is_dead(const DeviceError& error) {
