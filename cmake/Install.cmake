@@ -33,6 +33,12 @@ if(deviceloop_cuda)
   get_filename_component(folder "${CUDA_cudart_static_LIBRARY}" DIRECTORY)
   string(APPEND deviceloop_pc_private " -L${folder} -lcudart_static -lrt")
 endif()
+# A compiler of C leaves out the runtime of C++.
+foreach(library IN LISTS CMAKE_CXX_IMPLICIT_LINK_LIBRARIES)
+  if(library MATCHES "^(stdc\\+\\+|c\\+\\+|c\\+\\+abi|m)$")
+    string(APPEND deviceloop_pc_private " -l${library}")
+  endif()
+endforeach()
 
 # Both kinds are deviceloop::deviceloop to a consumer; deviceloopConfig.cmake takes one of the two files.
 set(deviceloop_has_shared NO)

@@ -106,7 +106,8 @@ def consumer_lines() -> str:
 
 
 def write_consumer(folder: pathlib.Path) -> None:
-    """Programs of a user, README's and one that prints all losses, and a script that builds each in four ways."""
+    """Programs of a user, README's and one that prints all losses, and a script that builds each in four ways; and one in
+    C, by a project without C++."""
     folder.mkdir(parents=True)
     run("cmake", f"-DREADME={ROOT / 'README.md'}", f"-DPROGRAM={folder / 'app.cpp'}",
         "-P", ROOT / "tests/readme_program/extract.cmake")  # fmt: skip
@@ -118,10 +119,17 @@ def write_consumer(folder: pathlib.Path) -> None:
             f"cmake_minimum_required(VERSION 3.22)\nproject(consumer LANGUAGES CXX)\n"
             f"{lines.replace(' losses.cpp', ' ../losses.cpp')}"
         )
+    shutil.copy(ROOT / "examples/starting_case.c", folder)
+    (folder / "c").mkdir()
+    (folder / "c/CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(consumer LANGUAGES C)\n"
+        "find_package(deviceloop REQUIRED COMPONENTS shared)\nadd_executable(starting_case ../starting_case.c)\n"
+        "target_link_libraries(starting_case PRIVATE deviceloop::deviceloop)\n"
+    )
     (folder / "build.sh").write_text(
-        """# build.sh [CMAKE_ARGUMENT...], in this folder: */app and */losses
+        """# build.sh [CMAKE_ARGUMENT...], in this folder: */app, */losses and */starting_case
 set -e
-for kind in shared static; do
+for kind in shared static c; do
   cmake -S $kind -B cmake_$kind "$@"
   cmake --build cmake_$kind
 done
@@ -131,11 +139,15 @@ for program in app losses; do
   ${CXX:-c++} -std=c++20 $program.cpp -o pkg_config_static/$program \
     $(pkg-config --cflags --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')
 done
+${CC:-cc} -std=c99 starting_case.c -o pkg_config_shared/starting_case $(pkg-config --cflags --libs deviceloop)
+${CC:-cc} -std=c99 starting_case.c -o pkg_config_static/starting_case \
+  $(pkg-config --cflags --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')
 """
     )
 
 
 WAYS = ("cmake_shared", "cmake_static", "pkg_config_shared", "pkg_config_static")
+WAYS_IN_C = ("cmake_c", "pkg_config_shared", "pkg_config_static")
 
 
 class Case(unittest.TestCase):
@@ -158,6 +170,10 @@ class Case(unittest.TestCase):
                 self.assertEqual(losses(run(*enter, f"{inside}/{way}/losses", env=environment)), history)
                 needed = run("readelf", "-dW", consumer / way / "app")
                 self.assertEqual("[libdeviceloop.so." in needed, way.endswith("shared"), needed)
+        shown = re.findall(r"^\d+: [0-9.]+$", trained, re.MULTILINE)
+        for way in WAYS_IN_C:
+            with self.subTest(way=way, language="C"):
+                self.assertEqual(run(*enter, f"{inside}/{way}/starting_case", env=environment).splitlines(), shown)
 
 
 class DebianPackages(Case):
@@ -288,6 +304,7 @@ class DebianPackages(Case):
         environment = {**os.environ, "PKG_CONFIG_PATH": "", "PKG_CONFIG_SYSROOT_DIR": str(root),
                        "PKG_CONFIG_LIBDIR": str(root / self.libraries / "pkgconfig")}  # fmt: skip
         environment["CXX"] = CACHE["CMAKE_CXX_COMPILER"]
+        environment["CC"] = CACHE["CMAKE_C_COMPILER"]
         run("sh", "build.sh", "-G", CACHE["CMAKE_GENERATOR"], f"-DCMAKE_PREFIX_PATH={root}/usr", cwd=consumer, env=environment)
         self.must_train_alike(consumer, consumer, root / "usr/bin/deviceloop", libraries=root / self.libraries)
         # A package of that program depends on the library's.
@@ -364,7 +381,7 @@ class Archive(Case):
         # pkg-config has no way to name a folder with a space that a shell would pass on.
         link = self.folder / "link"
         link.symlink_to(self.prefix)
-        environment = {**os.environ, "CXX": CACHE["CMAKE_CXX_COMPILER"],
+        environment = {**os.environ, "CC": CACHE["CMAKE_C_COMPILER"], "CXX": CACHE["CMAKE_CXX_COMPILER"],
                        "PKG_CONFIG_PATH": str(link / CACHE["CMAKE_INSTALL_LIBDIR"] / "pkgconfig")}  # fmt: skip
         run("sh", "build.sh", "-G", CACHE["CMAKE_GENERATOR"], f"-DCMAKE_PREFIX_PATH={self.prefix}", cwd=consumer,
             env=environment)  # fmt: skip
