@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,13 @@ void check_device_range(const void* data, std::uint64_t bytes, int device, const
     throw InvalidArgument(what + " takes " + std::to_string(bytes) +
                           " bytes, and the memory at its pointer ends before that; pass the array's own shape and row "
                           "stride");
+}
+
+std::shared_ptr<void> allocate_on_device(std::size_t bytes, int device, const CudaOptions& options) {
+  const cuda::CurrentDevice current(device);
+  cuda::refuse_capture(options.stream);
+  const auto memory = std::make_shared<cuda::DeviceBuffer>(bytes);
+  return {memory, memory->data()};
 }
 
 std::optional<NonFinite> find_wrong_on_device(const ConstMatrix& matrix, const ElementRule& rule, int device,

@@ -37,6 +37,7 @@ std::optional<NonFinite> find_wrong_on_device(const ConstMatrix&, const ElementR
   return {};
 }
 void download_from_device(Matrix, const ConstMatrix&, int, const CudaOptions&) {}
+std::shared_ptr<void> allocate_on_device(std::size_t, int, const CudaOptions&) { return {}; }
 
 namespace cuda {
 namespace {

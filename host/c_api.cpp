@@ -402,24 +402,26 @@ deviceloop_evaluation to_c(const Evaluation& evaluation) {
 
 // ---- Matrices and arrays ------------------------------------------------------------------------------------------
 
+MemorySpace space_of(const char* function, const std::string& what, deviceloop_memory space) {
+  if (space != DEVICELOOP_MEMORY_HOST && space != DEVICELOOP_MEMORY_DEVICE)
+    refuse(function,
+           what + " is " + std::to_string(space) + "; use DEVICELOOP_MEMORY_HOST or DEVICELOOP_MEMORY_DEVICE");
+  return value<MemorySpace>(space);
+}
+
 template <class View>
 View view_of(const char* function, const char* name, const deviceloop_matrix* given) {
   const deviceloop_matrix& matrix = checked(function, name, given);
-  const auto refuse_number = [&](const char* member, std::int32_t number, const char* those) {
-    refuse(function,
-           std::string("the ") + member + " of '" + name + "' is " + std::to_string(number) + "; use " + those);
-  };
   if (matrix.type != DEVICELOOP_ELEMENT_FLOAT32 && matrix.type != DEVICELOOP_ELEMENT_FLOAT64)
-    refuse_number("type", matrix.type, "DEVICELOOP_ELEMENT_FLOAT32 or DEVICELOOP_ELEMENT_FLOAT64");
-  if (matrix.space != DEVICELOOP_MEMORY_HOST && matrix.space != DEVICELOOP_MEMORY_DEVICE)
-    refuse_number("space", matrix.space, "DEVICELOOP_MEMORY_HOST or DEVICELOOP_MEMORY_DEVICE");
+    refuse(function, std::string("the type of '") + name + "' is " + std::to_string(matrix.type) +
+                         "; use DEVICELOOP_ELEMENT_FLOAT32 or DEVICELOOP_ELEMENT_FLOAT64");
   View view;
+  view.space = space_of(function, std::string("the space of '") + name + "'", matrix.space);
   view.data = matrix.data;
   view.type = value<ElementType>(matrix.type);
   view.rows = matrix.rows;
   view.columns = matrix.columns;
   view.row_stride = matrix.row_stride != 0 ? matrix.row_stride : matrix.columns;
-  view.space = value<MemorySpace>(matrix.space);
   return view;
 }
 
@@ -908,18 +910,18 @@ deviceloop_status deviceloop_view_of_legacy_dlpack(const DLManagedTensor* tensor
 }
 
 deviceloop_status deviceloop_trainer_weight_to_dlpack(const deviceloop_trainer* trainer, int32_t layer,
-                                                      DLManagedTensorVersioned** tensor) {
+                                                      deviceloop_memory space, DLManagedTensorVersioned** tensor) {
   return guarded(__func__, [&](const char* function) {
     CHECKED(tensor) = nullptr;
-    *tensor = weight_to_dlpack(CHECKED(trainer).trainer, layer);
+    *tensor = weight_to_dlpack(CHECKED(trainer).trainer, layer, space_of(function, "'space'", space));
   });
 }
 
 deviceloop_status deviceloop_trainer_bias_to_dlpack(const deviceloop_trainer* trainer, int32_t layer,
-                                                    DLManagedTensorVersioned** tensor) {
+                                                    deviceloop_memory space, DLManagedTensorVersioned** tensor) {
   return guarded(__func__, [&](const char* function) {
     CHECKED(tensor) = nullptr;
-    *tensor = bias_to_dlpack(CHECKED(trainer).trainer, layer);
+    *tensor = bias_to_dlpack(CHECKED(trainer).trainer, layer, space_of(function, "'space'", space));
   });
 }
 

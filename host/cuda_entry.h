@@ -38,6 +38,10 @@ std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, c
 /// Throws InvalidArgument unless the range lies in memory of that device; `what` names it in the message. Runs nothing.
 void check_device_range(const void* data, std::uint64_t bytes, int device, const std::string& what);
 
+/// Memory of that device for somebody else: by cudaMalloc, since cudaFree waits for all work that uses it. Throws
+/// DeviceError where there is none left, InvalidArgument while the stream of the options is being captured.
+std::shared_ptr<void> allocate_on_device(std::size_t bytes, int device, const CudaOptions& options);
+
 /// Of matrices in memory of that device, behind what the stream of the options holds; both wait.
 /// @{
 /// The first element that breaks the rule, in row order.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "matrix_ops.h"
+#include "trainer_access.h"
 
 namespace deviceloop {
 namespace {
@@ -93,16 +94,12 @@ bool is_read_only(const DLManagedTensorVersioned& tensor) {
 /// What DLPack asks of a tensor's data.
 constexpr std::align_val_t kAlignment{256};
 
-struct AlignedDelete {
-  void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
-};
-
 /// A tensor and all that it points to.
 struct Copy {
   DLManagedTensorVersioned tensor{};
   std::array<std::int64_t, 2> shape{};
   std::array<std::int64_t, 2> strides{};
-  std::unique_ptr<void, AlignedDelete> memory{};
+  std::shared_ptr<void> memory{};
 };
 
 struct Legacy {
@@ -110,17 +107,24 @@ struct Legacy {
   DLManagedTensorVersioned* of = nullptr;
 };
 
+std::shared_ptr<void> host_memory(std::size_t bytes) {
+  const auto give_back = [](void* memory) { ::operator delete(memory, kAlignment); };
+  return {::operator new(bytes, kAlignment), give_back};
+}
+
 /// A tensor [rows, columns], or with `is_row` [columns], that `fill` writes as a matrix [rows, columns].
 template <class Fill>
 DLManagedTensorVersioned* copy_of(const Trainer& trainer, std::int64_t rows, std::int64_t columns, bool is_row,
-                                  const Fill& fill) {
+                                  MemorySpace space, const Fill& fill) {
   auto copy = std::make_unique<Copy>();
   Matrix matrix;
   matrix.type = element_type(trainer.training().precision);
   matrix.rows = rows;
   matrix.columns = matrix.row_stride = columns;
-  copy->memory.reset(::operator new(
-      static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * size_of(matrix.type), kAlignment));
+  matrix.space = space;
+  const bool is_on_device = space == MemorySpace::device;
+  const std::size_t bytes = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * size_of(matrix.type);
+  copy->memory = is_on_device ? TrainerAccess::device_memory(trainer, bytes) : host_memory(bytes);
   matrix.data = copy->memory.get();
   fill(matrix);
 
@@ -128,7 +132,7 @@ DLManagedTensorVersioned* copy_of(const Trainer& trainer, std::int64_t rows, std
   copy->strides = is_row ? std::array{std::int64_t{1}, std::int64_t{1}} : std::array{columns, std::int64_t{1}};
   DLTensor& tensor = copy->tensor.dl_tensor;
   tensor.data = rows > 0 ? matrix.data : nullptr;
-  tensor.device = {kDLCPU, 0};
+  tensor.device = is_on_device ? DLDevice{kDLCUDA, trainer.plan().device} : DLDevice{kDLCPU, 0};
   tensor.ndim = is_row ? 1 : 2;
   tensor.dtype = {kDLFloat, static_cast<std::uint8_t>(8 * size_of(matrix.type)), 1};
   tensor.shape = copy->shape.data();
@@ -157,17 +161,17 @@ Matrix writable_view_of_dlpack(const DLManagedTensorVersioned& tensor) {
 
 Matrix writable_view_of_dlpack(const DLManagedTensor& tensor) { return view_of(tensor.dl_tensor); }
 
-DLManagedTensorVersioned* weight_to_dlpack(const Trainer& trainer, int layer) {
+DLManagedTensorVersioned* weight_to_dlpack(const Trainer& trainer, int layer, MemorySpace space) {
   const NetworkSpec& network = trainer.network();
   const bool exists = layer >= 0 && layer < network.layers();  // else read_weight says so
   return copy_of(trainer, exists ? network.in_features(layer) : 0, exists ? network.out_features(layer) : 0, false,
-                 [&](Matrix out) { trainer.read_weight(layer, out); });
+                 space, [&](Matrix out) { trainer.read_weight(layer, out); });
 }
 
-DLManagedTensorVersioned* bias_to_dlpack(const Trainer& trainer, int layer) {
+DLManagedTensorVersioned* bias_to_dlpack(const Trainer& trainer, int layer, MemorySpace space) {
   const NetworkSpec& network = trainer.network();
   const bool exists = layer >= 0 && layer < network.layers();
-  return copy_of(trainer, 1, exists ? network.out_features(layer) : 0, true,
+  return copy_of(trainer, 1, exists ? network.out_features(layer) : 0, true, space,
                  [&](Matrix out) { trainer.read_bias(layer, out); });
 }
 
@@ -175,7 +179,8 @@ DLManagedTensorVersioned* predict_to_dlpack(Trainer& trainer, ConstMatrix x) {
   const std::int64_t outputs = trainer.network().widths.back();
   // More could not be read, and predict says so before it writes anything.
   const bool is_readable = x.rows >= 0 && x.row_stride >= x.columns && x.rows <= (std::int64_t{1} << 58) / outputs;
-  return copy_of(trainer, is_readable ? x.rows : 0, outputs, false, [&](Matrix out) { trainer.predict(x, out); });
+  return copy_of(trainer, is_readable ? x.rows : 0, outputs, false, x.space,
+                 [&](Matrix out) { trainer.predict(x, out); });
 }
 
 DLManagedTensor* legacy_dlpack(DLManagedTensorVersioned* tensor) {

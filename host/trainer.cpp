@@ -340,11 +340,15 @@ struct Trainer::Impl {
     if (view.space == MemorySpace::device) check_device_view(view, decision.plan, what);
   }
 
-  static void check_device_view(const ConstMatrix& view, const Plan& plan, const std::string& what) {
+  static void check_has_gpu(const Plan& plan, const std::string& what) {
     if (!row_of(plan.executor).is_on_gpu)
       throw InvalidArgument(what +
                             " lies in a GPU's memory, and the plan 'cpu' reads the host's; ask for a GPU by "
                             "TrainingSpec::device = {DeviceKind::cuda}, or copy the array to the host");
+  }
+
+  static void check_device_view(const ConstMatrix& view, const Plan& plan, const std::string& what) {
+    check_has_gpu(plan, what);
     if (view.rows > 0 && view.columns > 0) check_device_range(view.data, spanned_bytes(view), plan.device, what);
   }
 
@@ -978,6 +982,14 @@ double Trainer::loss() {
   impl_->check_process();
   impl_->need_data("loss");
   return impl_->executor->loss(impl_->optimizer_steps);
+}
+
+std::shared_ptr<void> TrainerAccess::device_memory(const Trainer& trainer, std::size_t bytes) {
+  const Trainer::Impl& self = *trainer.impl_;
+  self.check_process();
+  Trainer::Impl::check_has_gpu(self.decision.plan, "the tensor");
+  if (bytes == 0) return {};
+  return allocate_on_device(bytes, self.decision.plan.device, self.cuda);
 }
 
 void Trainer::predict(ConstMatrix x, Matrix out) { TrainerAccess::predict(*this, x, out, "x"); }

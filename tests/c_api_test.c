@@ -827,7 +827,7 @@ static void test_dlpack(void) {
   struct DLManagedTensorVersioned* tensor = NULL;
   struct DLManagedTensor* legacy = NULL;
   CHECK_OK(deviceloop_trainer_read_weight(trainer, 0, &weight_view));
-  CHECK_OK(deviceloop_trainer_weight_to_dlpack(trainer, 0, &tensor));
+  CHECK_OK(deviceloop_trainer_weight_to_dlpack(trainer, 0, DEVICELOOP_MEMORY_HOST, &tensor));
   CHECK_OK(deviceloop_view_of_dlpack(tensor, 1, &view));
   CHECK(view.data == tensor->dl_tensor.data && view.rows == 3 && view.columns == 4 && view.row_stride == 4);
   CHECK(view.type == DEVICELOOP_ELEMENT_FLOAT64 && view.space == DEVICELOOP_MEMORY_HOST);
@@ -847,7 +847,7 @@ static void test_dlpack(void) {
   CHECK(view.data == tensor->dl_tensor.data && view.rows == 3 && view.columns == 4);
   legacy->deleter(legacy); /* and with it `tensor` */
   CHECK_OK(deviceloop_trainer_write_bias(trainer, 1, &bias_view));
-  CHECK_OK(deviceloop_trainer_bias_to_dlpack(trainer, 1, &tensor));
+  CHECK_OK(deviceloop_trainer_bias_to_dlpack(trainer, 1, DEVICELOOP_MEMORY_HOST, &tensor));
   CHECK(tensor->dl_tensor.ndim == 1 && memcmp(tensor->dl_tensor.data, bias, sizeof bias) == 0);
   deviceloop_dlpack_destroy(tensor);
   deviceloop_dlpack_destroy(NULL);
@@ -855,9 +855,11 @@ static void test_dlpack(void) {
   CHECK_OK(deviceloop_trainer_predict_to_dlpack(trainer, &x_view, &tensor));
   CHECK(tensor->dl_tensor.ndim == 2 && memcmp(tensor->dl_tensor.data, out, sizeof out) == 0);
   tensor->deleter(tensor);
-  CHECK_REFUSED(deviceloop_trainer_weight_to_dlpack(trainer, 2, &tensor), "layer");
+  CHECK_REFUSED(deviceloop_trainer_weight_to_dlpack(trainer, 2, DEVICELOOP_MEMORY_HOST, &tensor), "layer");
   CHECK(tensor == NULL);
-  CHECK_REFUSED(deviceloop_trainer_bias_to_dlpack(trainer, -1, &tensor), "layer");
+  CHECK_REFUSED(deviceloop_trainer_bias_to_dlpack(trainer, -1, DEVICELOOP_MEMORY_HOST, &tensor), "layer");
+  CHECK_REFUSED(deviceloop_trainer_weight_to_dlpack(trainer, 0, 7, &tensor), "'space' is 7");
+  CHECK_REFUSED(deviceloop_trainer_bias_to_dlpack(trainer, 0, DEVICELOOP_MEMORY_DEVICE, &tensor), "plan 'cpu'");
   CHECK_REFUSED(deviceloop_trainer_predict_to_dlpack(trainer, &out_view, &tensor), "[1, 2]");
   CHECK_REFUSED(deviceloop_trainer_predict_to_dlpack(trainer, &x_view, NULL), "'tensor' is null");
   CHECK_REFUSED(deviceloop_view_of_dlpack(NULL, 0, &view), "'tensor' is null");

@@ -1,16 +1,20 @@
 // Arrays of the caller in device memory, and the caller's stream: on a GPU, and on the host by tests/simt.
 #include <cuda_runtime_api.h>
+#include <deviceloop/dlpack.h>
+#include <dlpack/dlpack.h>
 
 #include <algorithm>
 #include <functional>
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../cuda/runtime/graph.h"
+#include "matrix_ops.h"
 #include "support/cuda_test.h"
 #include "support/problem.h"
 #include "support/refusal.h"
@@ -220,6 +224,48 @@ TEST_P(DeviceArrays, ParametersAreReadAndWrittenThere) {
   EXPECT_MENTIONS(refusal("parameter 0.weight: row 3, column 5 is inf",
                           [&] { trainer.write_weight(0, OnDevice<double>(wrong, 20)); }),
                   "replace");
+}
+
+TEST_P(DeviceArrays, TensorsOfDlpackLieThereToo) {
+  struct Delete {
+    void operator()(DLManagedTensorVersioned* tensor) const { tensor->deleter(tensor); }
+  };
+  using Tensor = std::unique_ptr<DLManagedTensorVersioned, Delete>;
+  const Problem of = problem();
+  const StreamOwner stream;
+  std::optional<Trainer> trainer(trainer_of(of, {.stream = stream.get()}));
+  trainer->set_data(Problem::view(of.x), Problem::view(of.y));
+  trainer->train(2);
+  Table weight(20, 18), bias(1, 18), predicted(of.x.rows, 2);
+  trainer->read_weight(0, Matrix(weight.values.data(), 20, 18));
+  trainer->read_bias(0, Matrix(bias.values.data(), 1, 18));
+  trainer->predict(Problem::view(of.x), Matrix(predicted.values.data(), static_cast<std::int64_t>(of.x.rows), 2));
+  const OnDevice<float> x(of.x);
+  const Tensor weights(weight_to_dlpack(*trainer, 0, MemorySpace::device)),
+      biases(bias_to_dlpack(*trainer, 0, MemorySpace::device)), predictions(predict_to_dlpack(*trainer, x));
+  const int device = trainer->plan().device;
+  const ElementType type = element_type(of.training.precision);
+  trainer.reset();  // the tensors stay
+  const auto expect = [&](const Tensor& tensor, const Table& expected) {
+    const DLTensor& of_dlpack = tensor->dl_tensor;
+    EXPECT_EQ(of_dlpack.device.device_type, kDLCUDA);
+    EXPECT_EQ(of_dlpack.device.device_id, device);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(of_dlpack.data) % 256, 0u);
+    const ConstMatrix view = view_of_dlpack(*tensor);
+    EXPECT_EQ(view.type, type);
+    EXPECT_EQ(view.space, MemorySpace::device);
+    with_type(type, [&]<class T>(T*) {
+      std::vector<T> values(expected.values.size());
+      DEVICELOOP_CHECK_CUDA(
+          cudaMemcpyAsync(values.data(), view.data, values.size() * sizeof(T), cudaMemcpyDeviceToHost, stream.get()));
+      DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream.get()));
+      EXPECT_EQ(std::vector<double>(values.begin(), values.end()), expected.values);
+    });
+  };
+  expect(weights, weight);
+  expect(biases, bias);
+  expect(predictions, predicted);
+  EXPECT_EQ(biases->dl_tensor.ndim, 1);
 }
 
 TEST_P(DeviceArrays, PredictionsStayThereAndNobodyWaits) {

@@ -240,6 +240,7 @@ TEST(Dlpack, ExportsRefuseWhatTheTrainerRefuses) {
   const std::vector<float> x(6);
   EXPECT_MENTIONS(refusal("", [&] { weight_to_dlpack(trainer, 1); }), "layer");
   EXPECT_MENTIONS(refusal("", [&] { weight_to_dlpack(trainer, -1); }), "layer");
+  EXPECT_MENTIONS(refusal("the tensor lies", [&] { weight_to_dlpack(trainer, 0, MemorySpace::device); }), "plan 'cpu'");
   EXPECT_MENTIONS(refusal("", [&] { bias_to_dlpack(trainer, 0); }), "bias");
   EXPECT_MENTIONS(refusal("", [&] { predict_to_dlpack(trainer, {x.data(), 3, 2}); }), "[3, 2]");
   EXPECT_MENTIONS(refusal("", [&] { predict_to_dlpack(trainer, {x.data(), -1, 3}); }), "-1");

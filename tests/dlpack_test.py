@@ -26,6 +26,7 @@ PYTHON.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 PYTHON.PyCapsule_IsValid.argtypes = [ctypes.py_object, ctypes.c_char_p]
 LIBRARY.deviceloop_last_error.restype = ctypes.c_char_p
 # PyCapsule_New keeps the pointers to the names.
+HOST = 0  # DEVICELOOP_MEMORY_HOST
 LEGACY, VERSIONED = ctypes.c_char_p(b"dltensor"), ctypes.c_char_p(b"dltensor_versioned")
 
 
@@ -114,11 +115,11 @@ class Dlpack(unittest.TestCase):
         """`weight` [3, 2], an array of the library `module`, goes in and comes back; the version of DLPack."""
         for capsule in capsules_of(weight):
             self.write_weight(view_of(capsule))
-            exported = Exported("deviceloop_trainer_weight_to_dlpack", self.trainer, 0)
+            exported = Exported("deviceloop_trainer_weight_to_dlpack", self.trainer, 0, HOST)
             back = from_dlpack(exported)
             self.assertEqual(tuple(back.shape), (3, 2))
             self.assertTrue(bool((back == weight).all()))
-            bias = from_dlpack(Exported("deviceloop_trainer_bias_to_dlpack", self.trainer, 0))
+            bias = from_dlpack(Exported("deviceloop_trainer_bias_to_dlpack", self.trainer, 0, HOST))
             self.assertEqual(tuple(bias.shape), (2,))
             x = module.ones((4, 3), dtype=module.float32)
             view = view_of(capsules_of(x)[-1])

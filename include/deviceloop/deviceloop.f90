@@ -638,17 +638,19 @@ module deviceloop
       type(deviceloop_matrix), intent(inout) :: view
       integer(c_int32_t) :: returned
     end function
-    function deviceloop_trainer_weight_to_dlpack(trainer, layer, tensor) bind(c) result(returned)
+    function deviceloop_trainer_weight_to_dlpack(trainer, layer, space, tensor) bind(c) result(returned)
       import
       type(c_ptr), value :: trainer
       integer(c_int32_t), value :: layer
+      integer(c_int32_t), value :: space
       type(c_ptr), intent(out) :: tensor
       integer(c_int32_t) :: returned
     end function
-    function deviceloop_trainer_bias_to_dlpack(trainer, layer, tensor) bind(c) result(returned)
+    function deviceloop_trainer_bias_to_dlpack(trainer, layer, space, tensor) bind(c) result(returned)
       import
       type(c_ptr), value :: trainer
       integer(c_int32_t), value :: layer
+      integer(c_int32_t), value :: space
       type(c_ptr), intent(out) :: tensor
       integer(c_int32_t) :: returned
     end function

@@ -566,14 +566,15 @@ DEVICELOOP_C_EXPORT deviceloop_status deviceloop_view_of_dlpack(const struct DLM
 /// The view of a tensor from before DLPack 1.0.
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_view_of_legacy_dlpack(const struct DLManagedTensor* tensor,
                                                                        deviceloop_matrix* view);
-/// A copy of the weight [in_features, out_features] or the bias [out_features] of a layer, counted from 0, and the
-/// predictions [rows, outputs] for x. Whoever receives the tensor calls its deleter.
+/// A copy of the weight [in_features, out_features] or the bias [out_features] of a layer, counted from 0, in the
+/// host's memory or in that of the trainer's GPU, and the predictions [rows, outputs] for x, where x lies. Whoever
+/// receives the tensor calls its deleter.
 /// @{
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_weight_to_dlpack(const deviceloop_trainer* trainer,
-                                                                          int32_t layer,
+                                                                          int32_t layer, deviceloop_memory space,
                                                                           struct DLManagedTensorVersioned** tensor);
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_bias_to_dlpack(const deviceloop_trainer* trainer,
-                                                                        int32_t layer,
+                                                                        int32_t layer, deviceloop_memory space,
                                                                         struct DLManagedTensorVersioned** tensor);
 DEVICELOOP_C_EXPORT deviceloop_status deviceloop_trainer_predict_to_dlpack(deviceloop_trainer* trainer,
                                                                            const deviceloop_matrix* x,

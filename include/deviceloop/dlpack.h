@@ -11,8 +11,9 @@
 /// stream that it is asked for, in Python by tensor.__dlpack__(stream=...): ask for CudaOptions::stream of the trainer,
 /// as an integer, or wait for the producer's work before the view is used.
 ///
-/// To export: the functions below make a tensor that owns a copy in the host's memory, aligned to 256 bytes, in the
-/// trainer's working precision. Whoever receives it calls its deleter.
+/// To export: the functions below make a tensor that owns a copy, aligned to 256 bytes, in the trainer's working
+/// precision, in the host's memory or, by cudaMalloc, in that of the plan's GPU. Whoever receives it calls its deleter.
+/// One in a GPU's memory is written on the trainer's stream: who reads it on another stream makes that wait for it.
 #pragma once
 
 #include <deviceloop/export.h>
@@ -43,11 +44,14 @@ DEVICELOOP_EXPORT Matrix writable_view_of_dlpack(const DLManagedTensor& tensor);
 /// A copy of the weight [in_features, out_features] or the bias [out_features] of a layer, counted from 0. Throws as
 /// Trainer::read_weight does.
 /// @{
-DEVICELOOP_EXPORT DLManagedTensorVersioned* weight_to_dlpack(const Trainer& trainer, int layer);
-DEVICELOOP_EXPORT DLManagedTensorVersioned* bias_to_dlpack(const Trainer& trainer, int layer);
+DEVICELOOP_EXPORT DLManagedTensorVersioned* weight_to_dlpack(const Trainer& trainer, int layer,
+                                                             MemorySpace space = MemorySpace::host);
+DEVICELOOP_EXPORT DLManagedTensorVersioned* bias_to_dlpack(const Trainer& trainer, int layer,
+                                                           MemorySpace space = MemorySpace::host);
 /// @}
 
-/// The predictions [rows, outputs] for x [rows, inputs]. Throws as Trainer::predict does.
+/// The predictions [rows, outputs] for x [rows, inputs], in the memory in which x lies. Throws as Trainer::predict
+/// does.
 DEVICELOOP_EXPORT DLManagedTensorVersioned* predict_to_dlpack(Trainer& trainer, ConstMatrix x);
 
 /// The same tensor for consumers that know only DLPack before 1.0, such as NumPy before 2.1. It takes over `tensor`,

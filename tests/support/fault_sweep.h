@@ -385,7 +385,10 @@ class FaultSweep {
           has_struck = true;
           ++sweep.unnoticed;
           fault_.judge(action, nullptr);
-          fault_.arm(0);
+          if (fault_.lasts)
+            goes_on = replace(life, index, sweep);
+          else
+            fault_.arm(0);
         }
       } catch (const std::exception& error) {
         EXPECT_TRUE(!has_struck && fault_.has_struck()) << error.what();
