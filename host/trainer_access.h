@@ -25,8 +25,8 @@ struct TrainerAccess {
                              const std::string& y_name);
   static void predict(Trainer& trainer, ConstMatrix x, Matrix out, const std::string& x_name);
   /// @}
-  /// Memory of the plan's GPU that outlives the trainer; null for 0 bytes. Throws InvalidArgument for the plan 'cpu', and
-  /// while the stream is being captured; DeviceError where there is none left.
+  /// Memory of the plan's GPU that outlives the trainer; null for 0 bytes. Throws InvalidArgument for the plan 'cpu',
+  /// and while the stream is being captured; DeviceError where there is none left.
   static std::shared_ptr<void> device_memory(const Trainer& trainer, std::size_t bytes);
   /// Trainer::load_weights of a file that is open, so that a pipe is read once.
   static void load_weights(Trainer& trainer, const SafeTensorsFile& file);
