@@ -106,8 +106,8 @@ def consumer_lines() -> str:
 
 
 def write_consumer(folder: pathlib.Path) -> None:
-    """Programs of a user, README's and one that prints all losses, and a script that builds each in four ways; and one in
-    C, by a project without C++."""
+    """Programs of a user, README's and one that prints all losses, and one in C, by a project without C++; and a script
+    that builds them with the kinds of the library, by CMake and by pkg-config."""
     folder.mkdir(parents=True)
     run("cmake", f"-DREADME={ROOT / 'README.md'}", f"-DPROGRAM={folder / 'app.cpp'}",
         "-P", ROOT / "tests/readme_program/extract.cmake")  # fmt: skip
@@ -127,35 +127,38 @@ def write_consumer(folder: pathlib.Path) -> None:
         "target_link_libraries(starting_case PRIVATE deviceloop::deviceloop)\n"
     )
     (folder / "build.sh").write_text(
-        """# build.sh [CMAKE_ARGUMENT...], in this folder: */app, */losses and */starting_case
+        """# build.sh [CMAKE_ARGUMENT...], in this folder: */app, */losses and */starting_case, with the kinds of the library
+# that KINDS names
 set -e
-for kind in shared static c; do
+kinds="${KINDS:-shared static}"
+for kind in $kinds c; do
   cmake -S $kind -B cmake_$kind "$@"
   cmake --build cmake_$kind
 done
-mkdir -p pkg_config_shared pkg_config_static
-for program in app losses; do
-  ${CXX:-c++} -std=c++20 $program.cpp -o pkg_config_shared/$program $(pkg-config --cflags --libs deviceloop)
-  ${CXX:-c++} -std=c++20 $program.cpp -o pkg_config_static/$program \
-    $(pkg-config --cflags --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')
+for kind in $kinds; do
+  mkdir -p pkg_config_$kind
+  if [ $kind = shared ]; then
+    flags=$(pkg-config --cflags --libs deviceloop)
+  else
+    flags=$(pkg-config --cflags --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')
+  fi
+  for program in app losses; do
+    ${CXX:-c++} -std=c++20 $program.cpp -o pkg_config_$kind/$program $flags
+  done
+  ${CC:-cc} -std=c99 starting_case.c -o pkg_config_$kind/starting_case $flags
 done
-${CC:-cc} -std=c99 starting_case.c -o pkg_config_shared/starting_case $(pkg-config --cflags --libs deviceloop)
-${CC:-cc} -std=c99 starting_case.c -o pkg_config_static/starting_case \
-  $(pkg-config --cflags --libs --static deviceloop | sed 's/-ldeviceloop/-l:libdeviceloop.a/')
 """
     )
 
-
-WAYS = ("cmake_shared", "cmake_static", "pkg_config_shared", "pkg_config_static")
-WAYS_IN_C = ("cmake_c", "pkg_config_shared", "pkg_config_static")
 
 
 class Case(unittest.TestCase):
     maxDiff = None
 
     def must_train_alike(self, consumer: pathlib.Path, inside: object, command: object, enter: "tuple[object, ...]" = (),
-                         libraries: object = "") -> None:  # fmt: skip
+                         libraries: object = "", kinds: str = "shared static") -> None:  # fmt: skip
         """Each program of `consumer`, which is `inside` where `enter` leads, prints the losses of the command."""
+        built = [f"{by}_{kind}" for by in ("cmake", "pkg_config") for kind in kinds.split()]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LD_LIBRARY_PATH": str(libraries)}
         trained = run(*enter, command, "train", env=environment)
         ends = [re.search(rf"^{step}: ([0-9.]+)$", trained, re.MULTILINE)[1] for step in (0, 499)]
@@ -163,7 +166,7 @@ class Case(unittest.TestCase):
         history = losses((consumer / "history.csv").read_text())
         self.assertEqual(len(history), 60)
         self.assertLess(history[-1], history[0])
-        for way in WAYS:
+        for way in built:
             with self.subTest(way=way):
                 printed = run(*enter, f"{inside}/{way}/app", env=environment)
                 self.assertIn(f"loss {ends[0]} at step 0, {ends[1]} at step 499\n", printed)
@@ -171,7 +174,7 @@ class Case(unittest.TestCase):
                 needed = run("readelf", "-dW", consumer / way / "app")
                 self.assertEqual("[libdeviceloop.so." in needed, way.endswith("shared"), needed)
         shown = re.findall(r"^\d+: [0-9.]+$", trained, re.MULTILINE)
-        for way in WAYS_IN_C:
+        for way in ["cmake_c"] + [way for way in built if way.startswith("pkg_config")]:
             with self.subTest(way=way, language="C"):
                 self.assertEqual(run(*enter, f"{inside}/{way}/starting_case", env=environment).splitlines(), shown)
 
@@ -340,8 +343,12 @@ class DebianPackages(Case):
         try:
             run(*enter, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends",
                 "--allow-downgrades", "--reinstall", *names)  # fmt: skip
-            run(*enter, "sh", "-c", "cd /deviceloop/consumer && exec sh build.sh")
-            self.must_train_alike(system / "deviceloop/consumer", "/deviceloop/consumer", "/usr/bin/deviceloop", enter)
+            # A static library with kernels wants CUDA's runtime, which is none of Debian's packages.
+            private = (self.development.folder / self.libraries / "pkgconfig/deviceloop.pc").read_text()
+            kinds = "shared" if "-lcudart_static" in private else "shared static"
+            run(*enter, "sh", "-c", f"cd /deviceloop/consumer && KINDS='{kinds}' exec sh build.sh")
+            self.must_train_alike(system / "deviceloop/consumer", "/deviceloop/consumer", "/usr/bin/deviceloop", enter,
+                                  kinds=kinds)  # fmt: skip
         finally:
             run(*enter, "apt-get", "purge", "-y", *self.packages)
         self.assertEqual([str(path) for path in (system / "usr").rglob("*deviceloop*")], [])
