@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace deviceloop::cuda {
 
@@ -26,6 +27,14 @@ struct alignas(8) Tagged<float> {
 template <>
 struct alignas(16) Tagged<double> {
   std::uint64_t words[2];
+};
+
+/// A barrier in shared memory (PTX: mbarrier) that counts arrivals of threads and bytes of asynchronous stores. A phase
+/// ends when all arrivals of init_transactions() are there and as many bytes have landed as arrive_expecting() has
+/// announced in it; the next phase then begins with the same number of arrivals. Phases count from 0; a wait names the
+/// parity of the phase whose end it waits for, so that no thread may be more than one phase behind.
+struct alignas(8) TransactionBarrier {
+  std::uint64_t word;
 };
 
 }  // namespace deviceloop::cuda
@@ -65,6 +74,18 @@ __device__ inline void block_barrier() { __syncthreads(); }
 /// Barrier of all lanes of the warp: after it, each of them sees what the others wrote before it, to any memory.
 __device__ inline void warp_barrier() { __syncwarp(); }
 
+/// Barriers of a part of the block's threads, whole warps. `barrier` is 1 to 15, and `threads` counts all that take
+/// part in a phase: those that arrive and wait, by part_barrier(), and those that only arrive, by part_arrive().
+/// Whoever has passed part_barrier() sees what all of them wrote before.
+/// @{
+__device__ inline void part_barrier(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+__device__ inline void part_arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+/// @}
+
 /// The value of the lane whose index differs by `mask`; all 32 lanes of a warp call it together.
 template <class T>
 __device__ T warp_shuffle_xor(T value, unsigned mask) {
@@ -101,6 +122,22 @@ __device__ inline void cluster_barrier() {
 #endif
 }
 
+/// The two halves of cluster_barrier: what a thread does between them overlaps with the wait for the others.
+/// @{
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_wait();
+#else
+  __syncthreads();
+#endif
+}
+/// @}
+
 /// The address in the shared memory of the cluster's block `rank` that corresponds to `mine` in this block's. That
 /// block must have begun and must not have ended: a cluster_barrier is needed before the first use and after the last.
 template <class T>
@@ -118,6 +155,38 @@ __device__ inline std::uint64_t clock_ns() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
   return time;
 }
+
+/// A counter of this multiprocessor's clock cycles, which wraps around.
+__device__ inline unsigned clock_cycles() {
+  unsigned cycles;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(cycles) : : "memory");
+  return cycles;
+}
+
+/// Returns once `cycles` have passed since clock_cycles() was `since`. A poll that comes too early delays the words
+/// that it polls for.
+__device__ inline void wait_cycles(unsigned since, unsigned cycles) {
+  while (clock_cycles() - since < cycles) {
+  }
+}
+
+/// Raises or lowers the registers of each of this thread's warps' threads to `count`, a multiple of 8 from 24 to 256;
+/// all warps of a warp group of 128 threads call it together. Code for one architecture alone (sm_90a) can do so:
+/// elsewhere the registers stay those of __launch_bounds__, with which the kernel must do.
+/// @{
+template <int count>
+__device__ void raise_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(count));
+#endif
+}
+template <int count>
+__device__ void lower_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(count));
+#endif
+}
+/// @}
 
 namespace detail {
 
@@ -240,6 +309,168 @@ __device__ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t s
         return all;
       },
       deadline, code);
+}
+
+/// A place in the shared memory of a block of the cluster, for store_async.
+template <class T>
+struct Remote {
+  std::uint32_t address;
+
+  __device__ Remote operator+(int elements) const {
+    return {address + static_cast<std::uint32_t>(elements) * static_cast<std::uint32_t>(sizeof(T))};
+  }
+};
+
+/// As peer_shared.
+template <class T>
+__device__ Remote<T> remote(T* mine, unsigned rank) {
+  auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(mine));
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(address), "r"(rank));
+#endif
+  return {address};
+}
+
+// What follows needs clusters, compute capability 9.0; elsewhere it must not be called.
+
+/// Prepares a barrier for phases of `arrivals` arrivals each. One thread calls it and, after all barriers,
+/// fence_transactions_init(); then the block's threads pass a block_barrier, and the cluster's a cluster_barrier,
+/// before anybody else uses them.
+/// @{
+__device__ inline void init_transactions(TransactionBarrier* barrier, unsigned arrivals) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+               :
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))), "r"(arrivals)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+__device__ inline void fence_transactions_init() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+#endif
+}
+/// @}
+
+/// One arrival at a barrier of this block; with the announcement of `bytes` more to be waited for in this phase.
+/// @{
+__device__ inline void arrive(TransactionBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+               :
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier)))
+               : "memory");
+#else
+  __trap();
+#endif
+}
+__device__ inline void arrive_expecting(TransactionBarrier* barrier, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))), "r"(bytes)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+/// @}
+
+/// Whether the phase of that parity has ended; if so, this thread sees all that landed in it, and what the threads that
+/// arrived in it wrote before. It may wait a little for that.
+__device__ inline bool try_wait(const TransactionBarrier* barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t ended;
+  asm volatile(
+      "{\n.reg .pred ended;\nmbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\nselp.u32 %0, 1, 0, ended;\n}"
+      : "=r"(ended)
+      : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))), "r"(parity)
+      : "memory");
+  return ended != 0;
+#else
+  __trap();
+  return false;
+#endif
+}
+
+/// Waits for the end of the phase of that parity. False as of wait_until.
+__device__ inline bool wait_transactions(const TransactionBarrier* barrier, unsigned parity, const Deadline& deadline,
+                                         std::uint64_t code) {
+  return detail::poll([&] { return try_wait(barrier, parity); }, deadline, code);
+}
+
+/// Writes `value`, of 4, 8 or 16 bytes and aligned to its size, to a block of the cluster, and adds its bytes to those
+/// that have landed at `barrier`, of the same block. Who has waited for the barrier's phase sees the value; nothing
+/// else orders it, and it may land at any time before: no thread may read or overwrite the place until that wait, and
+/// that block may not end.
+template <class T>
+__device__ void store_async(Remote<T> to, const T& value, Remote<TransactionBarrier> barrier) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+#if __CUDA_ARCH__ >= 900
+  if constexpr (sizeof(T) == 16) {
+    std::uint32_t words[4];
+    std::memcpy(words, &value, sizeof(T));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+                 :
+                 : "r"(to.address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier.address)
+                 : "memory");
+  } else if constexpr (sizeof(T) == 8) {
+    std::uint64_t word;
+    std::memcpy(&word, &value, sizeof(T));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];"
+                 :
+                 : "r"(to.address), "l"(word), "r"(barrier.address)
+                 : "memory");
+  } else {
+    std::uint32_t word;
+    std::memcpy(&word, &value, sizeof(T));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 :
+                 : "r"(to.address), "r"(word), "r"(barrier.address)
+                 : "memory");
+  }
+#else
+  __trap();
+#endif
+}
+
+/// For the way out after a failed wait, when a block does not know what is still on its way to it: returns long after
+/// the asynchronous stores that the cluster's threads issued before a cluster_barrier have landed.
+__device__ inline void let_stores_land() {
+  constexpr std::uint64_t kLongNs = 200'000;
+  const std::uint64_t begin = clock_ns();
+  while (clock_ns() - begin < kLongNs) {
+  }
+}
+
+/// `value` rounded to TF32, 10 bits behind the leading one: to nearest, ties away from zero.
+__device__ inline float round_to_tf32(float value) {
+#if __CUDA_ARCH__ >= 800
+  std::uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+#else
+  const std::uint32_t bits = __float_as_uint(value);
+  return (bits & 0x7f800000u) == 0x7f800000u ? value : __uint_as_float((bits + 0x1000u) & ~0x1fffu);
+#endif
+}
+
+/// D += A B by the whole warp, for A [16, 8] and B [8, 8] in TF32 (other bits of a value are ignored) and D [16, 8] in
+/// float; the order of a sum's terms is the machine's. Lane 4 r + c has of D rows r (d[0], d[1]) and r + 8 (d[2],
+/// d[3]), columns 2 c and 2 c + 1; of A rows r and r + 8 of column c (a[0], a[1]) and of column c + 4 (a[2], a[3]); of
+/// B rows c and c + 4 (b[0], b[1]) of column r. Compute capability 8.0 or newer.
+__device__ inline void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  __trap();
+#endif
 }
 
 }  // namespace deviceloop::cuda

@@ -20,26 +20,41 @@
 namespace {
 
 using deviceloop::cuda::arrive;
+using deviceloop::cuda::arrive_expecting;
 using deviceloop::cuda::block_barrier;
 using deviceloop::cuda::block_index;
 using deviceloop::cuda::block_threads;
 using deviceloop::cuda::clock_ns;
+using deviceloop::cuda::cluster_arrive;
 using deviceloop::cuda::cluster_barrier;
 using deviceloop::cuda::cluster_blocks;
 using deviceloop::cuda::cluster_rank;
+using deviceloop::cuda::cluster_wait;
 using deviceloop::cuda::Deadline;
+using deviceloop::cuda::fence_transactions_init;
 using deviceloop::cuda::grid_blocks;
+using deviceloop::cuda::init_transactions;
 using deviceloop::cuda::kWarpThreads;
 using deviceloop::cuda::launch;
 using deviceloop::cuda::LaunchConfig;
+using deviceloop::cuda::let_stores_land;
+using deviceloop::cuda::mma_tf32;
+using deviceloop::cuda::part_arrive;
+using deviceloop::cuda::part_barrier;
 using deviceloop::cuda::peer_shared;
 using deviceloop::cuda::prepare_kernel;
 using deviceloop::cuda::publish;
+using deviceloop::cuda::remote;
 using deviceloop::cuda::resident_clusters;
+using deviceloop::cuda::round_to_tf32;
 using deviceloop::cuda::shared;
+using deviceloop::cuda::store_async;
 using deviceloop::cuda::Tagged;
 using deviceloop::cuda::thread_index;
+using deviceloop::cuda::TransactionBarrier;
+using deviceloop::cuda::try_wait;
 using deviceloop::cuda::wait_tagged;
+using deviceloop::cuda::wait_transactions;
 using deviceloop::cuda::wait_until;
 using deviceloop::cuda::warp_barrier;
 using deviceloop::cuda::warp_shuffle_xor;
@@ -400,6 +415,126 @@ int orders_that_give(const std::vector<T>& expected, Run run) {
   return right;
 }
 
+// Asynchronous stores, barriers of parts, products of a warp.
+
+constexpr int kRing = 4;  ///< blocks of the clusters that store asynchronously
+
+/// From a block's left neighbour: a pair of values from each of its threads, and one of 4 and 8 bytes.
+struct RingShared {
+  struct alignas(16) Pair {
+    double first, second;
+  };
+  Pair pairs[32];
+  double wide;
+  float narrow;
+  int spare;
+  TransactionBarrier barrier;
+};
+
+enum class Ring {
+  kRight,
+  kNoWait,
+  kNotAgain,
+  kLeavesBefore,
+  kNotInitialised,
+  kOtherBarrier,
+  kTooManyArrivals,
+  kUnaligned
+};
+
+/// Three steps in which every block passes values around the ring; `out` has what it got in the last.
+template <Ring planted>
+__global__ void ring_kernel(double* out, Meeting* meeting, std::uint64_t time) {
+  RingShared& memory = shared<RingShared>();
+  const unsigned thread = thread_index(), rank = cluster_rank();
+  constexpr unsigned kBytes = sizeof memory.pairs + sizeof memory.wide + sizeof memory.narrow;
+  memory.pairs[thread] = {-1, -1};
+  if (thread == 0) {
+    memory.wide = memory.narrow = -1;
+    if (planted != Ring::kNotInitialised) init_transactions(&memory.barrier, 1);
+    fence_transactions_init();
+    if (planted != Ring::kNotInitialised) arrive_expecting(&memory.barrier, kBytes);
+    if (planted == Ring::kTooManyArrivals) arrive(&memory.barrier);
+  }
+  block_barrier();
+  cluster_arrive();
+  const unsigned next = (rank + 1) % cluster_blocks();
+  const auto pairs = planted == Ring::kUnaligned ? remote(reinterpret_cast<RingShared::Pair*>(&memory.wide - 1), next)
+                                                 : remote(memory.pairs, next);
+  const auto barrier = remote(&memory.barrier, planted == Ring::kOtherBarrier ? rank : next);
+  cluster_wait();
+  double mine = block_index();
+  for (unsigned step = 0; step < 3; ++step) {
+    store_async(pairs + static_cast<int>(thread), {mine, mine + thread}, barrier);
+    if (thread == 0) store_async(remote(&memory.wide, next), mine, barrier);
+    if (thread == 1) store_async(remote(&memory.narrow, next), static_cast<float>(mine), barrier);
+    if (planted == Ring::kLeavesBefore) {
+      cluster_barrier();
+      return;
+    }
+    if (planted != Ring::kNoWait) wait_transactions(&memory.barrier, step % 2, deadline_in(time, meeting), kCode);
+    if (thread == 0 && planted != Ring::kNoWait && planted != Ring::kNotAgain)
+      arrive_expecting(&memory.barrier, kBytes);
+    const double got =
+        memory.pairs[thread].second - thread + memory.pairs[31 - thread].first + memory.wide + memory.narrow;
+    mine = got / 4 + 1;
+    // Nobody stores for the next step before all have read this step's.
+    cluster_barrier();
+  }
+  out[block_index() * 32 + thread] = mine;
+  if (planted == Ring::kNoWait) let_stores_land();
+}
+
+/// Waits for twice what comes, until the deadline.
+__global__ void ring_deadline_kernel(Meeting* meeting, std::uint64_t timeout, float* out) {
+  RingShared& memory = shared<RingShared>();
+  if (thread_index() == 0) {
+    init_transactions(&memory.barrier, 1);
+    fence_transactions_init();
+    arrive_expecting(&memory.barrier, 8);
+  }
+  block_barrier();
+  cluster_barrier();
+  if (thread_index() == 0)
+    store_async(remote(&memory.narrow, cluster_rank()), 1.0f, remote(&memory.barrier, cluster_rank()));
+  const bool came = wait_transactions(&memory.barrier, 0, deadline_in(timeout, meeting), kCode);
+  cluster_barrier();
+  let_stores_land();
+  cluster_barrier();
+  if (thread_index() == 0) out[block_index()] = came ? 1 : 0;
+}
+
+/// Two warps write, one waits for them; a third has no part in it.
+template <bool waits>
+__global__ void part_kernel(float* out) {
+  auto& sums = shared<Sums>().values;
+  const unsigned thread = thread_index(), warp = thread / kWarpThreads;
+  for (int turn = 0; turn < (waits ? 2 : 1); ++turn) {
+    if (warp < 2) {
+      sums[thread] = static_cast<float>(thread + 1) * static_cast<float>(turn + 1);
+      part_arrive(1, 96);
+      part_barrier(2, 96);
+    } else if (warp == 2) {
+      if (waits)
+        part_barrier(1, 96);
+      else
+        part_arrive(1, 96);
+      out[turn * 32 + thread % 32] = sums[thread - 64] + sums[thread - 32];
+      part_arrive(2, 96);
+    }
+  }
+}
+
+__global__ void part_count_kernel() { part_barrier(1, thread_index() < 32 ? 64 : 32); }
+
+__global__ void mma_kernel(float* d, const float* a, const float* b) {
+  const unsigned lane = thread_index(), r = lane / 4, c = lane % 4;
+  float sum[4] = {1, 1, 1, 1};
+  mma_tf32(sum, {a[r * 8 + c], a[(r + 8) * 8 + c], a[r * 8 + c + 4], a[(r + 8) * 8 + c + 4]},
+           {b[c * 8 + r], b[(c + 4) * 8 + r]});
+  for (unsigned i = 0; i < 4; ++i) d[(r + i / 2 * 8) * 8 + 2 * c + i % 2] = sum[i];
+}
+
 class SimtFixture : public ::testing::Test {
  protected:
   SimtFixture() { simt::reset(); }
@@ -737,6 +872,89 @@ TEST_F(SimtCluster, PeersThatAreNoneAreReported) {
   EXPECT_EQ(kernel_error(half_cluster_barrier_kernel, {2, 32, 0, 2}),
             "half_cluster_barrier_kernel, block 0 of 2: divergent barrier: of its 32 threads 32 wait at "
             "cluster_barrier, 0 have returned");
+}
+
+TEST_F(SimtCluster, AsynchronousStoresLandWhenSomebodyWaitsForThem) {
+  const Array<double> out(2 * kRing * 32);
+  const SharedMeeting meeting;
+  const LaunchConfig config{2 * kRing, 32, sizeof(RingShared), kRing};
+  std::vector<double> expected;
+  for (int block = 0; block < 2 * kRing; ++block)
+    expected.insert(expected.end(), 32, block / kRing * kRing + (block + kRing - 3) % kRing + 3);
+  const auto run = [&](auto kernel) {
+    launch(kernel, config, nullptr, out.data, meeting.data, std::uint64_t{0});
+    return out.read();
+  };
+  EXPECT_EQ(orders_that_give(expected, [&] { return run(ring_kernel<Ring::kRight>); }), 10);
+  EXPECT_EQ(orders_that_give(expected, [&] { return run(ring_kernel<Ring::kNoWait>); }), 0);
+}
+
+TEST_F(SimtCluster, MisuseOfTransactionBarriersIsReported) {
+  const Array<double> out(kRing * 32);
+  SharedMeeting meeting;
+  const auto error = [&](auto kernel) {
+    simt::set_order(Order::kReverse);
+    return kernel_error(kernel, {kRing, 32, sizeof(RingShared), kRing}, out.data, meeting.data, std::uint64_t{0});
+  };
+  EXPECT_EQ(error(ring_kernel<Ring::kRight>), "");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kLeavesBefore>), "ended while an asynchronous store was on its way to it");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kNotInitialised>), "store_async: the barrier is not initialised");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kOtherBarrier>),
+                  "store_async: the barrier is not of the block that is written to");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kTooManyArrivals>), "arrive: more arrivals in a phase than the barrier has");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kNotAgain>), "wait at wait_transactions");
+  EXPECT_MENTIONS(error(ring_kernel<Ring::kUnaligned>), "store_async: a place of 16 bytes is not aligned");
+}
+
+TEST_F(SimtCluster, WaitForTransactionsEndsByItsDeadline) {
+  const Array<float> out(2);
+  SharedMeeting meeting;
+  launch(ring_deadline_kernel, {2, 32, sizeof(RingShared), 2}, nullptr, meeting.data, kSecond, out.data);
+  EXPECT_EQ(out.read(), (std::vector<float>{0, 0}));
+  EXPECT_EQ(meeting.read().failed, kCode);
+}
+
+TEST_F(SimtKernel, PartsOfABlockHaveTheirBarriers) {
+  std::vector<float> expected;
+  for (int i = 0; i < 64; ++i) expected.push_back(static_cast<float>((2 * (i % 32) + 34) * (i / 32 + 1)));
+  const Array<float> out(64);
+  const auto run = [&](auto kernel) {
+    launch(kernel, {1, 128, sizeof(Sums)}, nullptr, out.data);
+    return out.read();
+  };
+  EXPECT_EQ(orders_that_give(expected, [&] { return run(part_kernel<true>); }), 10);
+  const auto first_turn = [](std::vector<float> values) {
+    values.resize(32);
+    return values;
+  };
+  EXPECT_LT(orders_that_give(first_turn(expected), [&] { return first_turn(run(part_kernel<false>)); }), 10);
+  simt::set_order(Order::kForward);
+  EXPECT_MENTIONS(kernel_error(part_count_kernel, {1, 64, 0}),
+                  "part_barrier(1, 32), while others have told it 64 threads");
+}
+
+TEST_F(SimtKernel, WarpMultipliesInTf32) {
+  std::vector<float> a, b, expected;
+  for (int i = 0; i < 128; ++i) a.push_back(static_cast<float>(i % 11 - 5));
+  for (int i = 0; i < 64; ++i) b.push_back(static_cast<float>(i % 7 - 3) * 0.25f);
+  for (std::size_t r = 0; r < 16; ++r)
+    for (std::size_t c = 0; c < 8; ++c) {
+      float sum = 1;
+      for (std::size_t k = 0; k < 8; ++k) sum += a[r * 8 + k] * b[k * 8 + c];
+      expected.push_back(sum);
+    }
+  a[0] -= 0x1p-12f;  // below TF32: ignored
+  const Array<float> in_a(a), in_b(b), out(128);
+  EXPECT_EQ(orders_that_give(expected,
+                             [&] {
+                               launch(mma_kernel, {1, 32, 0}, nullptr, out.data, in_a.data, in_b.data);
+                               return out.read();
+                             }),
+            10);
+  EXPECT_EQ(round_to_tf32(1 + 0x1p-11f), 1 + 0x1p-10f);  // a tie: away from zero
+  EXPECT_EQ(round_to_tf32(-1 - 0x1.ffp-12f), -1.0f);
+  EXPECT_EQ(round_to_tf32(HUGE_VALF), HUGE_VALF);
+  EXPECT_TRUE(std::isnan(round_to_tf32(std::nanf("1"))));
 }
 
 /// tagged_sum_kernel for a set of blocks that begins with `first`.

@@ -90,6 +90,8 @@ struct Thread {
   Poll* poll = nullptr;      // where it polls
   std::uint64_t looked = 0;  // in which turn, of all threads, it last looked in vain
   std::uint64_t bits = 0;    // given to the other lanes, and got from them
+  unsigned gathers = 0;      // warp_gather calls
+  int cluster_phase = -1;    // in which it has arrived and not yet waited
 };
 
 /// Threads that wait for each other.
@@ -101,13 +103,13 @@ struct Meeting {
 
 /// What the lanes of a warp call together.
 struct LaneCall {
-  bool barrier = false;   // warp_barrier, else warp_shuffle_xor
-  unsigned mask = 0;      // of the shuffle
-  std::size_t bytes = 0;  // of the shuffle
+  const char* other = nullptr;  // the function, if it is not warp_shuffle_xor
+  unsigned mask = 0;            // of the shuffle
+  std::size_t bytes = 0;        // of the shuffle, or of what a lane gives
   bool operator==(const LaneCall&) const = default;
-  const char* name() const { return barrier ? "warp_barrier" : "warp_shuffle_xor"; }
+  const char* name() const { return other != nullptr ? other : "warp_shuffle_xor"; }
   std::string text() const {
-    if (barrier) return name();
+    if (other != nullptr) return name();
     return std::string(name()) + " with mask " + std::to_string(mask) + " of " + std::to_string(bytes) + " bytes";
   }
 };
@@ -115,6 +117,36 @@ struct LaneCall {
 struct Warp {
   Meeting meeting;
   LaneCall call;
+  // What the lanes give to a warp_gather, by its parity: a lane can be one ahead of another.
+  std::vector<std::uint32_t> gathered[2];
+};
+
+/// A barrier of a part of the block, or the halves of a cluster's.
+struct PartBarrier {
+  unsigned threads = 0, arrived = 0, phase = 0;
+};
+
+/// What a barrier of transactions counts.
+struct Transactions {
+  static constexpr std::uint64_t kMagic = 0xb417;  // it is initialised
+  static constexpr std::int64_t kMostBytes = (1 << 20) - 1;
+  unsigned phase = 0, arrivals = 0, awaited = 0;  // awaited: arrivals
+  std::int64_t bytes = 0;                         // announced and not landed
+
+  static bool initialised(std::uint64_t word) { return word >> 48 == kMagic; }
+  static Transactions of(std::uint64_t word) {
+    return {static_cast<unsigned>(word >> 47 & 1), static_cast<unsigned>(word >> 36 & 0x7ff),
+            static_cast<unsigned>(word >> 25 & 0x7ff), static_cast<std::int64_t>(word & 0x1ffffff) - (1 << 24)};
+  }
+  std::uint64_t word() const {
+    return kMagic << 48 | std::uint64_t{phase} << 47 | std::uint64_t{arrivals} << 36 | std::uint64_t{awaited} << 25 |
+           static_cast<std::uint64_t>(bytes + (1 << 24));
+  }
+  void end_phase() {
+    if (awaited != 0 || bytes != 0) return;
+    phase ^= 1;
+    awaited = arrivals;
+  }
 };
 
 struct FreeShared {
@@ -128,8 +160,18 @@ struct Block {
   std::unique_ptr<std::byte, FreeShared> shared;
   Meeting barrier;
   std::vector<Warp> warps;
+  std::map<int, PartBarrier> parts;
   bool begun = false;
   unsigned returned = 0;
+};
+
+/// On its way to a block.
+struct Store {
+  Block* block = nullptr;
+  std::byte* to = nullptr;
+  std::uint64_t* barrier = nullptr;
+  std::size_t bytes = 0;
+  std::byte value[16]{};
 };
 
 /// Of one block where the launch has no clusters.
@@ -137,6 +179,8 @@ struct Cluster {
   std::vector<Thread> threads;
   std::vector<Block> blocks;
   Meeting barrier;
+  PartBarrier halves;  // cluster_arrive and cluster_wait
+  std::vector<Store> stores;
   unsigned returned = 0;  // threads
 };
 
@@ -146,7 +190,16 @@ class Grid {
   void run();
   void block_barrier() { meet(current_->block->barrier, "block_barrier", runnable_); }
   void cluster_barrier() { meet(current_->block->cluster->barrier, "cluster_barrier", runnable_); }
+  void cluster_arrive();
+  void cluster_wait();
+  void part_barrier(int barrier, unsigned threads, bool waits);
   std::uint64_t exchange(const LaneCall& call, std::uint64_t bits);
+  void gather(const char* name, const std::uint32_t* mine, unsigned count, std::uint32_t* all);
+  void init_transactions(std::uint64_t* barrier, unsigned arrivals) const;
+  void arrive_transactions(std::uint64_t* barrier, std::size_t expected_bytes) const;
+  bool transactions_ended(const Place& waiting, const std::uint64_t* barrier, unsigned parity);
+  void store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier);
+  void let_stores_land() { land(*current_->block->cluster, nullptr); }
   void poll(Poll& poll);
   void* peer_shared(const void* mine, unsigned rank) const;
   std::size_t shared_bytes() const { return launch_.shared_bytes; }
@@ -168,6 +221,11 @@ class Grid {
   void run_current();
   void meet(Meeting& meeting, const char* where, std::deque<Thread*>& queue);
   void wait(const char* where);
+  void wait_for(const char* where, const std::function<bool()>& has_ended);
+  Block& block_of(const void* place, std::size_t bytes, const char* name) const;
+  Transactions own_transactions(const std::uint64_t* barrier, const char* name) const;
+  void land(Cluster& cluster, const std::uint64_t* barrier);
+  void land(const Store& store) const;
   std::string describe_stuck() const;
   void abandon();
 
@@ -220,7 +278,7 @@ void Grid::admit_cluster() {
     for (unsigned i = 0; i < launch_.threads; ++i, ++thread) {
       if (i % kWarpThreads == 0) block.warps[i / kWarpThreads].meeting = {thread, kWarpThreads};
       thread->place = {i,    launch_.threads,        first_block + rank, launch_.blocks,
-                       rank, launch_.cluster_blocks, block.shared.get()};
+                       rank, launch_.cluster_blocks, block.shared.get(), thread};
       thread->block = &block;
     }
   }
@@ -324,7 +382,14 @@ void Grid::run_current() {
   } catch (...) {
     if (!failure_) failure_ = std::current_exception();
   }
-  if (++block.returned == launch_.threads) block.shared.reset();
+  if (++block.returned == launch_.threads) {
+    for (const Store& store : cluster.stores)
+      if (store.block == &block && !failure_)
+        failure_ = std::make_exception_ptr(
+            KernelError(launch_.kernel + ", block " + std::to_string(block.barrier.first->place.block) + " of " +
+                        std::to_string(launch_.blocks) + ": ended while an asynchronous store was on its way to it"));
+    block.shared.reset();
+  }
   if (++cluster.returned == cluster.threads.size() && !failure_) {
     resident_.remove_if([&](const Cluster& each) { return &each == &cluster; });
     if (!pending_.empty()) admit_cluster();
@@ -375,6 +440,140 @@ std::uint64_t Grid::exchange(const LaneCall& call, std::uint64_t bits) {
   // While a warp runs on by itself its stacks stay in the cache; now and then others come between.
   meet(warp.meeting, call.name(), ++exchanges_ % 32 != 0 ? preferred_ : runnable_);
   return self.bits;
+}
+
+void Grid::gather(const char* name, const std::uint32_t* mine, unsigned count, std::uint32_t* all) {
+  Warp& warp = current_->block->warps[current_->place.thread / kWarpThreads];
+  std::vector<std::uint32_t>& words = warp.gathered[current_->gathers++ % 2];
+  words.resize(kWarpThreads * count);
+  std::copy_n(mine, count, words.begin() + current_->place.thread % kWarpThreads * count);
+  exchange({name, 0, count}, 0);
+  std::copy(words.begin(), words.end(), all);
+}
+
+void Grid::wait_for(const char* where, const std::function<bool()>& has_ended) {
+  if (has_ended()) return;
+  Poll waiting{where, 0, has_ended};
+  poll(waiting);
+}
+
+void Grid::cluster_arrive() {
+  PartBarrier& halves = current_->block->cluster->halves;
+  if (current_->cluster_phase >= 0) refuse("cluster_arrive without cluster_wait after the one before");
+  current_->cluster_phase = static_cast<int>(halves.phase % 2);
+  if (++halves.arrived < launch_.cluster_blocks * launch_.threads) return;
+  halves.arrived = 0;
+  ++halves.phase;
+}
+
+void Grid::cluster_wait() {
+  if (current_->cluster_phase < 0) refuse("cluster_wait without cluster_arrive");
+  const PartBarrier& halves = current_->block->cluster->halves;
+  const auto phase = static_cast<unsigned>(std::exchange(current_->cluster_phase, -1));
+  wait_for("cluster_wait", [&halves, phase] { return halves.phase % 2 != phase; });
+}
+
+void Grid::part_barrier(int barrier, unsigned threads, bool waits) {
+  const std::string name =
+      (waits ? "part_barrier(" : "part_arrive(") + std::to_string(barrier) + ", " + std::to_string(threads) + ")";
+  if (barrier < 1 || barrier > 15) refuse(name + ": barriers are 1 to 15");
+  if (threads == 0 || threads % kWarpThreads != 0 || threads > launch_.threads)
+    refuse(name + ": takes whole warps, of a block of " + std::to_string(launch_.threads) + " threads");
+  PartBarrier& part = current_->block->parts[barrier];
+  if (part.arrived > 0 && part.threads != threads)
+    refuse(name + ", while others have told it " + std::to_string(part.threads) + " threads");
+  part.threads = threads;
+  const unsigned phase = part.phase;
+  if (++part.arrived == threads) {
+    part.arrived = 0;
+    ++part.phase;
+  }
+  if (waits) wait_for("part_barrier", [&part, phase] { return part.phase != phase; });
+}
+
+/// The block of the cluster whose shared memory the place is in.
+Block& Grid::block_of(const void* place, std::size_t bytes, const char* name) const {
+  for (Block& block : current_->block->cluster->blocks) {
+    const auto offset = reinterpret_cast<std::uintptr_t>(place) - reinterpret_cast<std::uintptr_t>(block.shared.get());
+    if (block.shared == nullptr || offset >= launch_.shared_bytes) continue;
+    if (offset % bytes != 0)
+      refuse(std::string(name) + ": a place of " + std::to_string(bytes) + " bytes is not aligned");
+    if (offset + bytes > launch_.shared_bytes) refuse(std::string(name) + ": a place beyond the shared memory");
+    if (!block.begun) refuse(std::string(name) + ": a place of a block that has not begun");
+    return block;
+  }
+  refuse(std::string(name) + ": a place that is not in the shared memory of a running block of the cluster");
+}
+
+Transactions Grid::own_transactions(const std::uint64_t* barrier, const char* name) const {
+  if (&block_of(barrier, sizeof *barrier, name) != current_->block)
+    refuse(std::string(name) + ": the barrier of another block");
+  if (!Transactions::initialised(*barrier)) refuse(std::string(name) + ": the barrier is not initialised");
+  return Transactions::of(*barrier);
+}
+
+void Grid::init_transactions(std::uint64_t* barrier, unsigned arrivals) const {
+  if (&block_of(barrier, sizeof *barrier, "init_transactions") != current_->block)
+    refuse("init_transactions: the barrier of another block");
+  if (arrivals == 0 || arrivals > 0x7ff) refuse("init_transactions of " + std::to_string(arrivals) + " arrivals");
+  *barrier = Transactions{0, arrivals, arrivals, 0}.word();
+}
+
+void Grid::arrive_transactions(std::uint64_t* barrier, std::size_t expected_bytes) const {
+  const char* const name = expected_bytes == 0 ? "arrive" : "arrive_expecting";
+  Transactions counts = own_transactions(barrier, name);
+  if (counts.awaited == 0) refuse(std::string(name) + ": more arrivals in a phase than the barrier has");
+  counts.bytes += static_cast<std::int64_t>(expected_bytes);
+  if (counts.bytes > Transactions::kMostBytes) refuse(std::string(name) + ": more bytes than a barrier counts");
+  --counts.awaited;
+  counts.end_phase();
+  *barrier = counts.word();
+}
+
+/// Also called in the stead of a thread that waits.
+bool Grid::transactions_ended(const Place& waiting, const std::uint64_t* barrier, unsigned parity) {
+  Thread& thread = *static_cast<Thread*>(waiting.owner);
+  if (&thread == current_ && thread.poll == nullptr) {
+    if (parity > 1) refuse("try_wait with parity " + std::to_string(parity));
+    own_transactions(barrier, "try_wait");
+  }
+  if (Transactions::of(*barrier).phase == parity) land(*thread.block->cluster, barrier);
+  return Transactions::of(*barrier).phase != parity;
+}
+
+void Grid::store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier) {
+  Store store{&block_of(to, bytes, "store_async"), static_cast<std::byte*>(to), barrier, bytes, {}};
+  if (&block_of(barrier, sizeof *barrier, "store_async") != store.block)
+    refuse("store_async: the barrier is not of the block that is written to");
+  if (!Transactions::initialised(*barrier)) refuse("store_async: the barrier is not initialised");
+  std::memcpy(store.value, value, bytes);
+  std::vector<Store>& stores = current_->block->cluster->stores;
+  stores.push_back(store);
+  if (order_ == Order::kForward || (order_ == Order::kRandom && random_() % 4 == 0)) {
+    if (order_ == Order::kRandom) std::swap(stores.back(), stores[random_() % stores.size()]);
+    const Store lands = stores.back();
+    stores.pop_back();
+    land(lands);
+  }
+}
+
+/// What is on its way to that barrier; null: to all of the cluster.
+void Grid::land(Cluster& cluster, const std::uint64_t* barrier) {
+  if (cluster.stores.empty()) return;
+  const auto first = std::partition(cluster.stores.begin(), cluster.stores.end(),
+                                    [&](const Store& store) { return barrier != nullptr && store.barrier != barrier; });
+  std::vector<Store> landing(first, cluster.stores.end());
+  cluster.stores.erase(first, cluster.stores.end());
+  if (order_ == Order::kRandom) std::shuffle(landing.begin(), landing.end(), random_);
+  for (const Store& store : landing) land(store);
+}
+
+void Grid::land(const Store& store) const {
+  Transactions counts = Transactions::of(*store.barrier);
+  std::memcpy(store.to, store.value, store.bytes);
+  counts.bytes -= static_cast<std::int64_t>(store.bytes);
+  counts.end_phase();
+  *store.barrier = counts.word();
 }
 
 void* Grid::peer_shared(const void* mine, unsigned rank) const {
@@ -457,12 +656,40 @@ void block_barrier() { grid->block_barrier(); }
 
 void cluster_barrier() { grid->cluster_barrier(); }
 
+void cluster_arrive() { grid->cluster_arrive(); }
+
+void cluster_wait() { grid->cluster_wait(); }
+
+void part_barrier(int barrier, int threads, bool waits) {
+  grid->part_barrier(barrier, static_cast<unsigned>(threads), waits);
+}
+
 void poll(Poll& poll) { grid->poll(poll); }
 
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask) {
-  return grid->exchange({false, mask, bytes}, bits);
+  return grid->exchange({nullptr, mask, bytes}, bits);
 }
 
-void warp_barrier() { grid->exchange({true}, 0); }
+void warp_barrier() { grid->exchange({"warp_barrier"}, 0); }
+
+void warp_gather(const char* name, const std::uint32_t* mine, unsigned count, std::uint32_t* all) {
+  grid->gather(name, mine, count, all);
+}
+
+void init_transactions(std::uint64_t* barrier, unsigned arrivals) { grid->init_transactions(barrier, arrivals); }
+
+void arrive_transactions(std::uint64_t* barrier, std::size_t expected_bytes) {
+  grid->arrive_transactions(barrier, expected_bytes);
+}
+
+bool transactions_ended(const Place& waiting, const std::uint64_t* barrier, unsigned parity) {
+  return grid->transactions_ended(waiting, barrier, parity);
+}
+
+void store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier) {
+  grid->store_async(to, value, bytes, barrier);
+}
+
+void let_stores_land() { grid->let_stores_land(); }
 
 }  // namespace simt

@@ -20,6 +20,7 @@ namespace simt {
 struct Place {
   unsigned thread = 0, threads = 0, block = 0, blocks = 0, rank = 0, cluster_blocks = 0;
   void* shared = nullptr;
+  void* owner = nullptr;  ///< the fixture's own record of the thread
 };
 
 /// Of the thread that runs.
@@ -37,6 +38,11 @@ void* peer_shared(const void* mine, unsigned rank);
 void block_barrier();
 
 void cluster_barrier();
+void cluster_arrive();
+void cluster_wait();
+
+/// Arrives at barrier 1 to 15 of the block, and waits for the end of that phase or not.
+void part_barrier(int barrier, int threads, bool waits);
 
 /// A wait for what other threads write.
 struct Poll {
@@ -53,6 +59,24 @@ void warp_barrier();
 
 /// The `bits` of the lane whose index differs by `mask`, all lanes having called it with the same `mask` and `bytes`.
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask);
+
+/// All lanes of the warp call it with `count` words each; `all` then holds those of lane 0, of lane 1, ...
+void warp_gather(const char* name, const std::uint32_t* mine, unsigned count, std::uint32_t* all);
+
+// Barriers of transactions. Each throws KernelError where PTX would leave the behaviour undefined.
+
+void init_transactions(std::uint64_t* barrier, unsigned arrivals);
+void arrive_transactions(std::uint64_t* barrier, std::size_t expected_bytes);
+/// Whether the phase of that parity has ended. If not, the stores on their way to the barrier land now, as somebody
+/// waits for them.
+bool transactions_ended(const Place& waiting, const std::uint64_t* barrier, unsigned parity);
+
+/// Places of the block `rank` of the cluster; the store lands at once in order kForward; else when somebody waits for
+/// the barrier, or by chance before that in order kRandom. A block that ends before throws KernelError.
+void store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier);
+
+/// All that is on its way to blocks of this cluster lands.
+void let_stores_land();
 
 }  // namespace simt
 
@@ -81,7 +105,11 @@ T* peer_shared(T* mine, unsigned rank) {
 }
 
 inline void block_barrier() { simt::block_barrier(); }
+inline void part_barrier(int barrier, int threads) { simt::part_barrier(barrier, threads, true); }
+inline void part_arrive(int barrier, int threads) { simt::part_barrier(barrier, threads, false); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
+inline void cluster_arrive() { simt::cluster_arrive(); }
+inline void cluster_wait() { simt::cluster_wait(); }
 
 inline void warp_barrier() { simt::warp_barrier(); }
 
@@ -96,6 +124,17 @@ T warp_shuffle_xor(T value, unsigned mask) {
 }
 
 inline std::uint64_t clock_ns() { return simt::simulated_time; }
+inline unsigned clock_cycles() { return static_cast<unsigned>(simt::simulated_time); }
+inline void wait_cycles(unsigned /*since*/, unsigned /*cycles*/) {}
+
+template <int count>
+void raise_registers() {
+  static_assert(count % 8 == 0 && count >= 24 && count <= 256, "what setmaxnreg takes");
+}
+template <int count>
+void lower_registers() {
+  static_assert(count % 8 == 0 && count >= 24 && count <= 256, "what setmaxnreg takes");
+}
 
 // All threads of a grid run on one host thread: what follows needs no atomic access.
 
@@ -163,6 +202,64 @@ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int 
         return all;
       },
       deadline, code);
+}
+
+template <class T>
+struct Remote {
+  T* place;
+
+  Remote operator+(int elements) const { return {place + elements}; }
+};
+
+template <class T>
+Remote<T> remote(T* mine, unsigned rank) {
+  return {static_cast<T*>(simt::peer_shared(mine, rank))};
+}
+
+inline void init_transactions(TransactionBarrier* barrier, unsigned arrivals) {
+  simt::init_transactions(&barrier->word, arrivals);
+}
+inline void fence_transactions_init() {}
+inline void arrive(TransactionBarrier* barrier) { simt::arrive_transactions(&barrier->word, 0); }
+inline void arrive_expecting(TransactionBarrier* barrier, unsigned bytes) {
+  simt::arrive_transactions(&barrier->word, bytes);
+}
+inline bool try_wait(const TransactionBarrier* barrier, unsigned parity) {
+  return simt::transactions_ended(*simt::place, &barrier->word, parity);
+}
+inline bool wait_transactions(const TransactionBarrier* barrier, unsigned parity, const Deadline& deadline,
+                              std::uint64_t code) {
+  const simt::Place& waiting = *simt::place;
+  return detail::poll(
+      "wait_transactions", [&] { return simt::transactions_ended(waiting, &barrier->word, parity); }, deadline, code);
+}
+template <class T>
+void store_async(Remote<T> to, const T& value, Remote<TransactionBarrier> barrier) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "what st.async writes");
+  simt::store_async(to.place, &value, sizeof(T), &barrier.place->word);
+}
+inline void let_stores_land() { simt::let_stores_land(); }
+
+inline float round_to_tf32(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return (bits & 0x7f800000u) == 0x7f800000u ? value : std::bit_cast<float>((bits + 0x1000u) & ~0x1fffu);
+}
+
+inline void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  constexpr unsigned kWords = 6;
+  std::uint32_t mine[kWords], all[kWarpThreads * kWords];
+  for (unsigned i = 0; i < kWords; ++i) mine[i] = std::bit_cast<std::uint32_t>(i < 4 ? a[i] : b[i - 4]) & ~0x1fffu;
+  simt::warp_gather("mma_tf32", mine, kWords, all);
+  const auto word = [&](unsigned lane, unsigned i) {
+    return static_cast<double>(std::bit_cast<float>(all[lane * kWords + i]));
+  };
+  const unsigned lane = thread_index() % kWarpThreads;
+  for (unsigned i = 0; i < 4; ++i) {
+    double sum = d[i];
+    for (unsigned k = 0; k < 8; ++k)
+      sum += word(lane / 4 * 4 + k % 4, i / 2 + k / 4 * 2) * word((lane % 4 * 2 + i % 2) * 4 + k % 4, 4 + k / 4);
+    d[i] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace deviceloop::cuda
