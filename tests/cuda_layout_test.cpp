@@ -83,6 +83,30 @@ TEST(CudaLayout, AThreadOfARowSumHasAtMostTheTermsThatItMayAddInTheWorkingPrecis
     }
 }
 
+TEST(CudaLayout, TilesOfColumnGroupsCoverEveryElementOnceByFewTerms) {
+  for (const std::int64_t rows : {1, 2, 100, 128, 129, 4096, 4097, 20000})
+    for (const std::int64_t columns : {1, 3, 8, 9, 100, 131, 260})
+      for (const int width : {1, 2, 4}) {
+        SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " by " + std::to_string(width));
+        const ColumnGroupLayout layout = column_group_layout(rows, columns, width);
+        const std::int64_t row_step = kThreads / layout.groups;
+        ASSERT_GE(layout.groups, 1);
+        ASSERT_GE(row_step, 1);
+        EXPECT_LE(divide_up(std::min(rows, layout.rows_per_tile), row_step), kTerms);
+        EXPECT_GE(layout.tiles_across * layout.groups * width, columns);
+        EXPECT_LT((layout.tiles_across - 1) * layout.groups * width, columns);
+        EXPECT_GE(layout.tiles_down * layout.rows_per_tile, rows);
+        EXPECT_LT((layout.tiles_down - 1) * layout.rows_per_tile, rows);
+        EXPECT_EQ(layout.tiles_down == 1, rows <= 4096 || rows <= layout.rows_per_tile);
+        EXPECT_LE(layout.tiles_down == 1 ? 0 : layout.tiles_down * columns * 3,
+                  narrow_linear_gradient_slots(rows, columns, 3));
+      }
+  // What a GPU of many multiprocessors needs, and no more partial sums than that.
+  EXPECT_EQ(column_group_layout(128, 100, 4).blocks(), 13);
+  EXPECT_EQ(column_group_layout(8192, 100, 4).blocks(), 103);
+  EXPECT_EQ(column_group_layout(1 << 20, 100, 4).rows_per_tile, 320);
+}
+
 TEST(CudaLayout, TilesReachBeyond32Bits) {
   const std::int64_t shapes[][2] = {
       {std::int64_t{1} << 31, 1}, {(std::int64_t{1} << 33) + 1, 3}, {1 << 20, 1 << 13}, {3, std::int64_t{1} << 33}};

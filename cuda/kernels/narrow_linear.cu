@@ -61,52 +61,144 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-struct ThreadSums {
-  double values[kThreads];
+/// Columns that a thread of the gradient takes: an access of 16 bytes, or of 8 where it would keep too many sums.
+template <class T, int outputs>
+constexpr int kGradientWidth = outputs > 8 ? kVector<T> / 2 : kVector<T>;
+
+/// Rows of a thread that are under way at once, limited by its registers.
+template <int outputs>
+constexpr int kGradientRows = outputs == 1   ? 8
+                              : outputs <= 4 ? 4
+                                             : 2;
+
+/// A block's sums over the rows of its threads, one behind the other by thread, so that neighbours use different banks;
+/// the pad does the same for those of one thread.
+template <class T, int outputs>
+struct GradientSums {
+  T values[outputs][kGradientWidth<T, outputs>][kThreads + 2];
 };
 
-/// dweights = h^T dout and dz = dout weights^T, `masked` by the marks of h or not. A thread has one feature and takes
-/// at most kTerms samples, over which it adds in T; the threads of a feature are then added in order in double, for
-/// finish((feature * out_features + output) * tiles_down + tile, sum). dz may be h: a thread writes only what it alone
-/// has read. Only the block whose sums are final may change weights, which no other block reads then.
-template <class T, class Finish, int outputs, bool masked>
+/// What becomes of the sum over all rows: the result, a step of gradient descent by it where there are `scalars`, or
+/// with `slots` the sum over a tile's rows, for a second kernel.
+template <class T>
+struct GradientEnd {
+  T* out;
+  const elementwise::StepScalars<T>* scalars;
+  double* slots;
+};
+
+/// dweights = h^T dout and dz = dout weights^T, `masked` by the marks of h or not. A block takes a tile of the layout;
+/// a thread has one group of columns and takes at most kTerms rows, some of them loaded together, over which it adds in
+/// T in their order. The threads' sums are added in double: `lanes` threads take those of every `lanes`th thread of a
+/// column, and their sums are added pairwise. dz may be h: a thread writes only what it alone has read. Weights are
+/// changed by the only block that reads them, after it has.
+template <class T, int outputs, bool masked, bool aligned>
 __global__ void __launch_bounds__(kThreads)
-    narrow_linear_gradient_kernel(T* dz, Finish finish, const T* h, const T* dout, const T* weights, std::int64_t batch,
-                                  std::int64_t in_features, int out_features, PanelLayout layout) {
-  auto& partial = shared<ThreadSums>().values;
+    narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
+                                  std::int64_t batch, std::int64_t in_features, int out_features,
+                                  ColumnGroupLayout layout) {
+  constexpr int width = kGradientWidth<T, outputs>;
+  constexpr int rows = kGradientRows<outputs>;
+  auto& partial = shared<GradientSums<T, outputs>>().values;
   const auto thread = static_cast<int>(thread_index());
-  const PanelPlace place = panel_place(layout, batch, block_index(), thread);
-  const bool inside = place.column < in_features;
-  T dweights[outputs] = {}, weight[outputs] = {};
-  if (inside) {
+  const auto tiles_across = static_cast<unsigned>(layout.tiles_across);  // a grid has fewer than 2^31 blocks
+  const std::int64_t down = block_index() / tiles_across, across = block_index() % tiles_across;
+  const std::int64_t first_column = across * layout.groups * width;
+  const int row_step = kThreads / layout.groups;
+  const int thread_row = thread / layout.groups;
+  const std::int64_t column = first_column + thread % layout.groups * width;
+  const std::int64_t begin = down * layout.rows_per_tile;
+  const std::int64_t end_row = begin + layout.rows_per_tile < batch ? begin + layout.rows_per_tile : batch;
+
+  // The sums of which this thread has a share at the end, and what the first of them changes: loaded first, as the end
+  // would have to wait for it.
+  const int sums = layout.groups * width * out_features;
+  const int lanes = power_of_two_below(kThreads / sums, static_cast<int>(kWarpThreads));
+  const int lane = thread % lanes;
+  const auto index_of = [&](int sum) { return first_column * out_features + sum; };
+  const std::int64_t results = in_features * out_features;
+  const bool descends = end.scalars != nullptr && end.slots == nullptr;
+  T before = 0, rate = 0;
+  if (descends) {
+    rate = end.scalars->learning_rate;
+    if (lane == 0 && thread / lanes < sums && index_of(thread / lanes) < results)
+      before = weights[index_of(thread / lanes)];
+  }
+
+  T dweights[outputs][width] = {}, weight[outputs][width] = {};
+  if (thread_row < row_step && column < in_features) {
 #pragma unroll
     for (int output = 0; output < outputs; ++output)
-      if (output < out_features) weight[output] = weights[place.column * out_features + output];
-#pragma unroll 4
-    for (std::int64_t sample = place.row; sample < place.end_row; sample += place.row_step) {
-      const std::int64_t at = sample * in_features + place.column;
-      const T activation = h[at];
-      T dh = 0;
 #pragma unroll
-      for (int output = 0; output < outputs; ++output) {
-        if (output >= out_features) break;
-        const T gradient = dout[sample * out_features + output];
-        dweights[output] = std::fma(activation, gradient, dweights[output]);
-        dh = std::fma(gradient, weight[output], dh);
+      for (int i = 0; i < width; ++i)
+        if (output < out_features && column + i < in_features)
+          weight[output][i] = weights[(column + i) * out_features + output];
+    // Of the next row of this thread; `left` rows of it are still to come.
+    const std::int64_t first_row = begin + thread_row;
+    const T* in = h + first_row * in_features;
+    const T* of_outputs = dout + first_row * out_features;
+    T* to = dz != nullptr ? dz + first_row * in_features : nullptr;
+    const std::int64_t step = row_step * in_features;
+    const int outputs_step = row_step * out_features;
+    auto left = static_cast<int>((end_row - first_row + row_step - 1) / row_step);
+    for (; left > 0; left -= rows) {
+      // All loads before the first store, which might be to what they read.
+      Group<T, width> activations[rows];
+      T gradients[rows][outputs];
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        activations[r] = {};
+        if (r < left) load_group<aligned>(activations[r], in, column, in_features);
+#pragma unroll
+        for (int output = 0; output < outputs; ++output)
+          gradients[r][output] = r < left && output < out_features ? of_outputs[output] : T(0);
+        in += step;
+        of_outputs += outputs_step;
       }
-      if (dz != nullptr) dz[at] = masked ? elementwise::relu_gradient_marked(activation, dh) : dh;
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        if (r >= left) break;
+        Group<T, width> below;
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          const T activation = activations[r].values[i];
+          T dh = 0;
+#pragma unroll
+          for (int output = 0; output < outputs; ++output) {
+            if (output >= out_features) break;
+            dweights[output][i] = std::fma(activation, gradients[r][output], dweights[output][i]);
+            dh = std::fma(gradients[r][output], weight[output][i], dh);
+          }
+          below.values[i] = masked ? elementwise::relu_gradient_marked(activation, dh) : dh;
+        }
+        if (dz == nullptr) continue;
+        store_group<aligned>(to, below, column, in_features);
+        to += step;
+      }
     }
   }
+
 #pragma unroll
-  for (int output = 0; output < outputs; ++output) {
-    if (output >= out_features) break;
-    if (output > 0) block_barrier();  // the sums before have been read
-    partial[thread] = static_cast<double>(dweights[output]);
-    block_barrier();
-    if (thread >= layout.threads_across || !inside) continue;
+  for (int output = 0; output < outputs; ++output)
+#pragma unroll
+    for (int i = 0; i < width; ++i) partial[output][i][thread] = dweights[output][i];
+  block_barrier();
+  for (int first = 0; first < sums; first += kThreads / lanes) {
+    const int sum = first + thread / lanes;
+    const int of_tile = outputs == 1 ? sum : sum / out_features, output = outputs == 1 ? 0 : sum % out_features;
     double total = 0;
-    for (int other = thread; other < kThreads; other += layout.threads_across) total += partial[other];
-    finish((place.column * out_features + output) * layout.tiles_down + place.tile_down, total);
+    if (sum < sums)
+      for (int row = lane; row < row_step; row += lanes)
+        total += static_cast<double>(partial[output][of_tile % width][of_tile / width + row * layout.groups]);
+    for (int mask = lanes / 2; mask > 0; mask /= 2) total += warp_shuffle_xor(total, static_cast<unsigned>(mask));
+    const std::int64_t index = index_of(sum);
+    if (lane != 0 || sum >= sums || index >= results) continue;
+    if (end.slots != nullptr)
+      end.slots[index * layout.tiles_down + down] = total;
+    else if (descends)
+      end.out[index] = elementwise::sgd_update(first == 0 ? before : weights[index], static_cast<T>(total), rate);
+    else
+      end.out[index] = static_cast<T>(total);
   }
 }
 
@@ -150,29 +242,31 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
 
 namespace {
 
-template <bool masked, class T, class Finish>
-void launch_masked_gradient_to(const Finish& finish, T* dz, const T* h, const T* dout, const T* weights,
-                               std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                               cudaStream_t stream) {
-  const PanelLayout layout = row_sum_layout(batch, in_features);
-  const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
+template <class T>
+void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
+                     std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
+                     cudaStream_t stream) {
+  const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(h, dz);
   with_outputs(out_features, [&](auto outputs) {
-    if (layout.tiles_down == 1)
-      launch(narrow_linear_gradient_kernel<T, Finish, outputs(), masked>, config, stream, dz, finish, h, dout, weights,
-             batch, in_features, out_features, layout);
+    const ColumnGroupLayout layout = column_group_layout(batch, in_features, kGradientWidth<T, outputs()>);
+    const LaunchConfig config{layout.blocks(), kThreads, sizeof(GradientSums<T, outputs()>)};
+    end.slots = layout.tiles_down > 1 ? slots : nullptr;
+    const auto run = [&](auto kernel) {
+      launch(kernel, config, stream, dz, end, h, dout, weights, batch, in_features, out_features, layout);
+    };
+    if (masked)
+      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), true, true>
+                  : narrow_linear_gradient_kernel<T, outputs(), true, false>);
     else
-      launch(narrow_linear_gradient_kernel<T, Store<double>, outputs(), masked>, config, stream, dz,
-             Store<double>{slots}, h, dout, weights, batch, in_features, out_features, layout);
+      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), false, true>
+                  : narrow_linear_gradient_kernel<T, outputs(), false, false>);
+    if (layout.tiles_down == 1) return;
+    const std::int64_t results = in_features * out_features;
+    if (end.scalars != nullptr)
+      launch_sum_slots(Descend<T>{end.out, end.scalars}, slots, results, layout.tiles_down, stream);
+    else
+      launch_sum_slots(Store<T>{end.out}, slots, results, layout.tiles_down, stream);
   });
-  if (layout.tiles_down > 1) launch_sum_slots(finish, slots, in_features * out_features, layout.tiles_down, stream);
-}
-
-template <class... Arguments>
-void launch_gradient_to(bool masked, const Arguments&... arguments) {
-  if (masked)
-    launch_masked_gradient_to<true>(arguments...);
-  else
-    launch_masked_gradient_to<false>(arguments...);
 }
 
 }  // namespace
@@ -181,15 +275,15 @@ template <class T>
 void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
                                    std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
                                    cudaStream_t stream) {
-  launch_gradient_to(masked, Store<T>{dweights}, dz, h, dout, weights, batch, in_features, out_features, slots, stream);
+  launch_gradient(masked, dz, {dweights, nullptr, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
+                  stream);
 }
 
 template <class T>
 void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
                                   int out_features, double* slots, cudaStream_t stream) {
-  const T* const before = weights;
-  launch_gradient_to(masked, Descend<T>{weights, scalars}, dz, h, dout, before, batch, in_features, out_features, slots,
+  launch_gradient<T>(masked, dz, {weights, scalars, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
                      stream);
 }
 

@@ -42,6 +42,13 @@ constexpr int power_of_two(std::int64_t value, int most) {
   return power;
 }
 
+/// The largest power of two that is not more than `value`, or `most`, one too, where that is smaller; at least 1.
+DEVICELOOP_HOST_DEVICE constexpr int power_of_two_below(int value, int most) {
+  int power = 1;
+  while (power * 2 <= most && power * 2 <= value) power *= 2;
+  return power;
+}
+
 /// The group that `thread` of `block` takes as its `item`, from 0 to kGroupsPerThread - 1: neighbours take neighbouring
 /// groups.
 DEVICELOOP_HOST_DEVICE constexpr std::int64_t group_index(std::int64_t block, int thread, int item) {
@@ -97,6 +104,46 @@ constexpr PanelLayout row_sum_layout(std::int64_t rows, std::int64_t columns) {
   return panel_layout(rows, columns, 32, kTerms);
 }
 
+/// A matrix cut into tiles, one a block, for sums over rows in which a thread takes groups of neighbouring columns. A
+/// tile's groups lie across `groups` threads, and the kThreads / groups rows of threads take its rows one after the
+/// other.
+struct ColumnGroupLayout {
+  int groups = 1;
+  std::int64_t rows_per_tile = 1;
+  std::int64_t tiles_across = 1;
+  std::int64_t tiles_down = 1;
+
+  DEVICELOOP_HOST_DEVICE constexpr std::int64_t blocks() const { return tiles_across * tiles_down; }
+};
+
+/// At most kTerms rows a thread. As long as that is enough for all rows, a tile has all, and a second kernel for its
+/// sums is spared: it is then as narrow as the 32 bytes that memory moves at once, so that many blocks share the work,
+/// but no narrower than it has threads for. More rows lie in tiles of up to 512 bytes across, which are read as they
+/// lie; of these the rows are shortened until there are enough tiles for all of a large GPU.
+constexpr ColumnGroupLayout column_group_layout(std::int64_t rows, std::int64_t columns, int width) {
+  constexpr int kFewestGroups = 2, kMostGroups = 32, kFewestTerms = 8;
+  constexpr std::int64_t kEnoughTiles = 1024;
+  const std::int64_t groups = divide_up(columns, width);
+  ColumnGroupLayout layout;
+  if (rows <= std::int64_t{kThreads} / kFewestGroups * kTerms) {
+    const int idle = kThreads / power_of_two(rows, kThreads / kFewestGroups);
+    layout.groups = idle < kMostGroups ? idle : kMostGroups;
+    if (groups < layout.groups) layout.groups = static_cast<int>(groups);
+    layout.rows_per_tile = rows < 1 ? 1 : rows;
+    layout.tiles_across = divide_up(groups, layout.groups);
+    return layout;
+  }
+  layout.tiles_across = divide_up(groups, kMostGroups);
+  layout.groups = static_cast<int>(divide_up(groups, layout.tiles_across));
+  int terms = kTerms;
+  do {
+    layout.rows_per_tile = std::int64_t{kThreads / layout.groups} * terms;
+    layout.tiles_down = divide_up(rows, layout.rows_per_tile);
+    terms /= 2;
+  } while (terms >= kFewestTerms && layout.blocks() < kEnoughTiles);
+  return layout;
+}
+
 /// What an update sums by itself: so many gradients at most, of at most so many tiles of rows, which a block takes one
 /// after the other.
 inline constexpr int kMostSummedGradients = 8;
@@ -137,9 +184,15 @@ constexpr std::int64_t square_sum_slots(std::int64_t count) {
 constexpr std::int64_t column_sums_slots(std::int64_t batch, std::int64_t features) {
   return slots_of(row_sum_layout(batch, features).tiles_down) * features;
 }
+/// Of any element type: a thread's columns take 8 or 16 bytes.
 constexpr std::int64_t narrow_linear_gradient_slots(std::int64_t batch, std::int64_t in_features,
                                                     std::int64_t out_features) {
-  return slots_of(row_sum_layout(batch, in_features).tiles_down) * in_features * out_features;
+  std::int64_t most_tiles = 1;
+  for (const int width : {1, 2, 4}) {
+    const std::int64_t tiles = column_group_layout(batch, in_features, width).tiles_down;
+    if (tiles > most_tiles) most_tiles = tiles;
+  }
+  return slots_of(most_tiles) * in_features * out_features;
 }
 
 /// What a wait that missed its deadline leaves: the phase, counted from 1, in the upper 16 bits, the step of its launch
