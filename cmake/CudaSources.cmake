@@ -14,6 +14,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/narrow_linear.cu
   cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
+  cuda/kernels/small_product.cu
   cuda/kernels/two_layer.cu
   cuda/kernels/update.cu
   cuda/runtime/check.cpp

@@ -149,7 +149,7 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   }
   const std::vector<Case> without_cublaslt = make_cases(train_blocks(options_with_gpu("not here")), {});
   const auto refused = std::find_if(without_cublaslt.begin(), without_cublaslt.end(),
-                                    [](const Case& one) { return one.name == "train/graph/1000-100-1/n=128/fp32"; });
+                                    [](const Case& one) { return one.name == "train/graph/1000-100-1/n=128/fp64"; });
   ASSERT_NE(refused, without_cublaslt.end());
   EXPECT_EQ(refused->refused, "plan 'graph': not here; use the plan 'cpu' or 'auto'");
   const std::vector<Case> without_gpu = make_cases(train_blocks({}), {});

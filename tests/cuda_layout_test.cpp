@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "planning/kernel_layout.h"
+#include "planning/small_product.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -105,6 +106,31 @@ TEST(CudaLayout, TilesOfColumnGroupsCoverEveryElementOnceByFewTerms) {
   EXPECT_EQ(column_group_layout(128, 100, 4).blocks(), 13);
   EXPECT_EQ(column_group_layout(8192, 100, 4).blocks(), 103);
   EXPECT_EQ(column_group_layout(1 << 20, 100, 4).rows_per_tile, 320);
+}
+
+TEST(CudaLayout, SmallProductsAreCutSoThatEveryElementIsMultipliedOnce) {
+  for (const std::int64_t rows : {1, 64, 128, 1024})
+    for (const std::int64_t columns : {17, 100, 256})
+      for (const std::int64_t inner : {1, 64, 784, 1000})
+        for (const bool has_clusters : {true, false}) {
+          const SmallProductLayout layout = small_product_layout({rows, columns, inner}, has_clusters);
+          SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " x " + std::to_string(inner));
+          EXPECT_GE(layout.tiles_down * layout.tile_rows(), rows);
+          EXPECT_LT((layout.tiles_down - 1) * layout.tile_rows(), rows);
+          EXPECT_GE(layout.tiles_across * kProductTileColumns, columns);
+          EXPECT_LT((layout.tiles_across - 1) * kProductTileColumns, columns);
+          EXPECT_GE(layout.inner_per_block() * layout.cluster_blocks, inner);
+          EXPECT_EQ(layout.inner_per_warp % 4, 0);
+          EXPECT_EQ(layout.tile_rows() % layout.cluster_blocks, 0);
+          EXPECT_LE(layout.cluster_blocks, has_clusters ? kMostProductCluster : 1);
+        }
+  // What was measured, on one side of the border and on the other.
+  EXPECT_TRUE(is_small_product({128, 100, 1000}));
+  EXPECT_TRUE(is_small_product({1024, 256, 256}));
+  EXPECT_TRUE(is_small_product({256, 256, 1024}));
+  EXPECT_FALSE(is_small_product({1024, 1024, 1024}));
+  EXPECT_FALSE(is_small_product({65536, 64, 64}));
+  EXPECT_FALSE(is_small_product({64, 64, 65536}));
 }
 
 TEST(CudaLayout, TilesReachBeyond32Bits) {

@@ -224,17 +224,67 @@ TEST(MakePlan, AFormOfThePersistentPlanCanBeAskedFor) {
   EXPECT_CONTAINS(message, "one block needs 1.0 MiB of shared memory, GPU 0 gives it 160.0 KiB");
 }
 
-TEST(MakePlan, WithoutCublasLtTheGraphTakesNarrowLayersOnly) {
+TEST(MakePlan, WithoutCublasLtTheGraphTakesSmallProductsAndNarrowLayers) {
   DeviceCaps caps = machine_with_gpu();
   caps.no_cublaslt_reason = "cuBLASLt was not found: somewhere";
-  const auto graph_of = [&](std::int64_t hidden) {
-    return make_plan(network_of({1000, hidden, 1}), training_of(128), caps).candidates[1];
+  const auto graph_of = [&](std::int64_t hidden, Precision precision) {
+    TrainingSpec training = training_of(128);
+    training.precision = precision;
+    return make_plan(network_of({1000, hidden, 1}), training, caps).candidates[1];
   };
-  EXPECT_TRUE(graph_of(16).accepted);
-  EXPECT_FALSE(graph_of(17).accepted);
-  EXPECT_EQ(make_plan(network_of({1000, 17, 1}), training_of(128), caps).executor, ExecutorKind::persistent);
-  EXPECT_CONTAINS(message_of<Unsupported>(network_of({1000, 17, 1}), training_of(128), caps, ExecutorKind::graph),
+  EXPECT_TRUE(graph_of(16, Precision::fp64).accepted);
+  EXPECT_FALSE(graph_of(17, Precision::fp64).accepted);
+  EXPECT_TRUE(graph_of(17, Precision::fp32).accepted);
+  EXPECT_TRUE(graph_of(512, Precision::fp32).accepted);
+  EXPECT_FALSE(graph_of(1025, Precision::fp32).accepted);
+  EXPECT_CONTAINS(message_of<Unsupported>(network_of({1000, 1025, 1}), training_of(128), caps, ExecutorKind::graph),
                   "cuBLASLt was not found: somewhere");
+}
+
+// With and without the library the same products: a plan does not depend on what else is installed.
+TEST(GraphLayout, TakesOwnProductsWhereTheyAreFasterAndPredictsByThem) {
+  const auto kinds = [](std::vector<std::int64_t> widths, const TrainingSpec& training) {
+    const GraphLayout layout = make_graph_layout(network_of(std::move(widths)), training);
+    std::pair<int, int> own_and_library;
+    for (const auto* list : {&layout.operations, &layout.predict, &layout.make_kernel})
+      for (const GraphOperation& op : *list) {
+        own_and_library.first += op.kind == GraphOperation::Kind::product;
+        own_and_library.second += op.kind == GraphOperation::Kind::gemm;
+      }
+    EXPECT_EQ(layout.has_gemm, own_and_library.second > 0);
+    return own_and_library;
+  };
+  TrainingSpec training = training_of(128);
+  EXPECT_EQ(kinds({1000, 100, 1}, training), std::pair(3, 0));
+  EXPECT_EQ(kinds({1024, 1024, 1024, 10}, training), std::pair(0, 5 + 2));  // more than 2^26 multiply-adds
+  EXPECT_EQ(kinds({100, 1025, 100, 10}, training), std::pair(0, 5 + 2));
+  training.formulation = Formulation::gram;
+  EXPECT_EQ(kinds({1000, 100, 1}, training), std::pair(3, 0));
+  EXPECT_EQ(kinds({1025, 100, 1}, training), std::pair(1, 2));  // K and the predictions by the library
+  training = training_of(1024);
+  EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(5 + 2, 0));
+  training.precision = Precision::fp64;
+  EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(0, 5 + 2));
+}
+
+// A gradient that a product ends with lies elsewhere than the values that the update next to it still reads.
+TEST(GraphLayout, AProductOverwritesNoOperandOfWhatComesAfterIt) {
+  for (const Activation activation : {Activation::relu, Activation::identity, Activation::tanh}) {
+    NetworkSpec network = network_of({50, 40, 30, 20, 3});
+    network.activation = activation;
+    const GraphLayout layout = make_graph_layout(network, training_of(64));
+    int gradients = 0;
+    for (std::size_t i = 0; i + 1 < layout.operations.size(); ++i) {
+      const GraphOperation &op = layout.operations[i], &next = layout.operations[i + 1];
+      if (op.kind != GraphOperation::Kind::product || !op.transpose_b) continue;
+      ++gradients;
+      ASSERT_TRUE(next.kind == GraphOperation::Kind::product && next.transpose_a);
+      EXPECT_NE(op.out, next.a);
+      EXPECT_NE(op.out, next.b);
+      EXPECT_EQ(op.b, next.out);
+    }
+    EXPECT_EQ(gradients, 2);
+  }
 }
 
 TEST(MakePlan, AGpuThatTheBuildHasNoCodeForIsRefused) {
@@ -341,10 +391,11 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
     training.optimizer.kind = optimizer;
     return make_graph_layout(network, training).nodes_per_step();
   };
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 6);  // GEMM, ReLU, layer, error, its gradient, GEMM
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 8);   // and two bias updates
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 5);  // product and ReLU, layer, error, its gradient, product
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 7);   // and two bias updates
+  EXPECT_EQ(nodes({1000, 1025, 1}, 128, false), 6);  // GEMM, ReLU, layer, error, its gradient, GEMM
   EXPECT_EQ(nodes({5, 1}, 10, false), 3);           // layer, error, gradient
-  EXPECT_EQ(nodes({50, 40, 30}, 128, false), 8);    // GEMM, ReLU, GEMM, error, then two GEMMs, mask, GEMM
+  EXPECT_EQ(nodes({50, 40, 30}, 128, false), 6);    // two products, error, then a product with the mask and two more
   EXPECT_EQ(nodes({5, 1}, 100000, false), 5);       // sums in two stages
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 6);  // ReLU, layer, error, its gradient, Z, S
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 7);   // and the upper bias
@@ -375,7 +426,7 @@ TEST(GraphLayout, SumsBiasGradientsInTheLaunchThatUpdatesAll) {
   EXPECT_EQ(sums({}, 64), std::pair(2, 0));
 }
 
-TEST(GraphLayout, TakesEightKernelsForAStepOfAClassifier) {
+TEST(GraphLayout, TakesSevenKernelsForAStepOfAClassifier) {
   NetworkSpec network = network_of({784, 128, 10});
   network.bias = true;
   TrainingSpec training = training_of(60000);
@@ -384,10 +435,12 @@ TEST(GraphLayout, TakesEightKernelsForAStepOfAClassifier) {
   training.reduction = Reduction::mean;
   training.class_targets = true;
   training.optimizer.kind = OptimizerKind::adam;
-  // Batch, GEMM, ReLU, layer, loss, its gradient, GEMM, update
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 8);
+  // Batch, product and ReLU, layer, loss, its gradient, product, update
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 7);
   training.batch_size = 512;
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 9);  // and a sum in two stages
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 7);
+  training.batch_size = 5000;  // GEMM, ReLU, GEMM, and a sum in two stages
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 10);
 }
 
 // The launch of a narrow layer knows ReLU's marks alone: through any other activation the gradient goes by another one.

@@ -21,6 +21,7 @@
 #include "../kernels/kernels.h"
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
+#include "../runtime/launch.h"
 #include "device_executor.h"
 #include "scalar_queue.h"
 
@@ -115,12 +116,13 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     std::vector<const GraphOperation*> products;
     for (const List* list : {&layout_.make_kernel, &layout_.operations, &layout_.make_pre_activation, &layout_.rebuild})
       for (const GraphOperation& op : *list)
-        if (op.kind == Kind::gemm) products.push_back(&op);
+        if (op.kind == Kind::gemm || op.kind == Kind::product) products.push_back(&op);
     std::stable_sort(products.begin(), products.end(),
                      [](const GraphOperation* one, const GraphOperation* other) { return one->layer < other->layer; });
     std::vector<std::string> lines;
     for (const GraphOperation* op : products)
-      lines.push_back("layer " + std::to_string(op->layer) + ", " + op->purpose + ": " + gemm(*op).description());
+      lines.push_back("layer " + std::to_string(op->layer) + ", " + op->purpose + ": " +
+                      (op->kind == Kind::gemm ? gemm(*op).description() : to_string(shape_of(*op), op->cut)));
     return lines;
   }
 
@@ -278,6 +280,13 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
   /// @}
 
+  void product(const GraphOperation& op, const Scalars* scalars) const {
+    if constexpr (std::is_same_v<T, float>)
+      launch_small_product({shape_of(op), op.cut, operand(op.a), operand(op.b), operand(op.out), op.end,
+                            operand(op.bias), operand(op.kept), scalars},
+                           stream());
+  }
+
   void narrow_gradient(const GraphOperation& op, const Scalars* scalars) const {
     const bool masked = op.activation.has_value();
     T* const out = operand(op.out);
@@ -331,6 +340,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     switch (op.kind) {
       case Kind::gemm:
         return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
+      case Kind::product:
+        return product(op, scalars);
       case Kind::gather:
         return gather(op, scalars);
       case Kind::narrow_linear:
@@ -518,6 +529,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   Graph steps_captured(std::int64_t steps) {
     const Range range("deviceloop: capture");
+    const OverlappedLaunches overlapped(layout_.machine.has_clusters);  // of the same compute capability
     return this->captured([&] {
       for (std::int64_t step = 0; step < steps; ++step) enqueue_all(layout_.operations, scalars_at(step));
     });

@@ -18,6 +18,7 @@ template <class T, int width, class Formula, bool keeps>
 __global__ void __launch_bounds__(kThreads)
     bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
                            T* kept, Formula formula) {
+  wait_for_grids_before();
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
   const std::int64_t columns = groups * width;
@@ -55,8 +56,8 @@ void launch_bias(Formula formula, T* h, T* kept, const T* z, const T* bias, std:
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kGroupsPerThread);
-    launch(bias_activation_kernel<T, width(), Formula, keeps>, {layout.blocks(), kThreads, 0}, stream, h, z, bias, rows,
-           groups, layout, kept, formula);
+    launch(bias_activation_kernel<T, width(), Formula, keeps>, waiting({layout.blocks(), kThreads, 0}), stream, h, z,
+           bias, rows, groups, layout, kept, formula);
   };
   if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
@@ -73,6 +74,7 @@ struct ThreadSums {
 template <class T, class Finish>
 __global__ void __launch_bounds__(kThreads)
     column_sums_kernel(Finish finish, const T* matrix, std::int64_t rows, std::int64_t columns, PanelLayout layout) {
+  wait_for_grids_before();
   auto& partial = shared<ThreadSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const PanelPlace place = panel_place(layout, rows, block_index(), thread);
@@ -113,7 +115,7 @@ template <class T, class Finish>
 void launch_column_sums_to(const Finish& finish, const T* matrix, std::int64_t batch, std::int64_t features,
                            double* slots, cudaStream_t stream) {
   const PanelLayout layout = row_sum_layout(batch, features);
-  const LaunchConfig config{layout.blocks(), kThreads, sizeof(ThreadSums)};
+  const LaunchConfig config = waiting({layout.blocks(), kThreads, sizeof(ThreadSums)});
   if (layout.tiles_down == 1) {
     launch(column_sums_kernel<T, Finish>, config, stream, finish, matrix, batch, features, layout);
     return;

@@ -58,6 +58,7 @@ __device__ void gather_tile(const typename Gathered<T>::Matrix& matrix, std::int
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gather_rows_kernel(Gathered<T> gathered, BatchOrder order, const std::int64_t* step, std::int64_t rows) {
+  wait_for_grids_before();
   std::int64_t block = block_index();
   int index = 0;
   while (block >= gathered.matrices[index].layout.blocks()) block -= gathered.matrices[index++].layout.blocks();
@@ -82,7 +83,7 @@ void launch_gather_rows(std::span<const GatheredRows<T>> matrices, const BatchOr
     gathered.matrices[index] = {of, panel_layout(rows, groups, kThreads, kGroupsPerThread), groups};
     blocks += gathered.matrices[index].layout.blocks();
   }
-  launch(gather_rows_kernel<T>, {blocks, kThreads, sizeof(TileSamples)}, stream, gathered, order, step, rows);
+  launch(gather_rows_kernel<T>, waiting({blocks, kThreads, sizeof(TileSamples)}), stream, gathered, order, step, rows);
 }
 
 template void launch_gather_rows(std::span<const GatheredRows<float>>, const BatchOrder&, const std::int64_t*,

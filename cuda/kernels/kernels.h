@@ -16,6 +16,7 @@
 #include "../../host/losses.h"
 #include "../../host/permutation.h"
 #include "../../host/planning/kernel_layout.h"
+#include "../../host/planning/small_product.h"
 
 namespace deviceloop::cuda {
 
@@ -154,6 +155,21 @@ template <class T>
 void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
                                   int out_features, double* slots, cudaStream_t stream);
+
+/// A product of small matrices, cut by small_product_layout(). At most one operand is transposed. `out` and `marked`
+/// are [rows, columns], and `out` is no operand; a bias has a value for each column.
+struct SmallProduct {
+  ProductShape shape;
+  SmallProductLayout layout;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  float* out = nullptr;
+  ProductEnd end = ProductEnd::store;
+  const float* bias = nullptr;
+  const float* marked = nullptr;
+  const elementwise::StepScalars<float>* scalars = nullptr;
+};
+void launch_small_product(const SmallProduct& product, cudaStream_t stream);
 
 /// Rows of a batch and of the data that they are taken from, both [..., columns] without gaps; they do not overlap.
 template <class T>

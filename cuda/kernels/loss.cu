@@ -40,6 +40,7 @@ template <class T, bool aligned, class Formula, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
     element_loss_kernel(Finish finish, Formula formula, T* gradient, const T* prediction, const T* target,
                         std::int64_t count, Weights weights) {
+  wait_for_grids_before();
   constexpr bool is_weighted = !std::is_same_v<Weights, NoWeights>;
   constexpr int width = kVector<T>;
   static_assert(kGroupsPerThread * width <= kTerms);
@@ -86,6 +87,7 @@ template <class T, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t rows,
                          std::int64_t columns, bool has_classes, T scale, Weights weights) {
+  wait_for_grids_before();
   constexpr int kWarps = kThreads / kWarpThreads;
   const std::int64_t target_columns = has_classes ? 1 : columns;
   double sum = 0;
@@ -113,7 +115,7 @@ void launch_blocks(const Finish& finish, const LossOfStep& loss, T* gradient, co
   const std::int64_t count = rows * columns;
   const bool by_element = is_by_element(loss.kind);
   const std::int64_t blocks = loss_blocks<T>(by_element, rows, columns);
-  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
+  const LaunchConfig config = waiting({blocks, kThreads, sizeof(WarpSums)});
   const auto launch_weighted = [&](const auto& row_weights) {
     using Weights = std::decay_t<decltype(row_weights)>;
     if (!by_element) {

@@ -19,6 +19,7 @@ template <class T, int outputs, int rows, bool aligned>
 __global__ void __launch_bounds__(kThreads)
     narrow_linear_kernel(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
                          std::int64_t in_features, int out_features) {
+  wait_for_grids_before();
   constexpr int width = kVector<T>;
   constexpr int kWarps = kThreads / kWarpThreads;
   const auto lane = static_cast<int>(thread_index() % kWarpThreads);
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kThreads)
     narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
                                   std::int64_t batch, std::int64_t in_features, int out_features,
                                   ColumnGroupLayout layout) {
+  wait_for_grids_before();
   constexpr int width = kGradientWidth<T, outputs>;
   constexpr int rows = kGradientRows<outputs>;
   auto& partial = shared<GradientSums<T, outputs>>().values;
@@ -228,7 +230,7 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
   with_outputs(out_features, [&](auto outputs) {
     const auto launch_rows = [&](auto rows) {
       const std::int64_t rows_per_block = std::int64_t{kThreads} / kWarpThreads * rows();
-      const LaunchConfig config{divide_up(batch, rows_per_block), kThreads, 0};
+      const LaunchConfig config = waiting({divide_up(batch, rows_per_block), kThreads, 0});
       const auto kernel = aligned ? narrow_linear_kernel<T, outputs(), rows(), true>
                                   : narrow_linear_kernel<T, outputs(), rows(), false>;
       launch(kernel, config, stream, out, in, weights, bias, batch, in_features, out_features);
@@ -249,7 +251,7 @@ void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(h, dz);
   with_outputs(out_features, [&](auto outputs) {
     const ColumnGroupLayout layout = column_group_layout(batch, in_features, kGradientWidth<T, outputs()>);
-    const LaunchConfig config{layout.blocks(), kThreads, sizeof(GradientSums<T, outputs()>)};
+    const LaunchConfig config = waiting({layout.blocks(), kThreads, sizeof(GradientSums<T, outputs()>)});
     end.slots = layout.tiles_down > 1 ? slots : nullptr;
     const auto run = [&](auto kernel) {
       launch(kernel, config, stream, dz, end, h, dout, weights, batch, in_features, out_features, layout);

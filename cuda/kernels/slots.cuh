@@ -63,6 +63,7 @@ struct SlotSums {
 template <class Finish>
 __global__ void __launch_bounds__(kThreads)
     sum_slots_kernel(Finish finish, const double* slots, std::int64_t outputs, std::int64_t count, SlotLayout layout) {
+  wait_for_grids_before();
   auto& sums = shared<SlotSums>().values;
   const auto thread = static_cast<int>(thread_index());
   const int lane = thread % layout.lanes;
@@ -83,8 +84,8 @@ template <class Finish>
 void launch_sum_slots(const Finish& finish, const double* slots, std::int64_t outputs, std::int64_t count,
                       cudaStream_t stream) {
   const SlotLayout layout = slot_layout(outputs, count);
-  launch(sum_slots_kernel<Finish>, {layout.blocks, kThreads, sizeof(SlotSums)}, stream, finish, slots, outputs, count,
-         layout);
+  launch(sum_slots_kernel<Finish>, waiting({layout.blocks, kThreads, sizeof(SlotSums)}), stream, finish, slots, outputs,
+         count, layout);
 }
 
 }  // namespace deviceloop::cuda

@@ -97,6 +97,7 @@ template <class T, int width, class Optimizer, bool sums>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor, SumBlocks<T> summed,
                   const elementwise::StepScalars<T>* scalars, std::int64_t count) {
+  wait_for_grids_before();
   const std::int64_t begin = (std::int64_t{block_index()} * kThreads + thread_index()) * width;
   if constexpr (sums) {
     if (block_index() >= summed.first_block) return take_sums<T, Optimizer>(parameters, state, summed, scalars);
@@ -190,8 +191,8 @@ void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<
   elementwise::with_optimizer(optimizer, [&](auto of) {
     using Of = decltype(of);
     const auto kernel = has_sums ? update_kernel<T, width, Of, true> : update_kernel<T, width, Of, false>;
-    launch(kernel, {blocks, kThreads, has_sums ? static_cast<int>(sizeof(ThreadSums)) : 0}, stream, parameters, state,
-           gradients, factor, ranges, scalars, count);
+    launch(kernel, waiting({blocks, kThreads, has_sums ? static_cast<int>(sizeof(ThreadSums)) : 0}), stream, parameters,
+           state, gradients, factor, ranges, scalars, count);
   });
 }
 

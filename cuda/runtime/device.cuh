@@ -86,6 +86,16 @@ __device__ inline void part_arrive(int barrier, int threads) {
 }
 /// @}
 
+/// In a launch with LaunchConfig::waits the first thing that every thread does: until then this grid may run beside
+/// those before it. After it they have ended, and what they wrote is seen. The grid behind may begin once all blocks
+/// of this one have come here.
+__device__ inline void wait_for_grids_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
 /// The value of the lane whose index differs by `mask`; all 32 lanes of a warp call it together.
 template <class T>
 __device__ T warp_shuffle_xor(T value, unsigned mask) {

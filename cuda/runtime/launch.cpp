@@ -15,8 +15,14 @@ std::string name_of(const void* kernel) {
   return cudaFuncGetName(&symbol, kernel) == cudaSuccess && symbol != nullptr ? kernel_name(symbol) : "a kernel";
 }
 
+/// Graphs have such edges since CUDA 12.3.
+bool driver_overlaps_captured() {
+  int driver = 0;
+  return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030;
+}
+
 /// `attributes` must outlive the returned value, which points to it.
-cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
+cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, cudaLaunchAttribute (&attributes)[3]) {
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
   launch.blockDim = dim3(static_cast<unsigned>(config.threads));
@@ -28,6 +34,11 @@ cudaLaunchConfig_t cuda_config(const LaunchConfig& config, cudaStream_t stream, 
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(config.cluster_blocks);
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  }
+  if (config.waits && OverlappedLaunches::current() && driver_overlaps_captured()) {
+    cudaLaunchAttribute& overlap = attributes[launch.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
   }
   if (config.cooperative) {
     cudaLaunchAttribute& cooperative = attributes[launch.numAttrs++];
@@ -57,7 +68,7 @@ void prepare_kernel(const void* kernel, const LaunchConfig& config) {
 std::int64_t resident_clusters(const void* kernel, const LaunchConfig& config) {
   int count = 0;
   if (config.cluster_blocks > 1) {
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[3];
     LaunchConfig alone = config;
     alone.cooperative = false;
     const cudaLaunchConfig_t launch = cuda_config(alone, nullptr, attributes);
@@ -76,7 +87,7 @@ void launch_erased(const void* kernel, const LaunchConfig& config, cudaStream_t 
   if (config.blocks < 1 || config.blocks > std::numeric_limits<int>::max())
     throw InvalidArgument(name_of(kernel) + ": a grid of " + std::to_string(config.blocks) +
                           " blocks; it can have 1 to 2147483647, so pass smaller ranges");
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   const cudaLaunchConfig_t launch = cuda_config(config, stream, attributes);
   const cudaError_t code = cudaLaunchKernelExC(&launch, kernel, arguments);
   if (code != cudaSuccess) [[unlikely]]

@@ -14,6 +14,32 @@ struct LaunchConfig {
   int shared_bytes = 0;      ///< per block; more than 48 KiB only after prepare_kernel
   int cluster_blocks = 1;    ///< per cluster; divides blocks; more than 1 only if the GPU has clusters
   bool cooperative = false;  ///< all blocks are resident at once, or the launch fails
+  bool waits = false;        ///< the kernel begins with wait_for_grids_before()
+};
+
+/// Of a kernel that begins with wait_for_grids_before().
+constexpr LaunchConfig waiting(LaunchConfig config) {
+  config.waits = true;
+  return config;
+}
+
+/// While one lives, the launches of the calling thread whose kernels wait for the grids before begin before those end,
+/// and so hide what a launch takes. For a stream that is captured, with kernels alone, for GPUs of compute capability
+/// 9.0 or more; where the driver is too old it changes nothing.
+class OverlappedLaunches {
+ public:
+  explicit OverlappedLaunches(bool overlap) : before_(current()) { current() = overlap; }
+  ~OverlappedLaunches() { current() = before_; }
+  OverlappedLaunches(const OverlappedLaunches&) = delete;
+  OverlappedLaunches& operator=(const OverlappedLaunches&) = delete;
+
+  static bool& current() {
+    static thread_local bool overlap = false;
+    return overlap;
+  }
+
+ private:
+  bool before_;
 };
 
 /// Raises the kernel's limit of shared memory on the current device, so that config.shared_bytes are allowed, and

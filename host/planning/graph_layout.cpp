@@ -32,6 +32,24 @@ bool is_narrow(std::int64_t out_features) { return out_features <= cuda::kMaxNar
 /// ReLU's output alone. Through all others a launch of its own does.
 bool narrow_launch_masks(Activation activation) { return activation == Activation::relu; }
 
+/// Whether a product is the own kernel's.
+bool is_own_product(const GraphLayout& layout, std::int64_t rows, std::int64_t columns, std::int64_t inner) {
+  return layout.machine.takes_own_products && layout.step.precision == Precision::fp32 &&
+         cuda::is_small_product({rows, columns, inner});
+}
+
+/// Whether the products of a step with the layer's weights are. Predictions, of more rows, follow it: a run then needs
+/// no library.
+bool takes_own_products(const GraphLayout& layout, const Step::Layer& layer) {
+  const std::int64_t rows = layout.step.batch > 0 ? layout.step.batch : kPredictRows;
+  return !is_narrow(layer.out_features) && is_own_product(layout, rows, layer.out_features, layer.in_features);
+}
+
+/// Whether an own product can end with the activation, or with the way of a gradient through it.
+bool product_ends_with(const ActivationOfStep& activation) {
+  return activation.kind == Activation::relu || activation.kind == Activation::identity;
+}
+
 double elements(std::int64_t rows, std::int64_t columns) {
   return static_cast<double>(rows) * static_cast<double>(columns);
 }
@@ -52,6 +70,7 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
       return cuda::square_sum_slots(op.columns);
     case Kind::gather:
     case Kind::gemm:
+    case Kind::product:
     case Kind::narrow_linear:
     case Kind::bias_activation:
     case Kind::add_bias:
@@ -139,14 +158,28 @@ class Lowering {
     return launches_.back();
   }
 
-  GraphOperation& push_gemm(const StepOperation& op, const char* purpose, std::uint64_t a, std::uint64_t b,
-                            std::uint64_t out, std::int64_t rows) {
-    GraphOperation& launch = push(Kind::gemm, op, out, rows, op.columns);
+  const Step::Layer& layer_of(const StepOperation& op) const {
+    return layout_.step.layers[static_cast<std::size_t>(op.layer)];
+  }
+
+  enum class Transposed { none, a, b };
+  /// By the library or the own kernel.
+  GraphOperation& push_product(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t a,
+                               std::uint64_t b, std::uint64_t out, std::int64_t rows) {
+    const bool is_own = op.kind == StepOperation::Kind::forward ? takes_own_products(layout_, layer_of(op))
+                                                                : is_own_product(layout_, rows, op.columns, op.inner);
+    GraphOperation& launch = push(is_own ? Kind::product : Kind::gemm, op, out, rows, op.columns);
     launch.purpose = purpose;
     launch.inner = op.inner;
     launch.a = a;
     launch.b = b;
-    launch.product = layout_.products++;
+    launch.transpose_a = transposed == Transposed::a;
+    launch.transpose_b = transposed == Transposed::b;
+    if (is_own)
+      launch.cut = cuda::small_product_layout(shape_of(launch), layout_.machine.has_clusters);
+    else
+      launch.product = layout_.products++;
+    if (!is_own) layout_.has_gemm = true;
     return launch;
   }
 
@@ -158,7 +191,7 @@ class Lowering {
   void add_product(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::int64_t rows,
                    std::uint64_t narrow_bias, const char* purpose) {
     if (!is_narrow(op.columns)) {
-      push_gemm(op, purpose, in, layout_.at(op.b), out, rows);
+      push_product(op, purpose, Transposed::none, in, layout_.at(op.b), out, rows);
       return;
     }
     GraphOperation& launch = push(Kind::narrow_linear, op, out, rows, op.columns);
@@ -172,6 +205,12 @@ class Lowering {
                    std::int64_t rows) {
     const std::uint64_t bias = layout_.at(op.bias);
     add_product(op, in, out, rows, op.activation ? kNoOperand : bias, "forward");
+    if (GraphOperation& product = launches_.back();
+        product.kind == Kind::product && (!op.activation || product_ends_with(*op.activation))) {
+      product.bias = bias;
+      if (op.activation && op.activation->kind == Activation::relu) product.end = cuda::ProductEnd::relu;
+      return;
+    }
     if (op.activation)
       add_activation(op, out, bias, out, kept, rows);
     else if (!is_narrow(op.columns) && bias != kNoOperand)
@@ -190,13 +229,20 @@ class Lowering {
   /// Of a narrow layer together with the update of its weight, which comes next. What then takes the gradient through
   /// the activation waits for that update, as it overwrites what the update reads.
   void add_input_gradient(const StepOperation& op) {
+    if (takes_own_products(layout_, layer_of(op)) && product_ends_with(*op.activation)) {
+      GraphOperation& product = push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a),
+                                             layout_.at(op.b), layout_.at(op.out), op.rows);
+      product.kept = layout_.at(op.kept);
+      if (op.activation->kind == Activation::relu) product.end = cuda::ProductEnd::mask;
+      return;
+    }
     const bool narrow = is_narrow(op.inner);
     const bool fused = narrow && narrow_launch_masks(op.activation->kind);
     below_ = fused ? layout_.at(op.out) : layout_.gradient;
     if (fused) fused_ = op.activation;
     if (!narrow)
-      push_gemm(op, "gradient of its input", layout_.at(op.a), layout_.at(op.b), layout_.gradient, op.rows)
-          .transpose_b = true;
+      push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a), layout_.at(op.b), layout_.gradient,
+                   op.rows);
     if (fused) return;
     push_through(op, layout_.gradient);
     through_ = launches_.back();
@@ -263,9 +309,11 @@ class Lowering {
       launch.weight = layout_.at(op.out);
       launch.activation = fused_;
     } else {
-      push_gemm(op, purpose, a, b, out, op.rows).transpose_a = true;
+      push_product(op, purpose, Transposed::a, a, b, out, op.rows);
     }
     launches_.back().descends = out == layout_.at(op.out);
+    if (launches_.back().kind == Kind::product && launches_.back().descends)
+      launches_.back().end = cuda::ProductEnd::descend;
     if (through_) launches_.push_back(*through_);
     through_.reset();
     fused_.reset();
@@ -337,7 +385,7 @@ class Lowering {
       case StepOperation::Kind::sum_update:
         return add_sum_update(op);
       case StepOperation::Kind::kernel_matrix:
-        push_gemm(op, "K", layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows).transpose_b = true;
+        push_product(op, "K", Transposed::b, layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows);
         if (op.bias_in_kernel) add_bias(op, layout_.ones, layout_.at(op.out), op.rows);
         return;
       case StepOperation::Kind::rebuild_weight:
@@ -391,6 +439,8 @@ double work_us(const GraphNode& node, double bytes_per_us, double library_multip
              std::max(node.multiply_adds / library_multiply_adds_per_us,
                       node.bytes / (kLibraryMemoryEfficiency * bytes_per_us)) +
              std::min(kLibraryInnerUs * static_cast<double>(node.inner), kLibrarySplitUs);
+    case GraphNode::Kind::own_product:
+      return std::max(node.own_us, kKernelUs + node.bytes / bytes_per_us);
   }
   return 0;
 }
@@ -428,9 +478,11 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
           (3 + 2 * static_cast<double>(elementwise::states_of(op.optimizer).size())) * elements(op.rows, op.columns);
       for (const GraphOperation::Summed& of : op.summed) moved += elements(of.rows, of.columns);
       break;
+    case Kind::product:
     case Kind::gemm:
-      node.kind = GraphNode::Kind::product;
+      node.kind = op.kind == Kind::gemm ? GraphNode::Kind::product : GraphNode::Kind::own_product;
       node.inner = op.inner;
+      node.own_us = op.cut.estimated_us;
       [[fallthrough]];
     case Kind::narrow_linear:
       node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
@@ -521,11 +573,13 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
   const std::vector<Updated> updated = updated_together(step, optimizer);
   for (const Updated& each : updated) places.take(each.tensor);
   layout.parameter_bytes = arena.used();
+  const auto ends_with_gradient = [&](const Step::Layer& layer) {  // a product of the layer with that below it
+    return takes_own_products(layout, layer) && product_ends_with({activation});
+  };
   for (const Step::Layer& layer : step.layers) {
     const bool narrow = is_narrow(layer.out_features);
-    if (!narrow) layout.has_gemm = true;
     const bool has_gradient = &layer != &step.layers.front();
-    if (has_gradient && (!narrow || !narrow_launch_masks(activation)))
+    if (has_gradient && (narrow ? !narrow_launch_masks(activation) : !ends_with_gradient(layer)))
       widest_gradient = std::max(widest_gradient, layer.in_features);
   }
   for (std::size_t state = 0; state < elementwise::states_of(optimizer).size(); ++state)
@@ -534,7 +588,6 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
   if (training.optimizer.clip_norm > 0) layout.clip_factor = arena.take(1, 1, element);
   if (step.gram) {
-    layout.has_gemm = true;  // for K
     const Step::Gram& gram = *step.gram;
     const Step::Layer& first = step.layers.front();
     places.take(gram.kernel);
@@ -546,7 +599,6 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
       for (const TensorId id : states) places.take(id);
     if (gram.start_bias != kNoTensor) layout.ones = arena.take(step.batch, 1, element);
   }
-  if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
   if (step.batch > 0) {
     layout.steps = arena.take(1, 1, sizeof(std::int64_t));
     layout.losses = arena.take(2 * kStepsPerLaunch, 1, sizeof(double));
@@ -559,7 +611,8 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);
       // The gradient of an output activation follows from what lies there.
-      if (&layer == &step.layers.back() && step.inference.back().activation)
+      const bool is_last = &layer == &step.layers.back();
+      if (is_last ? step.inference.back().activation.has_value() : ends_with_gradient(*(&layer + 1)))
         places.take(layer.gradient);
       else
         places.share(layer.gradient, layer.output);
@@ -579,14 +632,16 @@ std::uint64_t borrowed_bytes(const GraphLayout& layout, const TrainingSpec& trai
 
 }  // namespace
 
-GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training) {
-  return make_graph_layout(network, training, make_step(network, training));
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, const GraphMachine& machine) {
+  return make_graph_layout(network, training, make_step(network, training), machine);
 }
 
-GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step) {
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step,
+                              const GraphMachine& machine) {
   const std::uint64_t element = size_of(element_type(training.precision));
   GraphLayout layout;
   layout.step = std::move(step);
+  layout.machine = machine;
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training, network.activation);
 
@@ -605,8 +660,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     for (const GraphOperation& operation : layout.operations)
       if (operation.kind == Kind::loss && operation.loss_blocks > 0)
         layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
-    layout.working_bytes =
-        arena.used() + borrowed_bytes(layout, training) - (layout.has_gemm ? kGemmWorkspaceBytes : 0);
+    layout.working_bytes = arena.used() + borrowed_bytes(layout, training);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
     if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;
   }
@@ -621,6 +675,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   const int step_products = layout.products;
   layout.predict = lowering.lower_predict(layout.step.inference);
   layout.predict_products = layout.products - step_products;
+  if (layout.has_gemm) layout.gemm_workspace = arena.take(1, 1, kGemmWorkspaceBytes);
   layout.bytes = arena.used();
   return layout;
 }
@@ -634,6 +689,8 @@ std::vector<GraphOperation> predict_panel(const GraphLayout& layout, std::int64_
       if (*operand == layout.predict_odd) *operand = kBorrowed + kPanelOdd;
     }
     if (operation.kind == Kind::gemm) operation.product = first_product++;
+    if (operation.kind == Kind::product)
+      operation.cut = cuda::small_product_layout(shape_of(operation), layout.machine.has_clusters);
   }
   return panel;
 }
@@ -644,7 +701,8 @@ void ask_graph(const Request& request, Answer& answer) {
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
-  GraphLayout layout = make_graph_layout(request.network, training, request.step);
+  GraphLayout layout =
+      make_graph_layout(request.network, training, request.step, {.has_clusters = gpu.compute_capability >= 90});
   candidate.bytes = layout.bytes;
   answer.needs_cublaslt = layout.has_gemm;
   if (training.samples > 0) {

@@ -12,6 +12,7 @@
 
 #include "../step/step.h"
 #include "decision.h"
+#include "small_product.h"
 
 namespace deviceloop {
 
@@ -36,7 +37,8 @@ enum Borrowed : std::uint64_t {
 struct GraphOperation {
   enum class Kind {
     gather,              ///< of each of `gathered`, to `out` the rows of `data` that the step takes
-    gemm,                ///< op(a) op(b)
+    gemm,                ///< op(a) op(b), by the library
+    product,             ///< the same by the own kernel, with `end`: (+ bias) relu, masked by `kept`, or descending
     narrow_linear,       ///< out = a b (+ bias)
     narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,
                          ///< whose output a is
@@ -54,7 +56,7 @@ struct GraphOperation {
 
   Kind kind = Kind::copy;
   int layer = 0;
-  const char* purpose = "";  ///< of a gemm, for reports
+  const char* purpose = "";  ///< of a gemm or a product, for reports
   std::int64_t rows = 0;     ///< of out
   std::int64_t columns = 0;
   std::int64_t inner = 0;
@@ -88,33 +90,50 @@ struct GraphOperation {
   int rebuilt_state = -1;    ///< of `start_rebuild`, as in StepOperation
   double clip_norm = 0;      ///< of `clip_factor`
   bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
-  bool transpose_a = false;  ///< of a gemm: a is [inner, rows]
-  bool transpose_b = false;  ///< of a gemm: b is [columns, inner]
+  bool transpose_a = false;  ///< of a gemm or a product: a is [inner, rows]
+  bool transpose_b = false;  ///< of a gemm or a product: b is [columns, inner]
   int product = -1;          ///< of a gemm: its number among all of the layout
+  cuda::SmallProductLayout cut{};                  ///< of a product
+  cuda::ProductEnd end = cuda::ProductEnd::store;  ///< of a product
 };
+
+/// Of a gemm or a product.
+inline cuda::ProductShape shape_of(const GraphOperation& operation) {
+  return {operation.rows, operation.columns, operation.inner, operation.transpose_a, operation.transpose_b};
+}
 
 /// What predicts the time of a launch.
 struct GraphNode {
   enum class Kind {
     elements,  ///< bound by bytes
     product,   ///< of cuBLASLt
+    own_product,
     row_sums,  ///< sums over rows, some of them by each thread after each other
   };
   Kind kind = Kind::elements;
   double bytes = 0;              ///< that it reads and writes
   double multiply_adds = 0;      ///< of a product, the library's or an own one
   std::int64_t inner = 0;        ///< of a product
+  double own_us = 0;             ///< of an own product, where its operands lie in L2
   std::int64_t thread_rows = 0;  ///< of row_sums
   std::int64_t outputs = 1;      ///< of row_sums: sums for each column
   bool has_slots = false;
+};
+
+/// What of a GPU decides what is launched there.
+struct GraphMachine {
+  bool has_clusters = true;
+  bool takes_own_products = true;  ///< where they are faster than the library's; else the library's alone
 };
 
 /// What is launched, and where it works: offsets in bytes from the start of one arena in device memory, each a multiple
 /// of 256.
 struct GraphLayout {
   Step step;
+  GraphMachine machine;
   /// Where each tensor of the step lies. dZ lies where the output of its layer does, which nothing needs any more when
-  /// it is written.
+  /// it is written; but where a product ends with it, which comes before the update that needs the output, it has a
+  /// place of its own.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
 
@@ -165,9 +184,11 @@ struct GraphLayout {
 /// `training.samples` may be 0: a network that only predicts. Throws InvalidArgument where sizes overflow. The
 /// specifications have been validated.
 /// @{
-GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training);
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training,
+                              const GraphMachine& machine = {});
 /// The same, of a step that is made already.
-GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step);
+GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& training, Step step,
+                              const GraphMachine& machine);
 /// @}
 
 /// The predictions of `rows` rows in place of predict_rows, with hidden layers at kPanelEven and kPanelOdd; products

@@ -302,6 +302,10 @@ __global__ void other_cluster_kernel(float** places, Meeting* meeting) {
   cluster_barrier();
 }
 
+__global__ void waiting_kernel(bool in_all_threads) {
+  if (in_all_threads || thread_index() > 0) deviceloop::cuda::wait_for_grids_before();
+}
+
 __global__ void half_cluster_barrier_kernel() {
   if (cluster_rank() == 0) cluster_barrier();
 }
@@ -872,6 +876,15 @@ TEST_F(SimtCluster, PeersThatAreNoneAreReported) {
   EXPECT_EQ(kernel_error(half_cluster_barrier_kernel, {2, 32, 0, 2}),
             "half_cluster_barrier_kernel, block 0 of 2: divergent barrier: of its 32 threads 32 wait at "
             "cluster_barrier, 0 have returned");
+}
+
+TEST_F(SimtCluster, ALaunchThatMayRunBesideOthersWaitsForThemInEveryThread) {
+  const LaunchConfig config = deviceloop::cuda::waiting({4, 64, 0, 2});
+  launch(waiting_kernel, config, nullptr, true);
+  EXPECT_EQ(
+      kernel_error(waiting_kernel, config, false),
+      "waiting_kernel waits for the grids before it in 252 threads, not in all; call wait_for_grids_before first");
+  launch(waiting_kernel, {4, 64, 0, 2}, nullptr, false);  // not launched so
 }
 
 TEST_F(SimtCluster, AsynchronousStoresLandWhenSomebodyWaitsForThem) {

@@ -538,21 +538,27 @@ void enqueue_kernel(const void* kernel, const deviceloop::cuda::LaunchConfig& co
     if (const cudaError_t wrong = check_launch(kernel, config); wrong != cudaSuccess) return wrong;
     if (const cudaError_t wrong = resolve(handle, stream); wrong != cudaSuccess) return wrong;
     ++tally().launches;
-    const bool as_on_device = config.cooperative || config.cluster_blocks > 1;
-    GridLaunch grid{name,
-                    static_cast<unsigned>(config.blocks),
-                    static_cast<unsigned>(config.threads),
-                    static_cast<std::size_t>(config.shared_bytes),
-                    static_cast<unsigned>(blocks_of_cluster(config)),
-                    as_on_device ? static_cast<std::size_t>(resident_clusters_of(*find_device(current_device), config))
-                                 : kResidentBlocks,
-                    state().settings.fresh_byte,
-                    std::move(thread)};
-    enqueue(*stream, WorkKind::kKernel, [grid = std::move(grid)] {
+    // Clusters of a launch that may run beside others rely on no block but their own.
+    const bool as_on_device = config.cooperative || (config.cluster_blocks > 1 && !config.waits);
+    GridLaunch grid{
+        name,
+        static_cast<unsigned>(config.blocks),
+        static_cast<unsigned>(config.threads),
+        static_cast<std::size_t>(config.shared_bytes),
+        static_cast<unsigned>(blocks_of_cluster(config)),
+        as_on_device ? static_cast<std::size_t>(resident_clusters_of(*find_device(current_device), config))
+                     : std::max(kResidentBlocks / static_cast<std::size_t>(blocks_of_cluster(config)), std::size_t{1}),
+        state().settings.fresh_byte,
+        std::move(thread)};
+    enqueue(*stream, WorkKind::kKernel, [grid = std::move(grid), waits = config.waits] {
       State& all = state();
       all.kernels_run.insert(grid.kernel);
       std::mt19937_64 random(all.settings.seed++);
+      grid_waits = 0;
       tally().waits += run_grid(grid, all.settings.order, random);
+      if (waits && grid_waits != std::int64_t{grid.blocks} * grid.threads)
+        throw KernelError(grid.kernel + " waits for the grids before it in " + std::to_string(grid_waits) +
+                          " threads, not in all; call wait_for_grids_before first");
     });
     return cudaSuccess;
   };

@@ -11,6 +11,8 @@
 #include <functional>
 #include <type_traits>
 
+#include "inside.h"
+
 // The other attributes of kernels are empty in CUDA's own headers already.
 #define __launch_bounds__(...)
 
@@ -112,6 +114,8 @@ inline void cluster_arrive() { simt::cluster_arrive(); }
 inline void cluster_wait() { simt::cluster_wait(); }
 
 inline void warp_barrier() { simt::warp_barrier(); }
+
+inline void wait_for_grids_before() { ++simt::grid_waits; }
 
 template <class T>
 T warp_shuffle_xor(T value, unsigned mask) {
