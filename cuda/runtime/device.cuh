@@ -321,6 +321,29 @@ __device__ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t s
       deadline, code);
 }
 
+/// Begins to copy a value of 4, 8 or 16 bytes, aligned to its size, from global memory to this block's shared memory.
+/// It has arrived when this thread has called wait_copies(), and other threads see it after a barrier behind that.
+/// @{
+template <class T>
+__device__ void copy_async(T* to, const T* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+               :
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
+                 "n"(static_cast<int>(sizeof(T)))
+               : "memory");
+#else
+  *to = *from;
+#endif
+}
+__device__ inline void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+}
+/// @}
+
 /// A place in the shared memory of a block of the cluster, for store_async.
 template <class T>
 struct Remote {

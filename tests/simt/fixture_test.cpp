@@ -30,6 +30,7 @@ using deviceloop::cuda::cluster_barrier;
 using deviceloop::cuda::cluster_blocks;
 using deviceloop::cuda::cluster_rank;
 using deviceloop::cuda::cluster_wait;
+using deviceloop::cuda::copy_async;
 using deviceloop::cuda::Deadline;
 using deviceloop::cuda::fence_transactions_init;
 using deviceloop::cuda::grid_blocks;
@@ -53,6 +54,7 @@ using deviceloop::cuda::Tagged;
 using deviceloop::cuda::thread_index;
 using deviceloop::cuda::TransactionBarrier;
 using deviceloop::cuda::try_wait;
+using deviceloop::cuda::wait_copies;
 using deviceloop::cuda::wait_tagged;
 using deviceloop::cuda::wait_transactions;
 using deviceloop::cuda::wait_until;
@@ -179,6 +181,17 @@ __global__ void other_lane_kernel(float* out, const float* in) {
   values[thread] = in[i];
   for (unsigned warp = 0; barrier && warp <= thread / kWarpThreads; ++warp) warp_barrier();
   out[i] = values[thread ^ 1];
+}
+
+/// Each lane takes what the lane beside it has copied; the wait for the copies is missing in the mistake.
+template <bool waits>
+__global__ void copied_lane_kernel(float* out, const float* in) {
+  auto& values = shared<Sums>().values;
+  const unsigned thread = thread_index();
+  copy_async(&values[thread], &in[thread]);
+  if (waits) wait_copies();
+  block_barrier();
+  out[thread] = values[thread ^ 1];
 }
 
 __global__ void half_warp_barrier_kernel() {
@@ -725,6 +738,19 @@ TEST_F(SimtKernel, LanesNeedTheBarrierOfTheirWarp) {
   };
   EXPECT_EQ(orders_that_give(expected, [&] { return run(other_lane_kernel<true>); }), 10);
   EXPECT_EQ(orders_that_give(expected, [&] { return run(other_lane_kernel<false>); }), 0);
+}
+
+TEST_F(SimtKernel, CopiesHaveArrivedOnceTheirThreadHasWaitedForThem) {
+  const std::vector<float> values = numbers(64);
+  std::vector<float> expected(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) expected[i] = values[i ^ 1];
+  const Array<float> in(values), out(values.size());
+  const auto run = [&](auto kernel) {
+    launch(kernel, {1, 64, sizeof(Sums)}, nullptr, out.data, in.data);
+    return out.read();
+  };
+  EXPECT_EQ(orders_that_give(expected, [&] { return run(copied_lane_kernel<true>); }), 10);
+  EXPECT_EQ(orders_that_give(expected, [&] { return run(copied_lane_kernel<false>); }), 0);
 }
 
 TEST_F(SimtKernel, DivergentBarrierOfAWarpIsReported) {

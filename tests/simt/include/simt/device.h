@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+#include <vector>
 
 #include "inside.h"
 
@@ -18,11 +19,19 @@
 
 namespace simt {
 
+/// A copy that has begun: it happens when its thread waits for it.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 /// Where a thread stands, and the shared memory of its block.
 struct Place {
   unsigned thread = 0, threads = 0, block = 0, blocks = 0, rank = 0, cluster_blocks = 0;
   void* shared = nullptr;
   void* owner = nullptr;  ///< the fixture's own record of the thread
+  mutable std::vector<Copy> copies{};
 };
 
 /// Of the thread that runs.
@@ -206,6 +215,16 @@ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int 
         return all;
       },
       deadline, code);
+}
+
+template <class T>
+void copy_async(T* to, const T* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "what cp.async copies");
+  simt::place->copies.push_back({to, from, sizeof(T)});
+}
+inline void wait_copies() {
+  for (const simt::Copy& copy : simt::place->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  simt::place->copies.clear();
 }
 
 template <class T>
