@@ -1,0 +1,175 @@
+#include "on_chip_layout.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include "../text.h"
+#include "gpu_costs.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+constexpr int round_up(std::int64_t value, int multiple) {
+  return static_cast<int>(divide_up(value, multiple) * multiple);
+}
+
+constexpr int padded(std::int64_t value) { return round_up(value, kOnChipTile); }
+
+/// Elements between rows of so many: an odd number of units of 16 bytes, so that eight lanes which read a unit each of
+/// neighbouring rows touch all banks of shared memory.
+int stride_of(std::int64_t columns, int element_bytes) {
+  const int unit = 16 / element_bytes;
+  return (padded(columns) / unit | 1) * unit;
+}
+
+/// Shared memory, handed out in places of 16 bytes. The largest network that a caller may ask for stays below 2^62.
+class Places {
+ public:
+  int take(std::int64_t bytes) {
+    const std::int64_t place = used_;
+    used_ += divide_up(bytes, 16) * 16;
+    return static_cast<int>(std::min<std::int64_t>(place, kMost));
+  }
+  int used() const { return static_cast<int>(std::min<std::int64_t>(used_, kMost)); }
+
+ private:
+  static constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  std::int64_t used_ = 0;
+};
+
+constexpr int kWarps = kOnChipThreads / 32;
+
+/// Clocks of a block for a product whose tiles are shared by so many lanes.
+double clocks(const OnChipProduct& product, int slices) {
+  const std::int64_t tasks = divide_up(std::int64_t{product.tiles} * slices, 32);  // of a warp
+  const double groups = static_cast<double>(divide_up(product.inner, slices));
+  const auto whole = static_cast<double>(tasks / kWarps), rest = static_cast<double>(tasks % kWarps);
+  const auto turn = [&](double warps) {
+    return groups * std::max(gpu_costs::kOnChipGroupClocks, warps * gpu_costs::kOnChipWarpClocks) +
+           gpu_costs::kOnChipTileClocks;
+  };
+  return whole * turn(kWarps) + (rest > 0 ? turn(rest) : 0);
+}
+
+/// Of [down, across] results, cut for the shortest time; returns its clocks.
+double cut(OnChipProduct& product, std::int64_t down, std::int64_t across, std::int64_t inner, int most_slices) {
+  product.tiles_down = static_cast<int>(divide_up(down, kOnChipTile));
+  product.across = SmallDivisor::of(static_cast<unsigned>(divide_up(across, kOnChipTile)));
+  product.tiles = product.tiles_down * static_cast<int>(product.across.divisor);
+  product.inner = static_cast<int>(divide_up(inner, kOnChipTile));
+  double least = 0;
+  for (const int slices : {1, 4, 16}) {
+    if (slices > most_slices) break;
+    const double taken = clocks(product, slices);
+    if (slices > 1 && taken >= least) continue;
+    least = taken;
+    product.slices = slices;
+  }
+  return least;
+}
+
+}  // namespace
+
+OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2) {
+  const int element = shape.element_bytes, unit = 16 / element;
+  OnChipLayout layout;
+  layout.layers = static_cast<int>(shape.widths.size()) - 1;
+  layout.blocks_log2 = blocks_log2;
+  layout.batch = static_cast<int>(shape.batch);
+  layout.rows = static_cast<int>(divide_up(shape.batch, layout.blocks()));
+  layout.rows_padded = padded(layout.rows);
+  layout.inputs = static_cast<int>(shape.widths.front());
+  layout.target_columns = static_cast<int>(shape.target_columns);
+  layout.bias = shape.bias;
+  layout.states = shape.states;
+  layout.input_stride = stride_of(layout.inputs, element);
+
+  Places places;
+  const auto take_rows = [&](std::int64_t stride) { return places.take(layout.rows_padded * stride * element); };
+  layout.input_at = take_rows(2 * std::int64_t{layout.input_stride});
+  double taken = 0;
+  for (int index = 0; index < layout.layers; ++index) {
+    OnChipLayer& layer = layout.layer[index];
+    const bool is_last = index == layout.layers - 1;
+    layer.in = static_cast<int>(shape.widths[static_cast<std::size_t>(index)]);
+    layer.out = static_cast<int>(shape.widths[static_cast<std::size_t>(index) + 1]);
+    layer.in_padded = padded(layer.in);
+    layer.weight_stride = layer.out_stride = stride_of(layer.out, element);
+    layer.weight_at = places.take(std::int64_t{layer.in_padded + 1} * layer.weight_stride * element);
+    layer.output_at = is_last && !shape.by_row ? -1 : take_rows(layer.out_stride);
+    layer.gradient_at = take_rows(layer.out_stride);
+    layer.units_across = SmallDivisor::of(static_cast<unsigned>(divide_up(layer.out, unit)));
+    layer.units = (layer.in + (shape.bias ? 1 : 0)) * static_cast<int>(layer.units_across.divisor);
+    layer.owned = static_cast<int>(divide_up(layer.units, layout.blocks()));
+    layer.first_owned = layout.owned;
+    layout.owned += layer.owned;
+    layer.received_at = places.take(std::int64_t{layer.owned} * layout.blocks() * 16);
+    taken += cut(layer.forward, layout.rows_padded, layer.out, layer.in, 16);
+    if (index > 0) taken += cut(layer.input_gradient, layout.rows_padded, layer.in, layer.out, 16);
+    taken += cut(layer.weight_gradient, layer.in, layer.out, layout.rows_padded, 4);
+  }
+  layout.target_at = places.take(std::int64_t{2} * layout.rows * layout.target_columns * element);
+  layout.row_weight_at = places.take(std::int64_t{2} * layout.rows * element);
+  layout.state_at = places.take(std::int64_t{layout.states} * layout.owned * 16);
+  layout.sample_at = places.take(std::int64_t{layout.rows} * 8);
+  layout.scalars_at =
+      places.take(element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
+  layout.control_at = places.take(kOnChipControlBytes);
+  layout.shared_bytes = places.used();
+
+  const double exchange_us = blocks_log2 == 0 ? gpu_costs::kOnChipAloneUs : gpu_costs::kOnChipUs;
+  const double turns = static_cast<double>(divide_up(layout.owned, kOnChipThreads));
+  layout.estimated_us =
+      exchange_us + turns * gpu_costs::kOnChipUpdateUs + taken * (element / 4) / (gpu_costs::kClockGhz * 1e3);
+  return layout;
+}
+
+OnChipDecision decide_on_chip(const OnChipShape& shape, const OnChipDevice& device) {
+  OnChipDecision decision;
+  const auto layers = static_cast<std::int64_t>(shape.widths.size()) - 1;
+  if (layers > kOnChipLayers) {
+    decision.refusal =
+        "the form 'on-chip' is for at most " + std::to_string(kOnChipLayers) + " layers, not " + std::to_string(layers);
+    return decision;
+  }
+  decision.is_too_large = true;
+  const std::int64_t widest = *std::max_element(shape.widths.begin(), shape.widths.end());
+  if (widest > kOnChipWidth) {
+    decision.refusal = "the form 'on-chip' is for layers of at most " + std::to_string(kOnChipWidth) + " units, not " +
+                       std::to_string(widest);
+    return decision;
+  }
+  // Blocks without a row would only wait.
+  std::int64_t fewest_bytes = 0;
+  for (int log2 = 0; 1 << log2 <= kOnChipBlocks; ++log2) {
+    const std::int64_t blocks = std::int64_t{1} << log2;
+    if (blocks > device.most_blocks || blocks > device.multiprocessors || (blocks > 1 && blocks > shape.batch)) break;
+    if (divide_up(shape.batch, blocks) > kOnChipRows) continue;
+    const OnChipLayout layout = make_on_chip(shape, log2);
+    if (fewest_bytes == 0 || layout.shared_bytes < fewest_bytes) fewest_bytes = layout.shared_bytes;
+    if (layout.shared_bytes > device.shared_bytes) continue;
+    if (decision.layout.layers > 0 && layout.estimated_us >= decision.layout.estimated_us) continue;
+    decision.layout = layout;
+  }
+  if (decision.layout.layers > 0) return decision;
+  if (fewest_bytes == 0)
+    decision.refusal = "the form 'on-chip' is for at most " + std::to_string(kOnChipRows) +
+                       " samples a step for each block of a cluster, not " + std::to_string(shape.batch);
+  else
+    decision.refusal = "the parameters, and a block's share of a step, take " +
+                       bytes_text(static_cast<std::uint64_t>(fewest_bytes)) +
+                       " of a block's shared memory, of which there are " +
+                       bytes_text(static_cast<std::uint64_t>(device.shared_bytes));
+  return decision;
+}
+
+std::string describe(const OnChipLayout& layout) {
+  const int blocks = layout.blocks();
+  return std::string("one ") + (blocks == 1 ? "block" : "cluster of " + std::to_string(blocks) + " blocks") +
+         " that keeps all parameters on chip, " + bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) +
+         (blocks == 1 ? " of shared memory" : " of shared memory each") + "; " + (blocks == 1 ? "it" : "a block") +
+         " has " + std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step";
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,135 @@
+// How one cluster of blocks trains a small network on minibatches, with the parameters and all that the optimizer keeps
+// in its shared memory for the whole launch: plain functions of the shape and of what the device has, so that planning
+// for any GPU is tested without one; the kernel takes the layout as it is.
+//
+// A step's rows are split over the blocks. Each block has all parameters, computes its rows forward and backward, and
+// sends its part of the gradient to the blocks that own the parameters: those add the parts in the order of the blocks,
+// update their share, and send it to all. Both travel in units of 16 bytes: of a layer whose weight has rows of
+// units_across units, unit u is the (u % units_across)th of row u / units_across, the bias being the last row; block
+// u % blocks owns it, as its (u / blocks)th of the layer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernel_layout.h"
+
+namespace deviceloop::cuda {
+
+struct OnChipShape {
+  std::int64_t batch = 0;            ///< rows of a step
+  std::vector<std::int64_t> widths;  ///< of the input, and of each layer
+  bool bias = false;
+  int element_bytes = 4;            ///< 4 or 8
+  int states = 0;                   ///< numbers that the optimizer keeps for each parameter
+  bool by_row = false;              ///< of the loss: it needs whole rows of predictions
+  std::int64_t target_columns = 1;  ///< of a row of targets
+};
+
+struct OnChipDevice {
+  std::int64_t shared_bytes = 0;  ///< the most that a block can have
+  std::int64_t multiprocessors = 0;
+  int most_blocks = 1;  ///< of a cluster
+};
+
+inline constexpr int kOnChipLayers = 4;
+inline constexpr int kOnChipBlocks = 16;
+inline constexpr int kOnChipThreads = 256;
+/// A thread's tile of a product, of so many rows and columns; it takes as many of the inner dimension at a time.
+inline constexpr int kOnChipTile = 4;
+
+/// n / divisor for n and divisor below 2^15, by a multiplication.
+struct SmallDivisor {
+  unsigned divisor = 1;
+  unsigned factor = 1u << 31;
+
+  static constexpr SmallDivisor of(unsigned divisor) { return {divisor, ((1u << 31) - 1) / divisor + 1}; }
+  DEVICELOOP_HOST_DEVICE constexpr unsigned quotient(unsigned n) const {
+    return static_cast<unsigned>(std::uint64_t{n} * factor >> 31);
+  }
+};
+
+/// How the threads of a block share the tiles of a product: 1, 4 or 16 lanes of a warp share one, each with every
+/// `slices`th group of kOnChipTile of the inner dimension.
+struct OnChipProduct {
+  int slices = 1;
+  int tiles = 1;
+  int tiles_down = 1;
+  SmallDivisor across;  ///< tiles in a row of them
+  int inner = 1;        ///< groups
+};
+
+/// Places in a block's shared memory are in bytes from its begin; matrices of T have rows that are `..._stride`
+/// elements apart and end with zeros.
+struct OnChipLayer {
+  int in = 0, out = 0;
+  int in_padded = 0;  ///< to whole tiles
+  int weight_at = 0;  ///< T [in_padded, out], and behind it the bias
+  int weight_stride = 0;
+  int out_stride = 0;   ///< of `output` and `gradient`
+  int output_at = -1;   ///< T [rows_padded, out]; none of a last layer whose predictions become errors at once
+  int gradient_at = 0;  ///< of the pre-activation; before it that itself, where the activation's gradient needs it
+  int received_at = 0;  ///< parts of the gradient: units [blocks, owned]
+  int units = 0;
+  SmallDivisor units_across;
+  int owned = 0;        ///< units of a block, at most
+  int first_owned = 0;  ///< of all that a block owns, the first of this layer
+  OnChipProduct forward, input_gradient, weight_gradient;
+};
+
+struct OnChipLayout {
+  int layers = 0;
+  int blocks_log2 = 0;
+  int batch = 0;
+  int rows = 0;         ///< of a block, at most; the last may have fewer, or none
+  int rows_padded = 0;  ///< to whole tiles
+  int inputs = 0;
+  int target_columns = 0;
+  bool bias = false;
+  int states = 0;
+  int owned = 0;  ///< units of a block, of all layers, at most
+  int input_stride = 0;
+  int input_at = 0;       ///< by the parity of the step: T [2, rows_padded, inputs]
+  int target_at = 0;      ///< T [2, rows, target_columns]
+  int row_weight_at = 0;  ///< T [2, rows]
+  int state_at = 0;       ///< T [states, owned units]
+  int sample_at = 0;      ///< std::int64_t [rows]: which samples the rows of a step are
+  int scalars_at = 0;     ///< StepScalars<T> [1]
+  int control_at = 0;     ///< barriers, and what the block's threads tell each other
+  int shared_bytes = 0;
+  OnChipLayer layer[kOnChipLayers];
+  double estimated_us = 0;  ///< of a step
+
+  DEVICELOOP_HOST_DEVICE constexpr int blocks() const { return 1 << blocks_log2; }
+};
+
+/// Bytes at control_at.
+inline constexpr int kOnChipControlBytes = 2 * kOnChipLayers * 8 + kOnChipThreads / 32 * 8 + 8;
+
+/// A layout, or why there is none: one sentence with what it needs and what the device has.
+struct OnChipDecision {
+  OnChipLayout layout;
+  std::string refusal;        ///< empty where it fits
+  bool is_too_large = false;  ///< why it refuses: smaller layers or batches would do
+};
+
+/// The cluster with the shortest estimated step. Sizes of the shape are at least 1.
+OnChipDecision decide_on_chip(const OnChipShape& shape, const OnChipDevice& device);
+
+/// Of 2^blocks_log2 blocks, with its estimate; it may need more shared memory than there is. At most kOnChipLayers
+/// layers and kOnChipRows rows of a block, no width above kOnChipWidth.
+OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2);
+inline constexpr std::int64_t kOnChipWidth = 2048, kOnChipRows = 1024;
+
+/// "one cluster of 16 blocks with all parameters in the shared memory of each, 98.3 KiB; a block has 16 rows of a step"
+std::string describe(const OnChipLayout& layout);
+
+/// The phases of late_wait_code.
+enum class OnChipPhase : std::int64_t { kWeights = 1, kGradients = 2 };
+
+DEVICELOOP_HOST_DEVICE constexpr std::uint64_t on_chip_code(OnChipPhase phase, std::int64_t step) {
+  return late_wait_code(static_cast<std::int64_t>(phase), step);
+}
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,140 @@
+// The decomposition of the kernel that keeps parameters on chip: what it decides for known networks, that each layout
+// has room for all it must hold, and what a refusal says.
+#include "planning/on_chip_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "elementwise.h"
+#include "support/refusal.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+const OnChipDevice kHopper{227 << 10, 132, 16};
+const OnChipDevice kTuring{64 << 10, 40, 1};
+
+TEST(OnChipLayout, OfASmallNetworkTakesAClusterOfSixteen) {
+  const OnChipDecision decision = decide_on_chip({256, {64, 64, 64, 1}, true, 4, 2}, kHopper);
+  ASSERT_EQ(decision.refusal, "");
+  const OnChipLayout& layout = decision.layout;
+  EXPECT_EQ(layout.blocks(), 16);
+  EXPECT_EQ(layout.rows, 16);
+  EXPECT_EQ(layout.layer[0].units, 65 * 16);
+  EXPECT_EQ(layout.layer[0].owned, 65);
+  EXPECT_EQ(layout.layer[2].units, 65);
+  EXPECT_EQ(layout.owned, 65 + 65 + 5);
+  // All threads have a tile of each large product.
+  EXPECT_EQ(layout.layer[1].forward.tiles * layout.layer[1].forward.slices, kOnChipThreads);
+  EXPECT_EQ(layout.layer[1].weight_gradient.tiles * layout.layer[1].weight_gradient.slices, kOnChipThreads);
+  EXPECT_EQ(layout.layer[2].forward.slices, 16);
+  EXPECT_EQ(describe(layout),
+            "one cluster of 16 blocks that keeps all parameters on chip, 99.9 KiB of shared memory each; a block has "
+            "16 rows of a step");
+}
+
+// The figures of a prototype, until the kernel's own are there.
+TEST(OnChipLayout, EstimatesWhatAPrototypeTook) {
+  const OnChipShape shape{256, {64, 64, 64, 1}, true, 4, 2};
+  EXPECT_NEAR(make_on_chip(shape, 4).estimated_us, 7.3, 0.7);
+  EXPECT_NEAR(make_on_chip(shape, 3).estimated_us, 11.8, 1.2);
+}
+
+TEST(OnChipLayout, HasNoBlockWithoutARowWhereFewerWouldDo) {
+  EXPECT_EQ(decide_on_chip({3, {5, 4, 1}, true, 4, 0}, kHopper).layout.blocks() <= 2, true);
+  EXPECT_EQ(decide_on_chip({1, {5, 4, 1}, true, 4, 0}, kHopper).layout.blocks(), 1);
+}
+
+TEST(OnChipLayout, OneBlockDoesWhereThereAreNoClusters) {
+  const OnChipDecision decision = decide_on_chip({32, {20, 16, 1}, true, 4, 2}, kTuring);
+  ASSERT_EQ(decision.refusal, "");
+  EXPECT_EQ(decision.layout.blocks(), 1);
+  EXPECT_MENTIONS(describe(decision.layout), "one block that keeps all parameters on chip, ");
+}
+
+TEST(OnChipLayout, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(decide_on_chip({64, {784, 128, 10}, true, 4, 2}, kHopper).refusal.substr(0, 53),
+            "the parameters, and a block's share of a step, take 8");
+  EXPECT_MENTIONS(decide_on_chip({64, {784, 128, 10}, true, 4, 2}, kHopper).refusal,
+                  " of a block's shared memory, of which there are 227.0 KiB");
+  EXPECT_EQ(decide_on_chip({4, {4, 4, 4, 4, 4, 4}, true, 4, 2}, kHopper).refusal,
+            "the form 'on-chip' is for at most 4 layers, not 5");
+  EXPECT_EQ(decide_on_chip({4, {2147483647, 1}, true, 4, 2}, kHopper).refusal,
+            "the form 'on-chip' is for layers of at most 2048 units, not 2147483647");
+  EXPECT_EQ(decide_on_chip({100000, {4, 1}, true, 4, 2}, kHopper).refusal,
+            "the form 'on-chip' is for at most 1024 samples a step for each block of a cluster, not 100000");
+}
+
+TEST(OnChipLayout, DividesByMultiplying) {
+  for (unsigned divisor = 1; divisor < 600; ++divisor) {
+    const SmallDivisor by = SmallDivisor::of(divisor);
+    for (unsigned n = 0; n < 1u << 15; n += 1 + divisor / 8) ASSERT_EQ(by.quotient(n), n / divisor) << divisor;
+    for (unsigned k = 1; k * divisor < 1u << 15; ++k) ASSERT_EQ(by.quotient(k * divisor - 1), k - 1) << divisor;
+  }
+}
+
+/// A place in shared memory and its end.
+using Range = std::pair<std::int64_t, std::int64_t>;
+
+std::vector<Range> ranges_of(const OnChipLayout& layout, std::int64_t element) {
+  std::vector<Range> ranges;
+  const auto add = [&](std::int64_t begin, std::int64_t bytes) { ranges.emplace_back(begin, begin + bytes); };
+  const std::int64_t rows = layout.rows_padded;
+  add(layout.input_at, 2 * rows * layout.input_stride * element);
+  for (int l = 0; l < layout.layers; ++l) {
+    const OnChipLayer& layer = layout.layer[l];
+    add(layer.weight_at, (layer.in_padded + 1) * layer.weight_stride * element);
+    if (layer.output_at >= 0) add(layer.output_at, rows * layer.out_stride * element);
+    add(layer.gradient_at, rows * layer.out_stride * element);
+    add(layer.received_at, layer.owned * layout.blocks() * 16);
+  }
+  add(layout.target_at, 2 * layout.rows * layout.target_columns * element);
+  add(layout.row_weight_at, 2 * layout.rows * element);
+  add(layout.state_at, layout.states * layout.owned * 16);
+  add(layout.sample_at, layout.rows * 8);
+  add(layout.scalars_at,
+      element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
+  add(layout.control_at, kOnChipControlBytes);
+  return ranges;
+}
+
+TEST(OnChipLayout, HasRoomForAllThatItHolds) {
+  for (const auto& widths : std::vector<std::vector<std::int64_t>>{
+           {1, 1}, {3, 1}, {5, 4, 3}, {64, 64, 64, 1}, {17, 33, 10}, {8, 9, 7, 6, 2}, {120, 5, 40}})
+    for (const int element : {4, 8})
+      for (const std::int64_t batch : {1, 3, 16, 70, 1000})
+        for (const bool by_row : {false, true})
+          for (int log2 = 0; log2 <= 4; ++log2) {
+            const OnChipShape shape{batch, widths, batch % 2 == 0, element, element == 4 ? 2 : 1, by_row, 3};
+            const OnChipLayout layout = make_on_chip(shape, log2);
+            std::vector<Range> ranges = ranges_of(layout, element);
+            std::sort(ranges.begin(), ranges.end());
+            std::int64_t end = 0;
+            for (const Range& range : ranges) {
+              ASSERT_GE(range.first, end);
+              ASSERT_EQ(range.first % 16, 0);
+              end = range.second;
+            }
+            ASSERT_LE(end, layout.shared_bytes);
+            ASSERT_GE(std::int64_t{layout.rows} * layout.blocks(), batch);
+            for (int l = 0; l < layout.layers; ++l) {
+              const OnChipLayer& layer = layout.layer[l];
+              // Rows begin at a unit, an odd number of them apart, and hold whole tiles.
+              ASSERT_EQ(layer.out_stride * element / 16 % 2, 1);
+              ASSERT_GE(layer.out_stride, divide_up(layer.out, kOnChipTile) * kOnChipTile);
+              ASSERT_GE(layer.owned * layout.blocks(), layer.units);
+              ASSERT_GE(layer.forward.tiles_down * kOnChipTile, layout.rows);
+              ASSERT_GE(layer.forward.inner * kOnChipTile, layer.in);
+              ASSERT_LE(layer.weight_gradient.slices, 4);
+              ASSERT_EQ(layer.output_at >= 0, by_row || l + 1 < layout.layers);
+            }
+          }
+}
+
+}  // namespace
+}  // namespace deviceloop::cuda
