@@ -12,6 +12,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/gram_two_layer.cu
   cuda/kernels/loss.cu
   cuda/kernels/narrow_linear.cu
+  cuda/kernels/on_chip.cu
   cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
   cuda/kernels/small_product.cu

@@ -79,7 +79,8 @@ static_assert(is(DeviceKind::automatic, DEVICELOOP_DEVICE_AUTOMATIC) && is(Devic
 static_assert(is(PersistentForm::automatic, DEVICELOOP_FORM_AUTOMATIC) &&
               is(PersistentForm::block, DEVICELOOP_FORM_BLOCK) &&
               is(PersistentForm::cluster, DEVICELOOP_FORM_CLUSTER) && is(PersistentForm::grid, DEVICELOOP_FORM_GRID) &&
-              is(PersistentForm::two_layer, DEVICELOOP_FORM_TWO_LAYER));
+              is(PersistentForm::two_layer, DEVICELOOP_FORM_TWO_LAYER) &&
+              is(PersistentForm::on_chip, DEVICELOOP_FORM_ON_CHIP));
 static_assert(is(ExecutorKind::cpu, DEVICELOOP_EXECUTOR_CPU) && is(ExecutorKind::graph, DEVICELOOP_EXECUTOR_GRAPH) &&
               is(ExecutorKind::persistent, DEVICELOOP_EXECUTOR_PERSISTENT));
 static_assert(is(EndOfRun::all_steps, DEVICELOOP_END_ALL_STEPS) && is(EndOfRun::callback, DEVICELOOP_END_CALLBACK) &&

@@ -163,6 +163,8 @@ const char* name_or_null(PersistentForm form) {
       return "grid";
     case PersistentForm::two_layer:
       return "two-layer";
+    case PersistentForm::on_chip:
+      return "on-chip";
   }
   return nullptr;
 }

@@ -104,6 +104,16 @@ struct BatchOrder {
     return shuffled ? sample_of(seed, samples, epoch, index) : index;
   }
 
+  /// The same, with the network of `samples`: for many positions.
+  DEVICELOOP_HOST_DEVICE std::int64_t sample(std::int64_t position, const SampleNetwork& network) const {
+    const std::int64_t epoch = position / samples;
+    std::int64_t index = position - epoch * samples;
+    if (!shuffled) return index;
+    do index = network.permuted(seed, epoch, index);
+    while (index >= samples);
+    return index;
+  }
+
   /// Those at `count` positions, several at a time: on the host the fastest way.
   void take(std::int64_t position, std::int64_t count, std::int64_t* out) const;
 };

@@ -36,6 +36,8 @@ std::ostream& operator<<(std::ostream& out, const ExecutorUnderTest& executor) {
   if (executor.kind == ExecutorKind::cpu) out << "_threads_" << executor.threads;
   if (executor.form == PersistentForm::two_layer)
     out << "_two_layer";
+  else if (executor.form == PersistentForm::on_chip)
+    out << "_on_chip";
   else if (executor.form != PersistentForm::automatic)
     out << "_" << name(executor.form);
   return executor.formulation == Formulation::primal ? out : out << "_" << name(executor.formulation);
@@ -59,8 +61,13 @@ std::string refusal_of(const Problem& problem, ExecutorKind kind) {
     refusal = error.what();
   }
   if (refusal.empty()) return "";
-  constexpr const char* kReasons[] = {"one block needs ",  "fill the registers of ", " hidden units of ",
-                                      " has no clusters,", "the L2 cache of ",       " does not promise that "};
+  constexpr const char* kReasons[] = {"one block needs ",
+                                      "fill the registers of ",
+                                      " hidden units of ",
+                                      " has no clusters,",
+                                      "the L2 cache of ",
+                                      " does not promise that ",
+                                      " of a block's shared memory, "};
   EXPECT_TRUE(std::any_of(std::begin(kReasons), std::end(kReasons), [&](const char* reason) {
     return refusal.find(reason) != std::string::npos;
   })) << refusal;
@@ -111,11 +118,23 @@ class Conformance : public ::testing::TestWithParam<ExecutorUnderTest> {
     problem.training.formulation = GetParam().formulation;
     problem.training.form = GetParam().form;
     // Where that form is not for the network, the one that is.
+    if (GetParam().form == PersistentForm::on_chip && !is_for_on_chip(problem))
+      problem.training.form = PersistentForm::automatic;
     if (GetParam().form == PersistentForm::two_layer &&
         (problem.network.layers() != 2 || problem.x.rows > 128 || problem.network.widths.back() > 16 ||
          problem.network.activation != Activation::relu))
       problem.training.form = PersistentForm::automatic;
     return problem;
+  }
+  /// Whether a block's shared memory has room for the parameters and a block's rows.
+  static bool is_for_on_chip(const Problem& problem) {
+    const std::vector<std::int64_t>& widths = problem.network.widths;
+    std::int64_t parameters = 0, width = widths.front();
+    for (std::size_t l = 1; l < widths.size(); ++l) {
+      parameters += (widths[l - 1] + 1) * widths[l];
+      width += 2 * widths[l];
+    }
+    return widths.size() <= 5 && parameters <= 10000 && width * static_cast<std::int64_t>(problem.x.rows) / 16 <= 4000;
   }
   static Trainer trainer_of(const Problem& problem) { return trainer_of(problem, GetParam().threads); }
   static Trainer trainer_of(const Problem& problem, int threads) {
@@ -313,6 +332,7 @@ TEST_P(Conformance, IsExactOnTinyIntegers) {
       const bool in_clusters = has_many_inputs && !is_gram();
       EXPECT_MENTIONS(how, GetParam().form == PersistentForm::block     ? "one block,"
                            : GetParam().form == PersistentForm::cluster ? "one cluster of "
+                           : GetParam().form == PersistentForm::on_chip ? " on chip, "
                            : GetParam().form == PersistentForm::grid    ? "a grid of "
                            : in_clusters                                ? " clusters of "
                                                                         : " blocks of ");
@@ -739,8 +759,8 @@ class RandomNetworks : public ::testing::Test {
       return static_cast<std::int64_t>(least + (state >> 8) % (most - least + 1));
     };
     constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
-                                         PersistentForm::two_layer};
-    const PersistentForm form = kForms[number % 4];
+                                         PersistentForm::two_layer, PersistentForm::on_chip};
+    const PersistentForm form = kForms[number % 5];
     std::vector<std::int64_t> widths = {draw(1, 40)};
     for (std::int64_t layers = form == PersistentForm::two_layer ? 2 : draw(1, 4); layers > 1; --layers)
       widths.push_back(draw(1, 40));
@@ -750,7 +770,8 @@ class RandomNetworks : public ::testing::Test {
         Problem::random(widths, draw(0, 1) == 1, samples, number / 4 % 2 == 0 ? Precision::fp32 : Precision::fp64,
                         Init::xavier, 1e-3 / static_cast<double>(samples), number);
     problem.training.form = form;
-    problem.training.formulation = number / 8 % 3 == 0 ? Formulation::gram : Formulation::primal;
+    problem.training.formulation =
+        number / 8 % 3 == 0 && form != PersistentForm::on_chip ? Formulation::gram : Formulation::primal;
     return problem;
   }
 };
@@ -788,6 +809,7 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, Conformance,
                                            ExecutorUnderTest{ExecutorKind::graph, 1, Formulation::gram},
                                            persistent(PersistentForm::block), persistent(PersistentForm::cluster),
                                            persistent(PersistentForm::grid), persistent(PersistentForm::two_layer),
+                                           persistent(PersistentForm::on_chip),
                                            persistent(PersistentForm::block, Formulation::gram),
                                            persistent(PersistentForm::grid, Formulation::gram),
                                            persistent(PersistentForm::two_layer, Formulation::gram)),

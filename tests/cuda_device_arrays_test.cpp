@@ -133,6 +133,7 @@ TEST_P(DeviceArrays, TrainAsThoseOfTheHostDo) {
 TEST_P(DeviceArrays, TakeNewSamplesThatAreWrittenToThem) {
   for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
     if (formulation == Formulation::gram && is_two_layer()) continue;  // biases: checked below
+    if (formulation == Formulation::gram && GetParam().form == PersistentForm::on_chip) continue;  // it has it not
     Problem of = problem();
     of.training.formulation = formulation;
     Trainer on_host = of.trainer(1, GetParam().kind);
@@ -464,7 +465,8 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, DeviceArrays,
                                            Where{ExecutorKind::persistent, PersistentForm::block},
                                            Where{ExecutorKind::persistent, PersistentForm::cluster},
                                            Where{ExecutorKind::persistent, PersistentForm::grid},
-                                           Where{ExecutorKind::persistent, PersistentForm::two_layer}),
+                                           Where{ExecutorKind::persistent, PersistentForm::two_layer},
+                                           Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          [](const ::testing::TestParamInfo<Where>& where) {
                            std::string text = ::testing::PrintToString(where.param);
                            std::replace(text.begin(), text.end(), '-', '_');

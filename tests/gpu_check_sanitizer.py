@@ -22,10 +22,14 @@ GENERAL = {"cuda_optimizer_test": "*InTheMiddleOfAnEpoch*", "cuda_device_arrays_
            "cuda_watching_test": "*ValidationDataOutlive*"}
 TESTS = {
     "memcheck": {"cuda_conformance_test": f"{EXACT}:*OneCallEqualsThreeCalls*:*WrittenInBetween*",
-                 "two_layer_test": f"{EXACT}:*NaNShows*", "cuda_kernels_test": KERNELS, "cuda_gpu_test": "-*Large*", **GENERAL},
-    "racecheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "cuda_kernels_test": KERNELS, **GENERAL},
-    "initcheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "cuda_kernels_test": KERNELS, **GENERAL},
-    "synccheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "cuda_kernels_test": KERNELS, **GENERAL},
+                 "two_layer_test": f"{EXACT}:*NaNShows*",
+                 "on_chip_test": f"{EXACT}:*NaNShows*", "cuda_kernels_test": KERNELS, "cuda_gpu_test": "-*Large*", **GENERAL},
+    "racecheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "on_chip_test": EXACT,
+                  "cuda_kernels_test": KERNELS, **GENERAL},
+    "initcheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "on_chip_test": EXACT,
+                  "cuda_kernels_test": KERNELS, **GENERAL},
+    "synccheck": {"cuda_conformance_test": EXACT, "two_layer_test": EXACT, "on_chip_test": EXACT,
+                  "cuda_kernels_test": KERNELS, **GENERAL},
 }  # fmt: skip
 
 

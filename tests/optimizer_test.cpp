@@ -31,6 +31,7 @@ class Optimizers : public ::testing::TestWithParam<Where> {
   void SetUp() override { require(GetParam()); }
 
   static bool is_persistent() { return GetParam().kind == ExecutorKind::persistent; }
+  static bool takes_minibatches() { return !is_persistent() || GetParam().form == PersistentForm::on_chip; }
   /// Those that the plan takes, what it refuses is tested below; on the host, where blocks that synchronize are slow,
   /// some of them for several blocks.
   static std::vector<OptimizerCase> cases_here() {
@@ -126,6 +127,7 @@ TEST_P(Optimizers, FollowTheReferenceHoweverBiasGradientsAreSummed) {
 
 // Whatever its rate; tests/gram_optimizer_test.cpp has momentum and decay. Reprojections end launches early.
 TEST_P(Optimizers, SchedulesInTheGramFormulationFollowTheReference) {
+  if (GetParam().form == PersistentForm::on_chip) return;  // the form has it not
   for (const OptimizerCase& each : cases_here()) {
     if (each.optimizer.kind != OptimizerKind::gradient_descent) continue;
     SCOPED_TRACE(each.name);
@@ -216,6 +218,7 @@ TEST_P(Optimizers, SampleWeightsOfManySamplesFollowTheReference) {
 }
 
 TEST_P(Optimizers, SampleWeightsInTheGramFormulationFollowTheReference) {
+  if (GetParam().form == PersistentForm::on_chip) return;  // the form has it not
   for (const Loss loss : {Loss::squared_error, Loss::cross_entropy})
     for (const std::vector<std::int64_t>& widths :
          {std::vector<std::int64_t>{30, 20, 3}, std::vector<std::int64_t>{30, 2}}) {
@@ -480,7 +483,7 @@ TEST_P(Optimizers, GoOnFromASavedState) {
   for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     Problem problem = problem_of(each.optimizer, {7, 20, 3}, 10, Precision::fp32);
-    if (!is_persistent()) problem.training.batch_size = 4;  // the state is saved in the middle of an epoch
+    if (takes_minibatches()) problem.training.batch_size = 4;  // the state is saved in the middle of an epoch
     Trainer whole = trainer_of(problem), first = trainer_of(problem), second = trainer_of(problem);
     const std::vector<double> losses = whole.train(13).losses;
     first.train(6);
@@ -510,9 +513,12 @@ INSTANTIATE_TEST_SUITE_P(CudaExecutors, Optimizers,
                          ::testing::Values(Where{ExecutorKind::graph},
                                            Where{ExecutorKind::persistent, PersistentForm::block},
                                            Where{ExecutorKind::persistent, PersistentForm::cluster},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid}),
+                                           Where{ExecutorKind::persistent, PersistentForm::grid},
+                                           Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          ::testing::PrintToStringParamName());
-INSTANTIATE_TEST_SUITE_P(CudaExecutors, Minibatches, ::testing::Values(Where{ExecutorKind::graph}),
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, Minibatches,
+                         ::testing::Values(Where{ExecutorKind::graph},
+                                           Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          ::testing::PrintToStringParamName());
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, Minibatches,
@@ -786,9 +792,15 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.form = PersistentForm::automatic;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
   training.batch_size = 10;
-  EXPECT_MENTIONS(refusal(), "takes all samples in each step; use the plan 'graph'");
+  EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
+  training.form = PersistentForm::grid;
+  EXPECT_MENTIONS(refusal(), "the form 'grid' takes all samples in each step; use another form or the plan 'graph'");
   caps.gpus.front().l2_bytes = 100;  // of which smaller layers would be no remedy either
-  EXPECT_MENTIONS(refusal(), "takes all samples in each step; use the plan 'graph'");
+  EXPECT_MENTIONS(refusal(), "the form 'grid' takes all samples in each step; use another form or the plan 'graph'");
+  training.form = PersistentForm::on_chip;
+  EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
+  training.optimizer = {.kind = OptimizerKind::adam, .clip_norm = 1};
+  EXPECT_MENTIONS(refusal(), "does not clip gradients by their norm; use the plan 'graph'");
 }
 #endif
 

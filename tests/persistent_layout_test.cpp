@@ -174,6 +174,59 @@ TEST(PersistentLayout, SmallNetworksTakeOneBlockLargerOnesMore) {
   EXPECT_LT(block.predicted_us_per_step, grid.predicted_us_per_step);
 }
 
+PersistentLayout minibatches(std::vector<std::int64_t> widths, std::int64_t batch, const GpuCaps& gpu = hopper(),
+                             PersistentForm form = PersistentForm::automatic) {
+  NetworkSpec network;
+  network.widths = std::move(widths);
+  network.bias = true;
+  TrainingSpec training;
+  training.samples = 65536;
+  training.batch_size = batch;
+  training.optimizer.kind = OptimizerKind::adam;
+  training.form = form;
+  return make_persistent_layout(network, training, gpu);
+}
+
+TEST(PersistentLayout, MinibatchesAreTakenOnChip) {
+  const PersistentLayout layout = minibatches({64, 64, 64, 1}, 256);
+  ASSERT_EQ(layout.refusal, "");
+  EXPECT_EQ(layout.form, PersistentForm::on_chip);
+  EXPECT_EQ(layout.blocks, 16);
+  EXPECT_EQ(layout.shared_bytes, layout.on_chip.shared_bytes);
+  EXPECT_EQ(layout.predicted_us_per_step, layout.on_chip.estimated_us);
+  EXPECT_GT(layout.predicted_us_per_step, layout.floor_us_per_step);
+  EXPECT_EQ(layout.steps_per_launch, 16384);
+  EXPECT_EQ(layout.scalar_sets, 16384);
+  EXPECT_EQ(layout.bytes - layout.loss_parts >= 16384u * 16 * sizeof(double), true);
+  EXPECT_EQ(layout.phase_name(0), "exchange of parameters");
+  EXPECT_EQ(layout.phase_name(1), "exchange of gradients");
+  // Of a step nothing but the data is in global memory: the data are larger than what is left beside them.
+  EXPECT_LT(layout.bytes, 65536u * 65 * 4 + (8u << 20));
+
+  EXPECT_EQ(minibatches({64, 64, 64, 1}, 256, hopper(), PersistentForm::on_chip).form, PersistentForm::on_chip);
+  EXPECT_EQ(minibatches({64, 64, 64, 1}, 256, hopper(), PersistentForm::grid).refusal,
+            "the form 'grid' takes all samples in each step; use another form or the plan 'graph'");
+  const std::string wide = minibatches({784, 128, 10}, 64).refusal;
+  EXPECT_NE(
+      wide.find("of a block's shared memory, of which there are 227.0 KiB; use smaller layers, smaller batches or "
+                "the plan 'graph'"),
+      std::string::npos)
+      << wide;
+  GpuCaps ampere = hopper();
+  ampere.compute_capability = 80;
+  EXPECT_NE(
+      minibatches({64, 64, 64, 1}, 256, ampere).refusal.find(" has no clusters, compute capability 9.0 has; use the "),
+      std::string::npos);
+}
+
+// Its times are a prototype's.
+TEST(PersistentLayout, AllSamplesAreTakenOnChipWhereThatIsAskedFor) {
+  EXPECT_NE(layout_of({64, 64, 64, 1}, 256).form, PersistentForm::on_chip);
+  const PersistentLayout layout = layout_of({64, 64, 64, 1}, 256, false, PersistentForm::on_chip);
+  EXPECT_EQ(layout.refusal, "");
+  EXPECT_EQ(layout.form, PersistentForm::on_chip);
+}
+
 TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {
   const PersistentLayout layout = layout_of({1000, 100, 1}, 128);
   EXPECT_EQ(layout.form, PersistentForm::two_layer);

@@ -66,8 +66,8 @@ struct Measured {
 };
 
 PersistentForm form_of(const std::string& text) {
-  for (const PersistentForm form :
-       {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid, PersistentForm::two_layer})
+  for (const PersistentForm form : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
+                                    PersistentForm::two_layer, PersistentForm::on_chip})
     if (text == name(form)) return form;
   return PersistentForm::automatic;
 }

@@ -302,6 +302,7 @@ TEST_P(Watching, NothingThatIsNotANumberIsTheBest) {
 }
 
 TEST_P(Watching, TheGramFormulationIsWatchedToo) {
+  if (GetParam().form == PersistentForm::on_chip) return;  // the form has it not
   Watched watched = Watched::random(GetParam(), {30, 9, 2}, 12, 20);
   watched.problem.training.watch = {.every = 4, .keep_best = true};
   const TrainReport primal = watched.trainer(GetParam()).train(12);
@@ -315,7 +316,7 @@ TEST_P(Watching, TheGramFormulationIsWatchedToo) {
 }
 
 TEST_P(Watching, MinibatchesAreWatchedByTheEpoch) {
-  if (is_persistent()) return;  // it takes all samples in each step
+  if (is_persistent() && GetParam().form != PersistentForm::on_chip) return;  // it takes all samples in each step
   Watched watched = Watched::random(GetParam(), {6, 5, 2}, 20, 9, Precision::fp32);
   watched.problem.training.batch_size = 8;
   watched.problem.training.optimizer.kind = OptimizerKind::adam;
@@ -331,7 +332,8 @@ TEST_P(Watching, MinibatchesAreWatchedByTheEpoch) {
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Watching,
                          ::testing::Values(Where{ExecutorKind::graph},
                                            Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid}),
+                                           Where{ExecutorKind::persistent, PersistentForm::grid},
+                                           Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          ::testing::PrintToStringParamName());
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, Watching,

@@ -13,6 +13,7 @@
 #include "../../host/step/gram_run.h"
 #include "../../host/step/scalars.h"
 #include "../kernels/kernels.h"
+#include "../kernels/on_chip.h"
 #include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
@@ -48,10 +49,11 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void set_data(const TrainingData& data) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      // The kernel for two layers gets pointers; the others work in one region.
+      // These kernels get pointers; the others work in one region.
       const auto read_there = [&](const ConstMatrix& matrix) {
-        return is_two_layer() && !gram_ && this->is_ready_for_use(matrix) ? static_cast<const T*>(matrix.data)
-                                                                          : nullptr;
+        return (is_two_layer() || is_on_chip()) && !gram_ && this->is_ready_for_use(matrix)
+                   ? static_cast<const T*>(matrix.data)
+                   : nullptr;
       };
       x_ = read_there(data.x);
       y_ = read_there(data.y);
@@ -89,7 +91,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
         }
         if (scalars_->varies()) scalars_->send(scalars_->prepare(first_step + done, count), count, stream());
         const std::int64_t half = losses_->next_half(stream());
-        launch_steps(count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
+        launch_steps(first_step + done, count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
         losses_->send(count, stream());
         if (gram_) gram_->after_steps(first_step + done, count);
         done += count;
@@ -97,11 +99,11 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     });
   }
 
-  double loss(std::int64_t) override {
+  double loss(std::int64_t step) override {
     double loss = 0;
     alive([&] {
       if (gram_) gram_->before_step();
-      launch_steps(1, at<double>(layout_.loss), true);
+      launch_steps(step, 1, at<double>(layout_.loss), true);
       this->download(&loss, at<double>(layout_.loss), sizeof loss);
       check_run();
     });
@@ -178,6 +180,12 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     const CurrentDevice current(device);
     const std::string reason = why_not_resident(planned);
     if (reason.empty()) return planned;
+    if (planned.form == PersistentForm::on_chip && planned.blocks > kPortableClusterBlocks) {
+      PersistentLayout layout =
+          make_persistent_layout(network, training, planned.gpu, planned.step, kPortableClusterBlocks);
+      layout.note = "not in a larger one: " + reason;
+      if (layout.refusal.empty() && why_not_resident(layout).empty()) return layout;
+    }
     if (training.form == PersistentForm::automatic && planned.form == PersistentForm::two_layer) {
       TrainingSpec on_grid = training;
       on_grid.form = PersistentForm::grid;
@@ -192,6 +200,11 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// other until the deadline.
   static std::string why_not_resident(const PersistentLayout& layout) {
     std::int64_t needed = layout.form == PersistentForm::grid ? layout.blocks : 1, resident = 0;
+    if (layout.form == PersistentForm::on_chip) {
+      if (runs_on_chip(layout.on_chip)) return "";
+      return layout.gpu.name + " runs no cluster of " + std::to_string(layout.blocks) + " blocks with " +
+             bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) + " of shared memory each";
+    }
     if (layout.form != PersistentForm::two_layer) {
       prepare_persistent<T>(layout);
       resident = resident_persistent<T>(layout);
@@ -207,6 +220,17 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (resident >= needed) return "";
     return std::to_string(needed) + (layout.blocks > needed ? " clusters" : " blocks") +
            " must run at once, of which " + layout.gpu.name + " runs " + std::to_string(resident);
+  }
+
+  /// CUDA answers with an error where the GPU has no clusters of that size at all.
+  static bool runs_on_chip(const OnChipLayout& layout) {
+    prepare_on_chip<T>(layout);
+    try {
+      return resident_on_chip<T>(layout) > 0;
+    } catch (const DeviceError& error) {
+      if (error.code() != cudaErrorInvalidClusterSize) throw;
+      return false;
+    }
   }
 
   template <class Element>
@@ -241,7 +265,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       if (gram_) gram_->before_step();
       losses_->begin(1);
       losses_->restart(stream());
-      launch_steps(1, at<double>(layout_.losses), false);
+      // That loads all code of this kernel, which is one function.
+      launch_steps(0, is_on_chip() ? 0 : 1, at<double>(layout_.losses), false);
       losses_->send(1, stream());
       double loss = 0;
       losses_->fetch({&loss, 1});
@@ -254,13 +279,16 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     check_run();
   }
 
+  static constexpr int kPortableClusterBlocks = 8;
+
   bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
+  bool is_on_chip() const { return layout_.form == PersistentForm::on_chip; }
 
   /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
   void try_cooperative() {
     if (gram_ || layout_.two_layer.cluster_blocks() == 1) return;
     try {
-      launch_steps(0, at<double>(layout_.loss), true);
+      launch_steps(0, 0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
       if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
           error.code() != cudaErrorCooperativeLaunchTooLarge && error.code() != cudaErrorInvalidClusterSize)
@@ -278,9 +306,12 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     scalars_->send(scalars_->prepare(0, 1), 1, stream());
   }
 
-  /// `steps` are enqueued, or with `forward_only` the loss of the parameters as they are.
-  void launch_steps(std::int64_t steps, double* losses, bool forward_only) {
-    if (is_two_layer())
+  /// `steps`, `first_step` of the run before them, are enqueued, or with `forward_only` the loss of the parameters as
+  /// they are.
+  void launch_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) {
+    if (is_on_chip())
+      launch_on_chip_steps(first_step, steps, losses, forward_only);
+    else if (is_two_layer())
       launch_two_layer_steps(steps, losses, !forward_only);
     else
       launch_phases(steps, losses, forward_only);
@@ -329,6 +360,50 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       launch_two_layer(arguments, layout_.two_layer, is_cooperative_, stream());
     }
     next_tag_ += static_cast<unsigned>(steps);
+  }
+
+  OnChipParameter<T> on_chip_parameter(TensorId values, const StateTensors& states) const {
+    OnChipParameter<T> parameter;
+    parameter.values = tensor(values);
+    for (std::size_t state = 0; state < states.size(); ++state) parameter.states[state] = tensor(states[state]);
+    return parameter;
+  }
+
+  void launch_on_chip_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) {
+    const Step& step = layout_.step;
+    const auto kept = [&](Activation activation) {
+      return activations::keeps_pre_activation({activation, this->network_.leaky_slope});
+    };
+    OnChipArguments<T> arguments;
+    arguments.x = x_ != nullptr ? x_ : tensor(step.data_x);
+    arguments.y = y_ != nullptr ? y_ : tensor(step.data_y);
+    arguments.row_weights = tensor(step.data_weights);
+    if (has_minibatches(training_))
+      arguments.order = step.order;
+    else
+      arguments.order.samples = training_.samples;
+    arguments.network = SampleNetwork::of(arguments.order.samples);
+    for (std::size_t layer = 0; layer < step.layers.size(); ++layer) {
+      arguments.weights[layer] = on_chip_parameter(step.layers[layer].weight, step.layers[layer].weight_state);
+      arguments.biases[layer] = on_chip_parameter(step.layers[layer].bias, step.layers[layer].bias_state);
+    }
+    arguments.optimizer = training_.optimizer.kind;
+    arguments.scalars = at<Scalars>(layout_.scalars);
+    arguments.scalar_stride = scalars_->varies() ? 1 : 0;
+    arguments.loss = layout_.loss_of_step;
+    arguments.activation = this->network_.activation;
+    arguments.output_activation = this->network_.output_activation;
+    arguments.leaky_slope = leaky_slope();
+    arguments.keeps_pre_activation = kept(this->network_.activation);
+    arguments.keeps_last_pre_activation = kept(this->network_.output_activation);
+    arguments.first_step = first_step;
+    arguments.steps = steps;
+    arguments.forward_only = forward_only;
+    arguments.losses = losses;
+    arguments.loss_parts = at<double>(layout_.loss_parts);
+    arguments.timeout_ns = timeout_ns();
+    arguments.failed = at<std::uint64_t>(layout_.failed);
+    launch_on_chip(arguments, layout_.on_chip, stream());
   }
 
   void launch_phases(std::int64_t steps, double* losses, bool forward_only) {

@@ -108,9 +108,10 @@ class Builder {
         batch_(batch_of(training)),
         arena_(network, training, kAlignment) {}
 
-  PersistentLayout build(const GpuCaps& gpu, Step step) {
+  PersistentLayout build(const GpuCaps& gpu, Step step, int most_on_chip_blocks) {
     layout_.step = std::move(step);
     layout_.gpu = gpu;
+    most_on_chip_blocks_ = most_on_chip_blocks;
     take_region();
     if (batch_ > 0) make_program();
     place_the_rest();
@@ -151,6 +152,11 @@ class Builder {
     }
     layout_.state_bytes = arena_.used();
     if (batch_ == 0) return;
+    if (has_minibatches(training_)) {  // the one form that takes them has all else on chip
+      for (const TensorId data : {step().data_x, step().data_y, step().data_weights}) take(data);
+      layout_.region_bytes = arena_.used();
+      return;
+    }
     for (const Step::Layer& layer : step().layers) {
       // Predictions become errors at once, where those are by element.
       const bool is_kept = &layer != &step().layers.back() || !is_by_element(training_.loss);
@@ -362,6 +368,35 @@ class Builder {
     return way;
   }
 
+  /// The form for small networks, or why it is none. Decides its layout.
+  Way on_chip_way(const GpuCaps& gpu) {
+    Way way{PersistentForm::on_chip, 1, ""};
+    if (step().gram) {
+      way.refusal = "the form 'on-chip' trains by the formulation 'primal' alone";
+      return way;
+    }
+    if (gpu.compute_capability < 90) {
+      way.refusal = gpu.name + " has no clusters, compute capability 9.0 has";
+      return way;
+    }
+    cuda::OnChipShape shape;
+    shape.batch = batch_;
+    shape.widths = network_.widths;
+    shape.bias = network_.bias;
+    shape.element_bytes = static_cast<int>(element_);
+    shape.states = static_cast<int>(elementwise::states_of(training_.optimizer.kind).size());
+    shape.by_row = !is_by_element(training_.loss);
+    shape.target_columns = step().tensor(step().y).columns;
+    const cuda::OnChipDecision decision = cuda::decide_on_chip(
+        shape, {static_cast<std::int64_t>(gpu.shared_bytes), gpu.multiprocessors, most_on_chip_blocks_});
+    way.refuse(decision.refusal, decision.is_too_large);
+    if (!decision.refusal.empty()) return way;
+    layout_.on_chip = decision.layout;
+    way.blocks = decision.layout.blocks();
+    way.us = decision.layout.estimated_us;
+    return way;
+  }
+
   /// All ways, each possible or refused.
   std::vector<Way> ways(const GpuCaps& gpu) {
     const std::size_t tiles = kPersistentTileBytes + layout_.program_bytes();
@@ -376,9 +411,16 @@ class Builder {
                      gpu.compute_capability >= 90 ? "" : gpu.name + " has no clusters, compute capability 9.0 has"});
     all.push_back({PersistentForm::grid, std::max<std::int64_t>(gpu.multiprocessors, 1),
                    gpu.cooperative ? "" : gpu.name + " does not promise that all blocks of a launch run at once"});
+    all.push_back(on_chip_way(gpu));
     for (Way& way : all) {
-      if (has_minibatches(training_)) way.refuse("the plan 'persistent' takes all samples in each step", false);
+      if (has_minibatches(training_) && way.form != PersistentForm::on_chip)
+        way.refuse(std::string("the form '") + name(way.form) + "' takes all samples in each step", false);
       if (way.form == PersistentForm::two_layer) continue;
+      if (way.form == PersistentForm::on_chip) {
+        if (training_.optimizer.clip_norm > 0)
+          way.refuse("the plan 'persistent' does not clip gradients by their norm", false);
+        continue;
+      }
       if (layout_.program_bytes() > kMostProgramBytes)
         way.refuse("a network of " + std::to_string(network_.layers()) + " layers is too deep for one launch", false);
       else if (training_.optimizer.clip_norm > 0)
@@ -403,6 +445,10 @@ class Builder {
     const std::vector<Way> all = ways(gpu);
     for (const Way& way : all) {
       if (training_.form != PersistentForm::automatic && training_.form != way.form) continue;
+      // Its times are a prototype's: until they are its own it takes no run from forms that were measured.
+      if (training_.form == PersistentForm::automatic && way.form == PersistentForm::on_chip &&
+          !has_minibatches(training_))
+        continue;
       last = &way;
       if (!way.refusal.empty()) continue;
       const double us = way.us > 0 ? way.us : cut_for(way);
@@ -411,8 +457,11 @@ class Builder {
       layout_.predicted_us_per_step = us;
     }
     if (best == nullptr) {
-      const bool other_forms = training_.form != PersistentForm::automatic && !has_minibatches(training_);
-      layout_.refusal = last->refusal + "; use " + (last->too_large ? "smaller layers, fewer samples or " : "") +
+      const bool other_forms = training_.form != PersistentForm::automatic &&
+                               !(has_minibatches(training_) && training_.form == PersistentForm::on_chip);
+      const char* const smaller =
+          has_minibatches(training_) ? "smaller layers, smaller batches or " : "smaller layers, fewer samples or ";
+      layout_.refusal = last->refusal + "; use " + (last->too_large ? smaller : "") +
                         (other_forms && !last->too_large ? "another form or " : "") + "the plan 'graph'";
       return;
     }
@@ -421,6 +470,10 @@ class Builder {
     layout_.blocks = best->blocks;
     if (layout_.form == PersistentForm::two_layer) return;
     layout_.tagged_slots = 0;
+    if (layout_.form == PersistentForm::on_chip) {
+      layout_.shared_bytes = layout_.on_chip.shared_bytes;
+      return;
+    }
     cut_for(*best);
     std::int64_t most_tasks = 1;
     for (const PersistentPhase& phase : layout_.phases) most_tasks = std::max(most_tasks, phase.tasks);
@@ -437,6 +490,7 @@ class Builder {
         multiply_adds(step().operations) / (static_cast<double>(layout_.blocks) * fma_per_us(element_));
     if (layout_.form == PersistentForm::two_layer)
       return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
+    if (layout_.form == PersistentForm::on_chip) return products_us + (layout_.blocks > 1 ? 2 * kPeerHopUs : 0);
     const double hop_us = layout_.form == PersistentForm::block     ? kBlockBarrierUs
                           : layout_.form == PersistentForm::cluster ? kPeerHopUs
                                                                     : kL2HopUs;
@@ -454,6 +508,8 @@ class Builder {
       layout_.steps_per_launch =
           std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);
       layout_.losses = arena_.take(2 * layout_.steps_per_launch, 1, sizeof(double));
+      if (layout_.form == PersistentForm::on_chip)
+        layout_.loss_parts = arena_.take(layout_.steps_per_launch, layout_.blocks, sizeof(double));
       if (scalars_vary(training_)) layout_.scalar_sets = layout_.steps_per_launch;
       layout_.scalars = arena_.take(layout_.scalar_sets, 1, scalars_bytes(training_.precision));
     }
@@ -466,6 +522,7 @@ class Builder {
   const std::int64_t batch_;
   ArenaSpace arena_;
   PersistentLayout layout_;
+  int most_on_chip_blocks_ = cuda::kOnChipBlocks;
   std::uint64_t slots_ = kNone;
   std::size_t errors_ = 0;  ///< the operation of the last layer's forward
 };
@@ -477,6 +534,7 @@ std::string PersistentLayout::description() const {
       ", at most " + std::to_string(steps_per_launch) + " steps a launch" + (note.empty() ? "" : ", " + note);
   if (form == PersistentForm::two_layer)
     return (step.gram ? cuda::describe(gram_two_layer) : cuda::describe(two_layer)) + launches;
+  if (form == PersistentForm::on_chip) return cuda::describe(on_chip) + launches;
   const std::string where = form == PersistentForm::block     ? "one block, data in its shared memory"
                             : form == PersistentForm::cluster ? "one cluster of " + std::to_string(blocks) + " blocks"
                                                               : "a grid of " + std::to_string(blocks) + " blocks";
@@ -488,6 +546,9 @@ std::string PersistentLayout::phase_name(std::int64_t phase) const {
     return phase + 1 == static_cast<std::int64_t>(cuda::TwoLayerPhase::kClusterExchange)
                ? "exchange within a cluster"
                : "exchange of the predictions";
+  if (form == PersistentForm::on_chip)
+    return phase + 1 == static_cast<std::int64_t>(cuda::OnChipPhase::kWeights) ? "exchange of parameters"
+                                                                               : "exchange of gradients";
   const auto depth = static_cast<std::int64_t>(step.layers.size());
   if (phase < forward_phases)
     return phase < depth ? "forward of layer " + std::to_string(phase) : std::string("loss of each row");
@@ -501,8 +562,8 @@ PersistentLayout make_persistent_layout(const NetworkSpec& network, const Traini
 }
 
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu,
-                                        Step step) {
-  return Builder(network, training).build(gpu, std::move(step));
+                                        Step step, int most_on_chip_blocks) {
+  return Builder(network, training).build(gpu, std::move(step), most_on_chip_blocks);
 }
 
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {

@@ -22,6 +22,7 @@
 
 #include "../step/step.h"
 #include "decision.h"
+#include "on_chip_layout.h"
 #include "two_layer_layout.h"
 
 namespace deviceloop {
@@ -104,6 +105,8 @@ struct PersistentLayout {
   /// With the form `two_layer`: how it is cut instead of by the operations, in either formulation.
   cuda::TwoLayerLayout two_layer;
   cuda::GramTwoLayerLayout gram_two_layer;
+  /// With the form `on_chip`: how it is cut instead.
+  cuda::OnChipLayout on_chip;
   double predicted_us_per_step = 0;
   double floor_us_per_step = 0;  ///< see Plan::floor_us_per_step
   std::int64_t steps_per_launch = 1;
@@ -119,8 +122,9 @@ struct PersistentLayout {
   std::uint64_t failed = 0;      ///< 64 bits: why a launch gave up
   std::uint64_t tagged = 0;      ///< with the form `two_layer`: Tagged<T> [tagged_slots]
   std::int64_t tagged_slots = 0;
-  std::uint64_t losses = 0;  ///< double [2, steps_per_launch]
-  std::uint64_t loss = 0;    ///< double: of a launch that asks for the loss alone
+  std::uint64_t losses = 0;      ///< double [2, steps_per_launch]
+  std::uint64_t loss = 0;        ///< double: of a launch that asks for the loss alone
+  std::uint64_t loss_parts = 0;  ///< with the form `on_chip`: double [steps_per_launch, blocks]
   std::int64_t predict_rows = 0;
   std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
   std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
@@ -143,9 +147,9 @@ constexpr std::size_t kPersistentTileBytes = 42 << 10;
 /// specifications have been validated.
 /// @{
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu);
-/// The same, of a step that is made already.
+/// The same, of a step that is made already; with the form `on_chip`, of a cluster of at most so many blocks.
 PersistentLayout make_persistent_layout(const NetworkSpec& network, const TrainingSpec& training, const GpuCaps& gpu,
-                                        Step step);
+                                        Step step, int most_on_chip_blocks = cuda::kOnChipBlocks);
 /// @}
 
 /// The persistent executor's answer, with a PersistentLayout.

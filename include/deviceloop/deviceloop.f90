@@ -64,6 +64,7 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_FORM_CLUSTER = 2
   integer(c_int32_t), parameter :: DEVICELOOP_FORM_GRID = 3
   integer(c_int32_t), parameter :: DEVICELOOP_FORM_TWO_LAYER = 4
+  integer(c_int32_t), parameter :: DEVICELOOP_FORM_ON_CHIP = 5
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_AUTOMATIC = -1
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_CPU = 0
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_GRAPH = 1

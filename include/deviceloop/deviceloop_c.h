@@ -178,7 +178,8 @@ enum {
   DEVICELOOP_FORM_BLOCK = 1,
   DEVICELOOP_FORM_CLUSTER = 2,
   DEVICELOOP_FORM_GRID = 3,
-  DEVICELOOP_FORM_TWO_LAYER = 4
+  DEVICELOOP_FORM_TWO_LAYER = 4,
+  DEVICELOOP_FORM_ON_CHIP = 5
 };
 
 /// Which executor runs a training; automatic where one is asked for, never in an answer.

@@ -21,7 +21,7 @@ enum class ExecutorKind { cpu, graph, persistent };
 DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
 /// "fp32", "fp64".
 DEVICELOOP_EXPORT const char* name(Precision precision);
-/// "auto", "block", "cluster", "grid", "two-layer".
+/// "auto", "block", "cluster", "grid", "two-layer", "on-chip".
 DEVICELOOP_EXPORT const char* name(PersistentForm form);
 /// "primal", "gram".
 DEVICELOOP_EXPORT const char* name(Formulation formulation);

@@ -187,6 +187,10 @@ enum class PersistentForm {
   /// and keeps the samples in registers; in the Gram formulation each block owns some, and keeps K in registers. Runs
   /// on any GPU if the registers of one block can hold all inputs; otherwise it needs compute capability 9.0 or newer.
   two_layer,
+  /// The blocks of one cluster, of at most 16, each with all parameters in its shared memory: for small networks of up
+  /// to 4 layers, and the only form that takes minibatches. Its blocks share the rows of a step, and the optimizer's
+  /// work. Without minibatches it is taken where it is asked for alone.
+  on_chip,
 };
 
 /// The largest width of a layer, and the largest number of CPU threads, that a specification may have.

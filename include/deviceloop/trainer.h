@@ -152,10 +152,10 @@ class DEVICELOOP_EXPORT Trainer {
   /// Arrays in the memory of the plan's GPU stay the caller's, who keeps them alive until the next set_data or the
   /// trainer's end, and may write new samples to them, see data_changed. The plan `graph` reads such an array where it
   /// lies, without a copy, if its elements have the working precision, its rows are contiguous and it is aligned to 256
-  /// bytes, as what cudaMalloc returns is; so does the form `two_layer` of the plan `persistent`, x and y in the primal
-  /// formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream the arrays are
-  /// complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its elements
-  /// are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's
+  /// bytes, as what cudaMalloc returns is; so do the forms `two_layer` and `on_chip` of the plan `persistent`, x and y
+  /// in the primal formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream
+  /// the arrays are complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its
+  /// elements are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's
   /// GPU or whose memory ends before the array does, before anything runs.
   /// @{
   void set_data(ConstMatrix x, ConstMatrix y);

@@ -119,6 +119,7 @@ LifeCase persistent(const char* name, PersistentForm form) {
   TrainingSpec& training = made.problem.training;
   training.form = form;
   if (form == PersistentForm::two_layer) return made;
+  if (form == PersistentForm::on_chip) training.batch_size = 4;
   training.optimizer.kind = OptimizerKind::adam;
   training.optimizer.schedule = {ScheduleKind::exponential, 0, 0.9, 0, 2};
   return made;
@@ -166,6 +167,7 @@ INSTANTIATE_TEST_SUITE_P(OnEveryExecutor, DeviceFaults,
                                            persistent("cluster", PersistentForm::cluster),
                                            persistent("grid", PersistentForm::grid),
                                            persistent("two_layer", PersistentForm::two_layer),
+                                           persistent("on_chip", PersistentForm::on_chip),
                                            persistent_gram("gram, grid", PersistentForm::grid),
                                            persistent_gram("gram, two_layer", PersistentForm::two_layer)),
                          [](const auto& tested) { return "Case" + std::to_string(tested.index); });

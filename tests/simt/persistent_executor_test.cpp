@@ -2,6 +2,7 @@
 // and what becomes of blocks that never meet.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -53,7 +54,7 @@ class PersistentExecutor : public ::testing::Test {
 };
 
 constexpr PersistentForm kForms[] = {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
-                                     PersistentForm::two_layer};
+                                     PersistentForm::two_layer, PersistentForm::on_chip};
 
 TEST_F(PersistentExecutor, ARunIsOneLaunchAndTwoCopies) {
   for (const PersistentForm form : kForms) {
@@ -168,6 +169,35 @@ TEST_F(PersistentExecutor, WhereClustersAreTooFewTheGridTakesTheRun) {
       " clusters must run at once, of which sixteen runs 1");
 }
 
+// More than 8 blocks are more than every GPU with clusters promises.
+TEST_F(PersistentExecutor, WhereAClusterOfSixteenIsTooLargeEightBlocksTrainOnChip) {
+  Problem problem = Problem::random({64, 64, 64, 1}, true, 300, Precision::fp32, Init::he, 1e-5);
+  problem.training.batch_size = 256;
+  const auto train = [&] {
+    std::size_t before = 0, after = 0, total = 0;
+    EXPECT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+    Trainer trainer = trainer_of(problem);
+    EXPECT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+    EXPECT_GE(trainer.plan().bytes, before - after);
+    return trainer.train(3);
+  };
+  simt::set_devices({{"sixteen", 9, 0, 16}});
+  const TrainReport of_sixteen = train();
+  EXPECT_MENTIONS(of_sixteen.algorithms.at(0), "one cluster of 16 blocks that keeps all parameters on chip");
+  simt::Device device{"sixteen", 9, 0, 16};
+  device.most_cluster_blocks = 8;
+  simt::set_devices({device});
+  const TrainReport of_eight = train();
+  EXPECT_MENTIONS(of_eight.algorithms.at(0), "one cluster of 8 blocks that keeps all parameters on chip");
+  EXPECT_MENTIONS(of_eight.algorithms.at(0), "not in a larger one: sixteen runs no cluster of 16 blocks with ");
+  for (std::size_t step = 0; step < 3; ++step)
+    EXPECT_NEAR(of_eight.losses[step], of_sixteen.losses[step], 1e-5 * of_sixteen.losses[step]);
+  device.most_cluster_blocks = 4;
+  simt::set_devices({device});
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'persistent': sixteen runs no cluster of ", [&] { trainer_of(problem); }),
+                  "use another form or the plan 'graph'");
+}
+
 TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
   const Problem problem = small();
   simt::set_devices({{"small", 9, 0, 132, std::size_t{2} << 20}});
@@ -181,6 +211,7 @@ TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
 TEST_F(PersistentExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
   for (const PersistentForm form : kForms)
     for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      if (form == PersistentForm::on_chip && formulation == Formulation::gram) continue;  // it has it not
       SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
       Problem problem = small(form);
       problem.training.formulation = formulation;
@@ -202,6 +233,7 @@ TEST_F(PersistentExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
 TEST_F(PersistentExecutor, LeavesNoByteOfItsMemoryAsItFoundIt) {
   for (const PersistentForm form : kForms)
     for (const Formulation formulation : {Formulation::primal, Formulation::gram}) {
+      if (form == PersistentForm::on_chip && formulation == Formulation::gram) continue;  // it has it not
       SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
       Problem problem = small(form);
       problem.training.formulation = formulation;
@@ -289,6 +321,7 @@ TEST_F(PersistentExecutor, EveryCallMayFail) {
   const std::pair<PersistentForm, Formulation> cases[] = {{PersistentForm::block, Formulation::primal},
                                                           {PersistentForm::grid, Formulation::gram},
                                                           {PersistentForm::two_layer, Formulation::primal},
+                                                          {PersistentForm::on_chip, Formulation::primal},
                                                           {PersistentForm::two_layer, Formulation::gram}};
   for (const auto& [form, formulation] : cases) {
     SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
@@ -335,6 +368,50 @@ TEST_F(PersistentExecutor, EveryCallMayFail) {
     }
     EXPECT_GT(failures, 50);
     EXPECT_GT(deaths, 20);
+  }
+}
+
+/// The largest relative error of losses against those of the same run in fp64, which small ones do not dominate.
+double largest_error(const std::vector<double>& losses, const std::vector<double>& exact) {
+  double largest = 0;
+  for (std::size_t i = 0; i < losses.size(); ++i)
+    largest = std::max(largest, std::abs(losses[i] - exact[i]) / std::max(exact[i], 1e-3 * exact[0]));
+  return largest;
+}
+
+// In the same order of samples, over several epochs, in two calls: by Adam, whose rate follows a schedule.
+TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
+  for (const Loss loss : {Loss::squared_error, Loss::cross_entropy}) {
+    SCOPED_TRACE(static_cast<int>(loss));
+    Problem problem = Problem::random({24, 40, 20, 3}, true, 300, Precision::fp32, Init::he, 1e-3);
+    problem.training.batch_size = 128;
+    problem.training.loss = loss;
+    problem.training.reduction = Reduction::mean;
+    problem.training.form = PersistentForm::on_chip;
+    problem.training.optimizer = {.kind = OptimizerKind::adam,
+                                  .learning_rate = 0.003,
+                                  .schedule = {.kind = ScheduleKind::cosine, .period = 40, .warmup_steps = 5}};
+    if (loss == Loss::cross_entropy)
+      for (double& target : problem.y.values) target = std::abs(target) / 8;
+    const auto run = [&](ExecutorKind kind, Precision precision) {
+      Problem run_of = problem;
+      run_of.training.precision = precision;
+      Trainer trainer = run_of.trainer(1, kind);
+      std::vector<double> losses = trainer.train(7).losses;
+      for (const double of_step : trainer.train(13).losses) losses.push_back(of_step);
+      if (kind == ExecutorKind::persistent) {
+        EXPECT_MENTIONS(trainer.plan().reason, "was asked for");
+      }
+      return std::pair(losses, flat(problem.parameters_of(trainer)));
+    };
+    const auto exact = run(ExecutorKind::cpu, Precision::fp64), cpu = run(ExecutorKind::cpu, Precision::fp32),
+               gpu = run(ExecutorKind::persistent, Precision::fp32);
+    const double of_cpu = largest_error(cpu.first, exact.first), of_gpu = largest_error(gpu.first, exact.first);
+    EXPECT_LE(of_gpu, 1e-4);
+    EXPECT_LE(of_gpu, 10 * of_cpu + 1e-6);
+    EXPECT_LE(reference::relative_error(gpu.second, exact.second),
+              10 * reference::relative_error(cpu.second, exact.second) + 1e-6);
+    EXPECT_LT(exact.first.back(), 0.95 * exact.first.front());
   }
 }
 

@@ -499,8 +499,10 @@ std::int64_t resident_clusters_of(const simt::Device& device, const deviceloop::
 cudaError_t check_clusters(const simt::Device& device, const deviceloop::cuda::LaunchConfig& config, int allowed) {
   if (config.cluster_blocks <= 1) return cudaSuccess;
   if (device.major < kFirstMajorWithClusters) return cudaErrorNotSupported;
-  return config.cluster_blocks > allowed || resident_clusters_of(device, config) == 0 ? cudaErrorInvalidClusterSize
-                                                                                      : cudaSuccess;
+  return config.cluster_blocks > std::min(allowed, device.most_cluster_blocks) ||
+                 resident_clusters_of(device, config) == 0
+             ? cudaErrorInvalidClusterSize
+             : cudaSuccess;
 }
 
 /// What CUDA says of such a launch on the current device.

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <ostream>
+#include <string>
 
 #include <deviceloop/deviceloop.h>
 
@@ -20,7 +22,10 @@ struct Where {
 inline std::ostream& operator<<(std::ostream& out, const Where& where) {
   out << name(where.kind);
   if (where.kind == ExecutorKind::cpu) return out << "_threads_" << where.threads;
-  return where.kind == ExecutorKind::persistent ? out << "_" << name(where.form) : out;
+  if (where.kind != ExecutorKind::persistent) return out;
+  std::string form = name(where.form);
+  std::replace(form.begin(), form.end(), '-', '_');  // in names of tests
+  return out << "_" << form;
 }
 
 /// Skips the test where the machine does not have it. For SetUp, which must return behind it.

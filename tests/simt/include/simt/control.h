@@ -38,6 +38,7 @@ struct Device {
   int l2_bytes = 50 << 20;
   /// At once; 0 for as many as the multiprocessors hold, one block on each. From major 9 on there are clusters.
   std::int64_t resident_clusters = 0;
+  int most_cluster_blocks = 16;
   cudaError_t cooperative_with_clusters = cudaSuccess;  ///< what becomes of such a launch
 };
 

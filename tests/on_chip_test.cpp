@@ -1,0 +1,382 @@
+// The kernel that keeps parameters on chip, on a GPU or on the host by tests/simt: minibatches and what an optimizer
+// keeps against the equations in double, one launch against several, and what becomes of waits that are in vain.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../cuda/kernels/on_chip.h"
+#include "../cuda/runtime/check.h"
+#include "step/scalars.h"
+#include "support/cuda_test.h"
+#include "support/exact.h"
+#include "support/optimizer_cases.h"
+#include "support/reference_loss.h"
+#include "support/reference_optimizer.h"
+
+namespace deviceloop::cuda {
+namespace {
+
+using deviceloop::testing::CudaTest;
+using deviceloop::testing::DeviceArray;
+using deviceloop::testing::expect_same;
+using deviceloop::testing::random_values;
+
+template <class T>
+std::vector<double> doubles(const std::vector<T>& values) {
+  return {values.begin(), values.end()};
+}
+reference::Table table(const std::vector<double>& values, std::int64_t rows, std::int64_t columns) {
+  reference::Table result(static_cast<std::size_t>(rows), static_cast<std::size_t>(columns));
+  result.values = values;
+  return result;
+}
+
+/// What the kernel trains, row-major, rounded to T.
+template <class T>
+struct Problem {
+  std::vector<std::int64_t> widths;
+  bool bias = true;
+  std::int64_t samples = 0, batch = 0;
+  bool shuffled = true;
+  Optimizer optimizer{};
+  std::vector<T> x, y;
+  std::vector<std::vector<T>> weights, biases;
+
+  std::int64_t layers() const { return static_cast<std::int64_t>(widths.size()) - 1; }
+  int states() const { return static_cast<int>(elementwise::states_of(optimizer.kind).size()); }
+  BatchOrder order() const { return {5, samples, shuffled}; }
+  OnChipShape shape() const { return {batch, widths, bias, sizeof(T), states(), false, widths.back()}; }
+
+  reference::Network network() const {
+    reference::Network network;
+    for (std::size_t l = 0; l < weights.size(); ++l)
+      network.push_back({table(doubles(weights[l]), widths[l], widths[l + 1]), doubles(biases[l])});
+    return network;
+  }
+  reference::Table rows_of(const std::vector<T>& data, std::int64_t step) const {
+    const auto columns = static_cast<std::size_t>(static_cast<std::int64_t>(data.size()) / samples);
+    reference::Table rows(static_cast<std::size_t>(batch), columns);
+    for (std::size_t r = 0; r < rows.rows; ++r) {
+      const auto sample = static_cast<std::size_t>(order().sample(step * batch + static_cast<std::int64_t>(r)));
+      for (std::size_t j = 0; j < columns; ++j) rows(r, j) = static_cast<double>(data[sample * columns + j]);
+    }
+    return rows;
+  }
+};
+
+template <class T>
+Problem<T> random_problem(std::vector<std::int64_t> widths, bool bias, std::int64_t samples, std::int64_t batch) {
+  Problem<T> problem;
+  problem.widths = std::move(widths);
+  problem.bias = bias;
+  problem.samples = samples;
+  problem.batch = batch;
+  problem.optimizer = {.kind = OptimizerKind::adam, .learning_rate = 0.02};
+  problem.x = random_values<T>(samples * problem.widths.front(), 1);
+  problem.y = random_values<T>(samples * problem.widths.back(), 2);
+  std::uint32_t seed = 3;
+  for (std::size_t l = 0; l + 1 < problem.widths.size(); ++l) {
+    problem.weights.push_back(random_values<T>(problem.widths[l] * problem.widths[l + 1], seed++));
+    for (T& weight : problem.weights.back()) weight /= std::sqrt(static_cast<T>(problem.widths[l]));
+    problem.biases.push_back(bias ? random_values<T>(problem.widths[l + 1], seed++) : std::vector<T>());
+  }
+  return problem;
+}
+
+template <class T>
+struct Result {
+  std::vector<std::vector<T>> weights, biases, states;
+  std::vector<double> losses;
+  std::uint64_t failed = 0;
+};
+
+/// How it is run: by launches of so many steps each.
+struct Launches {
+  std::vector<std::int64_t> steps;
+  std::uint64_t timeout_ns = 20'000'000'000;
+  std::int64_t first_step = 0;
+  bool forward_only = false;
+};
+
+template <class T>
+class OnChip : public CudaTest {
+ protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    int major = 0;
+    DEVICELOOP_CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    if (major < 9) GTEST_SKIP() << "this GPU has no room for any problem of the test: it has no clusters";
+  }
+
+  static Result<T> run(const Problem<T>& problem, const OnChipLayout& layout, const Launches& launches) {
+    const StreamOwner stream;
+    prepare_on_chip<T>(layout);
+    EXPECT_GE(resident_on_chip<T>(layout), 1);
+    std::int64_t all = 0, most = 0;
+    for (const std::int64_t steps : launches.steps) {
+      all += steps;
+      most = std::max(most, steps);
+    }
+    std::vector<elementwise::StepScalars<T>> scalars;
+    for (std::int64_t step = 0; step < all; ++step)
+      scalars.push_back(step_scalars<T>(problem.optimizer, launches.first_step + step));
+    const auto bytes = [](const auto& values) {
+      using Element = std::decay_t<decltype(values[0])>;
+      const auto* const begin = reinterpret_cast<const std::uint64_t*>(values.data());
+      return std::vector<std::uint64_t>(begin, begin + values.size() * sizeof(Element) / 8);
+    };
+    const DeviceArray<T> x(problem.x, 1), y(problem.y, 1), aligned_x(problem.x);
+    const DeviceArray<std::uint64_t> scalar_words(bytes(scalars));
+    const DeviceArray<double> losses(std::max<std::int64_t>(all, 1)), parts(std::max<std::int64_t>(most, 1) * 16);
+    const DeviceArray<std::uint64_t> failed(std::vector<std::uint64_t>{0});
+    std::vector<DeviceArray<T>> memory;  // weight, its states, bias, its states of each layer
+    memory.reserve(static_cast<std::size_t>(6 * problem.layers()));
+    OnChipArguments<T> arguments;
+    const auto put = [&](OnChipParameter<T>& parameter, const std::vector<T>& values) {
+      memory.emplace_back(values);
+      parameter.values = memory.back().data();
+      for (int s = 0; s < problem.states(); ++s) {
+        memory.emplace_back(std::vector<T>(values.size(), T(0)));
+        parameter.states[s] = memory.back().data();
+      }
+    };
+    for (std::size_t l = 0; l < problem.weights.size(); ++l) {
+      put(arguments.weights[l], problem.weights[l]);
+      if (problem.bias) put(arguments.biases[l], problem.biases[l]);
+    }
+    // Rows that lie on 16 bytes are copied in units of them, others by element.
+    arguments.x = problem.samples % 2 == 0 ? aligned_x.data() : x.data();
+    arguments.y = y.data();
+    arguments.order = problem.order();
+    arguments.network = SampleNetwork::of(problem.samples);
+    arguments.optimizer = problem.optimizer.kind;
+    arguments.scalar_stride = 1;
+    arguments.activation = Activation::relu;
+    arguments.output_activation = Activation::identity;
+    arguments.loss_parts = parts.data();
+    arguments.timeout_ns = launches.timeout_ns;
+    arguments.failed = failed.data();
+    arguments.forward_only = launches.forward_only;
+    std::int64_t done = 0;
+    for (const std::int64_t steps : launches.steps) {
+      arguments.first_step = launches.first_step + done;
+      arguments.scalars = reinterpret_cast<const elementwise::StepScalars<T>*>(scalar_words.data()) + done;
+      arguments.losses = losses.data() + done;
+      arguments.steps = steps;
+      launch_on_chip(arguments, layout, stream.get());
+      done += steps;
+    }
+    Result<T> result;
+    for (std::size_t l = 0, at = 0; l < problem.weights.size(); ++l)
+      for (int is_bias = 0; is_bias < (problem.bias ? 2 : 1); ++is_bias) {
+        (is_bias != 0 ? result.biases : result.weights).push_back(memory[at++].read(stream));
+        for (int s = 0; s < problem.states(); ++s) result.states.push_back(memory[at++].read(stream));
+      }
+    result.losses = losses.read(stream);
+    result.failed = failed.read(stream)[0];
+    parts.read(stream);
+    x.read(stream);
+    return result;
+  }
+
+  static void expect_close(const Result<T>& result, const Problem<T>& problem, std::int64_t steps) {
+    reference::Network expected = problem.network();
+    reference::OptimizerState state(problem.optimizer);
+    std::vector<double> losses;
+    for (std::int64_t step = 0; step < steps; ++step)
+      losses.push_back(reference::train(expected, state, problem.rows_of(problem.x, step),
+                                        problem.rows_of(problem.y, step), 1, reference::squared_error)[0]);
+    EXPECT_EQ(result.failed, 0u);
+    // Adam divides by the root of squares: rounding of a gradient near 0 shows more.
+    const double bound = sizeof(T) == 4 ? 3e-5 : 1e-12;
+    ASSERT_EQ(result.losses.size(), losses.size());
+    for (std::size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(result.losses[i] / losses[i], 1, bound) << "step " << i;
+    for (std::size_t l = 0; l < expected.size(); ++l) {
+      EXPECT_LE(reference::relative_error(doubles(result.weights[l]), expected[l].weight.values), bound) << l;
+      EXPECT_GT(reference::relative_error(doubles(result.weights[l]), doubles(problem.weights[l])), 10 * bound) << l;
+      if (problem.bias) {
+        EXPECT_LE(reference::relative_error(doubles(result.biases[l]), expected[l].bias), bound) << l;
+      }
+    }
+  }
+
+  static void expect_same_bits(const Result<T>& a, const Result<T>& b) {
+    ASSERT_EQ(a.states.size(), b.states.size());
+    for (std::size_t l = 0; l < a.weights.size(); ++l) expect_same(a.weights[l], b.weights[l]);
+    for (std::size_t l = 0; l < a.biases.size(); ++l) expect_same(a.biases[l], b.biases[l]);
+    for (std::size_t l = 0; l < a.states.size(); ++l) expect_same(a.states[l], b.states[l]);
+    expect_same(a.losses, b.losses);
+  }
+};
+using Types = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(OnChip, Types);
+
+struct Case {
+  std::vector<std::int64_t> widths;
+  bool bias;
+  std::int64_t samples, batch;
+  int blocks_log2;
+};
+
+std::string text(const Case& c) {
+  return ::testing::PrintToString(c.widths) + ", " + std::to_string(c.batch) + " of " + std::to_string(c.samples) +
+         " samples, bias " + std::to_string(c.bias) + ", " + std::to_string(1 << c.blocks_log2) + " blocks";
+}
+
+/// Tiles that lanes share or not, sizes that fill nothing, one and several turns of the block's warps, layers of fewer
+/// units than blocks, blocks with fewer rows than others and with none, copies by unit and by element, batches that
+/// begin in one epoch and end in the next.
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {{3, 1}, false, 7, 5, 0},          {{5, 4, 3}, true, 20, 8, 2},         {{8, 33, 17, 2}, true, 30, 21, 2},
+      {{64, 20, 1}, false, 40, 33, 1},   {{12, 9, 7, 5, 3}, true, 50, 34, 4}, {{17, 40, 40, 1}, true, 64, 64, 4},
+      {{40, 40, 40, 6}, true, 41, 9, 3}, {{4, 6, 5, 1}, true, 90, 70, 0},     {{9, 70, 70, 1}, true, 50, 40, 1},
+  };
+  return all;
+}
+
+TYPED_TEST(OnChip, IsNearTheEquationsInDouble) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(text(c));
+    const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
+    this->expect_close(this->run(problem, make_on_chip(problem.shape(), c.blocks_log2), {{5}}), problem, 5);
+  }
+}
+
+TYPED_TEST(OnChip, TheCasesAreOfEveryKind) {
+  int slices = 0, with_turns = 0, without_rows = 0, without_units = 0;
+  for (const Case& c : cases()) {
+    const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
+    const OnChipLayout layout = make_on_chip(problem.shape(), c.blocks_log2);
+    without_rows += layout.rows * (layout.blocks() - 1) >= c.batch ? 1 : 0;
+    for (int l = 0; l < layout.layers; ++l) {
+      const OnChipLayer& layer = layout.layer[l];
+      for (const OnChipProduct& product : {layer.forward, layer.input_gradient, layer.weight_gradient}) {
+        slices |= product.slices;
+        with_turns += product.tiles * product.slices > kOnChipThreads ? 1 : 0;
+      }
+      without_units += layer.units < layout.blocks() ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(slices, 1 | 4 | 16);
+  EXPECT_GE(with_turns, 2);
+  EXPECT_GE(without_rows, 1);
+  EXPECT_GE(without_units, 1);
+}
+
+TYPED_TEST(OnChip, HasEveryOptimizer) {
+  for (const OptimizerCase& each : optimizer_cases()) {
+    if (each.optimizer.clip_norm > 0) continue;  // refused by the plan
+    SCOPED_TRACE(each.name);
+    auto problem = random_problem<TypeParam>({6, 9, 2}, true, 20, 8);
+    problem.optimizer = each.optimizer;
+    this->expect_close(this->run(problem, make_on_chip(problem.shape(), 2), {{6}}), problem, 6);
+  }
+}
+
+TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
+  for (const int blocks_log2 : {0, 2, 4}) {
+    auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
+    problem.optimizer = {.kind = OptimizerKind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2};
+    const OnChipLayout layout = make_on_chip(problem.shape(), blocks_log2);
+    const Result<TypeParam> one = this->run(problem, layout, {{7}});
+    EXPECT_EQ(one.failed, 0u);
+    this->expect_same_bits(this->run(problem, layout, {{7}}), one);
+    this->expect_same_bits(this->run(problem, layout, {{1, 2, 0, 3, 1}}), one);
+  }
+}
+
+TYPED_TEST(OnChip, TakesTheLossAloneOfAnyStep) {
+  const auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
+  const OnChipLayout layout = make_on_chip(problem.shape(), 3);
+  for (const std::int64_t step : {0, 1, 12345}) {
+    const Result<TypeParam> result = this->run(problem, layout, {{1}, 20'000'000'000, step, true});
+    const reference::Table x = problem.rows_of(problem.x, step), y = problem.rows_of(problem.y, step);
+    const double expected = reference::loss(reference::forward(problem.network(), x).back(), y);
+    EXPECT_NEAR(result.losses.at(0) / expected, 1, sizeof(TypeParam) == 4 ? 1e-6 : 1e-14) << step;
+    for (std::size_t l = 0; l < problem.weights.size(); ++l) expect_same(result.weights[l], problem.weights[l]);
+    EXPECT_EQ(result.failed, 0u);
+  }
+}
+
+exact::Table integers(std::int64_t rows, std::int64_t columns, int most, std::uint32_t seed) {
+  return {table(deviceloop::testing::random_integers<double>(rows * columns, most, seed), rows, columns), 1};
+}
+template <class T>
+std::vector<T> rounded(const exact::Table& from) {
+  return {from.table.values.begin(), from.table.values.end()};
+}
+
+TYPED_TEST(OnChip, IsExactOnSmallIntegers) {
+  using T = TypeParam;
+  for (const int blocks_log2 : {0, 1, 4}) {
+    const std::int64_t samples = 40;
+    const exact::Table x = integers(samples, 6, 1, 11), y = integers(samples, 2, 2, 12);
+    const std::vector<exact::Layer> layers = {{integers(6, 9, 1, 13), integers(1, 9, 1, 14)},
+                                              {integers(9, 5, 1, 15), integers(1, 5, 1, 16)},
+                                              {integers(5, 2, 1, 17), integers(1, 2, 1, 18)}};
+    exact::BitCounter bits;
+    const exact::Pass first = exact::forward(layers, x, y, bits);
+    const std::vector<exact::Layer> updated = exact::updated(layers, first, 0x1p-4, bits);
+    ASSERT_LE(bits.most(), 24) << "the case is too large for fp32 to be exact";
+    ASSERT_GT(first.live, 0);
+    ASSERT_GT(first.blocked, 0);
+    Problem<T> problem;
+    problem.widths = {6, 9, 5, 2};
+    problem.samples = problem.batch = samples;
+    problem.optimizer.learning_rate = 0x1p-4;
+    problem.x = rounded<T>(x);
+    problem.y = rounded<T>(y);
+    for (const exact::Layer& layer : layers) {
+      problem.weights.push_back(rounded<T>(layer.weight));
+      problem.biases.push_back(rounded<T>(layer.bias));
+    }
+    // Once in the order of the data and once in another: the sums are the same.
+    for (const bool shuffled : {false, true}) {
+      problem.shuffled = shuffled;
+      const Result<T> result = this->run(problem, make_on_chip(problem.shape(), blocks_log2), {{1}});
+      EXPECT_EQ(result.losses, std::vector<double>{first.loss});
+      for (std::size_t l = 0; l < layers.size(); ++l) {
+        expect_same(result.weights[l], rounded<T>(updated[l].weight));
+        expect_same(result.biases[l], rounded<T>(updated[l].bias));
+        EXPECT_NE(result.weights[l], problem.weights[l]);
+      }
+    }
+  }
+}
+
+TYPED_TEST(OnChip, NaNShowsInTheStepThatTakesItsSample) {
+  auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 40, 8);
+  problem.x[static_cast<std::size_t>(9 * 23 + 4)] = std::numeric_limits<TypeParam>::quiet_NaN();
+  std::int64_t taken = 0;
+  while (problem.order().sample(taken) != 23) ++taken;
+  ASSERT_GT(taken, 7);
+  const Result<TypeParam> result = this->run(problem, make_on_chip(problem.shape(), 3), {{6}});
+  for (std::size_t step = 0; step < result.losses.size(); ++step)
+    EXPECT_EQ(std::isnan(result.losses[step]), static_cast<std::int64_t>(step) >= taken / 8) << step;
+  for (const auto& weights : result.weights) EXPECT_TRUE(std::isnan(weights.front()));
+}
+
+// A unit that nobody sends: its owner waits for it in vain, and then all blocks leave.
+TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
+  const auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
+  for (const int blocks_log2 : {0, 3})
+    for (const int l : {0, 2}) {
+      OnChipLayout layout = make_on_chip(problem.shape(), blocks_log2);
+      layout.layer[l].units += layout.blocks();
+      // A block that needs the owner's parameters may be the first to give up.
+      const std::uint64_t failed = this->run(problem, layout, {{5}, 50'000'000}).failed;
+      EXPECT_TRUE(failed == on_chip_code(OnChipPhase::kGradients, 0) ||
+                  failed == on_chip_code(OnChipPhase::kWeights, 0))
+          << failed;
+    }
+}
+
+}  // namespace
+}  // namespace deviceloop::cuda
