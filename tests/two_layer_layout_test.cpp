@@ -26,16 +26,20 @@ TEST(TwoLayerLayout, OfTheStartingCaseIsThatOfTheDesign) {
   const TwoLayerLayout& layout = decision.layout;
   EXPECT_EQ(layout.cluster_blocks(), 4);
   EXPECT_EQ(layout.clusters, 25);
-  EXPECT_EQ(layout.output.units, 4);
+  EXPECT_EQ(layout.units, 4);
   EXPECT_EQ(layout.columns, 250);
-  EXPECT_EQ(layout.column_warps, 16);
-  EXPECT_EQ(layout.threads, 512);
+  EXPECT_EQ(layout.column_warps, 8);
+  EXPECT_EQ(layout.tile_rows, 16);
+  EXPECT_EQ(layout.tile_columns, 8);
+  EXPECT_EQ(layout.samples, 32);
+  EXPECT_TRUE(layout.direct);
+  EXPECT_EQ(layout.threads, 256);
   EXPECT_EQ(layout.slots(), 2 * 25 * 128);
   // Between its floor and what the graph executor takes; nearer to what was measured: prediction_test.cpp.
   EXPECT_GT(layout.estimated_us, 1.7);
   EXPECT_LT(layout.estimated_us, 20);
   EXPECT_EQ(describe(layout),
-            "25 clusters of 4 blocks of 512 threads; a block has 250 inputs and 4 hidden units in 73.6 KiB of shared "
+            "25 clusters of 4 blocks of 256 threads; a block has 250 inputs and 4 hidden units in 25.6 KiB of shared "
             "memory");
 }
 
@@ -44,20 +48,72 @@ TEST(TwoLayerLayout, OfTheStartingCaseInDoubleTakesLargerClusters) {
   ASSERT_TRUE(decision.fits()) << decision.refusal;
   EXPECT_EQ(decision.layout.cluster_blocks(), 8);
   EXPECT_EQ(decision.layout.clusters, 13);
-  EXPECT_EQ(decision.layout.output.units, 8);
+  EXPECT_EQ(decision.layout.units, 8);
+  EXPECT_FALSE(decision.layout.direct);
 }
 
-TEST(TwoLayerLayout, OfTheStartingCaseInGramTakesAFewUnitsABlock) {
+TEST(TwoLayerLayout, OfADigitClassifierFitsOneLaunch) {
+  const auto decision = decide_two_layer({64, 784, 128, 10, 4}, kHopper);
+  ASSERT_TRUE(decision.fits()) << decision.refusal;
+  EXPECT_LE(decision.layout.clusters,
+            kHopper.resident_clusters[static_cast<std::size_t>(decision.layout.cluster_log2)]);
+  EXPECT_FALSE(decision.layout.direct);
+}
+
+TEST(TwoLayerLayout, ABiasIsOneMoreInput) {
+  EXPECT_EQ(decide_two_layer({128, 1000, 100, 1, 4, true}, kHopper).layout.columns, 251);
+  EXPECT_EQ(decide_two_layer({128, 1024, 100, 1, 4, false}, kHopper).layout.cluster_blocks(), 4);
+  EXPECT_EQ(decide_two_layer({128, 1024, 100, 1, 4, true}, kHopper).layout.cluster_blocks(), 8);
+  EXPECT_EQ(decide_two_layer({128, 256, 100, 1, 4, true}, kTuring).refusal,
+            "256 inputs and a bias of 128 samples fill the registers of 2 blocks, a cluster of the device has at most "
+            "1");
+}
+
+TEST(TwoLayerLayout, OnlyOneOutputInClustersOfFourPassesFromLaneToLane) {
+  const auto is_direct = [](const TwoLayerShape& shape, int cluster_log2, std::int64_t units) {
+    return make_two_layer(shape, cluster_log2, units).direct;
+  };
+  EXPECT_TRUE(is_direct({128, 1000, 100, 1, 4}, 2, 4));
+  EXPECT_TRUE(is_direct({64, 1000, 98, 1, 4, true}, 2, 4));
+  EXPECT_FALSE(is_direct({128, 1000, 100, 2, 4}, 2, 4));
+  EXPECT_FALSE(is_direct({128, 1000, 100, 1, 4}, 3, 4));
+  EXPECT_FALSE(is_direct({128, 1000, 100, 1, 4}, 2, 8));
+  EXPECT_FALSE(is_direct({128, 1000, 200, 1, 4}, 2, 4));  // 50 clusters
+  EXPECT_FALSE(is_direct({32, 1000, 100, 1, 4}, 2, 4));
+  EXPECT_FALSE(is_direct({128, 500, 100, 1, 8}, 2, 4));
+}
+
+TEST(TwoLayerLayout, OfTheStartingCaseInGramIsThatOfTheDesign) {
   const auto decision = decide_gram_two_layer({128, 1000, 100, 1, 4}, kHopper);
   ASSERT_TRUE(decision.fits()) << decision.refusal;
   const GramTwoLayerLayout& layout = decision.layout;
-  EXPECT_EQ(layout.blocks, 25);
+  EXPECT_TRUE(layout.direct);
+  EXPECT_EQ(layout.blocks, 100);
+  EXPECT_EQ(layout.cluster_blocks(), 4);
+  EXPECT_EQ(layout.output.publishers, 25);
   EXPECT_EQ(layout.output.units, 4);
-  EXPECT_EQ(layout.threads, 512);
-  EXPECT_EQ(layout.tile_columns, 8);
+  EXPECT_EQ(layout.samples, 32);
+  EXPECT_EQ(layout.threads, 256);
+  EXPECT_EQ(layout.tile_columns, 4);
+  EXPECT_EQ(layout.slots(), 2 * 25 * 128);
   EXPECT_GT(layout.estimated_us, 0.6);
   EXPECT_LT(layout.estimated_us, 5);
-  EXPECT_EQ(describe(layout), "25 blocks of 512 threads; a block has 4 hidden units in 9.6 KiB of shared memory");
+  EXPECT_EQ(describe(layout),
+            "25 clusters of 4 blocks of 256 threads; a block has 4 hidden units in 5.5 KiB of shared memory");
+}
+
+TEST(TwoLayerLayout, InGramOtherCasesTakeBlocks) {
+  for (const TwoLayerShape& shape :
+       {TwoLayerShape{128, 1000, 100, 2, 4}, TwoLayerShape{48, 1000, 100, 1, 4}, TwoLayerShape{128, 1000, 129, 1, 4}})
+    EXPECT_FALSE(decide_gram_two_layer(shape, kHopper).layout.direct);
+  const auto decision = decide_gram_two_layer({128, 1000, 100, 1, 4}, {227 << 10, {132, 0, 0, 0, 0}});
+  ASSERT_TRUE(decision.fits()) << decision.refusal;
+  EXPECT_FALSE(decision.layout.direct);
+  EXPECT_EQ(decision.layout.blocks, 25);
+  EXPECT_EQ(decision.layout.threads, 512);
+  EXPECT_EQ(decision.layout.tile_columns, 8);
+  EXPECT_EQ(describe(decision.layout),
+            "25 blocks of 512 threads; a block has 4 hidden units in 9.6 KiB of shared memory");
 }
 
 using Piece = std::pair<int, std::int64_t>;  // place, bytes
@@ -116,29 +172,45 @@ TEST(TwoLayerLayout, HoldsAllThereIsWithinTheDevice) {
               if (!decision.fits()) continue;
               ++fitting;
               const TwoLayerLayout& layout = decision.layout;
-              const int group = units_in_group(bytes);
-              const std::int64_t columns_of_warp = 32 / layout.row_lanes * tile_columns(bytes);
-              const std::int64_t rows = layout.row_lanes * kTileRows, blocks = layout.cluster_blocks();
+              const std::int64_t columns = 4 * layout.tile_columns * layout.column_warps,
+                                 blocks = layout.cluster_blocks();
+              const std::int64_t rows = 8 * layout.tile_rows, units = layout.units, samples = layout.samples;
               EXPECT_GE(rows, batch);
-              EXPECT_EQ(layout.output.dz_rows, rows);
+              EXPECT_LE(layout.tile_rows * layout.tile_columns * bytes, 4 * kTileRegisters);
               EXPECT_EQ(layout.inputs, inputs);
               EXPECT_GE(blocks * layout.columns, inputs);
-              EXPECT_GE(layout.column_warps * columns_of_warp, layout.columns);
-              EXPECT_GE(blocks * layout.published_rows, batch);
+              EXPECT_GE(columns, layout.columns);
+              EXPECT_LE(layout.column_warps, 8);
+              EXPECT_GE(layout.owners * samples, batch);
+              EXPECT_LT((layout.owners - 1) * samples, batch);
+              EXPECT_LE(layout.owners, blocks);
               EXPECT_LE(layout.clusters, device.resident_clusters[static_cast<std::size_t>(layout.cluster_log2)]);
-              expect_publishers(layout.output, layout.clusters, hidden);
-              EXPECT_LE(layout.threads, kTwoLayerThreads);
-              EXPECT_EQ(layout.threads % 32, 0);
-              EXPECT_GE(layout.threads, 32 * layout.column_warps);
+              EXPECT_EQ(layout.publishers, layout.clusters);
+              EXPECT_LE(layout.lanes_log2, 3);
+              // Every hidden unit has one owner, and every owner a unit.
+              EXPECT_EQ(units, layout.groups * units_in_group(bytes));
+              EXPECT_GE(layout.clusters * units, hidden);
+              EXPECT_LT((layout.clusters - 1) * units, hidden);
+              EXPECT_EQ(layout.threads, 256);
               EXPECT_LE(layout.shared_bytes, device.shared_bytes);
               EXPECT_GT(layout.estimated_us, 0.5);
-              std::vector<Piece> pieces = pieces_of(layout.output, group, bytes);
-              pieces.emplace_back(layout.weight_at,
-                                  layout.output.units * layout.column_warps * columns_of_warp * bytes);
-              pieces.emplace_back(layout.partial_at,
-                                  std::min(layout.output.groups, 2) * layout.column_warps * rows * group * bytes);
-              pieces.emplace_back(layout.received_at, 2 * blocks * batch * group * 2 * bytes);
-              expect_apart(std::move(pieces), layout.shared_bytes);
+              EXPECT_LE(layout.direct ? layout.publishers : 0, 32);
+              expect_apart({{layout.weight_at, units * columns * bytes},
+                            {layout.partial_at,
+                             layout.groups_at_once * units_in_group(bytes) * layout.column_warps * rows * bytes},
+                            {layout.received_at, blocks * units * (layout.direct ? 32 : samples) * bytes},
+                            {layout.hidden_at, units * samples * bytes},
+                            {layout.dz_at, units * rows * bytes},
+                            {layout.gradient_at, samples * outputs * bytes},
+                            {layout.target_at, samples * outputs * bytes},
+                            {layout.output_weight_at, units * outputs * bytes},
+                            {layout.output_bias_at, outputs * bytes},
+                            {layout.sums_at, layout.direct ? 6 * 32 * bytes : blocks * (units + 1) * outputs * bytes},
+                            {layout.loss_at, blocks * 8},
+                            {layout.barriers_at, 3 * 8},
+                            {layout.failed_at, 2 * 4},
+                            {layout.deadline_at, 16}},
+                           layout.shared_bytes);
             }
   EXPECT_GT(fitting, 500);
 }
@@ -156,6 +228,20 @@ TEST(TwoLayerLayout, InGramHoldsAllThereIsWithinTheDevice) {
             if (!decision.fits()) continue;
             ++fitting;
             const GramTwoLayerLayout& layout = decision.layout;
+            if (layout.direct) {
+              EXPECT_GE(layout.tile_columns * 32, batch);
+              EXPECT_GE(layout.samples * 4, batch);
+              EXPECT_GT(batch, layout.samples * 3);
+              EXPECT_GE(layout.samples, 13);
+              EXPECT_LE(layout.blocks, 4 * device.resident_clusters[2]);
+              expect_publishers(layout.output, layout.blocks / 4, hidden);
+              expect_apart({{layout.received_dz_at, 2 * 128 * 4 * bytes},
+                            {layout.received_sums_at, 2 * 6 * 32 * bytes},
+                            {layout.barriers_at, 4 * 8},
+                            {layout.output.deadline_at, 16}},
+                           layout.shared_bytes);
+              continue;
+            }
             EXPECT_TRUE(layout.tile_columns == 2 || layout.tile_columns == 4 || layout.tile_columns == 8);
             EXPECT_GE(layout.tile_columns * kGramColumnLanes, batch);
             EXPECT_EQ(layout.output.dz_rows, layout.tile_columns * kGramColumnLanes);
@@ -190,10 +276,10 @@ TEST(TwoLayerLayout, ARefusalSaysWhatIsNeededAndWhatThereIs) {
   EXPECT_EQ(refusal({128, 5000, 100, 1, 4}, kHopper),
             "5000 inputs of 128 samples fill the registers of 20 blocks, a cluster of the device has at most 16");
   EXPECT_EQ(refusal({128, 1000, 100000, 1, 4}, kHopper),
-            "100000 hidden units of 128 samples need at least 1563 clusters of 4 blocks, the device runs 30 at once");
-  EXPECT_EQ(refusal({128, 250, 10, 1, 4}, {48 << 10, {40, 0, 0, 0, 0}}),
-            "10 hidden units of 128 samples need at least 49.6 KiB of shared memory a block, the device gives it "
-            "48.0 KiB");
+            "100000 hidden units of 128 samples need at least 1137 clusters of 4 blocks, the device runs 30 at once");
+  EXPECT_EQ(refusal({128, 250, 10, 1, 4}, {24 << 10, {40, 0, 0, 0, 0}}),
+            "10 hidden units of 128 samples need at least 27.1 KiB of shared memory a block, the device gives it "
+            "24.0 KiB");
   // Sizes far beyond any device are refused as well, not computed with.
   EXPECT_MENTIONS(refusal({128, 2147483647, 2147483647, 16, 8}, kHopper), "2147483647 inputs");
   EXPECT_MENTIONS(refusal({1, 1, 2147483647, 1, 8}, kHopper), "2147483647 hidden units");

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../cuda/kernels/two_layer.h"
@@ -30,7 +32,7 @@ struct Problem {
   std::vector<T> x, y, w1, b1, w2, b2;  ///< biases are empty where there are none
   T learning_rate;
 
-  TwoLayerShape shape() const { return {samples, inputs, hidden, outputs, sizeof(T)}; }
+  TwoLayerShape shape() const { return {samples, inputs, hidden, outputs, sizeof(T), has_bias()}; }
   bool has_bias() const { return !b2.empty(); }
 };
 
@@ -132,6 +134,13 @@ class TwoLayer : public CudaTest {
   static GramTwoLayerLayout layout_of(const Problem<T>& problem, std::int64_t most) {
     const auto decision = decide_gram_two_layer(problem.shape(), device_of(1, most));
     EXPECT_EQ(decision.refusal, "");
+    EXPECT_FALSE(decision.layout.direct);
+    return decision.layout;
+  }
+  static GramTwoLayerLayout direct_gram(const Problem<T>& problem) {
+    const auto decision = decide_gram_two_layer(problem.shape(), device_of(4, 32));
+    EXPECT_EQ(decision.refusal, "");
+    EXPECT_TRUE(decision.layout.direct);
     return decision.layout;
   }
 
@@ -161,7 +170,8 @@ class TwoLayer : public CudaTest {
   static Result<T> run(const Problem<T>& problem, const GramTwoLayerLayout& layout, const Launches& launches,
                        std::vector<T>* z_after = nullptr) {
     const StreamOwner stream;
-    prepare_gram_two_layer<T>(layout, launches.cooperative);
+    const bool cooperative = launches.cooperative && layout.cluster_blocks() == 1;
+    prepare_gram_two_layer<T>(layout, cooperative);
     std::vector<T> first_k, first_z;
     gram_of(problem, first_k, first_z);
     const DeviceArray<T> k(first_k), y(problem.y), z(first_z), sum(std::vector<T>(first_z.size(), T(0)));
@@ -171,7 +181,7 @@ class TwoLayer : public CudaTest {
     arguments.k = k.data();
     arguments.z = z.data();
     arguments.sum = sum.data();
-    const auto launch = [&] { launch_gram_two_layer(arguments, layout, launches.cooperative, stream.get()); };
+    const auto launch = [&] { launch_gram_two_layer(arguments, layout, cooperative, stream.get()); };
     Result<T> result = run_launches(problem, arguments, launches, y, w2, b2, slots, stream, launch);
     const std::vector<T> sums = sum.read(stream), after = z.read(stream);
     if (z_after != nullptr) *z_after = after;
@@ -192,8 +202,11 @@ class TwoLayer : public CudaTest {
   }
 
   /// A layout whose blocks wait for one that is not there.
-  template <class Layout>
-  static Layout with_one_missing(Layout layout) {
+  static TwoLayerLayout with_one_missing(TwoLayerLayout layout) {
+    ++layout.publishers;
+    return layout;
+  }
+  static GramTwoLayerLayout with_one_missing(GramTwoLayerLayout layout) {
     ++layout.output.publishers;
     return layout;
   }
@@ -282,11 +295,28 @@ constexpr Case kCases[] = {
     {1, 2, 3, 1, false, 1, 10},   {5, 3, 2, 1, true, 1, 10},    {33, 70, 9, 3, true, 1, 10},
     {128, 40, 10, 1, true, 2, 2}, {17, 150, 6, 1, false, 4, 2}, {40, 50, 21, 2, true, 2, 2},
     {20, 5, 3, 16, true, 4, 10},  {3, 4, 150, 1, false, 1, 80}, {65, 35, 7, 1, false, 2, 1},
-    {40, 8, 7, 16, true, 1, 10},
+    {40, 8, 7, 16, true, 1, 10},  {40, 300, 5, 2, true, 1, 10}, {5, 520, 3, 1, true, 1, 10},
+    {65, 9, 4, 1, false, 8, 10},  {3, 20, 9, 2, true, 8, 10},
+};
+/// One output in clusters of four blocks: a sample's predictions pass from lane to lane.
+constexpr Case kDirectCases[] = {
+    {128, 40, 10, 1, true, 4, 10}, {100, 300, 7, 1, false, 4, 10}, {61, 9, 6, 1, true, 4, 10},
+    {49, 70, 4, 1, false, 4, 10},  {65, 1000, 3, 1, true, 4, 10},  {100, 5, 38, 1, true, 4, 10},
+    {48, 70, 4, 1, false, 4, 10},
 };
 
+/// Inputs that fill the registers of several warps are fewer where elements are larger.
+template <class T>
+std::vector<Case> primal_cases() {
+  std::vector<Case> cases(std::begin(kCases), std::end(kCases));
+  cases.insert(cases.end(), std::begin(kDirectCases), std::end(kDirectCases));
+  for (Case& c : cases)
+    if (c.inputs > 200) c.inputs = c.inputs * 4 / static_cast<std::int64_t>(sizeof(T));
+  return cases;
+}
+
 TYPED_TEST(TwoLayer, IsNearTheEquationsInDouble) {
-  for (const Case& c : kCases) {
+  for (const Case& c : primal_cases<TypeParam>()) {
     SCOPED_TRACE(text(c));
     if (c.cluster_blocks > 1 && !this->has_clusters()) continue;
     const auto problem = random_problem<TypeParam>(c.samples, c.inputs, c.hidden, c.outputs, c.bias);
@@ -296,10 +326,9 @@ TYPED_TEST(TwoLayer, IsNearTheEquationsInDouble) {
 }
 
 TYPED_TEST(TwoLayer, InGramIsNearTheEquationsInDouble) {
-  for (const Case& c : kCases) {
+  const auto expect_near = [&](const Case& c, const GramTwoLayerLayout& layout) {
     SCOPED_TRACE(text(c));
     const auto problem = random_problem<TypeParam>(c.samples, c.inputs, c.hidden, c.outputs, c.bias);
-    const GramTwoLayerLayout layout = this->layout_of(problem, c.most_clusters);
     std::vector<TypeParam> z;
     const Result<TypeParam> result = this->run(problem, layout, {{3}}, &z);
     this->expect_close(result, problem, 3);
@@ -310,41 +339,85 @@ TYPED_TEST(TwoLayer, InGramIsNearTheEquationsInDouble) {
     std::vector<TypeParam> k, expected;
     gram_of(after, k, expected);
     EXPECT_LE(reference::relative_error(doubles(z), doubles(expected)), sizeof(TypeParam) == 4 ? 3e-6 : 1e-14);
+  };
+  const auto problem_of = [](const Case& c) {
+    return random_problem<TypeParam>(c.samples, c.inputs, c.hidden, c.outputs, c.bias);
+  };
+  for (const Case& c : kCases) expect_near(c, this->layout_of(problem_of(c), c.most_clusters));
+  std::set<int> tile_columns;
+  for (const Case& c : kDirectCases) {
+    if (!this->has_clusters() || c.samples < kDirectBatch) continue;
+    const GramTwoLayerLayout layout = this->direct_gram(problem_of(c));
+    tile_columns.insert(layout.tile_columns);
+    expect_near(c, layout);
   }
+  EXPECT_EQ(tile_columns.size(), this->has_clusters() ? 2u : 0u);
+}
+
+/// In random order: a wait or a barrier that is missing shows in some of many runs.
+TYPED_TEST(TwoLayer, ManyRunsHaveTheSameBits) {
+  const auto expect_same_runs = [&](const Problem<TypeParam>& problem, int cluster_blocks) {
+    if (cluster_blocks > 1 && !this->has_clusters()) return;
+    const TwoLayerLayout layout = this->layout_of(problem, cluster_blocks, 3);
+    const Result<TypeParam> first = this->run(problem, layout, {{3}});
+    for (int i = 0; i < 12; ++i) this->expect_same_bits(this->run(problem, layout, {{3}}), first);
+  };
+  expect_same_runs(random_problem<TypeParam>(65, 9, 4, 1, false), 8);
+  expect_same_runs(random_problem<TypeParam>(21, 9, 5, 3, true), 2);
+  expect_same_runs(random_problem<TypeParam>(53, 9, 6, 1, true), 4);
+  if (!this->has_clusters()) return;
+  const auto problem = random_problem<TypeParam>(53, 9, 6, 1, true);
+  const Result<TypeParam> first = this->run(problem, this->direct_gram(problem), {{5}});
+  for (int i = 0; i < 12; ++i) this->expect_same_bits(this->run(problem, this->direct_gram(problem), {{5}}), first);
 }
 
 TYPED_TEST(TwoLayer, TheCasesAreOfEveryKind) {
-  int with_groups = 0, with_clusters = 0, with_rounds = 0, row_lanes = 0, tile_columns_of_gram = 0;
-  for (const Case& c : kCases) {
+  int with_groups = 0, with_clusters = 0, with_rounds = 0, with_idle_blocks = 0, tile_columns_of_gram = 0;
+  std::set<std::pair<int, int>> tiles, direct_tiles;
+  for (const Case& c : primal_cases<TypeParam>()) {
     const auto problem = random_problem<TypeParam>(c.samples, c.inputs, c.hidden, c.outputs, c.bias);
     const TwoLayerLayout layout = this->layout_of(problem, c.cluster_blocks, c.most_clusters);
-    const OutputLayerLayout& output = layout.output;
-    with_groups += output.groups > 1;
+    with_groups += layout.groups > 1;
     with_clusters += layout.clusters > 1 && layout.cluster_blocks() > 1;
-    with_rounds += (output.batch * output.outputs << output.lanes_log2) > layout.threads;
-    row_lanes |= layout.row_lanes;
-    tile_columns_of_gram |= this->layout_of(problem, c.most_clusters).tile_columns;
+    with_rounds += (layout.samples * layout.outputs << layout.lanes_log2) > layout.threads;
+    with_idle_blocks += layout.owners < layout.cluster_blocks();
+    (layout.direct ? direct_tiles : tiles).emplace(layout.tile_rows, layout.tile_columns);
+    if (c.cluster_blocks == 1) tile_columns_of_gram |= this->layout_of(problem, c.most_clusters).tile_columns;
   }
   EXPECT_GE(with_groups, 2);
   EXPECT_GE(with_clusters, 2);
   EXPECT_GE(with_rounds, 1);
-  EXPECT_EQ(row_lanes, 4 | 8 | 16);
-  EXPECT_EQ(tile_columns_of_gram, 2 | 4 | 8);
+  EXPECT_GE(with_idle_blocks, 1);
+  const int narrow = 32 / static_cast<int>(sizeof(TypeParam));
+  using Tiles = std::set<std::pair<int, int>>;
+  const Tiles all = {{4, 2 * narrow}, {4, 4 * narrow}, {8, narrow}, {8, 2 * narrow}, {16, narrow}};
+  const Tiles all_direct = {{8, narrow}, {16, narrow}};
+  EXPECT_EQ(tiles, all);
+  EXPECT_EQ(direct_tiles, sizeof(TypeParam) == 8 ? Tiles{} : all_direct);
+  EXPECT_GE(tile_columns_of_gram, 2 | 4);
 }
 
 TYPED_TEST(TwoLayer, OneLaunchAndSeveralHaveTheSameBits) {
   const auto problem = random_problem<TypeParam>(33, 20, 10, 2, true);
-  for (const int cluster_blocks : {1, 2}) {
-    if (cluster_blocks > 1 && !this->has_clusters()) continue;
-    const TwoLayerLayout layout = this->layout_of(problem, cluster_blocks, 2);
-    const Result<TypeParam> one = this->run(problem, layout, {{5}});
-    this->expect_same_bits(this->run(problem, layout, {{2, 3}}), one);
+  const auto expect_same_launches = [&](const Problem<TypeParam>& each, int cluster_blocks) {
+    if (cluster_blocks > 1 && !this->has_clusters()) return;
+    const TwoLayerLayout layout = this->layout_of(each, cluster_blocks, 2);
+    const Result<TypeParam> one = this->run(each, layout, {{5}});
+    this->expect_same_bits(this->run(each, layout, {{2, 3}}), one);
     // The tags may begin with any number.
-    this->expect_same_bits(this->run(problem, layout, {{1, 4}, 20'000'000'000, 0, 0xfffffff0u}), one);
-  }
-  const GramTwoLayerLayout layout = this->layout_of(problem, 2);
-  const Result<TypeParam> one = this->run(problem, layout, {{5}});
-  this->expect_same_bits(this->run(problem, layout, {{2, 3}}), one);
+    this->expect_same_bits(this->run(each, layout, {{1, 4}, 20'000'000'000, 0, 0xfffffff0u}), one);
+  };
+  for (const int cluster_blocks : {1, 2}) expect_same_launches(problem, cluster_blocks);
+  expect_same_launches(random_problem<TypeParam>(53, 20, 7, 1, true), 4);
+  const auto expect_same_gram = [&](const Problem<TypeParam>& each, const GramTwoLayerLayout& layout) {
+    const Result<TypeParam> one = this->run(each, layout, {{5}});
+    this->expect_same_bits(this->run(each, layout, {{2, 3}}), one);
+    this->expect_same_bits(this->run(each, layout, {{1, 4}, 20'000'000'000, 0, 0xfffffff0u}), one);
+  };
+  expect_same_gram(problem, this->layout_of(problem, 2));
+  if (!this->has_clusters()) return;
+  const auto larger = random_problem<TypeParam>(53, 20, 7, 1, true);
+  expect_same_gram(larger, this->direct_gram(larger));
 }
 
 TYPED_TEST(TwoLayer, InGramIsThePrimalWithinRounding) {
@@ -379,11 +452,10 @@ TYPED_TEST(TwoLayer, IsExactOnSmallIntegers) {
     double learning_rate;
     int cluster_blocks;
   };
-  const ExactCase cases[] = {{6, 5, 4, 1, false, 0x1p-2, 1},
-                             {6, 5, 4, 1, true, 0x1p-2, 2},
-                             {70, 6, 5, 2, true, 0x1p-3, 1},
-                             {65, 150, 17, 1, false, 0x1p-4, 2},
-                             {33, 40, 10, 3, true, 0x1p-4, 4}};
+  const ExactCase cases[] = {{6, 5, 4, 1, false, 0x1p-2, 1},   {6, 5, 4, 1, true, 0x1p-2, 2},
+                             {70, 6, 5, 2, true, 0x1p-3, 1},   {65, 150, 17, 1, false, 0x1p-4, 2},
+                             {33, 40, 10, 3, true, 0x1p-4, 4}, {65, 150, 17, 1, false, 0x1p-4, 4},
+                             {53, 6, 5, 1, true, 0x1p-3, 4}};
   for (const ExactCase& c : cases) {
     SCOPED_TRACE(text({c.samples, c.inputs, c.hidden, c.outputs, c.bias, c.cluster_blocks, 10}));
     const exact::Table x = integers(c.samples, c.inputs, 1, 11), y = integers(c.samples, c.outputs, 2, 12);
@@ -422,6 +494,8 @@ TYPED_TEST(TwoLayer, IsExactOnSmallIntegers) {
     if (c.cluster_blocks == 1 || this->has_clusters())
       expect_exact(this->run(problem, this->layout_of(problem, c.cluster_blocks, 10), {{1}}));
     expect_exact(this->run(problem, this->layout_of(problem, 10), {{1}}));
+    if (c.outputs == 1 && c.samples >= kDirectBatch && this->has_clusters())
+      expect_exact(this->run(problem, this->direct_gram(problem), {{1}}));
   }
 }
 
@@ -438,16 +512,24 @@ TYPED_TEST(TwoLayer, NaNShowsInTheLossAndTheWeights) {
     };
     const TwoLayerLayout layout = this->layout_of(problem, 1, 10);
     expect_shown(this->run(problem, layout, {{3}}));
+    if (this->has_clusters()) {
+      auto larger = random_problem<TypeParam>(53, 6, 5, 1, true);
+      larger.x[3 * 6 + 2] = bad;
+      expect_shown(this->run(larger, this->layout_of(larger, 4, 10), {{3}}));
+      expect_shown(this->run(larger, this->direct_gram(larger), {{3}}));
+    }
     expect_shown(this->run(problem, this->layout_of(problem, 10), {{3}}));
   }
 }
 
 TYPED_TEST(TwoLayer, AWaitThatIsInVainEndsAllBlocks) {
   const auto problem = random_problem<TypeParam>(33, 10, 9, 1, true);
+  const auto larger = random_problem<TypeParam>(53, 10, 9, 1, true);
   const auto expect_ended = [&](const Result<TypeParam>& result, std::uint64_t code) {
+    const auto& before = result.losses.size() == 2 ? larger : problem;
     EXPECT_EQ(result.failed, code);
-    EXPECT_EQ(result.w2, problem.w2);
-    EXPECT_EQ(result.b2, problem.b2);
+    EXPECT_EQ(result.w2, before.w2);
+    EXPECT_EQ(result.b2, before.b2);
     EXPECT_TRUE(std::isnan(result.losses[0]));  // was not written
   };
   const std::uint64_t missed = two_layer_code(TwoLayerPhase::kPredictions, 0);
@@ -458,6 +540,14 @@ TYPED_TEST(TwoLayer, AWaitThatIsInVainEndsAllBlocks) {
     const auto layout = this->with_one_missing(this->layout_of(problem, cluster_blocks, 10));
     expect_ended(this->run(problem, layout, until), missed);
     expect_ended(this->run(problem, layout, given_up), 99);
+  }
+  if (this->has_clusters()) {
+    const auto layout = this->with_one_missing(this->layout_of(larger, 4, 10));
+    expect_ended(this->run(larger, layout, {{2}, 20'000'000}), missed);
+    expect_ended(this->run(larger, layout, {{2}, 0, 99}), 99);
+    const auto gram = this->with_one_missing(this->direct_gram(larger));
+    expect_ended(this->run(larger, gram, {{2}, 20'000'000}), missed);
+    expect_ended(this->run(larger, gram, {{2}, 0, 99}), 99);
   }
   const auto layout = this->with_one_missing(this->layout_of(problem, 10));
   expect_ended(this->run(problem, layout, until), missed);

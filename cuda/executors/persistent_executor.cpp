@@ -210,7 +210,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       resident = resident_persistent<T>(layout);
     } else if (layout.step.gram) {
       prepare_gram_two_layer<T>(layout.gram_two_layer, true);
-      needed = layout.gram_two_layer.blocks;
+      needed = layout.gram_two_layer.blocks / layout.gram_two_layer.cluster_blocks();
       resident = resident_gram_two_layer<T>(layout.gram_two_layer);
     } else {
       prepare_two_layer<T>(layout.two_layer, true);
@@ -286,7 +286,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
   void try_cooperative() {
-    if (gram_ || layout_.two_layer.cluster_blocks() == 1) return;
+    if ((gram_ ? layout_.gram_two_layer.cluster_blocks() : layout_.two_layer.cluster_blocks()) == 1) return;
     try {
       launch_steps(0, 0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
@@ -351,7 +351,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       arguments.k = tensor(step.gram->kernel);
       arguments.z = tensor(step.gram->pre_activation);
       arguments.sum = tensor(step.gram->sum);
-      launch_gram_two_layer(arguments, layout_.gram_two_layer, true, stream());
+      launch_gram_two_layer(arguments, layout_.gram_two_layer, is_cooperative_, stream());
     } else {
       TwoLayerArguments<T> arguments = fill(TwoLayerArguments<T>{});
       arguments.x = x_ != nullptr ? x_ : tensor(step.x);

@@ -150,11 +150,242 @@ __global__ void __launch_bounds__(kTwoLayerThreads, 1)
   if (arguments.keep) layer.store();
 }
 
+/// A block of the direct Gram form. Lane 8 i + 2 u + c (c: 0 or 1) has sample i of its warp's four and unit u of the
+/// cluster's four.
+template <class T, int columns>
+struct DirectGram {
+  static constexpr int kUnits = kGramUnitsInGroup, kBlocks = 4, kRowsOfWarp = 4, kSums = 6;
+  static constexpr int kLanes = static_cast<int>(kWarpThreads);
+  using Tile = T[kRowsOfWarp][columns];  ///< of K, in registers
+  using Vector = Group<T, kVector<T>>;   ///< 16 bytes
+
+  const GramTwoLayerArguments<T>& arguments;
+  const GramTwoLayerLayout& layout;
+  unsigned char* memory;
+  int thread = static_cast<int>(thread_index()), lane = thread % kLanes, warp = thread / kLanes;
+  int rank = static_cast<int>(cluster_rank()), cluster = static_cast<int>(block_index()) / kBlocks;
+  int first_sample = rank * layout.samples;
+  DirectWords<T> words{rank, cluster, warp, lane, layout.output.publishers, samples_of(rank)};
+  int unit = words.share / 2, global_unit = cluster * kUnits + unit;
+  bool has_pair = words.has_sample && global_unit < layout.output.hidden;
+  unsigned dz_bytes = static_cast<unsigned>(layout.output.batch * kUnits) * static_cast<unsigned>(sizeof(T));
+  unsigned sum_bytes = static_cast<unsigned>(warps_with_samples() * (arguments.b2 != nullptr ? kSums : kSums - 1)) *
+                       static_cast<unsigned>(sizeof(T));
+
+  __device__ T* dz(unsigned parity) const {
+    return reinterpret_cast<T*>(memory + layout.received_dz_at) + static_cast<int>(parity) * kTwoLayerBatch * kUnits;
+  }
+  __device__ T* sums(unsigned parity) const {
+    return reinterpret_cast<T*>(memory + layout.received_sums_at) + static_cast<int>(parity) * kSums * kLanes;
+  }
+  /// which: 0 for dZ, 1 for the sums.
+  __device__ TransactionBarrier* barrier(int which, unsigned parity) const {
+    return reinterpret_cast<TransactionBarrier*>(memory + layout.barriers_at) + 2 * which + static_cast<int>(parity);
+  }
+  __device__ Deadline& deadline() const { return *reinterpret_cast<Deadline*>(memory + layout.output.deadline_at); }
+
+  __device__ int samples_of(int of) const {
+    const int left = layout.output.batch - of * layout.samples;
+    return left < layout.samples ? left : layout.samples;
+  }
+  __device__ int warps_with_samples() const {
+    int warps = 0;
+    for (int i = 0; i < kBlocks; ++i) warps += (samples_of(i) + kRowsOfWarp - 1) / kRowsOfWarp;
+    return warps;
+  }
+
+  /// Clears shared memory and opens the first phases of the barriers.
+  __device__ void begin() const {
+#pragma unroll 1
+    for (int i = thread; i < 2 * kTwoLayerBatch * kUnits; i += kPrimalThreads) dz(0)[i] = T(0);
+#pragma unroll 1
+    for (int i = thread; i < 2 * kSums * kLanes; i += kPrimalThreads) sums(0)[i] = T(0);
+    if (thread == 0) {
+      deadline() = {arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns, arguments.failed};
+      for (int which : {0, 1})
+        for (unsigned parity : {0u, 1u}) init_transactions(barrier(which, parity), 1);
+      fence_transactions_init();
+      for (int which : {0, 1})
+        for (unsigned parity : {0u, 1u}) arrive_expecting(barrier(which, parity), which == 0 ? dz_bytes : sum_bytes);
+    }
+    block_barrier();
+    cluster_barrier();
+  }
+
+  /// Loads this thread's tile of K; missing entries are zero.
+  __device__ __forceinline__ void load_tile(Tile& k) const {
+#pragma unroll
+    for (int i = 0; i < kRowsOfWarp; ++i)
+#pragma unroll
+      for (int c = 0; c < columns; ++c) {
+        const int own = warp * kRowsOfWarp + (i ^ words.of_warp), column = c * kLanes + lane;
+        k[i][c] = own < words.samples && column < layout.output.batch
+                      ? arguments.k[(first_sample + own) * layout.output.batch + column]
+                      : T(0);
+      }
+  }
+
+  /// Waits for what is sent in that step; the block's first thread opens the barrier's next phase.
+  __device__ __forceinline__ bool receive(int which, std::int64_t step) const {
+    const unsigned parity = static_cast<unsigned>(step) % 2;
+    const bool arrived = wait_transactions(barrier(which, parity), static_cast<unsigned>(step) / 2 % 2, deadline(),
+                                           two_layer_code(TwoLayerPhase::kPredictions, step));
+    if (arrived && thread == 0) arrive_expecting(barrier(which, parity), which == 0 ? dz_bytes : sum_bytes);
+    return arrived;
+  }
+
+  /// Of a step whose sums this thread has waited for; the whole warp calls it. At most four squares were added in T.
+  __device__ void write_loss(std::int64_t step) const {
+    auto total = static_cast<double>(sums(static_cast<unsigned>(step) % 2)[4 * kLanes + lane]);
+#pragma unroll
+    for (unsigned mask = 1; mask < kWarpThreads; mask *= 2) total += warp_shuffle_xor(total, mask);
+    if (lane == 0) arguments.losses[step] = total;
+  }
+
+  /// All steps; by the warps that have samples.
+  __device__ __forceinline__ void descend(const Tile& k) const {
+    const bool writes_loss = block_index() == 0 && warp == 3, has_bias = arguments.b2 != nullptr;
+    const int share = words.share, place = (first_sample + words.sample) * layout.output.hidden + global_unit;
+    const T target = words.has_sample ? arguments.y[first_sample + words.sample] : T(0);
+    T z = has_pair ? arguments.z[place] : T(0), sum = has_pair ? arguments.sum[place] : T(0);
+    T w2 = global_unit < layout.output.hidden ? arguments.w2[global_unit] : T(0);
+    T bias = has_bias ? arguments.b2[0] : T(0);
+
+    const auto to = static_cast<unsigned>(share % kBlocks), group = static_cast<unsigned>(words.of_warp);
+    const int sum_row = share % 2 == 0 ? unit : share == 1 ? 4 : 5;
+    const bool sends_sum = share % 2 == 0 || share == 1 || (share == 3 && has_bias);
+    const auto dz_to = remote(reinterpret_cast<Vector*>(dz(0) + (first_sample + words.sample % kLanes) * kUnits), to);
+    const auto sum_to = remote(sums(0) + sum_row * kLanes + rank * 8 + warp, group);
+    const auto dz_barrier = remote(barrier(0, 0), to), sum_barrier = remote(barrier(1, 0), group);
+    constexpr int kPieces = kUnits / kVector<T>, kNextDz = kTwoLayerBatch * kPieces, kNextSums = kSums * kLanes;
+
+    for (std::int64_t step = 0; step < arguments.steps; ++step) {
+      const unsigned tag = arguments.first_tag + static_cast<unsigned>(step);
+      const int parity = static_cast<int>(step & 1);
+      bool arrived = true;
+      const T h = elementwise::relu(z);
+      T part = h * w2;
+      part += warp_shuffle_xor(part, 2u);
+      part += warp_shuffle_xor(part, 4u);
+      Tagged<T>* const slots = words.slots_of(arguments.slots, tag);
+      words.publish_part(slots, part, tag);
+      const unsigned since = clock_cycles();
+
+      // While the words are on their way:
+      T weights[kUnits];
+#pragma unroll
+      for (unsigned u = 0; u < kUnits; ++u) weights[u] = warp_shuffle(w2, 2 * u);
+      const unsigned blocked = warp_ballot(z < T(0)) >> (8 * words.of_warp);
+      if (writes_loss && step > 0) write_loss(step - 1);
+      wait_cycles(since, static_cast<unsigned>(layout.poll_after));
+
+      const T prediction = words.receive_sum(slots, tag, deadline(), step, arrived) + bias;
+      const T difference = prediction - target, dp = elementwise::squared_error_gradient(difference);
+      if (words.has_sample && share < kBlocks) {
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece) {
+          Vector d;
+#pragma unroll
+          for (int i = 0; i < kVector<T>; ++i) {
+            const int u = piece * kVector<T> + i;
+            d.values[i] = (blocked >> 2 * u & 1) != 0 ? T(0) : dp * weights[u];
+          }
+          store_async(dz_to + (parity * kNextDz + piece), d, dz_barrier + parity);
+        }
+      }
+      T term = share % 2 == 0 ? h * dp : share == 1 ? difference * difference : dp;
+      if (!words.has_sample) term = 0;
+      term += warp_shuffle_xor(term, 8u);
+      term += warp_shuffle_xor(term, 16u);
+      if (warp_ballot(!arrived) == 0 && sends_sum) store_async(sum_to + parity * kNextSums, term, sum_barrier + parity);
+      sum = elementwise::sgd_update(sum, elementwise::relu_gradient(z, dp * w2), arguments.learning_rate);
+
+      arrived &= receive(0, step);
+      T products[kRowsOfWarp * kUnits];
+      const T* const from = dz(static_cast<unsigned>(parity)) + lane * kUnits;
+#pragma unroll
+      for (int c = 0; c < columns; ++c) {
+        T d[kUnits];
+        load_vectors(d, from + c * kLanes * kUnits);
+#pragma unroll
+        for (int i = 0; i < kRowsOfWarp; ++i)
+#pragma unroll
+          for (int u = 0; u < kUnits; ++u) {
+            T& product = products[i * kUnits + u];
+            product = c == 0 ? k[i][c] * d[u] : std::fma(k[i][c], d[u], product);
+          }
+      }
+      arrived &= receive(1, step);
+      T parts[kUnits];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) parts[u] = sums(static_cast<unsigned>(parity))[u * kLanes + lane];
+      scatter_sums<kLanes, 1, kUnits>(products, lane);
+      scatter_sums<kUnits, 2, 2 * kUnits>(parts, unit);
+      T w2_gradient = parts[0];
+      for (const unsigned mask : {1u, 8u, 16u}) w2_gradient += warp_shuffle_xor(w2_gradient, mask);
+      z = elementwise::sgd_update(z, products[0], arguments.learning_rate);
+      w2 = elementwise::sgd_update(w2, w2_gradient, arguments.learning_rate);
+      if (has_bias) {
+        T gradient = sums(static_cast<unsigned>(parity))[5 * kLanes + lane];
+#pragma unroll
+        for (unsigned mask = 1; mask < kWarpThreads; mask *= 2) gradient += warp_shuffle_xor(gradient, mask);
+        bias = elementwise::sgd_update(bias, gradient, arguments.learning_rate);
+      }
+      if (warp_ballot(!arrived) != 0) return;
+    }
+
+    if (writes_loss && arguments.steps > 0) write_loss(arguments.steps - 1);
+    if (!arguments.keep) return;
+    if (has_pair && share % 2 == 0) {
+      arguments.z[place] = z;
+      arguments.sum[place] = sum;
+    }
+    if (rank == 0 && warp == 0 && lane < 8 && has_pair && share % 2 == 0) arguments.w2[global_unit] = w2;
+    if (has_bias && block_index() == 0 && thread == 0) arguments.b2[0] = bias;
+  }
+};
+
+/// The direct form: clusters of four blocks, four hidden units a cluster; a block has the rows of K of its samples, a
+/// warp four of them. A step of a warp, where [..] is a wait for what all warps of the cluster have sent:
+///
+///   h = relu(Z), publish the cluster's part of the predictions of the own samples; a while later, the wait for the
+///   parts of all clusters; dP = 2 (P - Y); dZ = dP W2^T, masked, of the own samples to all blocks; sums over these
+///   samples for W2, b2 and the loss likewise; sum -= learning_rate dZ [dZ] K dZ [sums] Z -= learning_rate K dZ; update
+///   W2 and b2, which every warp keeps for itself, with the same bits
+///
+/// Nothing synchronizes the warps of a block but these waits. dZ and the sums have two places each, by the parity of
+/// the step, each with its own barrier.
+///  - A warp B sends dZ and sums of step s + 2 to the places of step s after it has waited for those of s + 1, which
+///  take
+///    something from every warp A with samples; and A has sent its part of s + 1 after it has read dZ and the sums of
+///    s, because Z of s + 1 follows from both. (The warp that writes the loss of s reads it before it sends that part.)
+///  - A phase of step s + 2 ends only with what all warps have sent in it, after they have passed their waits for that
+///  of
+///    s: nobody is two phases behind. The thread that opens the phase does so before it sends anything of s + 1.
+///  - Words in global memory: as in the direct form of two_layer_kernel, warp by warp.
+/// A warp whose wait failed leaves with all of its lanes; the others, which wait for it, see the failure. Nothing is
+/// stored then but by warps that had ended before.
+template <class T, int columns>
+__global__ void __launch_bounds__(kPrimalThreads, 1)
+    gram_direct_kernel(GramTwoLayerArguments<T> arguments, GramTwoLayerLayout layout) {
+  using Block = DirectGram<T, columns>;
+  const Block block{arguments, layout, shared<SharedBytes>().bytes};
+  typename Block::Tile k;
+  block.load_tile(k);
+  block.begin();
+  if (block.words.waits) block.descend(k);
+  // A block must not end while others may still store into its shared memory.
+  cluster_barrier();
+  if (has_failed(block.deadline())) let_stores_land();
+  cluster_barrier();
+}
+
 LaunchConfig config_of(const GramTwoLayerLayout& layout, bool cooperative) {
   LaunchConfig config;
   config.blocks = layout.blocks;
   config.threads = layout.threads;
   config.shared_bytes = layout.shared_bytes;
+  config.cluster_blocks = layout.cluster_blocks();
   config.cooperative = cooperative;
   return config;
 }
@@ -164,6 +395,7 @@ using Kernel = void (*)(GramTwoLayerArguments<T>, GramTwoLayerLayout);
 
 template <class T>
 Kernel<T> kernel_of(const GramTwoLayerLayout& layout) {
+  if (layout.direct) return layout.tile_columns == 2 ? gram_direct_kernel<T, 2> : gram_direct_kernel<T, 4>;
   return layout.tile_columns == 2   ? gram_two_layer_kernel<T, 2>
          : layout.tile_columns == 4 ? gram_two_layer_kernel<T, 4>
                                     : gram_two_layer_kernel<T, 8>;

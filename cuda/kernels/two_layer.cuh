@@ -55,6 +55,44 @@ __device__ inline void scatter_sums(T (&values)[count], int lane) {
   }
 }
 
+/// Of the direct forms, for one output and clusters of four blocks of eight warps: eight lanes share a sample of the
+/// block, four samples a warp. Words lie by parity, rank, warp, cluster and sample: what a warp publishes is 32 bytes.
+template <class T>
+struct DirectWords {
+  int rank, cluster, warp, lane, publishers, samples;  ///< samples: of the block
+  int share = lane % 8, of_warp = lane / 8, sample = warp * 4 + of_warp;
+  bool has_sample = sample < samples, waits = warp * 4 < samples;  ///< waits: the same in all lanes of a warp
+  int first = (rank * 8 + warp) * publishers * 4;
+  int offsets[4] = {offset_of(0), offset_of(1), offset_of(2), offset_of(3)};
+
+  /// Of the i-th word that this lane adds, or of another that arrives as well.
+  __device__ int offset_of(int i) const {
+    const int publisher = share + 8 * i, last = publishers - 1;
+    return (publisher < last ? publisher : last) * 4 + (has_sample ? of_warp : 0);
+  }
+  __device__ T used(int i, T value) const { return share + 8 * i < publishers ? value : T(0); }
+  __device__ Tagged<T>* slots_of(Tagged<T>* slots, unsigned tag) const {
+    return slots + static_cast<int>(tag % 2) * 4 * 8 * 4 * publishers + first;
+  }
+
+  __device__ __forceinline__ void publish_part(Tagged<T>* slots, T part, unsigned tag) const {
+    if (share == 0 && has_sample) publish(slots + (cluster * 4 + of_warp), part, tag);
+  }
+  /// The sum over the clusters, the same bits in all lanes of the sample, in whatever cluster. Clears `arrived` if the
+  /// wait failed.
+  __device__ __forceinline__ T receive_sum(Tagged<T>* slots, unsigned tag, const Deadline& deadline, std::int64_t step,
+                                           bool& arrived) const {
+    T values[4] = {};
+    if (waits)
+      arrived &=
+          wait_tagged_at(values, slots, offsets, tag, deadline, two_layer_code(TwoLayerPhase::kPredictions, step));
+    T sum = (used(0, values[0]) + used(1, values[1])) + (used(2, values[2]) + used(3, values[3]));
+#pragma unroll
+    for (unsigned mask = 1; mask < 8; mask *= 2) sum += warp_shuffle_xor(sum, mask);
+    return sum;
+  }
+};
+
 /// A block's part of the output layer. Its hidden units are divided into groups; a group has `batch * group` pairs of
 /// a sample and a unit, with the units of a sample next to each other, and thread t owns the pairs t, t + threads(),
 /// ... Blocks that hold the same weights, biases or predictions hold the same bits of them.

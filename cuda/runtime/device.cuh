@@ -102,6 +102,15 @@ __device__ T warp_shuffle_xor(T value, unsigned mask) {
   return __shfl_xor_sync(0xffffffffu, value, static_cast<int>(mask));
 }
 
+/// The value of lane `from`, and the lanes for which `flag` holds, lane i as bit i; all lanes call it together.
+/// @{
+template <class T>
+__device__ T warp_shuffle(T value, unsigned from) {
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(from));
+}
+__device__ inline unsigned warp_ballot(bool flag) { return __ballot_sync(0xffffffffu, flag); }
+/// @}
+
 /// The index of this block in its cluster, and the number of blocks of the cluster: 0 and 1 if the launch has no
 /// clusters.
 /// @{
@@ -225,13 +234,20 @@ __device__ inline std::uint64_t swap_relaxed(std::uint64_t* to, std::uint64_t ex
   return before;
 }
 
-/// Polls `arrived` until it holds. Every kPolls polls it checks whether the wait has to end.
-template <class Arrived>
+/// Polls `arrived` until it holds. Every kPolls polls it checks whether the wait has to end. `compact`: the loop over
+/// the polls is not unrolled, which takes a register and saves much code.
+template <bool compact = false, class Arrived>
 __device__ bool poll(Arrived arrived, const Deadline& deadline, std::uint64_t code) {
   constexpr int kPolls = 64;
   for (;;) {
-    for (int i = 0; i < kPolls; ++i)
-      if (arrived()) return true;
+    if constexpr (compact) {
+#pragma unroll 1
+      for (int i = 0; i < kPolls; ++i)
+        if (arrived()) return true;
+    } else {
+      for (int i = 0; i < kPolls; ++i)
+        if (arrived()) return true;
+    }
     if (load_relaxed(deadline.failed) != 0) return false;
     if (deadline.time != 0 && clock_ns() > deadline.time) {
       swap_relaxed(deadline.failed, 0, code);
@@ -245,21 +261,18 @@ __device__ inline std::uint64_t tagged_word(std::uint32_t bits, unsigned tag) {
   return std::uint64_t{bits} << 32 | tag;
 }
 
-// How a block passes a word to another block: the tag and its value are in one word of 8 bytes, and the reader polls
-// the word until it has the tag that it waits for. The word itself orders the read after the write, without a barrier.
-// PTX performs an aligned access of 8 bytes as one memory operation; and a relaxed store and load of the same scope and
-// the same bytes are morally strong in its memory model, so that they are no data race. A Tagged<double> is two such
-// words, each with the tag and half of the value: nothing depends on 16 bytes being written at once.
-//
-// compute-sanitizer's racecheck knows only barriers: in a peer's shared memory it reports a hazard between the store of
-// store_tagged_word and the load of load_tagged_word. No other pair may be accepted. Each is a function of its own that
-// contains the instruction, so that reports name it; with an atomic_ref they would name a line of its library.
+// How a block passes a word to another block through global memory: the tag and its value are in one word of 8 bytes,
+// and the reader polls the word until it has the tag that it waits for. The word itself orders the read after the
+// write, without a barrier. PTX performs an aligned access of 8 bytes as one memory operation; and a relaxed store and
+// load of the same scope and the same bytes are morally strong in its memory model, so that they are no data race. A
+// Tagged<double> is two such words, each with the tag and half of the value: nothing depends on 16 bytes being written
+// at once.
 __device__ inline void store_tagged_word(std::uint64_t* to, std::uint64_t word) {
-  asm volatile("st.relaxed.gpu.b64 [%0], %1;" : : "l"(to), "l"(word) : "memory");
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" : : "l"(__cvta_generic_to_global(to)), "l"(word) : "memory");
 }
 __device__ inline std::uint64_t load_tagged_word(const std::uint64_t* from) {
   std::uint64_t word;
-  asm volatile("ld.relaxed.gpu.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(__cvta_generic_to_global(from)) : "memory");
   return word;
 }
 
@@ -276,7 +289,10 @@ __device__ inline bool wait_until(unsigned* counter, unsigned value, const Deadl
   return detail::poll([&] { return static_cast<int>(detail::load_acquire(counter) - value) >= 0; }, deadline, code);
 }
 
-/// Writes a value with its tag, to global memory or to a peer's shared memory. It orders no other access.
+/// Whether a wait of some block has failed.
+__device__ inline bool has_failed(const Deadline& deadline) { return detail::load_relaxed(deadline.failed) != 0; }
+
+/// Writes a value with its tag to global memory. It orders no other access.
 /// @{
 __device__ inline void publish(Tagged<float>* word, float value, unsigned tag) {
   detail::store_tagged_word(&word->words[0], detail::tagged_word(__float_as_uint(value), tag));
@@ -343,6 +359,20 @@ __device__ inline void wait_copies() {
 #endif
 }
 /// @}
+
+/// As wait_tagged, for the values at `offsets`, which may be the same for several.
+template <int count, class T>
+__device__ bool wait_tagged_at(T (&values)[count], Tagged<T>* words, const int (&offsets)[count], unsigned tag,
+                               const Deadline& deadline, std::uint64_t code) {
+  return detail::poll<true>(
+      [&] {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < count; ++i) all &= try_read(words + offsets[i], tag, values[i]);
+        return all;
+      },
+      deadline, code);
+}
 
 /// A place in the shared memory of a block of the cluster, for store_async.
 template <class T>
@@ -431,7 +461,7 @@ __device__ inline bool try_wait(const TransactionBarrier* barrier, unsigned pari
 /// Waits for the end of the phase of that parity. False as of wait_until.
 __device__ inline bool wait_transactions(const TransactionBarrier* barrier, unsigned parity, const Deadline& deadline,
                                          std::uint64_t code) {
-  return detail::poll([&] { return try_wait(barrier, parity); }, deadline, code);
+  return detail::poll<true>([&] { return try_wait(barrier, parity); }, deadline, code);
 }
 
 /// Writes `value`, of 4, 8 or 16 bytes and aligned to its size, to a block of the cluster, and adds its bytes to those

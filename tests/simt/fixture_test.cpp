@@ -323,35 +323,23 @@ __global__ void half_cluster_barrier_kernel() {
   if (cluster_rank() == 0) cluster_barrier();
 }
 
+/// Each block tells its value to the others by `words` in global memory (two rows of a word a block, 0 at first), and
+/// takes on half their sum less its own index, three times over.
 template <class T>
-struct Words {
-  Tagged<T> rows[2][kPeers];
-};
-
-/// Each block tells its value to the others, by its cluster's shared memory or by `words` in global memory (two rows of
-/// a word a block, 0 at first), and takes on half their sum less its own index, three times over.
-template <class T, bool in_cluster>
 __global__ void tagged_sum_kernel(T* out, Tagged<T>* words, Meeting* meeting) {
-  auto& rows = shared<Words<T>>().rows;
-  const unsigned thread = thread_index();
-  const unsigned blocks = in_cluster ? cluster_blocks() : grid_blocks();
-  const unsigned rank = in_cluster ? cluster_rank() : block_index();
-  if (thread < 2 * kPeers) rows[thread / kPeers][thread % kPeers] = {};
-  cluster_barrier();
+  const unsigned thread = thread_index(), blocks = grid_blocks();
   T value = T(block_index() + 1) / T(3);
   for (unsigned step = 1; step <= 3; ++step) {
-    Tagged<T>* const row = in_cluster ? rows[step % 2] : words + step % 2 * blocks;
-    if (in_cluster && thread < blocks) publish(peer_shared(row + rank, thread), value, step);
-    if (!in_cluster && thread == 0) publish(row + rank, value, step);
+    Tagged<T>* const row = words + step % 2 * blocks;
+    if (thread == 0) publish(row + block_index(), value, step);
     T values[kPeers];
     if (!wait_tagged(values, row, 1, static_cast<int>(blocks), step, deadline_in(kSecond, meeting), kCode)) break;
     T sum = 0;
     for (const T& each : values) sum += each;
-    value = sum / T(2) - T(rank);
+    value = sum / T(2) - T(block_index());
     block_barrier();
   }
   out[block_index() * block_threads() + thread] = value;
-  cluster_barrier();
 }
 
 /// Waits for two of three values, of which one is not published.
@@ -1013,29 +1001,23 @@ class SimtTagged : public SimtFixture {};
 using Precisions = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(SimtTagged, Precisions, );
 
-TYPED_TEST(SimtTagged, ValuesPassThroughPeersAndThroughGlobalMemory) {
+TYPED_TEST(SimtTagged, ValuesPassThroughGlobalMemory) {
   constexpr int kTaggedBlocks = 3, kTaggedThreads = 32;
-  for (const bool in_cluster : {false, true}) {
-    const int clusters = in_cluster ? 2 : 1;
-    std::vector<TypeParam> expected;
-    for (int cluster = 0; cluster < clusters; ++cluster)
-      for (const TypeParam value : tagged_sums<TypeParam>(cluster * kTaggedBlocks, kTaggedBlocks))
-        expected.insert(expected.end(), kTaggedThreads, value);
-    const Array<Tagged<TypeParam>> words(2 * kTaggedBlocks);
-    const Array<TypeParam> out(expected.size());
-    const SharedMeeting meeting;
-    const LaunchConfig config{clusters * kTaggedBlocks, kTaggedThreads, sizeof(Words<TypeParam>),
-                              in_cluster ? kTaggedBlocks : 1, true};
-    const auto kernel = in_cluster ? tagged_sum_kernel<TypeParam, true> : tagged_sum_kernel<TypeParam, false>;
-    EXPECT_EQ(orders_that_give(expected,
-                               [&] {
-                                 check(cudaMemsetAsync(words.data, 0, words.bytes(), nullptr));
-                                 launch(kernel, config, nullptr, out.data, words.data, meeting.data);
-                                 return out.read();
-                               }),
-              10);
-    EXPECT_EQ(meeting.read().failed, 0u);
-  }
+  std::vector<TypeParam> expected;
+  for (const TypeParam value : tagged_sums<TypeParam>(0, kTaggedBlocks))
+    expected.insert(expected.end(), kTaggedThreads, value);
+  const Array<Tagged<TypeParam>> words(2 * kTaggedBlocks);
+  const Array<TypeParam> out(expected.size());
+  const SharedMeeting meeting;
+  EXPECT_EQ(orders_that_give(expected,
+                             [&] {
+                               check(cudaMemsetAsync(words.data, 0, words.bytes(), nullptr));
+                               launch(tagged_sum_kernel<TypeParam>, {kTaggedBlocks, kTaggedThreads, 0, 1, true},
+                                      nullptr, out.data, words.data, meeting.data);
+                               return out.read();
+                             }),
+            10);
+  EXPECT_EQ(meeting.read().failed, 0u);
 }
 
 TEST_F(SimtResident, TaggedWaitTakesWhatIsUsedAndEndsByItsDeadline) {

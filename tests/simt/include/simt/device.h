@@ -136,6 +136,25 @@ T warp_shuffle_xor(T value, unsigned mask) {
   return value;
 }
 
+template <class T>
+T warp_shuffle(T value, unsigned from) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "what __shfl_sync takes");
+  constexpr unsigned kWords = sizeof(T) / 4;
+  std::uint32_t mine[kWords], all[kWarpThreads * kWords];
+  std::memcpy(mine, &value, sizeof(T));
+  simt::warp_gather("warp_shuffle", mine, kWords, all);
+  std::memcpy(&value, &all[from % kWarpThreads * kWords], sizeof(T));
+  return value;
+}
+inline unsigned warp_ballot(bool flag) {
+  const std::uint32_t mine = flag ? 1 : 0;
+  std::uint32_t all[kWarpThreads];
+  simt::warp_gather("warp_ballot", &mine, 1, all);
+  unsigned lanes = 0;
+  for (unsigned i = 0; i < kWarpThreads; ++i) lanes |= all[i] << i;
+  return lanes;
+}
+
 inline std::uint64_t clock_ns() { return simt::simulated_time; }
 inline unsigned clock_cycles() { return static_cast<unsigned>(simt::simulated_time); }
 inline void wait_cycles(unsigned /*since*/, unsigned /*cycles*/) {}
@@ -181,6 +200,8 @@ inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadli
       "wait_until", [&] { return static_cast<int>(*counter - value) >= 0; }, deadline, code);
 }
 
+inline bool has_failed(const Deadline& deadline) { return *deadline.failed != 0; }
+
 inline void publish(Tagged<float>* word, float value, unsigned tag) {
   word->words[0] = detail::tagged_word(std::bit_cast<std::uint32_t>(value), tag);
 }
@@ -212,6 +233,20 @@ bool wait_tagged(T (&values)[count], Tagged<T>* words, std::int64_t stride, int 
           values[i] = T(0);
           if (i < used && !try_read(words + i * stride, tag, values[i])) all = false;
         }
+        return all;
+      },
+      deadline, code);
+}
+
+template <int count, class T>
+bool wait_tagged_at(T (&values)[count], Tagged<T>* words, const int (&offsets)[count], unsigned tag,
+                    const Deadline& deadline, std::uint64_t code) {
+  return detail::poll(
+      "wait_tagged_at",
+      [&] {
+        bool all = true;
+        for (int i = 0; i < count; ++i)
+          if (!try_read(words + offsets[i], tag, values[i])) all = false;
         return all;
       },
       deadline, code);
