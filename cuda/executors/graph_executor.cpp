@@ -19,6 +19,7 @@
 #include "../../host/step/gram_run.h"
 #include "../../host/step/scalars.h"
 #include "../kernels/kernels.h"
+#include "../kernels/loss_end.h"
 #include "../runtime/gemm.h"
 #include "../runtime/graph.h"
 #include "../runtime/launch.h"
@@ -287,18 +288,23 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
                            stream());
   }
 
-  void narrow_gradient(const GraphOperation& op, const Scalars* scalars) const {
+  LossSum loss_sum(const GraphOperation& op, const LossRing& ring) const {
+    return {ring, op.loss.scale, at<double>(layout_.loss_slots), op.loss_blocks};
+  }
+
+  void narrow_gradient(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
     const bool masked = op.activation.has_value();
     T* const out = operand(op.out);
     const T* const a = operand(op.a);
     const T* const b = operand(op.b);
     const auto columns = static_cast<int>(op.columns);
+    const LossSum loss = op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{};
     if (op.descends)
       launch_narrow_linear_descend(masked, operand(op.below), out, scalars, a, b, op.inner, op.rows, columns, slots(),
-                                   stream());
+                                   stream(), loss);
     else
       launch_narrow_linear_gradient(masked, operand(op.below), out, a, b, operand(op.weight), op.inner, op.rows,
-                                    columns, slots(), stream());
+                                    columns, slots(), stream(), loss);
   }
 
   void column_sums(const GraphOperation& op, const Scalars* scalars) const {
@@ -326,7 +332,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     for (const GraphOperation::Summed& of : op.summed)
       summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
     UpdateSums<T> sums{summed};
-    if (op.loss_blocks > 0) sums.loss = {ring, op.loss.scale, at<double>(layout_.loss_slots), op.loss_blocks};
+    if (op.loss_blocks > 0) sums.loss = loss_sum(op, ring);
     launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), sums, scalars,
                      op.rows * op.columns, stream());
   }
@@ -347,7 +353,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::narrow_linear:
         return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
       case Kind::narrow_gradient:
-        return narrow_gradient(op, scalars);
+        return narrow_gradient(op, scalars, ring);
+      case Kind::narrow_loss:
+        return launch_narrow_loss(op.loss, at<double>(layout_.loss_slots), out, operand(op.below), operand(op.weight),
+                                  bias, b, weights_of(op), op.rows, op.inner, static_cast<int>(op.columns), stream());
       case Kind::bias_activation:
         return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
       case Kind::add_bias:
@@ -387,6 +396,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
       enqueue_launch(layout_.operations[index], scalars_at(0), {}, loss_ring());
     const GraphOperation& op = layout_.operations[layout_.forward_operations];
+    if (op.loss_blocks > 0) {  // as a step adds it
+      enqueue_launch(op, scalars_at(0), {}, loss_ring());
+      return launch_end_loss(loss_sum(op, {at<double>(layout_.loss)}), stream());
+    }
     launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b),
                 weights_of(op), op.rows, op.columns, slots(), stream());
   }

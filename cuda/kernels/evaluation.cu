@@ -10,10 +10,6 @@ namespace {
 
 constexpr int kWarps = kThreads / kWarpThreads;
 
-struct WarpSums {
-  double values[kWarps];
-};
-
 /// The number of the largest of `columns` values, in all lanes of the warp.
 template <class T>
 __device__ std::int64_t largest_of_row(const T* values, std::int64_t columns) {

@@ -144,17 +144,25 @@ template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
                           std::int64_t in_features, int out_features, cudaStream_t stream);
 
+/// The narrow layer and the loss of its outputs in one launch: gradient [batch, out_features] = that of the loss by the
+/// predictions, and of each of narrow_loss_blocks(batch) blocks of rows a partial sum of the loss, which LossSum adds
+/// up. `bias` and `row_weights` may be null.
+template <class T>
+void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradient, const T* in, const T* weights,
+                        const T* bias, const T* target, const T* row_weights, std::int64_t batch,
+                        std::int64_t in_features, int out_features, cudaStream_t stream);
+
 /// dz, which may be null, is masked by the marks of h only if `masked`. `slots` holds narrow_linear_gradient_slots(...)
-/// doubles, and is not used where that is 0.
+/// doubles, and is not used where that is 0. A block more ends a loss, where there is one.
 template <class T>
 void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
                                    std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                   cudaStream_t stream);
+                                   cudaStream_t stream, const LossSum& loss = {});
 /// As it, with weights -= scalars->learning_rate dweights instead of the result; dz is that of the weights before.
 template <class T>
 void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
-                                  int out_features, double* slots, cudaStream_t stream);
+                                  int out_features, double* slots, cudaStream_t stream, const LossSum& loss = {});
 
 /// A product of small matrices, cut by small_product_layout(). At most one operand is transposed. `out` and `marked`
 /// are [rows, columns], and `out` is no operand; a bias has a value for each column.

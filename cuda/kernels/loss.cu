@@ -6,6 +6,7 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "loss_end.h"
 #include "loss_rows.cuh"
 #include "slots.cuh"
 
@@ -28,10 +29,6 @@ struct RowWeights {
   std::int64_t columns;
 };
 /// @}
-
-struct WarpSums {
-  double values[kThreads / kWarpThreads];
-};
 
 /// finish(block, the sum of the losses of the block's elements, times the weights of their rows); gradient = that of
 /// each, unless it is null. A thread adds its kGroupsPerThread groups in T. Groups are counted from element 0 even if
@@ -105,7 +102,16 @@ __global__ void __launch_bounds__(kThreads)
   if (thread_index() == 0) finish(block_index(), total);
 }
 
+__global__ void __launch_bounds__(kThreads) end_loss_kernel(LossSum loss) {
+  wait_for_grids_before();
+  append_loss(loss, shared<WarpSums>());
+}
+
 }  // namespace
+
+void launch_end_loss(const LossSum& loss, cudaStream_t stream) {
+  launch(end_loss_kernel, waiting({1, kThreads, sizeof(WarpSums)}), stream, loss);
+}
 
 namespace {
 

@@ -7,6 +7,7 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "loss_rows.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
@@ -62,6 +63,64 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
+/// gradient = that of the loss by the predictions in weights (+ bias), and of each block partial_sums = the sum of its
+/// rows' losses. A warp takes a row as narrow_linear_kernel does; of it each lane has the output of its own number,
+/// whose losses are added in a butterfly in T, and the rows of a block then in double.
+template <class T, int outputs, bool aligned>
+__global__ void __launch_bounds__(kThreads)
+    narrow_loss_kernel(LossOfStep loss, bool by_element, double* partial_sums, T* gradient, const T* in,
+                       const T* weights, const T* bias, const T* target, const T* row_weights, std::int64_t batch,
+                       std::int64_t in_features, int out_features) {
+  wait_for_grids_before();
+  constexpr int width = kVector<T>;
+  const auto lane = static_cast<int>(thread_index() % kWarpThreads);
+  const std::int64_t row = std::int64_t{block_index()} * (kThreads / kWarpThreads) + thread_index() / kWarpThreads;
+  double sum = 0;
+  if (row < batch) {
+    // What the end needs is loaded first.
+    const bool has_output = lane < out_features;
+    const int target_columns = loss.has_classes ? 1 : out_features;
+    const T goal = lane < target_columns ? target[row * target_columns + lane] : T(0);
+    const T added = bias != nullptr && has_output ? bias[lane] : T(0);
+    const T weight = row_weights != nullptr ? row_weights[row] : T(1);
+    T sums[outputs] = {};
+    for (std::int64_t feature = lane * width; feature < in_features; feature += kWarpThreads * width) {
+      Group<T, width> inputs;
+      load_group<aligned>(inputs, in + row * in_features, feature, in_features);
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (feature + i >= in_features) break;
+#pragma unroll
+        for (int output = 0; output < outputs; ++output)
+          if (output < out_features)
+            sums[output] = std::fma(inputs.values[i], weights[(feature + i) * out_features + output], sums[output]);
+      }
+    }
+    T prediction = 0;
+#pragma unroll
+    for (int output = 0; output < outputs; ++output) {
+      const T all = warp_sum(sums[output]);
+      if (lane == output) prediction = all;
+    }
+    if (bias != nullptr) prediction += added;
+    if (by_element) {
+      elementwise::LossTerm<T> term{};
+      if (has_output) term = elementwise::loss_term(loss, prediction, goal);
+      if (row_weights != nullptr) term = elementwise::weighted(term, weight);
+      if (has_output) gradient[row * out_features + lane] = term.gradient;
+      sum = static_cast<double>(warp_sum(has_output ? term.value : T(0)));
+    } else {
+      T* const logits = gradient + row * out_features;
+      if (has_output) logits[lane] = prediction;  // read by this lane alone
+      const T of_row = cross_entropy_row(logits, logits, target + row * target_columns, out_features, loss.has_classes,
+                                         static_cast<T>(loss.scale) * weight);
+      sum = static_cast<double>(row_weights != nullptr ? of_row * weight : of_row);
+    }
+  }
+  const double total = block_sum(lane == 0 ? sum : 0.0, shared<WarpSums>().values);
+  if (thread_index() == 0) partial_sums[block_index()] = total;
+}
+
 /// Columns that a thread of the gradient takes: an access of 16 bytes, or of 8 where it would keep too many sums.
 template <class T, int outputs>
 constexpr int kGradientWidth = outputs > 8 ? kVector<T> / 2 : kVector<T>;
@@ -75,8 +134,9 @@ constexpr int kGradientRows = outputs == 1   ? 8
 /// A block's sums over the rows of its threads, one behind the other by thread, so that neighbours use different banks;
 /// the pad does the same for those of one thread.
 template <class T, int outputs>
-struct GradientSums {
+union GradientSums {
   T values[outputs][kGradientWidth<T, outputs>][kThreads + 2];
+  WarpSums of_loss;
 };
 
 /// What becomes of the sum over all rows: the result, a step of gradient descent by it where there are `scalars`, or
@@ -92,13 +152,14 @@ struct GradientEnd {
 /// a thread has one group of columns and takes at most kTerms rows, some of them loaded together, over which it adds in
 /// T in their order. The threads' sums are added in double: `lanes` threads take those of every `lanes`th thread of a
 /// column, and their sums are added pairwise. dz may be h: a thread writes only what it alone has read. Weights are
-/// changed by the only block that reads them, after it has.
+/// changed by the only block that reads them, after it has. A block behind the tiles ends the loss, if there is one.
 template <class T, int outputs, bool masked, bool aligned>
 __global__ void __launch_bounds__(kThreads)
     narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
                                   std::int64_t batch, std::int64_t in_features, int out_features,
-                                  ColumnGroupLayout layout) {
+                                  ColumnGroupLayout layout, LossSum loss) {
   wait_for_grids_before();
+  if (block_index() == layout.blocks()) return append_loss(loss, shared<GradientSums<T, outputs>>().of_loss);
   constexpr int width = kGradientWidth<T, outputs>;
   constexpr int rows = kGradientRows<outputs>;
   auto& partial = shared<GradientSums<T, outputs>>().values;
@@ -135,6 +196,19 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < width; ++i)
         if (output < out_features && column + i < in_features)
           weight[output][i] = weights[(column + i) * out_features + output];
+    // Aligned rows are whole groups: there is no rest, nor code for one.
+    const auto load_columns = [&](Group<T, width>& group, const T* row) {
+      if constexpr (aligned)
+        group = *reinterpret_cast<const Group<T, width>*>(row + column);
+      else
+        load_group<false>(group, row, column, in_features);
+    };
+    const auto store_columns = [&](T* row, const Group<T, width>& group) {
+      if constexpr (aligned)
+        *reinterpret_cast<Group<T, width>*>(row + column) = group;
+      else
+        store_group<false>(row, group, column, in_features);
+    };
     // Of the next row of this thread; `left` rows of it are still to come.
     const std::int64_t first_row = begin + thread_row;
     const T* in = h + first_row * in_features;
@@ -150,7 +224,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int r = 0; r < rows; ++r) {
         activations[r] = {};
-        if (r < left) load_group<aligned>(activations[r], in, column, in_features);
+        if (r < left) load_columns(activations[r], in);
 #pragma unroll
         for (int output = 0; output < outputs; ++output)
           gradients[r][output] = r < left && output < out_features ? of_outputs[output] : T(0);
@@ -174,7 +248,7 @@ __global__ void __launch_bounds__(kThreads)
           below.values[i] = masked ? elementwise::relu_gradient_marked(activation, dh) : dh;
         }
         if (dz == nullptr) continue;
-        store_group<aligned>(to, below, column, in_features);
+        store_columns(to, below);
         to += step;
       }
     }
@@ -242,19 +316,33 @@ void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, 
   });
 }
 
+template <class T>
+void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradient, const T* in, const T* weights,
+                        const T* bias, const T* target, const T* row_weights, std::int64_t batch,
+                        std::int64_t in_features, int out_features, cudaStream_t stream) {
+  const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(in);
+  const LaunchConfig config = waiting({narrow_loss_blocks(batch), kThreads, sizeof(WarpSums)});
+  with_outputs(out_features, [&](auto outputs) {
+    launch(aligned ? narrow_loss_kernel<T, outputs(), true> : narrow_loss_kernel<T, outputs(), false>, config, stream,
+           loss, is_by_element(loss.kind), partial_sums, gradient, in, weights, bias, target, row_weights, batch,
+           in_features, out_features);
+  });
+}
+
 namespace {
 
 template <class T>
 void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
-                     std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                     cudaStream_t stream) {
+                     std::int64_t batch, std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
+                     const LossSum& loss) {
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(h, dz);
   with_outputs(out_features, [&](auto outputs) {
     const ColumnGroupLayout layout = column_group_layout(batch, in_features, kGradientWidth<T, outputs()>);
-    const LaunchConfig config = waiting({layout.blocks(), kThreads, sizeof(GradientSums<T, outputs()>)});
+    const LaunchConfig config =
+        waiting({layout.blocks() + (loss.count > 0 ? 1 : 0), kThreads, sizeof(GradientSums<T, outputs()>)});
     end.slots = layout.tiles_down > 1 ? slots : nullptr;
     const auto run = [&](auto kernel) {
-      launch(kernel, config, stream, dz, end, h, dout, weights, batch, in_features, out_features, layout);
+      launch(kernel, config, stream, dz, end, h, dout, weights, batch, in_features, out_features, layout, loss);
     };
     if (masked)
       run(aligned ? narrow_linear_gradient_kernel<T, outputs(), true, true>
@@ -276,32 +364,37 @@ void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T
 template <class T>
 void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
                                    std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                   cudaStream_t stream) {
+                                   cudaStream_t stream, const LossSum& loss) {
   launch_gradient(masked, dz, {dweights, nullptr, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
-                  stream);
+                  stream, loss);
 }
 
 template <class T>
 void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
                                   const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
-                                  int out_features, double* slots, cudaStream_t stream) {
+                                  int out_features, double* slots, cudaStream_t stream, const LossSum& loss) {
   launch_gradient<T>(masked, dz, {weights, scalars, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
-                     stream);
+                     stream, loss);
 }
 
+template void launch_narrow_loss(const LossOfStep&, double*, float*, const float*, const float*, const float*,
+                                 const float*, const float*, std::int64_t, std::int64_t, int, cudaStream_t);
+template void launch_narrow_loss(const LossOfStep&, double*, double*, const double*, const double*, const double*,
+                                 const double*, const double*, std::int64_t, std::int64_t, int, cudaStream_t);
 template void launch_narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, int,
                                    cudaStream_t);
 template void launch_narrow_linear(double*, const double*, const double*, const double*, std::int64_t, std::int64_t,
                                    int, cudaStream_t);
 template void launch_narrow_linear_gradient(bool, float*, float*, const float*, const float*, const float*,
-                                            std::int64_t, std::int64_t, int, double*, cudaStream_t);
+                                            std::int64_t, std::int64_t, int, double*, cudaStream_t, const LossSum&);
 template void launch_narrow_linear_gradient(bool, double*, double*, const double*, const double*, const double*,
-                                            std::int64_t, std::int64_t, int, double*, cudaStream_t);
+                                            std::int64_t, std::int64_t, int, double*, cudaStream_t, const LossSum&);
 
 template void launch_narrow_linear_descend(bool, float*, float*, const elementwise::StepScalars<float>*, const float*,
-                                           const float*, std::int64_t, std::int64_t, int, double*, cudaStream_t);
+                                           const float*, std::int64_t, std::int64_t, int, double*, cudaStream_t,
+                                           const LossSum&);
 template void launch_narrow_linear_descend(bool, double*, double*, const elementwise::StepScalars<double>*,
                                            const double*, const double*, std::int64_t, std::int64_t, int, double*,
-                                           cudaStream_t);
+                                           cudaStream_t, const LossSum&);
 
 }  // namespace deviceloop::cuda

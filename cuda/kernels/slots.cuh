@@ -54,6 +54,18 @@ __device__ inline double block_sum(double value, double (&partial)[kThreads / kW
   return sum;
 }
 
+struct WarpSums {
+  double values[kThreads / kWarpThreads];
+};
+
+/// By a block: a loss from its partial sums. Each thread adds every kThreads-th.
+__device__ inline void append_loss(const LossSum& loss, WarpSums& sums) {
+  double sum = 0;
+  for (std::int64_t i = thread_index(); i < loss.count; i += kThreads) sum += loss.partial_sums[i];
+  const double total = block_sum(sum, sums.values);
+  if (thread_index() == 0) AppendLoss{loss.ring, loss.scale}(0, total);
+}
+
 struct SlotSums {
   double values[kThreads];
 };

@@ -29,21 +29,10 @@ struct SumBlocks {
   LossSum loss;
 };
 
-struct WarpSums {
-  double values[kThreads / kWarpThreads];
-};
 union ThreadSums {
   double values[kThreads];
   WarpSums warps;
 };
-
-/// By a block: a loss from its partial sums. Each thread adds every kThreads-th.
-__device__ void append_loss(const LossSum& loss) {
-  double sum = 0;
-  for (std::int64_t i = thread_index(); i < loss.count; i += kThreads) sum += loss.partial_sums[i];
-  const double total = block_sum(sum, shared<ThreadSums>().warps.values);
-  if (thread_index() == 0) AppendLoss{loss.ring, loss.scale}(0, total);
-}
 
 /// By a block: the sums of its columns of a range as column_sums_kernel adds them, tile of rows after tile of rows, and
 /// the update by them; or the loss.
@@ -56,7 +45,7 @@ __device__ void take_sums(T* parameters, const OptimizerState<T>& state, const S
   std::int64_t index = 0;
   while (index < summed.count && across >= summed.ranges[index].layout.tiles_across)
     across -= summed.ranges[index++].layout.tiles_across;
-  if (index == summed.count) return append_loss(summed.loss);
+  if (index == summed.count) return append_loss(summed.loss, shared<ThreadSums>().warps);
   const SummedGradient<T>& of = summed.ranges[index].gradient;
   const PanelLayout& layout = summed.ranges[index].layout;
   double total = 0;

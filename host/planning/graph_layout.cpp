@@ -72,6 +72,7 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
     case Kind::gemm:
     case Kind::product:
     case Kind::narrow_linear:
+    case Kind::narrow_loss:
     case Kind::bias_activation:
     case Kind::add_bias:
     case Kind::through_activation:
@@ -284,7 +285,7 @@ class Lowering {
 
   void add_update(GraphOperation update) {
     for (const GraphOperation& loss : launches_)
-      if (loss.loss_blocks > 0) {
+      if (loss.loss_blocks > 0 && loss.kind != Kind::narrow_gradient) {
         update.loss = loss.loss;
         update.loss_blocks = loss.loss_blocks;
       }
@@ -308,6 +309,11 @@ class Lowering {
       launch.below = below_;
       launch.weight = layout_.at(op.out);
       launch.activation = fused_;
+      if (ends_loss_) {
+        launch.loss = ends_loss_->loss;
+        launch.loss_blocks = ends_loss_->loss_blocks;
+        ends_loss_.reset();
+      }
     } else {
       push_product(op, purpose, Transposed::a, a, b, out, op.rows);
     }
@@ -401,6 +407,9 @@ class Lowering {
 
   void add_loss(const StepOperation& op) {
     layout_.forward_operations = launches_.size();
+    if (!launches_.empty() && launches_.back().kind == Kind::narrow_linear &&
+        launches_.back().out == layout_.at(op.a) && !op.activation && cuda::narrow_rows(op.rows) == 1)
+      return add_narrow_loss(op);
     GraphOperation& launch = push(Kind::loss, op, layout_.at(op.out), op.rows, op.columns);
     launch.a = layout_.at(op.a);
     launch.b = layout_.at(op.b);
@@ -412,6 +421,23 @@ class Lowering {
     if (op.activation) push_through(op, layout_.at(op.out));
   }
 
+  /// In place of the narrow layer's own launch. Its partial sums are added up by the launch that updates all
+  /// parameters, or else by that of the layer's gradient, which comes next.
+  void add_narrow_loss(const StepOperation& op) {
+    GraphOperation& launch = launches_.back();
+    layout_.forward_operations = launches_.size() - 1;
+    launch.kind = Kind::narrow_loss;
+    launch.below = launch.a;
+    launch.weight = launch.b;
+    launch.out = layout_.at(op.out);
+    launch.a = layout_.at(op.a);
+    launch.b = layout_.at(op.b);
+    launch.weights = layout_.at(op.weights);
+    launch.loss = op.loss;
+    launch.loss_blocks = cuda::narrow_loss_blocks(op.rows);
+    if (elementwise::adds_gradient(optimizer_)) ends_loss_ = launch;
+  }
+
   GraphLayout& layout_;
   const OptimizerKind optimizer_;
   const double clip_norm_;
@@ -421,7 +447,8 @@ class Lowering {
   std::uint64_t below_ = kNoOperand;
   std::optional<ActivationOfStep> fused_;
   std::optional<GraphOperation> through_;
-  std::optional<GraphOperation> update_;  ///< of all parameters, after all gradients
+  std::optional<GraphOperation> ends_loss_;  ///< a loss whose partial sums the next gradient adds up
+  std::optional<GraphOperation> update_;     ///< of all parameters, after all gradients
 };
 
 /// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
@@ -450,7 +477,7 @@ double work_us(const GraphNode& node, double bytes_per_us, double library_multip
 GraphNode node_of(const GraphOperation& op, Precision precision) {
   const auto element = static_cast<double>(size_of(element_type(precision)));
   GraphNode node;
-  node.has_slots = slots_of(op, precision) > 0 && op.loss_blocks == 0;
+  node.has_slots = slots_of(op, precision) > 0 && (op.loss_blocks == 0 || op.kind == Kind::narrow_gradient);
   const auto sum_rows = [&](std::int64_t batch, std::int64_t columns, std::int64_t outputs) {
     const cuda::PanelLayout panel = cuda::row_sum_layout(batch, columns);
     node.kind = GraphNode::Kind::row_sums;
@@ -484,6 +511,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       node.inner = op.inner;
       node.own_us = op.cut.estimated_us;
       [[fallthrough]];
+    case Kind::narrow_loss:
     case Kind::narrow_linear:
       node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
       moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns);
@@ -658,7 +686,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
       for (const GraphOperation& operation : *list) slots = std::max(slots, slots_of(operation, training.precision));
     layout.slots = arena.take(slots, 1, sizeof(double));
     for (const GraphOperation& operation : layout.operations)
-      if (operation.kind == Kind::loss && operation.loss_blocks > 0)
+      if ((operation.kind == Kind::loss || operation.kind == Kind::narrow_loss) && operation.loss_blocks > 0)
         layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
     layout.working_bytes = arena.used() + borrowed_bytes(layout, training);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
@@ -701,8 +729,9 @@ void ask_graph(const Request& request, Answer& answer) {
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
   if (!candidate.reason.empty()) return;
-  GraphLayout layout =
-      make_graph_layout(request.network, training, request.step, {.has_clusters = gpu.compute_capability >= 90});
+  GraphLayout layout = make_graph_layout(
+      request.network, training, request.step,
+      {.has_clusters = gpu.compute_capability >= 90 && gpu.multiprocessors >= cuda::kMostProductCluster});
   candidate.bytes = layout.bytes;
   answer.needs_cublaslt = layout.has_gemm;
   if (training.samples > 0) {

@@ -45,6 +45,8 @@ struct GraphOperation {
     bias_activation,     ///< out = activation(a (+ bias)), and the pre-activation to `kept`, if there is one
     add_bias,            ///< out += bias
     loss,                ///< out = the gradient of the loss of predictions a and targets b, and the loss
+    narrow_loss,         ///< the same of the predictions of a narrow layer, which it computes by itself: of
+                         ///< inputs `below` by `weight` (+ bias); with loss_blocks
     through_activation,  ///< out = b times the activation's derivative, which follows from a
     column_sums,         ///< the column sums of a
     clip_factor,         ///< out = what all gradients a are multiplied by, so that their norm is at most clip_norm
@@ -84,8 +86,8 @@ struct GraphOperation {
     std::int64_t rows = 0, columns = 0;
   };
   std::vector<Summed> summed{};
-  /// Of `loss`, unless 0: so many partial sums of it are left at loss_slots, which the update of the step adds up; of
-  /// that update: how many.
+  /// Of `loss` and `narrow_loss`, unless 0: so many partial sums of it are left at loss_slots, which the update of the
+  /// step or the narrow_gradient behind adds up; of those: how many.
   std::int64_t loss_blocks = 0;
   int rebuilt_state = -1;    ///< of `start_rebuild`, as in StepOperation
   double clip_norm = 0;      ///< of `clip_factor`

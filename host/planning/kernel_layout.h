@@ -211,4 +211,7 @@ constexpr std::int64_t late_wait_step(std::uint64_t code) {
 /// spread over more warps instead.
 constexpr int narrow_rows(std::int64_t batch) { return batch >= 8192 ? 4 : 1; }
 
+/// Of the narrow layer together with its loss: a warp takes a row. For batches whose rows are few.
+constexpr std::int64_t narrow_loss_blocks(std::int64_t batch) { return divide_up(batch, kThreads / 32); }
+
 }  // namespace deviceloop::cuda

@@ -245,7 +245,7 @@ TEST_F(GraphExecutor, TuningTriesAlgorithmsAndChangesNothingElse) {
   EXPECT_EQ((difference(&simt::Counts::launches, before_tuning) - launches) / 510, 1);
   const TrainReport report = tuned.train(6);
   ASSERT_EQ(report.losses.size(), expected.losses.size());
-  EXPECT_EQ(report.losses[0], expected.losses[0]);
+  EXPECT_NEAR(report.losses[0] / expected.losses[0], 1, 1e-12);  // algorithms add in orders of their own
   for (std::size_t i = 0; i < report.losses.size(); ++i)
     EXPECT_NEAR(report.losses[i] / expected.losses[i], 1, 1e-6) << i;
   EXPECT_EQ(report.algorithms.size(), 5u);
