@@ -1,7 +1,7 @@
-// A step is a handful of launches: products by cuBLASLt or, for narrow layers, own kernels, and own kernels around them
-// (host/planning/graph_layout.h lists them). Steps are captured when the executor is made, a chunk to a graph, and
-// replayed; between chunks the host only enqueues. Each step numbers its loss by a counter on the device; the losses of
-// a chunk are copied out on a second stream while the next one runs.
+// A step is a handful of launches: products by cuBLASLt or, of small and narrow layers, own kernels, and own ones
+// around them (host/planning/graph_layout.h lists them). Steps are captured when the executor is made, a chunk to a
+// graph, and replayed; between chunks the host only enqueues. Each step numbers its loss by a counter on the device;
+// the losses of a chunk are copied out on a second stream while the next one runs.
 #include <algorithm>
 #include <any>
 #include <array>

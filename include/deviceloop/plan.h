@@ -52,7 +52,7 @@ struct DeviceCaps {
   CpuCaps cpu{};
   std::vector<GpuCaps> gpus{};
   std::string no_gpu_reason{};  ///< why `gpus` is empty: "built without CUDA", "no NVIDIA driver found"
-  /// Why GPUs cannot multiply matrices: "cuBLASLt was not found: ...". Empty if they can.
+  /// Why GPUs cannot multiply matrices that are not small: "cuBLASLt was not found: ...". Empty if they can.
   std::string no_cublaslt_reason{};
 };
 

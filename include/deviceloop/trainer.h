@@ -65,8 +65,9 @@ struct TrainReport {
   std::optional<std::int64_t> first_non_finite_step{};
   EndOfRun end = EndOfRun::all_steps;
   std::vector<Evaluation> evaluations{};  ///< at the borders that the run came to, in order
-  /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, one line each; with the
-  /// plan `persistent`: one line that says how a launch divides a step among its blocks.
+  /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, or how the library's own
+  /// cuts it, one line each; with the plan `persistent`: one line that says how a launch divides a step among its
+  /// blocks.
   std::vector<std::string> algorithms{};
 
   /// Steps done by this call.
