@@ -334,6 +334,7 @@ static void test_caps_and_plans(void) {
   CHECK_OK(deviceloop_training_spec_init(&training, sizeof training));
   training.samples = SAMPLES;
   training.device_index = 1;
+  training.precision = DEVICELOOP_PRECISION_FP64; /* in fp32 so small products need no cuBLASLt */
   CHECK_OK(deviceloop_plan_create(&network, &training, own, DEVICELOOP_EXECUTOR_AUTOMATIC, &plan));
   CHECK_OK(deviceloop_plan_get(plan, &plan_info));
   CHECK(plan_info.executor == DEVICELOOP_EXECUTOR_PERSISTENT && plan_info.device == 1 && plan_info.candidates == 3);
