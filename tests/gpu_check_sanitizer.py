@@ -18,7 +18,8 @@ REPORTED = 99  # the exit status that compute-sanitizer is told to end with wher
 # times. `EXACT` is IsExactOnTinyIntegers where a program has such tests, else IsExactOnSmallIntegers.
 EXACT = "*EXACT*"
 KERNELS = "*OfIntegers*:*BitForBit*:*SgdUpdate*:*SameSamplesOfEachMatrix*"
-GENERAL = {"cuda_optimizer_test": "*InTheMiddleOfAnEpoch*", "cuda_device_arrays_test": "*PredictIsTaken*/graph",
+GENERAL = {"small_product_test": "*OfIntegers*",
+           "cuda_optimizer_test": "*InTheMiddleOfAnEpoch*", "cuda_device_arrays_test": "*PredictIsTaken*/graph",
            "cuda_watching_test": "*ValidationDataOutlive*"}
 TESTS = {
     "memcheck": {"cuda_conformance_test": f"{EXACT}:*OneCallEqualsThreeCalls*:*WrittenInBetween*",
