@@ -164,9 +164,8 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
     EXPECT_THROW(make_cases(train_blocks(options_with_gpu()), {parse_axis(plan)}), UsageError) << plan;
   for (const char* axis : {"loss=huber", "optimizer=sgd", "batch=some", "batch=0"})
     EXPECT_THROW(make_cases(train_blocks({}), {parse_axis(axis)}), UsageError) << axis;
-  EXPECT_EQ(persistent_plan_names(),
-            (Names{"persistent:block", "persistent:cluster", "persistent:grid", "persistent:two-layer",
-                   "persistent:on-chip"}));
+  EXPECT_EQ(persistent_plan_names(), (Names{"persistent:block", "persistent:cluster", "persistent:grid",
+                                            "persistent:two-layer", "persistent:on-chip"}));
   EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
   EXPECT_EQ(formulation_names().front(), "primal");
 }

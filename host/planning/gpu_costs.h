@@ -65,12 +65,12 @@ constexpr double kOutputFmaPerUs = 4300;                 ///< multiply-adds of t
 
 // The kernel that keeps parameters on chip. Not measured yet: chosen so that 64-64-64-1 with batches of 256 takes what
 // a prototype took on an H100, 7.3 us in a cluster of 16 and 11.8 in one of 8.
-constexpr double kOnChipUs = 2.0;          ///< what a step waits for the other blocks
-constexpr double kOnChipAloneUs = 0.8;     ///< and where there are none
-constexpr double kOnChipUpdateUs = 0.3;    ///< an update of 16 bytes of parameters by each thread
-constexpr double kOnChipGroupClocks = 180; ///< a warp alone, for four of the inner dimension of its tiles,
-constexpr double kOnChipWarpClocks = 50;   ///< and each of several, which share the way to shared memory
-constexpr double kOnChipTileClocks = 150;  ///< a tile, beside that
+constexpr double kOnChipUs = 2.0;           ///< what a step waits for the other blocks
+constexpr double kOnChipAloneUs = 0.8;      ///< and where there are none
+constexpr double kOnChipUpdateUs = 0.3;     ///< an update of 16 bytes of parameters by each thread
+constexpr double kOnChipGroupClocks = 180;  ///< a warp alone, for four of the inner dimension of its tiles,
+constexpr double kOnChipWarpClocks = 50;    ///< and each of several, which share the way to shared memory
+constexpr double kOnChipTileClocks = 150;   ///< a tile, beside that
 
 /// Fused multiply-adds of a multiprocessor in a microsecond.
 constexpr double fma_per_us(std::uint64_t element_bytes) {

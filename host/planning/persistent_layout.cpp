@@ -345,8 +345,8 @@ class Builder {
       way.refusal = "the form 'two-layer' has no output activation, not " + shown(network_.output_activation);
       return way;
     }
-    const cuda::TwoLayerShape shape{batch_, network_.widths[0], network_.widths[1], network_.widths[2],
-                                    static_cast<int>(element_), network_.bias};
+    const cuda::TwoLayerShape shape{
+        batch_, network_.widths[0], network_.widths[1], network_.widths[2], static_cast<int>(element_), network_.bias};
     const auto take = [&](const auto& decision, auto& layout, std::int64_t blocks) {
       way.refuse(decision.refusal, true);
       if (!decision.fits()) return;

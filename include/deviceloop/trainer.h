@@ -156,8 +156,8 @@ class DEVICELOOP_EXPORT Trainer {
   /// bytes, as what cudaMalloc returns is; so do the forms `two_layer` and `on_chip` of the plan `persistent`, x and y
   /// in the primal formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream
   /// the arrays are complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its
-  /// elements are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's
-  /// GPU or whose memory ends before the array does, before anything runs.
+  /// elements are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the
+  /// plan's GPU or whose memory ends before the array does, before anything runs.
   /// @{
   void set_data(ConstMatrix x, ConstMatrix y);
   void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights);
