@@ -516,8 +516,8 @@ struct OnChipBlock {
     };
     const Operand<const T> gradient{at(layer.gradient_at), layer.out_stride};
     product<Way, false, false, 4>(input_of(l, parity), gradient, layer.weight_gradient, finish);
+    // The bias: at most kTerms rows are added in T, from there in double.
     if (!layout.bias || warp() != kWarps - 1 - l) return;
-      // At most kTerms rows are added in T, from there in double.
 #pragma unroll 1
     for (int column = lane(); column < static_cast<int>(layer.weight_gradient.across.divisor);
          column += static_cast<int>(kWarpThreads)) {

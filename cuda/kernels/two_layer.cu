@@ -582,9 +582,8 @@ struct SharedExchange {
 ///    dZ: dZ comes from all owners, each of which has waited for all parts of Z of its samples, those of this block
 ///    too.
 ///  - Z is received by an owner A. A peer B sends it for the next step after all of B's warps have waited for dZ of
-///  this
-///    step, the part of A among it; A sends that part after it has read Z: in the general form after a barrier of all
-///    its threads, in the direct form each warp after its own lanes have met in shuffles.
+///    this step, the part of A among it; A sends that part after it has read Z: in the general form after a barrier of
+///    all its threads, in the direct form each warp after its own lanes have met in shuffles.
 ///  - dZ and the sums are received by every block A. An owner B sends them for the next step after it has received all
 ///    parts of Z of that step, A's among them; A sends its part of Z behind the barrier that follows its forward pass,
 ///    that is after all of its threads have read dZ and the sums of this step.
@@ -592,9 +591,8 @@ struct SharedExchange {
 ///    barrier of its block, or sends dZ, without which nobody sends anything for the next phase; a phase that all
 ///    threads wait for can only end once all of them have passed the one before, for the same reason.
 ///  - In the general form h, dP and the parameters are ordered by the barriers of the block, but for the change of w2
-///  and
-///    b2 behind the wait for dZ: a thread has computed dZ with the old w2 before it sends it to any block, and the wait
-///    is for what this block's threads have sent to the block itself too. In the direct form a thread reads w2 and
+///    and b2 behind the wait for dZ: a thread has computed dZ with the old w2 before it sends it to any block, and the
+///    wait is for what this block's threads have sent to the block itself too. In the direct form a thread reads w2 and
 ///    b2 behind the barrier that follows the forward pass and uses them before it sends sums, without which they do not
 ///    change.
 ///  - Words in global memory carry the step's tag and lie in one of two places by its parity. A reader polls for a word
