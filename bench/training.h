@@ -42,7 +42,7 @@ std::vector<Axis> training_axes(std::vector<std::string> layers, std::vector<std
 /// None for a plan on a device that `options` does not have.
 std::optional<Training> training_of(const Values& values, const CaseOptions& options);
 
-/// "primal" and all others; all plans; and "persistent:block" and all other forms of that plan.
+/// "primal" and all others; all plans; and "persistent:two-layer" and all other forms of that plan.
 /// @{
 std::vector<std::string> formulation_names();
 std::vector<std::string> plan_names();

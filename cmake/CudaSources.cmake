@@ -13,9 +13,9 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/loss.cu
   cuda/kernels/narrow_linear.cu
   cuda/kernels/on_chip.cu
-  cuda/kernels/persistent.cu
   cuda/kernels/public.cpp
   cuda/kernels/small_product.cu
+  cuda/kernels/tile_product.cu
   cuda/kernels/two_layer.cu
   cuda/kernels/update.cu
   cuda/runtime/check.cpp

@@ -77,8 +77,6 @@ static_assert(is(Init::normal, DEVICELOOP_INIT_NORMAL) && is(Init::he, DEVICELOO
 static_assert(is(DeviceKind::automatic, DEVICELOOP_DEVICE_AUTOMATIC) && is(DeviceKind::cpu, DEVICELOOP_DEVICE_CPU) &&
               is(DeviceKind::cuda, DEVICELOOP_DEVICE_CUDA));
 static_assert(is(PersistentForm::automatic, DEVICELOOP_FORM_AUTOMATIC) &&
-              is(PersistentForm::block, DEVICELOOP_FORM_BLOCK) &&
-              is(PersistentForm::cluster, DEVICELOOP_FORM_CLUSTER) && is(PersistentForm::grid, DEVICELOOP_FORM_GRID) &&
               is(PersistentForm::two_layer, DEVICELOOP_FORM_TWO_LAYER) &&
               is(PersistentForm::on_chip, DEVICELOOP_FORM_ON_CHIP));
 static_assert(is(ExecutorKind::cpu, DEVICELOOP_EXECUTOR_CPU) && is(ExecutorKind::graph, DEVICELOOP_EXECUTOR_GRAPH) &&

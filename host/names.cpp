@@ -155,12 +155,6 @@ const char* name_or_null(PersistentForm form) {
   switch (form) {
     case PersistentForm::automatic:
       return "auto";
-    case PersistentForm::block:
-      return "block";
-    case PersistentForm::cluster:
-      return "cluster";
-    case PersistentForm::grid:
-      return "grid";
     case PersistentForm::two_layer:
       return "two-layer";
     case PersistentForm::on_chip:

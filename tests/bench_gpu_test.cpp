@@ -161,7 +161,7 @@ TEST_F(BenchGpu, CountsLaunchesAndWaitsOfAStep) {
 #if defined(DEVICELOOP_SIMT)
   const std::vector<std::string> plans = {"graph"};  // launches of single kernels do not pass through CUDA's call
 #else
-  const std::vector<std::string> plans = {"graph", "persistent:block"};
+  const std::vector<std::string> plans = {"graph", "persistent:on-chip"};
 #endif
   for (const std::string& plan : plans) {
     if (plan == "graph" && !options.caps.no_cublaslt_reason.empty()) continue;

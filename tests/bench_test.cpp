@@ -137,7 +137,7 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
         "train/graph/4096-4096-4096-4096-4096/n=8192/fp32", "train/graph/1000-100-1/n=128/fp32/tuned",
         "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32",
         "train/persistent/1000-100-1/n=128/fp32", "train/persistent/1000-100-1/n=128/fp32/gram",
-        "train/persistent/784-128-10/n=64/fp32", "train/persistent:grid/1000-100-1/n=128/fp32",
+        "train/persistent/784-128-10/n=64/fp32", "train/persistent:two-layer/1000-100-1/n=128/fp32",
         "train/graph/64-64-64-1/n=16384/fp32", "train/graph/1024-1024-1024-10/n=1024/fp32",
         "train/cpu/784-128-10/n=60000/fp32/bias/cross-entropy/adam/batch=64",
         "train/graph/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096"})
@@ -158,14 +158,13 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   EXPECT_TRUE(
       has(make_cases(train_blocks({}), {parse_axis("layers=7-5-2"), parse_axis("n=33")}), "train/cpu/7-5-2/n=33/fp32"));
   EXPECT_TRUE(has(make_cases(train_blocks(options_with_gpu()),
-                             {parse_axis("layers=20-12-3"), parse_axis("n=40"), parse_axis("plan=persistent:block")}),
-                  "train/persistent:block/20-12-3/n=40/fp32"));
-  for (const char* plan : {"plan=gpu", "plan=persistent:ring", "plan=graph:block"})
+                             {parse_axis("layers=20-12-3"), parse_axis("n=40"), parse_axis("plan=persistent:on-chip")}),
+                  "train/persistent:on-chip/20-12-3/n=40/fp32"));
+  for (const char* plan : {"plan=gpu", "plan=persistent:ring", "plan=graph:on-chip"})
     EXPECT_THROW(make_cases(train_blocks(options_with_gpu()), {parse_axis(plan)}), UsageError) << plan;
   for (const char* axis : {"loss=huber", "optimizer=sgd", "batch=some", "batch=0"})
     EXPECT_THROW(make_cases(train_blocks({}), {parse_axis(axis)}), UsageError) << axis;
-  EXPECT_EQ(persistent_plan_names(), (Names{"persistent:block", "persistent:cluster", "persistent:grid",
-                                            "persistent:two-layer", "persistent:on-chip"}));
+  EXPECT_EQ(persistent_plan_names(), (Names{"persistent:two-layer", "persistent:on-chip"}));
   EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
   EXPECT_EQ(formulation_names().front(), "primal");
 }

@@ -183,7 +183,7 @@ static void test_specifications_come_back(void) {
   training.keep_best = 1;
   training.precision = DEVICELOOP_PRECISION_FP64;
   training.deterministic = 0;
-  training.form = DEVICELOOP_FORM_GRID;
+  training.form = DEVICELOOP_FORM_ON_CHIP;
   training.deadline_ms = 77;
   training.threads = 1;
   training.in_place = DEVICELOOP_IN_PLACE_X | DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS;

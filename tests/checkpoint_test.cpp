@@ -195,9 +195,6 @@ TEST_P(Checkpoints, OfGramOnOtherDataGoOnFromTheParameters) {
 #ifdef DEVICELOOP_CHECKPOINTS_ON_CUDA
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Checkpoints,
                          ::testing::Values(Where{ExecutorKind::graph},
-                                           Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::cluster},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid},
                                            Where{ExecutorKind::persistent, PersistentForm::two_layer},
                                            Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          [](const ::testing::TestParamInfo<Where>& where) {

@@ -462,9 +462,6 @@ TEST_P(DeviceArrays, ThatAreNotWhatTheySeemAreRefusedBeforeAnythingRuns) {
 
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, DeviceArrays,
                          ::testing::Values(Where{ExecutorKind::graph},
-                                           Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::cluster},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid},
                                            Where{ExecutorKind::persistent, PersistentForm::two_layer},
                                            Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          [](const ::testing::TestParamInfo<Where>& where) {

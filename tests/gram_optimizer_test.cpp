@@ -72,13 +72,6 @@ class GramOptimizers : public ::testing::TestWithParam<Where> {
     if (GetParam().kind == ExecutorKind::cpu) return;
     const DeviceCaps machine = query_device_caps();
     testing::require_gpu(machine.no_gpu_reason);
-    if (!machine.gpus.empty() && GetParam().form == PersistentForm::cluster && machine.gpus[0].compute_capability < 90)
-      GTEST_SKIP() << "this GPU has no room for any problem of the test: it has no clusters";
-  }
-
-  /// Blocks that synchronize are slow on the host.
-  static bool is_slow() {
-    return kHostFixture && GetParam().kind == ExecutorKind::persistent && GetParam().form != PersistentForm::block;
   }
 
   static Problem problem_of(const Optimizer& optimizer, const Shape& shape, Precision precision = Precision::fp64,
@@ -160,7 +153,7 @@ TEST_P(GramOptimizers, FollowThePrimalAndTheReferenceOverARun) {
   for (const OptimizerCase& each : gram_cases())
     for (const Shape& shape : shapes)
       for (const std::int64_t reprojection : {0, 1, 7, 33, 100}) {
-        if (kHostFixture && ++number % (is_slow() ? 31 : 13) != 1) continue;
+        if (kHostFixture && ++number % 13 != 1) continue;
         SCOPED_TRACE(std::string(each.name) + ", " + ::testing::PrintToString(shape.widths) + ", reprojected every " +
                      std::to_string(reprojection));
         const Problem problem = problem_of(each.optimizer, shape, Precision::fp64, reprojection);
@@ -258,7 +251,7 @@ TEST_P(GramOptimizers, FollowThePrimalWhereParametersAndDataAreWrittenInBetween)
     for (const std::int64_t reprojection : {0, 3}) {
       if (kHostFixture && std::string(each.name) != (reprojection == 0 ? "momentum" : "a cosine with warm-up"))
         continue;
-      if (is_slow() && reprojection == 0) continue;
+
       SCOPED_TRACE(each.name);
       const Problem problem = problem_of(each.optimizer, {{30, 18, 12, 2}, true, 12}, Precision::fp64, reprojection);
       Trainer trainer = gram(problem), expected = primal(problem);
@@ -365,11 +358,7 @@ TEST_P(GramOptimizers, AreExactOnSmallIntegers) {
 }
 
 #ifdef DEVICELOOP_OPTIMIZERS_ON_CUDA
-INSTANTIATE_TEST_SUITE_P(CudaExecutors, GramOptimizers,
-                         ::testing::Values(Where{ExecutorKind::graph},
-                                           Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::cluster},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid}),
+INSTANTIATE_TEST_SUITE_P(CudaExecutors, GramOptimizers, ::testing::Values(Where{ExecutorKind::graph}),
                          ::testing::PrintToStringParamName());
 #else
 INSTANTIATE_TEST_SUITE_P(Executors, GramOptimizers,

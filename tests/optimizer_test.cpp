@@ -33,9 +33,9 @@ class Optimizers : public ::testing::TestWithParam<Where> {
   static bool is_persistent() { return GetParam().kind == ExecutorKind::persistent; }
   static bool takes_minibatches() { return !is_persistent() || GetParam().form == PersistentForm::on_chip; }
   /// Those that the plan takes, what it refuses is tested below; on the host, where blocks that synchronize are slow,
-  /// some of them for several blocks.
+  /// some of them.
   static std::vector<OptimizerCase> cases_here() {
-    const bool is_slow = kHostFixture && is_persistent() && GetParam().form != PersistentForm::block;
+    const bool is_slow = kHostFixture && is_persistent();
     std::vector<OptimizerCase> here;
     for (std::size_t i = 0; i < optimizer_cases().size(); i += is_slow ? 4 : 1)
       if (!(is_persistent() && optimizer_cases()[i].optimizer.clip_norm > 0)) here.push_back(optimizer_cases()[i]);
@@ -107,7 +107,7 @@ TEST_P(Optimizers, FollowTheReferenceInSinglePrecision) {
 
 // The CPU adds gradients up in slots there, and beyond 1024 samples of larger networks in a buffer.
 TEST_P(Optimizers, FollowTheReferenceOverManySamples) {
-  const std::int64_t samples = GetParam().form == PersistentForm::block ? 100 : kHostFixture ? 300 : 1100;
+  const std::int64_t samples = kHostFixture ? 300 : 1100;
   for (const OptimizerCase& each : cases_here()) {
     SCOPED_TRACE(each.name);
     Optimizer small = each.optimizer;  // the loss is a sum over the samples
@@ -207,7 +207,7 @@ TEST_P(Optimizers, SampleWeightsFollowTheReference) {
 
 // The CPU adds up gradients in slots there; an output activation takes the gradient further.
 TEST_P(Optimizers, SampleWeightsOfManySamplesFollowTheReference) {
-  const std::int64_t samples = GetParam().form == PersistentForm::block ? 100 : kHostFixture ? 300 : 1100;
+  const std::int64_t samples = kHostFixture ? 300 : 1100;
   for (const Loss loss : {Loss::huber, Loss::cross_entropy}) {
     Problem problem = problem_of({.kind = OptimizerKind::adam, .learning_rate = 0.01}, {5, 18, 2}, samples);
     problem.training.loss = loss;
@@ -446,7 +446,7 @@ TEST_P(Minibatches, GiveTheSameBitsInTwentyRuns) {
 }
 
 TEST_P(Optimizers, GiveTheSameBitsInTwentyRuns) {
-  const bool is_slow = kHostFixture && is_persistent() && GetParam().form != PersistentForm::block;
+  const bool is_slow = kHostFixture && is_persistent();
   for (const char* const name : {"nesterov and decay", "adamw with decay", "rmsprop with momentum and decay"})
     for (const OptimizerCase& each : cases_here()) {
       if (each.name != std::string(name)) continue;
@@ -511,9 +511,6 @@ TEST_P(Optimizers, BeginAnewWithNewWeights) {
 #ifdef DEVICELOOP_OPTIMIZERS_ON_CUDA
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Optimizers,
                          ::testing::Values(Where{ExecutorKind::graph},
-                                           Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::cluster},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid},
                                            Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          ::testing::PrintToStringParamName());
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Minibatches,
@@ -781,7 +778,7 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   training.form = PersistentForm::two_layer;
   EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no optimizer 'adam'; use another form or the plan 'graph'");
   training.sample_weights = true;
-  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no weights of samples, which the other forms take");
+  EXPECT_MENTIONS(refusal(), "the form 'two-layer' has no weights of samples; use another form or the plan 'graph'");
   training.sample_weights = false;
   training.optimizer = {.kind = OptimizerKind::sgd, .momentum = 0.9};
   training.formulation = Formulation::gram;
@@ -793,10 +790,9 @@ TEST_F(OptimizerRefusals, ThePersistentPlanSaysWhatItDoesNotDo) {
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
   training.batch_size = 10;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
-  training.form = PersistentForm::grid;
-  EXPECT_MENTIONS(refusal(), "the form 'grid' takes all samples in each step; use another form or the plan 'graph'");
-  caps.gpus.front().l2_bytes = 100;  // of which smaller layers would be no remedy either
-  EXPECT_MENTIONS(refusal(), "the form 'grid' takes all samples in each step; use another form or the plan 'graph'");
+  training.form = PersistentForm::two_layer;
+  EXPECT_MENTIONS(refusal(),
+                  "the form 'two-layer' takes all samples in each step; use another form or the plan 'graph'");
   training.form = PersistentForm::on_chip;
   EXPECT_NO_THROW(make_plan(network, training, caps, ExecutorKind::persistent));
   training.optimizer = {.kind = OptimizerKind::adam, .clip_norm = 1};

@@ -190,16 +190,17 @@ TEST(MakePlan, TakesWhatIsPredictedToBeFasterOnAGpu) {
   EXPECT_GT(plan.predicted_us_per_step, 0);
   EXPECT_EQ(plan.device, 0);
 
-  const NetworkSpec large = network_of({1024, 1024, 1024, 10});
-  const Plan graph = make_plan(large, training_of(1024), machine_with_gpu());
+  const NetworkSpec large = network_of({512, 512, 10});
+  TrainingSpec training = training_of(128);
+  training.precision = Precision::fp64;
+  const Plan graph = make_plan(large, training, machine_with_gpu());
   EXPECT_EQ(graph.executor, ExecutorKind::graph);
   EXPECT_CONTAINS(graph.reason, "GPU 0");
-  EXPECT_EQ(graph.bytes, make_graph_layout(large, training_of(1024)).bytes);
+  EXPECT_EQ(graph.bytes, make_graph_layout(large, training).bytes);
   EXPECT_CONTAINS(graph.candidates[0].reason, "the plan 'graph' is predicted to be faster");
-  EXPECT_EQ(make_plan(large, training_of(1024), machine_with_gpu(), ExecutorKind::persistent).executor,
+  EXPECT_EQ(make_plan(large, training, machine_with_gpu(), ExecutorKind::persistent).executor,
             ExecutorKind::persistent);
 
-  TrainingSpec training = training_of(1024);
   training.device = {DeviceKind::cuda, 1};
   const Plan second = make_plan(large, training, machine_with_gpu());
   EXPECT_EQ(second.device, 1);
@@ -213,15 +214,17 @@ TEST(MakePlan, TakesWhatIsPredictedToBeFasterOnAGpu) {
 
 TEST(MakePlan, AFormOfThePersistentPlanCanBeAskedFor) {
   TrainingSpec training = training_of(128);
-  training.form = PersistentForm::cluster;
+  training.form = PersistentForm::two_layer;
   EXPECT_CONTAINS(make_plan(network_of({1000, 100, 1}), training, machine_with_gpu(), ExecutorKind::persistent)
                       .candidates[0]
                       .reason,
                   "asked for");
-  training.form = PersistentForm::block;
+  training.form = PersistentForm::on_chip;
   const std::string message =
       message_of<Unsupported>(network_of({1000, 100, 1}), training, machine_with_gpu(), ExecutorKind::persistent);
-  EXPECT_CONTAINS(message, "one block needs 1.0 MiB of shared memory, GPU 0 gives it 160.0 KiB");
+  EXPECT_CONTAINS(message,
+                  " of a block's shared memory, of which there are 160.0 KiB; use smaller layers, fewer samples, "
+                  "another form or the plan 'graph'");
 }
 
 TEST(MakePlan, WithoutCublasLtTheGraphTakesSmallProductsAndNarrowLayers) {

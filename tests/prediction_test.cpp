@@ -25,7 +25,7 @@ struct Evidence {
   std::size_t problems;
   int with_a_choice;
 };
-constexpr Evidence kEvidence[] = {{"h100-2026-11-26", 15, 9}, {"h100-2026-11-26b", 12, 8}};
+constexpr Evidence kEvidence[] = {{"h100-2026-11-26", 15, 6}, {"h100-2026-11-26b", 12, 6}};
 constexpr const char* kProbed = kEvidence[0].folder;
 
 class Prediction : public ::testing::TestWithParam<Evidence> {};
@@ -66,8 +66,7 @@ struct Measured {
 };
 
 PersistentForm form_of(const std::string& text) {
-  for (const PersistentForm form : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
-                                    PersistentForm::two_layer, PersistentForm::on_chip})
+  for (const PersistentForm form : {PersistentForm::two_layer, PersistentForm::on_chip})
     if (text == name(form)) return form;
   return PersistentForm::automatic;
 }
@@ -92,6 +91,7 @@ std::vector<Measured> measured_steps(const std::string& folder) {
     measured.training.formulation = parts[6].matched ? Formulation::gram : Formulation::primal;
     measured.us = one["median_us"];
     measured.algorithm = one["details"]["algorithms"][0];
+    if (measured.algorithm.find(" phases a step") != std::string::npos) continue;  // by a form that is gone
     found.push_back(measured);
   }
   return found;
@@ -140,7 +140,7 @@ TEST_P(Prediction, NoPlanOrFormIsOffByMoreThanAHalf) {
     EXPECT_GT(predicted_us, measured.us / 1.6);
     EXPECT_LT(predicted_us, measured.us * 1.6);
   }
-  EXPECT_EQ(forms, 6);
+  EXPECT_EQ(forms, 2);
 }
 
 TEST_P(Prediction, NothingIsFasterThanItsFloor) {

@@ -101,7 +101,7 @@ class Builds(unittest.TestCase):
             self.assertIn(f"failed in BEFORE    {told}", text)
 
     def test_another_plan_than_the_case_is_about_is_never_equal(self):
-        # It trains on the CPU what was to be trained by one block of the host fixture's GPU.
+        # It trains on the CPU what was to be trained by the host fixture's GPU.
         script = f"""for word do
   shift
   case $word in cuda) word=cpu ;; persistent:*) word=auto ;; esac
@@ -110,9 +110,9 @@ done
 exec {shlex.quote(str(COMMAND))} "$@"
 """
         self.build("real", script, "simt_command")
-        status, text = self.run_on(self.real, self.real, "^persistent:block/7-5/")
+        status, text = self.run_on(self.real, self.real, "^persistent:on-chip/7-5/")
         self.assertEqual(status, 1, text)
-        self.assertIn("persistent:block was asked for, what ran is cpu: the CPU was asked for", text)
+        self.assertIn("persistent:on-chip was asked for, what ran is cpu: the CPU was asked for", text)
 
     def test_what_cannot_begin(self):
         with_fixture = self.build("fixture", "exit 0")
@@ -155,9 +155,7 @@ class Comparison(unittest.TestCase):
                          b'  "total_ms": "#",\n  "preparation": {\n    "devices": "#",\n    "plan": "#"\n  },\n  "steps": 3\n}')  # fmt: skip
 
     def test_a_form_is_known_by_its_report(self):
-        how = {"block": "one block, data in its shared memory, 4 phases a step",
-               "cluster": "one cluster of 8 blocks, 4 phases a step",
-               "grid": "a grid of 94 blocks, 4 phases a step",
+        how = {"on-chip": "one cluster of 8 blocks that keeps all parameters on chip, 40.0 KiB of shared memory each",
                "two-layer": "9 blocks of 512 threads; a block has 40 inputs"}  # fmt: skip
         for asked in how:
             for ran, text in how.items():

@@ -331,8 +331,7 @@ TEST_P(Watching, MinibatchesAreWatchedByTheEpoch) {
 #ifdef DEVICELOOP_WATCHING_ON_CUDA
 INSTANTIATE_TEST_SUITE_P(CudaExecutors, Watching,
                          ::testing::Values(Where{ExecutorKind::graph},
-                                           Where{ExecutorKind::persistent, PersistentForm::block},
-                                           Where{ExecutorKind::persistent, PersistentForm::grid},
+                                           Where{ExecutorKind::persistent, PersistentForm::two_layer},
                                            Where{ExecutorKind::persistent, PersistentForm::on_chip}),
                          ::testing::PrintToStringParamName());
 #else

@@ -1,8 +1,9 @@
-// Many steps are one launch, whose blocks keep at it until its last step: host/planning/persistent_layout.h says how
-// they share the work, cuda/kernels/persistent.cu does it. The host enqueues a launch after the other, each of at most
-// half a second by the plan, and reads their losses.
+// Many steps are one launch, whose blocks keep at it until its last step, by one of the kernels for small networks:
+// host/planning/persistent_layout.h. The host enqueues a launch after the other, each of at most half a second by the
+// plan, and reads their losses.
 #include <algorithm>
 #include <any>
+#include <bit>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -14,7 +15,6 @@
 #include "../../host/step/scalars.h"
 #include "../kernels/kernels.h"
 #include "../kernels/on_chip.h"
-#include "../kernels/persistent.h"
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
 #include "scalar_queue.h"
@@ -49,11 +49,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void set_data(const TrainingData& data) override {
     alive([&] {
       if (gram_) gram_->before_data();
-      // These kernels get pointers; the others work in one region.
       const auto read_there = [&](const ConstMatrix& matrix) {
-        return (is_two_layer() || is_on_chip()) && !gram_ && this->is_ready_for_use(matrix)
-                   ? static_cast<const T*>(matrix.data)
-                   : nullptr;
+        return !gram_ && this->is_ready_for_use(matrix) ? static_cast<const T*>(matrix.data) : nullptr;
       };
       x_ = read_there(data.x);
       y_ = read_there(data.y);
@@ -146,16 +143,18 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     return {at<T>(layout_.predict_input), layout_.predict_rows};
   }
   const T* enqueue_predict(std::int64_t rows) const override {
-    std::uint64_t in = layout_.predict_input;
-    bool is_even = true;
+    std::uint64_t in = layout_.predict_input, out = layout_.predict_even;
     for (const StepOperation& layer : layout_.step.inference) {
-      PersistentOperation operation = persistent_operation(layout_, layer);
-      operation.rows = rows;
-      operation.a = in;
-      operation.extra = kNone;
-      in = operation.out = is_even ? layout_.predict_even : layout_.predict_odd;
-      is_even = !is_even;
-      enqueue_operation(operation);
+      TileProduct<T> product;
+      product.shape = {rows, layer.columns, layer.inner};
+      product.out = at<T>(out);
+      product.a = at<T>(in);
+      product.b = tensor(layer.b);
+      product.bias = tensor(layer.bias);
+      if (layer.activation) product.activation = *layer.activation;
+      launch_tile_product(product, stream());
+      in = out;
+      out = in == layout_.predict_even ? layout_.predict_odd : layout_.predict_even;
     }
     return at<T>(in);
   }
@@ -168,55 +167,67 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
                           std::to_string(training_.deadline_ms) + " ms, in step " +
                           std::to_string(late_wait_step(status)) + " of a launch, phase '" + layout_.phase_name(phase) +
                           "': other work may hold a part of the GPU; use the plan 'graph', or a larger deadline",
-                      "deviceloop", cudaErrorLaunchTimeout, "persistent_kernel", "", 0);
+                      "deviceloop", cudaErrorLaunchTimeout, is_on_chip() ? "on_chip_kernel" : "two_layer_kernel", "",
+                      0);
   }
 
  private:
   /// The plan's layout. How many clusters a GPU runs at once only it can tell, the plan has an estimate: where they are
-  /// too few and no form was asked for, the grid takes the run.
+  /// too few, the run is planned anew for those that there are.
   static PersistentLayout resident(const PersistentLayout& planned, const NetworkSpec& network,
                                    const TrainingSpec& training, int device) {
     if (training.samples == 0) return planned;
     const CurrentDevice current(device);
     const std::string reason = why_not_resident(planned);
     if (reason.empty()) return planned;
-    if (planned.form == PersistentForm::on_chip && planned.blocks > kPortableClusterBlocks) {
-      PersistentLayout layout =
-          make_persistent_layout(network, training, planned.gpu, planned.step, kPortableClusterBlocks);
-      layout.note = "not in a larger one: " + reason;
-      if (layout.refusal.empty() && why_not_resident(layout).empty()) return layout;
+    ResidentLimits limits;
+    PersistentLayout layout = planned;
+    while (lower(limits, layout)) {
+      layout = make_persistent_layout(network, training, planned.gpu, planned.step, limits);
+      layout.note = "otherwise than planned: " + reason;
+      if (!layout.refusal.empty()) break;
+      if (why_not_resident(layout).empty()) return layout;
     }
-    if (training.form == PersistentForm::automatic && planned.form == PersistentForm::two_layer) {
-      TrainingSpec on_grid = training;
-      on_grid.form = PersistentForm::grid;
-      PersistentLayout layout = make_persistent_layout(network, on_grid, planned.gpu, planned.step);
-      layout.note = "not 'two-layer': " + reason;
-      if (layout.refusal.empty() && why_not_resident(layout).empty()) return layout;
+    throw Unsupported("plan 'persistent': " + reason + "; use the plan 'graph'");
+  }
+
+  /// Excludes what is not resident; false where nothing is left to exclude.
+  static bool lower(ResidentLimits& limits, const PersistentLayout& layout) {
+    if (layout.form == PersistentForm::on_chip) {
+      limits.on_chip_blocks = static_cast<int>(layout.blocks) / 2;
+      return layout.blocks > 1;
     }
-    throw Unsupported("plan 'persistent': " + reason + "; use another form or the plan 'graph'");
+    const int blocks = layout.step.gram ? layout.gram_two_layer.cluster_blocks() : layout.two_layer.cluster_blocks();
+    std::int64_t& most =
+        limits.two_layer_clusters[static_cast<std::size_t>(std::countr_zero(static_cast<unsigned>(blocks)))];
+    const std::int64_t resident = resident_two_layer_form(layout);
+    if (resident >= most) return false;
+    most = resident;
+    return true;
+  }
+
+  /// Clusters of the form for two layers that run at once.
+  static std::int64_t resident_two_layer_form(const PersistentLayout& layout) {
+    return layout.step.gram ? resident_gram_two_layer<T>(layout.gram_two_layer)
+                            : resident_two_layer<T>(layout.two_layer);
   }
 
   /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each
   /// other until the deadline.
   static std::string why_not_resident(const PersistentLayout& layout) {
-    std::int64_t needed = layout.form == PersistentForm::grid ? layout.blocks : 1, resident = 0;
     if (layout.form == PersistentForm::on_chip) {
       if (runs_on_chip(layout.on_chip)) return "";
       return layout.gpu.name + " runs no cluster of " + std::to_string(layout.blocks) + " blocks with " +
-             bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) + " of shared memory each";
+             bytes_text(static_cast<std::uint64_t>(layout.on_chip.shared_bytes)) + " of shared memory each";
     }
-    if (layout.form != PersistentForm::two_layer) {
-      prepare_persistent<T>(layout);
-      resident = resident_persistent<T>(layout);
-    } else if (layout.step.gram) {
+    std::int64_t needed = layout.two_layer.clusters;
+    if (layout.step.gram) {
       prepare_gram_two_layer<T>(layout.gram_two_layer, true);
       needed = layout.gram_two_layer.blocks / layout.gram_two_layer.cluster_blocks();
-      resident = resident_gram_two_layer<T>(layout.gram_two_layer);
     } else {
       prepare_two_layer<T>(layout.two_layer, true);
-      needed = layout.two_layer.clusters;
-      resident = resident_two_layer<T>(layout.two_layer);
     }
+    const std::int64_t resident = resident_two_layer_form(layout);
     if (resident >= needed) return "";
     return std::to_string(needed) + (layout.blocks > needed ? " clusters" : " blocks") +
            " must run at once, of which " + layout.gpu.name + " runs " + std::to_string(resident);
@@ -245,10 +256,13 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void make(std::uint64_t bytes) {
     this->take_arena(std::max(layout_.bytes, bytes), layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
     if (has_steps()) {
-      upload_program();
+      scalars_.emplace(training_, at<Scalars>(layout_.scalars), layout_.scalar_sets);
+      scalars_->send(scalars_->prepare(0, 1), 1, stream());
+      const Scalars adding = adding_scalars<T>();
+      this->upload(at<Scalars>(layout_.scalars) + layout_.scalar_sets, &adding, sizeof adding);
       status_ = PinnedBuffer(sizeof(std::uint64_t));
       *static_cast<std::uint64_t*>(status_.data()) = 0;
-      if (is_two_layer()) try_cooperative();
+      if (!is_on_chip()) try_cooperative();
     }
     preparation_.lap("memory");
     rehearse();
@@ -279,9 +293,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     check_run();
   }
 
-  static constexpr int kPortableClusterBlocks = 8;
-
-  bool is_two_layer() const { return layout_.form == PersistentForm::two_layer; }
   bool is_on_chip() const { return layout_.form == PersistentForm::on_chip; }
 
   /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
@@ -297,24 +308,13 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     }
   }
 
-  void upload_program() {
-    auto* const program = at<unsigned char>(layout_.program);
-    const std::size_t operations = layout_.operations.size() * sizeof(PersistentOperation);
-    this->upload(program, layout_.operations.data(), operations);
-    this->upload(program + operations, layout_.phases.data(), layout_.phases.size() * sizeof(PersistentPhase));
-    scalars_.emplace(training_, at<Scalars>(layout_.scalars), layout_.scalar_sets);
-    scalars_->send(scalars_->prepare(0, 1), 1, stream());
-  }
-
   /// `steps`, `first_step` of the run before them, are enqueued, or with `forward_only` the loss of the parameters as
   /// they are.
   void launch_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) {
     if (is_on_chip())
       launch_on_chip_steps(first_step, steps, losses, forward_only);
-    else if (is_two_layer())
-      launch_two_layer_steps(steps, losses, !forward_only);
     else
-      launch_phases(steps, losses, forward_only);
+      launch_two_layer_steps(steps, losses, !forward_only);
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(status_.data(), at<std::uint64_t>(layout_.failed), sizeof(std::uint64_t),
                                           cudaMemcpyDeviceToHost, stream()));
   }
@@ -406,38 +406,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     launch_on_chip(arguments, layout_.on_chip, stream());
   }
 
-  void launch_phases(std::int64_t steps, double* losses, bool forward_only) {
-    PersistentArguments<T> arguments{};
-    arguments.region = at<unsigned char>(0);
-    arguments.region_bytes = layout_.region_bytes;
-    arguments.state_bytes = layout_.state_bytes;
-    arguments.operations = at<PersistentOperation>(layout_.program);
-    arguments.operation_count = static_cast<std::int32_t>(layout_.operations.size());
-    arguments.phase_count = static_cast<std::int32_t>(layout_.phases.size()) - 1;
-    arguments.forward_phases = static_cast<std::int32_t>(layout_.forward_phases);
-    arguments.form = layout_.form;
-    arguments.constants = {layout_.loss_of_step, layout_.at(layout_.step.weights), leaky_slope()};
-    arguments.forward_only = forward_only;
-    arguments.scalars = at<Scalars>(layout_.scalars);
-    arguments.scalar_stride = scalars_->varies() ? 1 : 0;
-    arguments.steps = steps;
-    arguments.losses = losses;
-    arguments.arrivals = at<unsigned>(layout_.arrivals);
-    arguments.arrived = arrived_;
-    arguments.timeout_ns = timeout_ns();
-    arguments.failed = at<std::uint64_t>(layout_.failed);
-    launch_persistent(arguments, layout_, stream());
-    arrived_ += static_cast<unsigned>(arrivals_of(layout_, steps, forward_only));
-  }
-
-  // ---- products by launches of their own
-
-  /// An update adds its gradient.
-  void enqueue_operation(const PersistentOperation& operation) const {
-    launch_operation(at<unsigned char>(0), cut_alone(operation, layout_.gpu.multiprocessors, sizeof(T)),
-                     adding_scalars<T>(), leaky_slope(), stream());
-  }
-
   void copy(TensorId to, TensorId from) const {
     const StepTensor& shape = layout_.step.tensor(to);
     DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(tensor(to), tensor(from),
@@ -447,12 +415,29 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   // ---- the Gram formulation, all of it on the stream, nothing waits
 
+  /// Where the product lies, of which `a` and `out` are as given.
+  TileProduct<T> product_of(const StepOperation& operation) const {
+    TileProduct<T> product;
+    product.shape = {operation.rows, operation.columns, operation.inner};
+    product.out = tensor(operation.out);
+    product.a = tensor(operation.a);
+    product.b = tensor(operation.b);
+    product.bias = tensor(operation.bias);
+    return product;
+  }
+
   void compute_gram(bool kernel, bool pre_activation) override {
     const Step::Gram& gram = *layout_.step.gram;
-    if (kernel) enqueue_operation(persistent_operation(layout_, gram.make_kernel));
+    if (kernel) {
+      TileProduct<T> product = product_of(gram.make_kernel);
+      product.b = product.a;
+      product.shape.transpose_b = true;
+      product.addend = static_cast<T>(gram.make_kernel.bias_in_kernel ? 1 : 0);
+      launch_tile_product(product, stream());
+    }
     if (!pre_activation) return;
     for (const StepOperation& operation : gram.make_pre_activation)
-      enqueue_operation(persistent_operation(layout_, operation));
+      launch_tile_product(product_of(operation), stream());
   }
 
   void clear_sum() override {
@@ -466,17 +451,27 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void rebuild_parameters(const GramShares& shares) override {
     for (const StepOperation& operation : layout_.step.gram->rebuild) {
-      PersistentOperation made = persistent_operation(layout_, operation);
+      T* const out = tensor(operation.out);
+      const bool is_weight = operation.kind == StepOperation::Kind::rebuild_weight;
+      const T* start = tensor(operation.start);
       if (operation.start_state != kNoTensor) {
         const StepTensor& shape = layout_.step.tensor(operation.out);
-        launch_weighted_sum(tensor(operation.out), static_cast<T>(shares.of_start(operation.rebuilt_state)),
-                            tensor(operation.start), static_cast<T>(shares.of_start_state(operation.rebuilt_state)),
+        launch_weighted_sum(out, static_cast<T>(shares.of_start(operation.rebuilt_state)), start,
+                            static_cast<T>(shares.of_start_state(operation.rebuilt_state)),
                             tensor(operation.start_state), shape.rows * shape.columns, stream());
-        if (made.start != kNone) made.start = made.out;
-      } else if (operation.kind == StepOperation::Kind::rebuild_bias) {
+        start = out;
+      } else if (!is_weight) {
         copy(operation.out, operation.start);
       }
-      enqueue_operation(made);
+      if (is_weight) {
+        TileProduct<T> product = product_of(operation);
+        product.shape.transpose_a = true;
+        product.start = start;
+        launch_tile_product(product, stream());
+      } else {
+        launch_column_sums_descend(out, tensor(operation.a), at<Scalars>(layout_.scalars) + layout_.scalar_sets,
+                                   operation.rows, operation.columns, at<double>(layout_.slots), stream());
+      }
     }
   }
 
@@ -488,7 +483,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   const T *x_ = nullptr, *y_ = nullptr;  ///< the caller's, where they are read there
   std::optional<ScalarQueue<T>> scalars_;
   PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
-  unsigned arrived_ = 0;   ///< of blocks, in all launches so far
   unsigned next_tag_ = 1;  ///< of the form for two layers
   bool is_cooperative_ = true;
   std::optional<GramRun> gram_;

@@ -179,6 +179,22 @@ struct SmallProduct {
 };
 void launch_small_product(const SmallProduct& product, cudaStream_t stream);
 
+/// out = activation(start + a b + bias + addend), of any size. At most one operand is transposed; `start`, which may be
+/// `out`, is as large as it. `start` and `bias` may be null.
+template <class T>
+struct TileProduct {
+  ProductShape shape;
+  T* out = nullptr;
+  const T* a = nullptr;
+  const T* b = nullptr;
+  const T* start = nullptr;
+  const T* bias = nullptr;
+  T addend = 0;
+  ActivationOfStep activation{Activation::identity};
+};
+template <class T>
+void launch_tile_product(const TileProduct<T>& product, cudaStream_t stream);
+
 /// Rows of a batch and of the data that they are taken from, both [..., columns] without gaps; they do not overlap.
 template <class T>
 struct GatheredRows {

@@ -55,8 +55,7 @@ bool parse_plan(std::string_view text, std::optional<ExecutorKind>& forced, Pers
       forced = kind;
       return true;
     }
-  for (const PersistentForm each : {PersistentForm::block, PersistentForm::cluster, PersistentForm::grid,
-                                    PersistentForm::two_layer, PersistentForm::on_chip})
+  for (const PersistentForm each : {PersistentForm::two_layer, PersistentForm::on_chip})
     if (text == std::string("persistent:") + name(each)) {
       forced = ExecutorKind::persistent;
       form = each;
@@ -202,9 +201,7 @@ std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpe
   training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
   std::optional<ExecutorKind> forced;
   if (!parse_plan(options.text("--plan"), forced, training.form))
-    options.refuse(
-        "--plan",
-        "be auto, cpu, graph, persistent, or persistent:FORM with the form block, cluster, grid, two-layer or on-chip");
+    options.refuse("--plan", "be auto, cpu, graph, persistent, or persistent:FORM with the form two-layer or on-chip");
   if (forced && training.device.kind != DeviceKind::automatic &&
       row_of(*forced).is_on_gpu != (training.device.kind == DeviceKind::cuda))
     throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +

@@ -15,14 +15,13 @@ constexpr double kL2GbPerSecond = 7200;    ///< probe: memory_rates, read from L
 constexpr double kMemoryEfficiency = 0.9;  ///< probe: memory_rates, a copy, 3.0 of nominal 3.35 TB/s
 
 // Launches, barriers, and what one block tells others.
-constexpr double kGraphNodeUs = 1.06;       ///< a kernel of a graph, beside its work; probe: graph_lines
-constexpr double kGridBarrierUs = 1.0;      ///< all blocks of a grid; probe: barriers, 132 blocks
-constexpr double kClusterBarrierUs = 0.67;  ///< all blocks of a cluster; probe: cluster_exchange, 8 blocks
-constexpr double kBlockBarrierUs = 0.03;    ///< all threads of a block; probe: barriers
-constexpr double kL2HopUs = 0.37;           ///< a word and its tag to another block; probe: hops, hop_packed_word
-constexpr double kPeerHopUs = 0.36;         ///< the same to the other block of a cluster; probe: cluster_exchange
-constexpr double kL2ExchangeUs = 1.0;       ///< 128 words of each of 25 blocks to all of them; probe: hops, all_to_all
-constexpr double kPeerExchangeUs = 0.65;    ///< stores to the peers of a cluster and their wait, and for each doubling
+constexpr double kGraphNodeUs = 1.06;      ///< a kernel of a graph, beside its work; probe: graph_lines
+constexpr double kBlockBarrierUs = 0.03;   ///< all threads of a block; probe: barriers
+constexpr double kL2HopUs = 0.37;          ///< a word and its tag to another block; probe: hops, hop_packed_word
+constexpr double kPeerHopUs = 0.36;        ///< the same to the other block of a cluster; probe: cluster_exchange
+constexpr double kL2LatencyUs = 0.67;      ///< a read from L2, and what it waits for; probe: hops, hop_release_acquire
+constexpr double kL2ExchangeUs = 1.0;      ///< 128 words of each of 25 blocks to all of them; probe: hops, all_to_all
+constexpr double kPeerExchangeUs = 0.65;   ///< stores to the peers of a cluster and their wait, and for each doubling
 constexpr double kPeerDoublingUs = 0.25;   ///< of it so much more; probe: cluster_exchange, stores_then_cluster_barrier
 constexpr double kPeerBytesPerClock = 32;  ///< that a multiprocessor sends to others of its cluster; assumed
 constexpr double kLongestLaunchUs = 5e5;   ///< a launch of the persistent executor takes no longer
@@ -48,14 +47,6 @@ constexpr double kLibraryMemoryEfficiency = 0.72;  ///< of memory's rate, where 
 constexpr double kSmallProductUs = 2.0;  ///< what one takes beside the following: operands from L2, sums of the warps
 constexpr double kFlatTileReads = 2;  ///< cycles of reading shared memory for a cycle of multiply-adds, 4 rows a thread
 constexpr double kTallTileReads = 1.5;  ///< the same of 8 rows a thread
-
-// The persistent kernel's tiles, fitted to train/persistent:grid and :cluster.
-constexpr double kTileEfficiency = 0.22;  ///< of fused multiply-adds
-constexpr double kTileUs = 1.5;           ///< what a tile takes beside its products, operands and results in L2
-constexpr double kSharedTileUs = 0.3;     ///< all of it in shared memory; assumed
-constexpr double kL2LatencyUs =
-    0.67;  ///< a panel of operands from L2 into shared memory; probe: hops, hop_release_acquire
-constexpr double kSharedLatencyUs = 0.05;  ///< from shared memory; assumed
 
 // The kernels for two layers, fitted to train/persistent/1000-100-1 and 784-128-10, primal and gram.
 constexpr double kTwoLayerUs = 1.5;                      ///< what a step takes beside all that follows

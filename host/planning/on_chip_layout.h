@@ -33,7 +33,7 @@ struct OnChipDevice {
   int most_blocks = 1;  ///< of a cluster
 };
 
-inline constexpr int kOnChipLayers = 4;
+inline constexpr int kOnChipLayers = 8;
 inline constexpr int kOnChipBlocks = 16;
 inline constexpr int kOnChipThreads = 256;
 /// A thread's tile of a product, of so many rows and columns; it takes as many of the inner dimension at a time.

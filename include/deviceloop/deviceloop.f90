@@ -60,11 +60,8 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_DEVICE_CPU = 1
   integer(c_int32_t), parameter :: DEVICELOOP_DEVICE_CUDA = 2
   integer(c_int32_t), parameter :: DEVICELOOP_FORM_AUTOMATIC = 0
-  integer(c_int32_t), parameter :: DEVICELOOP_FORM_BLOCK = 1
-  integer(c_int32_t), parameter :: DEVICELOOP_FORM_CLUSTER = 2
-  integer(c_int32_t), parameter :: DEVICELOOP_FORM_GRID = 3
-  integer(c_int32_t), parameter :: DEVICELOOP_FORM_TWO_LAYER = 4
-  integer(c_int32_t), parameter :: DEVICELOOP_FORM_ON_CHIP = 5
+  integer(c_int32_t), parameter :: DEVICELOOP_FORM_TWO_LAYER = 1
+  integer(c_int32_t), parameter :: DEVICELOOP_FORM_ON_CHIP = 2
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_AUTOMATIC = -1
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_CPU = 0
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_GRAPH = 1

@@ -171,15 +171,12 @@ enum { DEVICELOOP_INIT_NORMAL = 0, DEVICELOOP_INIT_HE = 1, DEVICELOOP_INIT_XAVIE
 typedef int32_t deviceloop_device;
 enum { DEVICELOOP_DEVICE_AUTOMATIC = 0, DEVICELOOP_DEVICE_CPU = 1, DEVICELOOP_DEVICE_CUDA = 2 };
 
-/// How the plan `persistent` divides a step.
+/// The kernel by which the plan `persistent` trains.
 typedef int32_t deviceloop_form;
 enum {
   DEVICELOOP_FORM_AUTOMATIC = 0,
-  DEVICELOOP_FORM_BLOCK = 1,
-  DEVICELOOP_FORM_CLUSTER = 2,
-  DEVICELOOP_FORM_GRID = 3,
-  DEVICELOOP_FORM_TWO_LAYER = 4,
-  DEVICELOOP_FORM_ON_CHIP = 5
+  DEVICELOOP_FORM_TWO_LAYER = 1,
+  DEVICELOOP_FORM_ON_CHIP = 2
 };
 
 /// Which executor runs a training; automatic where one is asked for, never in an answer.

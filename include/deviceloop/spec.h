@@ -177,19 +177,16 @@ struct DeviceChoice {
   int index = 0;  ///< which CUDA device
 };
 
-/// How the plan `persistent` divides a step among the blocks of its launch.
+/// The kernel by which the plan `persistent` trains, many steps a launch.
 enum class PersistentForm {
   automatic,  ///< of the forms that fit, the one predicted to be the fastest
-  block,      ///< one block, with all data in its shared memory
-  cluster,    ///< the blocks of one cluster; compute capability 9.0 or newer
-  grid,       ///< as many blocks as the GPU runs at once
   /// For one hidden layer of ReLU, at most 128 samples and 16 outputs. Each cluster of blocks owns some hidden units
   /// and keeps the samples in registers; in the Gram formulation each block owns some, and keeps K in registers. Runs
   /// on any GPU if the registers of one block can hold all inputs; otherwise it needs compute capability 9.0 or newer.
   two_layer,
   /// The blocks of one cluster, of at most 16, each with all parameters in its shared memory: for small networks of up
-  /// to 4 layers, and the only form that takes minibatches. Its blocks share the rows of a step, and the optimizer's
-  /// work. Without minibatches it is taken where it is asked for alone.
+  /// to 8 layers, with or without minibatches. Its blocks share the rows of a step, and the optimizer's work. Needs
+  /// compute capability 9.0 or newer.
   on_chip,
 };
 

@@ -163,12 +163,8 @@ TEST_P(DeviceFaults, LeaveNothingHalfDone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(OnEveryExecutor, DeviceFaults,
-                         ::testing::Values(graph(), graph_gram(), persistent("block", PersistentForm::block),
-                                           persistent("cluster", PersistentForm::cluster),
-                                           persistent("grid", PersistentForm::grid),
-                                           persistent("two_layer", PersistentForm::two_layer),
+                         ::testing::Values(graph(), graph_gram(), persistent("two_layer", PersistentForm::two_layer),
                                            persistent("on_chip", PersistentForm::on_chip),
-                                           persistent_gram("gram, grid", PersistentForm::grid),
                                            persistent_gram("gram, two_layer", PersistentForm::two_layer)),
                          [](const auto& tested) { return "Case" + std::to_string(tested.index); });
 

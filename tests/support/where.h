@@ -33,7 +33,7 @@ inline void require(const Where& where) {
   if (where.kind == ExecutorKind::cpu) return;
   const DeviceCaps machine = query_device_caps();
   testing::require_gpu(machine.no_gpu_reason);
-  if (!machine.gpus.empty() && where.form == PersistentForm::cluster && machine.gpus[0].compute_capability < 90)
+  if (!machine.gpus.empty() && where.form == PersistentForm::on_chip && machine.gpus[0].compute_capability < 90)
     GTEST_SKIP() << "this GPU has no room for any problem of the test: it has no clusters";
 }
 

@@ -1,15 +1,16 @@
-// Tiles of a matrix product by one block, for the persistent kernel: operands in any memory, of any size.
-#pragma once
+// Products of matrices of any size in either precision, a tile by each block: host/planning/tile_product.h.
+#include "../../host/planning/tile_product.h"
 
 #include <cmath>
 #include <cstdint>
 
-#include "../../host/planning/kernel_layout.h"
-#include "../../host/planning/persistent_layout.h"
-#include "../runtime/device.cuh"
+#include "../runtime/launch.h"
+#include "activation_calls.cuh"
 #include "groups.cuh"
+#include "kernels.h"
 
 namespace deviceloop::cuda {
+namespace {
 
 /// An operand: contiguous along the inner dimension if `by_inner`, else along the outer one.
 template <class T>
@@ -145,5 +146,46 @@ __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, 
     for (int j = 0; j < kColumns; ++j) memory.sums[group][row + i][column + j] = sums[i][j];
   block_barrier();
 }
+
+template <class T, class Shape>
+__global__ void __launch_bounds__(kThreads) tile_product_kernel(TileProduct<T> of) {
+  auto& memory = shared<TileMemory<T, Shape>>();
+  const ProductShape& shape = of.shape;
+  const std::int64_t across = Shape::tiles_across(shape);
+  const std::int64_t first_row = block_index() / across * Shape::rows;
+  const std::int64_t first_column = block_index() % across * Shape::columns;
+  const bool a_by_inner = !shape.transpose_a, b_by_inner = shape.transpose_b;
+  tile_product<T, Shape>(memory, {of.a, a_by_inner ? shape.inner : shape.rows, a_by_inner, shape.rows},
+                         {of.b, b_by_inner ? shape.inner : shape.columns, b_by_inner, shape.columns}, shape.inner,
+                         first_row, first_column);
+  constexpr int kElements = Shape::rows * Shape::columns / kThreads;
+#pragma unroll 1
+  for (int i = 0; i < kElements; ++i) {
+    const int element = i * kThreads + static_cast<int>(thread_index());
+    const int row = element / Shape::columns, column = element % Shape::columns;
+    if (first_row + row >= shape.rows || first_column + column >= shape.columns) continue;
+    T sum = memory.sums[0][row][column];
+#pragma unroll
+    for (int group = 1; group < Shape::groups; ++group) sum += memory.sums[group][row][column];
+    const std::int64_t index = (first_row + row) * shape.columns + first_column + column;
+    if (of.start != nullptr) sum += of.start[index];
+    if (of.bias != nullptr) sum += of.bias[first_column + column];
+    of.out[index] = activation_value(of.activation.kind, static_cast<T>(of.activation.leaky_slope), sum + of.addend);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void launch_tile_product(const TileProduct<T>& product, cudaStream_t stream) {
+  with_tile(product.shape, [&](auto shape) {
+    using Shape = decltype(shape);
+    launch(tile_product_kernel<T, Shape>,
+           {Shape::tiles(product.shape), kThreads, static_cast<int>(sizeof(TileMemory<T, Shape>))}, stream, product);
+  });
+}
+
+template void launch_tile_product(const TileProduct<float>&, cudaStream_t);
+template void launch_tile_product(const TileProduct<double>&, cudaStream_t);
 
 }  // namespace deviceloop::cuda
