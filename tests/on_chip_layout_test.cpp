@@ -12,6 +12,7 @@
 
 #include "elementwise.h"
 #include "support/refusal.h"
+#include "text.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -45,6 +46,43 @@ TEST(OnChipLayout, EstimatesWhatAPrototypeTook) {
   EXPECT_NEAR(make_on_chip(shape, 3).estimated_us, 11.8, 1.2);
 }
 
+// Its weight alone is too large for a block.
+TEST(OnChipLayout, OfAWideFirstLayerSplitsItByItsInputs) {
+  const OnChipDecision decision = decide_on_chip({64, {784, 128, 10}, true, 4, 2, true, 1}, kHopper);
+  ASSERT_EQ(decision.refusal, "");
+  const OnChipLayout& layout = decision.layout;
+  EXPECT_TRUE(layout.by_inputs);
+  EXPECT_EQ(layout.blocks(), 16);
+  EXPECT_EQ(layout.rows, 4);
+  EXPECT_EQ(layout.layer[0].in, 52);
+  EXPECT_EQ(layout.input_blocks, 16);  // the last has four inputs and the bias
+  EXPECT_EQ(layout.layer[0].owned, 52 * 32);
+  EXPECT_EQ(layout.layer[1].units, 129 * 3);
+  EXPECT_GT(layout.shared_bytes, 200 << 10);
+  EXPECT_EQ(describe(layout),
+            "one cluster of 16 blocks that keeps all parameters on chip, " +
+                bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) +
+                " of shared memory each; a block has 52 inputs of the first layer and 4 rows of a step");
+  // Where all parameters fit and the first layer is no wider than the others, its rows are split as theirs.
+  EXPECT_FALSE(decide_on_chip({256, {64, 64, 64, 1}, true, 4, 2}, kHopper).layout.by_inputs);
+}
+
+// Larger batches and wider first layers take longer, as each of the two is cut.
+TEST(OnChipLayout, EstimatesGrowWithTheBatchAndTheInputs) {
+  for (const bool by_inputs : {false, true})
+    for (const int log2 : {1, 4}) {
+      const auto us = [&](std::int64_t batch, std::int64_t inputs) {
+        return make_on_chip({batch, {inputs, 64, 10}, true, 4, 2}, log2, by_inputs).estimated_us;
+      };
+      for (const std::int64_t n : {16, 64, 256, 1024}) {
+        EXPECT_LE(us(n, 256), us(2 * n, 256));
+        EXPECT_LE(us(64, n), us(64, 2 * n));
+      }
+      EXPECT_LT(us(16, 256), us(2048, 256));
+      EXPECT_LT(us(64, 16), us(64, 2048));
+    }
+}
+
 TEST(OnChipLayout, HasNoBlockWithoutARowWhereFewerWouldDo) {
   EXPECT_EQ(decide_on_chip({3, {5, 4, 1}, true, 4, 0}, kHopper).layout.blocks() <= 2, true);
   EXPECT_EQ(decide_on_chip({1, {5, 4, 1}, true, 4, 0}, kHopper).layout.blocks(), 1);
@@ -58,14 +96,22 @@ TEST(OnChipLayout, OneBlockDoesWhereThereAreNoClusters) {
 }
 
 TEST(OnChipLayout, RefusesWhatDoesNotFit) {
-  EXPECT_EQ(decide_on_chip({64, {784, 128, 10}, true, 4, 2}, kHopper).refusal.substr(0, 53),
-            "the parameters, and a block's share of a step, take 8");
-  EXPECT_MENTIONS(decide_on_chip({64, {784, 128, 10}, true, 4, 2}, kHopper).refusal,
+  EXPECT_EQ(
+      decide_on_chip({64, {784, 512, 10}, true, 4, 2}, kHopper).refusal.substr(0, 106),
+      "the parameters, the first layer's split over the blocks by its inputs, and a block's share of a step, take");
+  EXPECT_MENTIONS(decide_on_chip({64, {784, 512, 10}, true, 4, 2}, kHopper).refusal,
                   " of a block's shared memory, of which there are 227.0 KiB");
+  EXPECT_EQ(decide_on_chip({32, {200, 160, 1}, true, 4, 2}, kTuring).refusal.substr(0, 53),
+            "the parameters, and a block's share of a step, take 6");
   EXPECT_EQ(decide_on_chip({4, {4, 4, 4, 4, 4, 4}, true, 4, 2}, kHopper).refusal,
             "the form 'on-chip' is for at most 4 layers, not 5");
-  EXPECT_EQ(decide_on_chip({4, {2147483647, 1}, true, 4, 2}, kHopper).refusal,
+  EXPECT_EQ(decide_on_chip({4, {1, 2147483647}, true, 4, 2}, kHopper).refusal,
             "the form 'on-chip' is for layers of at most 2048 units, not 2147483647");
+  EXPECT_EQ(decide_on_chip({4, {2147483647, 1}, true, 4, 2}, kHopper).refusal,
+            "the form 'on-chip' is for at most 2048 inputs for each block of a cluster, here together 8192, not "
+            "2147483647");
+  EXPECT_EQ(decide_on_chip({4, {2049, 1}, true, 4, 2}, kTuring).refusal,
+            "the form 'on-chip' is for at most 2048 inputs for each block of a cluster, here together 2048, not 2049");
   EXPECT_EQ(decide_on_chip({100000, {4, 1}, true, 4, 2}, kHopper).refusal,
             "the form 'on-chip' is for at most 1024 samples a step for each block of a cluster, not 100000");
 }
@@ -85,18 +131,23 @@ std::vector<Range> ranges_of(const OnChipLayout& layout, std::int64_t element) {
   std::vector<Range> ranges;
   const auto add = [&](std::int64_t begin, std::int64_t bytes) { ranges.emplace_back(begin, begin + bytes); };
   const std::int64_t rows = layout.rows_padded;
-  add(layout.input_at, 2 * rows * layout.input_stride * element);
+  add(layout.input_at, 2 * layout.input_rows_padded * layout.input_stride * element);
   for (int l = 0; l < layout.layers; ++l) {
     const OnChipLayer& layer = layout.layer[l];
     add(layer.weight_at, (layer.in_padded + 1) * layer.weight_stride * element);
     if (layer.output_at >= 0) add(layer.output_at, rows * layer.out_stride * element);
     add(layer.gradient_at, rows * layer.out_stride * element);
-    add(layer.received_at, layer.owned * layout.blocks() * 16);
+    add(layer.received_at, layer.owned * (layout.by_inputs && l == 0 ? 1 : layout.blocks()) * 16);
+  }
+  if (layout.by_inputs) {
+    const OnChipLayer& first = layout.layer[0];
+    add(layout.sums_at, layout.input_blocks * layout.rows * std::int64_t{first.units_across.divisor} * 16);
+    add(layout.output_gradient_at, layout.input_rows_padded * first.out_stride * element);
   }
   add(layout.target_at, 2 * layout.rows * layout.target_columns * element);
   add(layout.row_weight_at, 2 * layout.rows * element);
   add(layout.state_at, layout.states * layout.owned * 16);
-  add(layout.sample_at, layout.rows * 8);
+  add(layout.sample_at, layout.input_rows * 8);
   add(layout.scalars_at,
       element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
   add(layout.control_at, kOnChipControlBytes);
@@ -109,9 +160,11 @@ TEST(OnChipLayout, HasRoomForAllThatItHolds) {
     for (const int element : {4, 8})
       for (const std::int64_t batch : {1, 3, 16, 70, 1000})
         for (const bool by_row : {false, true})
-          for (int log2 = 0; log2 <= 4; ++log2) {
+          for (const int cut : {0, 1, 2, 3, 4, 5, 6, 7, 8}) {
+            const int log2 = cut <= 4 ? cut : cut - 4;
+            const bool by_inputs = cut > 4;
             const OnChipShape shape{batch, widths, batch % 2 == 0, element, element == 4 ? 2 : 1, by_row, 3};
-            const OnChipLayout layout = make_on_chip(shape, log2);
+            const OnChipLayout layout = make_on_chip(shape, log2, by_inputs);
             std::vector<Range> ranges = ranges_of(layout, element);
             std::sort(ranges.begin(), ranges.end());
             std::int64_t end = 0;
@@ -122,13 +175,27 @@ TEST(OnChipLayout, HasRoomForAllThatItHolds) {
             }
             ASSERT_LE(end, layout.shared_bytes);
             ASSERT_GE(std::int64_t{layout.rows} * layout.blocks(), batch);
+            ASSERT_EQ(layout.input_rows, by_inputs ? batch : layout.rows);
+            const std::int64_t inputs = widths[0] + (by_inputs && shape.bias ? 1 : 0);
+            if (by_inputs) {
+              // All blocks with inputs have whole tiles of them but the last one.
+              ASSERT_EQ(layout.layer[0].in % kOnChipTile, 0);
+              ASSERT_LE(layout.input_blocks, layout.blocks());
+              ASSERT_GE(std::int64_t{layout.input_blocks} * layout.layer[0].in, inputs);
+              ASSERT_LT((layout.input_blocks - std::int64_t{1}) * layout.layer[0].in, inputs);
+              ASSERT_EQ(layout.sums_bytes * layout.rows + layout.sums_at <= layout.shared_bytes, true);
+            } else {
+              ASSERT_EQ(layout.layer[0].in, inputs);
+            }
             for (int l = 0; l < layout.layers; ++l) {
               const OnChipLayer& layer = layout.layer[l];
               // Rows begin at a unit, an odd number of them apart, and hold whole tiles.
               ASSERT_EQ(layer.out_stride * element / 16 % 2, 1);
               ASSERT_GE(layer.out_stride, divide_up(layer.out, kOnChipTile) * kOnChipTile);
-              ASSERT_GE(layer.owned * layout.blocks(), layer.units);
-              ASSERT_GE(layer.forward.tiles_down * kOnChipTile, layout.rows);
+              ASSERT_GE(layer.owned * (by_inputs && l == 0 ? 1 : layout.blocks()), layer.units);
+              ASSERT_GE(layer.forward.tiles_down * kOnChipTile, l == 0 ? layout.input_rows : layout.rows);
+              ASSERT_GE(layer.weight_gradient.inner * kOnChipTile, l == 0 ? layout.input_rows : layout.rows);
+              ASSERT_TRUE(!by_inputs || l > 0 || layer.forward.slices <= 4);
               ASSERT_GE(layer.forward.inner * kOnChipTile, layer.in);
               ASSERT_LE(layer.weight_gradient.slices, 4);
               ASSERT_EQ(layer.output_at >= 0, by_row || l + 1 < layout.layers);

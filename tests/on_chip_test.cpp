@@ -11,7 +11,9 @@
 
 #include "../cuda/kernels/on_chip.h"
 #include "../cuda/runtime/check.h"
+#include "activations.h"
 #include "step/scalars.h"
+#include "support/activations.h"
 #include "support/cuda_test.h"
 #include "support/exact.h"
 #include "support/optimizer_cases.h"
@@ -36,6 +38,12 @@ reference::Table table(const std::vector<double>& values, std::int64_t rows, std
   return result;
 }
 
+reference::Activation reference_of(Activation kind) {
+  std::size_t i = 0;
+  while (deviceloop::testing::kActivationFormulas[i].activation.kind != kind) ++i;
+  return deviceloop::testing::reference_activations().at(i);
+}
+
 /// What the kernel trains, row-major, rounded to T.
 template <class T>
 struct Problem {
@@ -44,13 +52,28 @@ struct Problem {
   std::int64_t samples = 0, batch = 0;
   bool shuffled = true;
   Optimizer optimizer{};
-  std::vector<T> x, y;
+  TrainingSpec loss{};  ///< of which the loss, its reduction and its delta are taken
+  Activation activation = Activation::relu, output_activation = Activation::identity;
+  std::vector<T> x, y, row_weights;
   std::vector<std::vector<T>> weights, biases;
 
   std::int64_t layers() const { return static_cast<std::int64_t>(widths.size()) - 1; }
   int states() const { return static_cast<int>(elementwise::states_of(optimizer.kind).size()); }
   BatchOrder order() const { return {5, samples, shuffled}; }
-  OnChipShape shape() const { return {batch, widths, bias, sizeof(T), states(), false, widths.back()}; }
+  std::int64_t target_columns() const { return static_cast<std::int64_t>(y.size()) / samples; }
+  OnChipShape shape() const {
+    return {batch, widths, bias, sizeof(T), states(), loss.loss == Loss::cross_entropy, target_columns()};
+  }
+  LossOfStep loss_of_step() const {
+    LossOfStep of_step{loss.loss, 1, loss.huber_delta, loss.loss == Loss::cross_entropy && target_columns() == 1};
+    if (loss.reduction == Reduction::mean)
+      of_step.scale = 1 / static_cast<double>(loss.loss == Loss::cross_entropy ? batch : batch * widths.back());
+    return of_step;
+  }
+  std::function<reference::LossFunction> loss_function(std::int64_t step) const {
+    return row_weights.empty() ? reference::loss_function(loss)
+                               : reference::loss_function(loss, rows_of(row_weights, step).values);
+  }
 
   reference::Network network() const {
     reference::Network network;
@@ -131,7 +154,7 @@ class OnChip : public CudaTest {
       const auto* const begin = reinterpret_cast<const std::uint64_t*>(values.data());
       return std::vector<std::uint64_t>(begin, begin + values.size() * sizeof(Element) / 8);
     };
-    const DeviceArray<T> x(problem.x, 1), y(problem.y, 1), aligned_x(problem.x);
+    const DeviceArray<T> x(problem.x, 1), y(problem.y, 1), aligned_x(problem.x), row_weights(problem.row_weights);
     const DeviceArray<std::uint64_t> scalar_words(bytes(scalars));
     const DeviceArray<double> losses(std::max<std::int64_t>(all, 1)), parts(std::max<std::int64_t>(most, 1) * 16);
     const DeviceArray<std::uint64_t> failed(std::vector<std::uint64_t>{0});
@@ -157,8 +180,12 @@ class OnChip : public CudaTest {
     arguments.network = SampleNetwork::of(problem.samples);
     arguments.optimizer = problem.optimizer.kind;
     arguments.scalar_stride = 1;
-    arguments.activation = Activation::relu;
-    arguments.output_activation = Activation::identity;
+    arguments.row_weights = problem.row_weights.empty() ? nullptr : row_weights.data();
+    arguments.loss = problem.loss_of_step();
+    arguments.activation = problem.activation;
+    arguments.output_activation = problem.output_activation;
+    arguments.keeps_pre_activation = activations::keeps_pre_activation({problem.activation, 0});
+    arguments.keeps_last_pre_activation = activations::keeps_pre_activation({problem.output_activation, 0});
     arguments.loss_parts = parts.data();
     arguments.timeout_ns = launches.timeout_ns;
     arguments.failed = failed.data();
@@ -191,7 +218,8 @@ class OnChip : public CudaTest {
     std::vector<double> losses;
     for (std::int64_t step = 0; step < steps; ++step)
       losses.push_back(reference::train(expected, state, problem.rows_of(problem.x, step),
-                                        problem.rows_of(problem.y, step), 1, reference::squared_error)[0]);
+                                        problem.rows_of(problem.y, step), 1, problem.loss_function(step),
+                                        reference_of(problem.activation), reference_of(problem.output_activation))[0]);
     EXPECT_EQ(result.failed, 0u);
     // Adam divides by the root of squares: rounding of a gradient near 0 shows more.
     const double bound = sizeof(T) == 4 ? 3e-5 : 1e-12;
@@ -222,21 +250,54 @@ struct Case {
   bool bias;
   std::int64_t samples, batch;
   int blocks_log2;
+  bool by_inputs = false;
 };
+
+template <class T>
+OnChipLayout layout_of(const Problem<T>& problem, const Case& c) {
+  return make_on_chip(problem.shape(), c.blocks_log2, c.by_inputs);
+}
+
+/// Clusters of so many blocks, with the first layer split by rows and by inputs.
+struct Split {
+  int blocks_log2;
+  bool by_inputs;
+};
+constexpr Split kSplits[] = {{0, false}, {2, false}, {4, false}, {1, true}, {4, true}};
+
+std::string text(const Split& split) {
+  return std::to_string(1 << split.blocks_log2) + " blocks" + (split.by_inputs ? ", by inputs" : "");
+}
 
 std::string text(const Case& c) {
   return ::testing::PrintToString(c.widths) + ", " + std::to_string(c.batch) + " of " + std::to_string(c.samples) +
-         " samples, bias " + std::to_string(c.bias) + ", " + std::to_string(1 << c.blocks_log2) + " blocks";
+         " samples, bias " + std::to_string(c.bias) + ", " + text(Split{c.blocks_log2, c.by_inputs});
 }
 
 /// Tiles that lanes share or not, sizes that fill nothing, one and several turns of the block's warps, layers of fewer
 /// units than blocks, blocks with fewer rows than others and with none, copies by unit and by element, batches that
-/// begin in one epoch and end in the next.
+/// begin in one epoch and end in the next. Split by inputs: blocks with fewer inputs than others, with none, and with
+/// the bias alone, networks of one layer.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
-      {{3, 1}, false, 7, 5, 0},          {{5, 4, 3}, true, 20, 8, 2},         {{8, 33, 17, 2}, true, 30, 21, 2},
-      {{64, 20, 1}, false, 40, 33, 1},   {{12, 9, 7, 5, 3}, true, 50, 34, 4}, {{17, 40, 40, 1}, true, 64, 64, 4},
-      {{40, 40, 40, 6}, true, 41, 9, 3}, {{4, 6, 5, 1}, true, 90, 70, 0},     {{9, 70, 70, 1}, true, 50, 40, 1},
+      {{3, 1}, false, 7, 5, 0},
+      {{5, 4, 3}, true, 20, 8, 2},
+      {{8, 33, 17, 2}, true, 30, 21, 2},
+      {{64, 20, 1}, false, 40, 33, 1},
+      {{12, 9, 7, 5, 3}, true, 50, 34, 4},
+      {{17, 40, 40, 1}, true, 64, 64, 4},
+      {{40, 40, 40, 6}, true, 41, 9, 3},
+      {{4, 6, 5, 1}, true, 90, 70, 0},
+      {{9, 70, 70, 1}, true, 50, 40, 1},
+      {{3, 1}, false, 7, 5, 1, true},
+      {{30, 4, 3}, true, 20, 9, 2, true},
+      {{16, 33, 17, 2}, true, 30, 21, 2, true},
+      {{100, 20, 1}, false, 40, 33, 4, true},
+      {{12, 9, 7, 5, 3}, true, 50, 34, 4, true},
+      {{65, 40, 40, 1}, true, 64, 64, 4, true},
+      {{90, 6}, true, 41, 9, 3, true},
+      {{64, 70, 5}, true, 70, 64, 2, true},
+      {{24, 66, 3}, false, 90, 70, 1, true},
   };
   return all;
 }
@@ -245,46 +306,93 @@ TYPED_TEST(OnChip, IsNearTheEquationsInDouble) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(text(c));
     const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
-    this->expect_close(this->run(problem, make_on_chip(problem.shape(), c.blocks_log2), {{5}}), problem, 5);
+    this->expect_close(this->run(problem, layout_of(problem, c), {{5}}), problem, 5);
   }
 }
 
 TYPED_TEST(OnChip, TheCasesAreOfEveryKind) {
-  int slices = 0, with_turns = 0, without_rows = 0, without_units = 0;
-  for (const Case& c : cases()) {
-    const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
-    const OnChipLayout layout = make_on_chip(problem.shape(), c.blocks_log2);
-    without_rows += layout.rows * (layout.blocks() - 1) >= c.batch ? 1 : 0;
-    for (int l = 0; l < layout.layers; ++l) {
-      const OnChipLayer& layer = layout.layer[l];
-      for (const OnChipProduct& product : {layer.forward, layer.input_gradient, layer.weight_gradient}) {
-        slices |= product.slices;
-        with_turns += product.tiles * product.slices > kOnChipThreads ? 1 : 0;
+  for (const bool by_inputs : {false, true}) {
+    int slices = 0, with_turns = 0, without_rows = 0, without_units = 0, without_inputs = 0, bias_alone = 0;
+    for (const Case& c : cases()) {
+      if (c.by_inputs != by_inputs) continue;
+      const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
+      const OnChipLayout layout = layout_of(problem, c);
+      without_rows += layout.rows * (layout.blocks() - 1) >= c.batch ? 1 : 0;
+      without_inputs += layout.input_blocks < layout.blocks() ? 1 : 0;
+      bias_alone += by_inputs && c.bias && c.widths[0] % layout.layer[0].in == 0 ? 1 : 0;
+      for (int l = 0; l < layout.layers; ++l) {
+        const OnChipLayer& layer = layout.layer[l];
+        for (const OnChipProduct& product : {layer.forward, layer.input_gradient, layer.weight_gradient}) {
+          slices |= product.slices;
+          with_turns += product.tiles * product.slices > kOnChipThreads ? 1 : 0;
+        }
+        without_units += layer.units < layout.blocks() ? 1 : 0;
       }
-      without_units += layer.units < layout.blocks() ? 1 : 0;
     }
+    EXPECT_EQ(slices, 1 | 4 | 16);
+    EXPECT_GE(with_turns, 2);
+    EXPECT_GE(without_rows, 1);
+    EXPECT_GE(without_units, 1);
+    if (!by_inputs) continue;
+    EXPECT_GE(without_inputs, 2);
+    EXPECT_GE(bias_alone, 1);
   }
-  EXPECT_EQ(slices, 1 | 4 | 16);
-  EXPECT_GE(with_turns, 2);
-  EXPECT_GE(without_rows, 1);
-  EXPECT_GE(without_units, 1);
 }
 
 TYPED_TEST(OnChip, HasEveryOptimizer) {
   for (const OptimizerCase& each : optimizer_cases()) {
     if (each.optimizer.clip_norm > 0) continue;  // refused by the plan
-    SCOPED_TRACE(each.name);
-    auto problem = random_problem<TypeParam>({6, 9, 2}, true, 20, 8);
-    problem.optimizer = each.optimizer;
-    this->expect_close(this->run(problem, make_on_chip(problem.shape(), 2), {{6}}), problem, 6);
+    for (const bool by_inputs : {false, true}) {
+      SCOPED_TRACE(each.name + (", " + text(Split{2, by_inputs})));
+      auto problem = random_problem<TypeParam>({6, 9, 2}, true, 20, 8);
+      problem.optimizer = each.optimizer;
+      this->expect_close(this->run(problem, make_on_chip(problem.shape(), 2, by_inputs), {{6}}), problem, 6);
+    }
   }
 }
 
+// Of one layer and of several; those of one layer take what its predictions become behind the exchange.
+TYPED_TEST(OnChip, HasEveryLossAndWeightsOfSamples) {
+  using T = TypeParam;
+  for (const Loss loss :
+       {Loss::squared_error, Loss::absolute_error, Loss::huber, Loss::binary_cross_entropy, Loss::cross_entropy})
+    for (const std::vector<std::int64_t>& widths : std::vector<std::vector<std::int64_t>>{{21, 5}, {21, 9, 5}})
+      for (const bool by_inputs : {false, true}) {
+        SCOPED_TRACE(std::to_string(static_cast<int>(loss)) + ", " + ::testing::PrintToString(widths) + ", " +
+                     text(Split{3, by_inputs}));
+        auto problem = random_problem<T>(widths, true, 30, 18);
+        problem.optimizer = {.learning_rate = 0.01};
+        problem.loss.loss = loss;
+        problem.loss.reduction = widths.size() == 2 ? Reduction::mean : Reduction::sum;
+        problem.loss.huber_delta = 0.5;
+        if (loss == Loss::binary_cross_entropy)
+          for (T& target : problem.y) target = target > 0 ? T(1) : T(0);
+        if (loss == Loss::cross_entropy) {
+          problem.y.resize(30);
+          for (std::size_t i = 0; i < 30; ++i) problem.y[i] = static_cast<T>(i * 7 % 5);
+        }
+        for (std::size_t i = 0; i < 30; ++i) problem.row_weights.push_back(static_cast<T>(1 + i % 4) / 2);
+        this->expect_close(this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{3}}), problem, 3);
+      }
+}
+
+TYPED_TEST(OnChip, HasActivationsThatNeedTheirPreActivation) {
+  for (const Activation activation : {Activation::gelu, Activation::tanh})
+    for (const bool by_inputs : {false, true}) {
+      SCOPED_TRACE(text(Split{3, by_inputs}));
+      auto problem = random_problem<TypeParam>({21, 9, 5}, true, 30, 18);
+      problem.optimizer = {.learning_rate = 0.01};
+      problem.activation = problem.output_activation = activation;
+      this->expect_close(this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{3}}), problem, 3);
+    }
+}
+
 TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
-  for (const int blocks_log2 : {0, 2, 4}) {
+  for (const Split& split : kSplits) {
+    SCOPED_TRACE(text(split));
     auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
     problem.optimizer = {.kind = OptimizerKind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2};
-    const OnChipLayout layout = make_on_chip(problem.shape(), blocks_log2);
+    const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
     const Result<TypeParam> one = this->run(problem, layout, {{7}});
     EXPECT_EQ(one.failed, 0u);
     this->expect_same_bits(this->run(problem, layout, {{7}}), one);
@@ -294,14 +402,16 @@ TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
 
 TYPED_TEST(OnChip, TakesTheLossAloneOfAnyStep) {
   const auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
-  const OnChipLayout layout = make_on_chip(problem.shape(), 3);
-  for (const std::int64_t step : {0, 1, 12345}) {
-    const Result<TypeParam> result = this->run(problem, layout, {{1}, 20'000'000'000, step, true});
-    const reference::Table x = problem.rows_of(problem.x, step), y = problem.rows_of(problem.y, step);
-    const double expected = reference::loss(reference::forward(problem.network(), x).back(), y);
-    EXPECT_NEAR(result.losses.at(0) / expected, 1, sizeof(TypeParam) == 4 ? 1e-6 : 1e-14) << step;
-    for (std::size_t l = 0; l < problem.weights.size(); ++l) expect_same(result.weights[l], problem.weights[l]);
-    EXPECT_EQ(result.failed, 0u);
+  for (const bool by_inputs : {false, true}) {
+    const OnChipLayout layout = make_on_chip(problem.shape(), 3, by_inputs);
+    for (const std::int64_t step : {0, 1, 12345}) {
+      const Result<TypeParam> result = this->run(problem, layout, {{1}, 20'000'000'000, step, true});
+      const reference::Table x = problem.rows_of(problem.x, step), y = problem.rows_of(problem.y, step);
+      const double expected = reference::loss(reference::forward(problem.network(), x).back(), y);
+      EXPECT_NEAR(result.losses.at(0) / expected, 1, sizeof(TypeParam) == 4 ? 1e-6 : 1e-14) << step;
+      for (std::size_t l = 0; l < problem.weights.size(); ++l) expect_same(result.weights[l], problem.weights[l]);
+      EXPECT_EQ(result.failed, 0u);
+    }
   }
 }
 
@@ -315,7 +425,8 @@ std::vector<T> rounded(const exact::Table& from) {
 
 TYPED_TEST(OnChip, IsExactOnSmallIntegers) {
   using T = TypeParam;
-  for (const int blocks_log2 : {0, 1, 4}) {
+  for (const Split& split : kSplits) {
+    SCOPED_TRACE(text(split));
     const std::int64_t samples = 40;
     const exact::Table x = integers(samples, 6, 1, 11), y = integers(samples, 2, 2, 12);
     const std::vector<exact::Layer> layers = {{integers(6, 9, 1, 13), integers(1, 9, 1, 14)},
@@ -340,7 +451,8 @@ TYPED_TEST(OnChip, IsExactOnSmallIntegers) {
     // Once in the order of the data and once in another: the sums are the same.
     for (const bool shuffled : {false, true}) {
       problem.shuffled = shuffled;
-      const Result<T> result = this->run(problem, make_on_chip(problem.shape(), blocks_log2), {{1}});
+      const Result<T> result =
+          this->run(problem, make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs), {{1}});
       EXPECT_EQ(result.losses, std::vector<double>{first.loss});
       for (std::size_t l = 0; l < layers.size(); ++l) {
         expect_same(result.weights[l], rounded<T>(updated[l].weight));
@@ -357,25 +469,52 @@ TYPED_TEST(OnChip, NaNShowsInTheStepThatTakesItsSample) {
   std::int64_t taken = 0;
   while (problem.order().sample(taken) != 23) ++taken;
   ASSERT_GT(taken, 7);
-  const Result<TypeParam> result = this->run(problem, make_on_chip(problem.shape(), 3), {{6}});
-  for (std::size_t step = 0; step < result.losses.size(); ++step)
-    EXPECT_EQ(std::isnan(result.losses[step]), static_cast<std::int64_t>(step) >= taken / 8) << step;
-  for (const auto& weights : result.weights) EXPECT_TRUE(std::isnan(weights.front()));
+  for (const bool by_inputs : {false, true}) {
+    const Result<TypeParam> result = this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{6}});
+    for (std::size_t step = 0; step < result.losses.size(); ++step)
+      EXPECT_EQ(std::isnan(result.losses[step]), static_cast<std::int64_t>(step) >= taken / 8) << step;
+    for (const auto& weights : result.weights) EXPECT_TRUE(std::isnan(weights.front()));
+  }
 }
 
-// A unit that nobody sends: its owner waits for it in vain, and then all blocks leave.
+TYPED_TEST(OnChip, TwentyRunsHaveTheSameBits) {
+  for (const bool by_inputs : {false, true}) {
+    const auto problem = random_problem<TypeParam>({13, 7, 2}, true, 30, 11);
+    const OnChipLayout layout = make_on_chip(problem.shape(), 3, by_inputs);
+    const Result<TypeParam> first = this->run(problem, layout, {{3}});
+    for (int i = 1; i < 20; ++i) this->expect_same_bits(this->run(problem, layout, {{3}}), first);
+  }
+}
+
+// Bytes that nobody sends: a block waits for them in vain, and then all leave.
 TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
   const auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
-  for (const int blocks_log2 : {0, 3})
+  const auto failed = [&](const OnChipLayout& layout) { return this->run(problem, layout, {{5}, 50'000'000}).failed; };
+  for (const Split& split : kSplits) {
+    SCOPED_TRACE(text(split));
+    const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
+    // Any block that waits for what follows may be the first to give up; where all have the same to do, it is a block
+    // that misses the bytes themselves, or the owner's parameters.
+    const auto expect_late = [&](std::uint64_t code, OnChipPhase phase) {
+      const bool is_even = layout.blocks() <= 2;
+      EXPECT_TRUE(code == on_chip_code(phase, 0) || code == on_chip_code(OnChipPhase::kWeights, 0) ||
+                  (!is_even && code == on_chip_code(OnChipPhase::kGradients, 0)) ||
+                  (!is_even && split.by_inputs && code == on_chip_code(OnChipPhase::kOutputGradients, 1)))
+          << code;
+    };
     for (const int l : {0, 2}) {
-      OnChipLayout layout = make_on_chip(problem.shape(), blocks_log2);
-      layout.layer[l].units += layout.blocks();
-      // A block that needs the owner's parameters may be the first to give up.
-      const std::uint64_t failed = this->run(problem, layout, {{5}, 50'000'000}).failed;
-      EXPECT_TRUE(failed == on_chip_code(OnChipPhase::kGradients, 0) ||
-                  failed == on_chip_code(OnChipPhase::kWeights, 0))
-          << failed;
+      if (split.by_inputs && l == 0) continue;
+      OnChipLayout planted = layout;
+      planted.layer[l].units += layout.blocks();
+      expect_late(failed(planted), OnChipPhase::kGradients);
     }
+    if (!split.by_inputs) continue;
+    OnChipLayout without_sum = layout, without_gradient = layout;
+    without_sum.sums_bytes += 16;
+    expect_late(failed(without_sum), OnChipPhase::kSums);
+    without_gradient.output_gradient_bytes += 16;
+    expect_late(failed(without_gradient), OnChipPhase::kOutputGradients);
+  }
 }
 
 }  // namespace

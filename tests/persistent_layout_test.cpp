@@ -132,7 +132,7 @@ TEST(PersistentLayout, MinibatchesAreTakenOnChip) {
   EXPECT_EQ(minibatches({64, 64, 64, 1}, 256, hopper(), PersistentForm::on_chip).form, PersistentForm::on_chip);
   EXPECT_EQ(minibatches({64, 64, 64, 1}, 256, hopper(), PersistentForm::two_layer).refusal,
             "the form 'two-layer' takes all samples in each step; use another form or the plan 'graph'");
-  const std::string wide = minibatches({784, 128, 10}, 64).refusal;
+  const std::string wide = minibatches({784, 512, 10}, 64).refusal;
   EXPECT_NE(
       wide.find("of a block's shared memory, of which there are 227.0 KiB; use smaller layers, smaller batches or "
                 "the plan 'graph'"),
@@ -153,6 +153,16 @@ TEST(PersistentLayout, SmallNetworksAreTakenOnChip) {
     EXPECT_EQ(layout.form, PersistentForm::on_chip);
     EXPECT_GT(layout.predicted_us_per_step, layout.floor_us_per_step);
   }
+}
+
+TEST(PersistentLayout, MinibatchesOfWideDataAreTakenOnChipByTheirInputs) {
+  const PersistentLayout layout = minibatches({784, 128, 10}, 64);
+  ASSERT_EQ(layout.refusal, "");
+  EXPECT_EQ(layout.form, PersistentForm::on_chip);
+  EXPECT_TRUE(layout.on_chip.by_inputs);
+  EXPECT_GT(layout.predicted_us_per_step, layout.floor_us_per_step);
+  EXPECT_EQ(layout.phase_name(2), "exchange of the first layer's sums");
+  EXPECT_EQ(layout.phase_name(3), "exchange of the first layer's output gradient");
 }
 
 TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {

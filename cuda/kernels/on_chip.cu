@@ -1,22 +1,18 @@
 // Trains a small network for many steps in one launch of one cluster: see on_chip.h.
 #include "on_chip.h"
 
-#include <cmath>
-
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "activation_calls.cuh"
-#include "groups.cuh"
 #include "loss_rows.cuh"
+#include "on_chip_products.cuh"
 
 namespace deviceloop::cuda {
 
 using elementwise::StepScalars;
+using namespace on_chip;
 
 namespace {
-
-constexpr int kWarps = kOnChipThreads / static_cast<int>(kWarpThreads);
-constexpr int kTile = kOnChipTile;
 
 struct OnChipShared {
   alignas(16) unsigned char bytes[16];
@@ -26,147 +22,13 @@ struct OnChipShared {
 struct OnChipControl {
   TransactionBarrier weights_arrived[kOnChipLayers];    ///< the layer's new parameters, of all owners
   TransactionBarrier gradients_arrived[kOnChipLayers];  ///< of the layer's parameters that this block owns, all parts
-  double warp_sums[kWarps];                             ///< of the loss
-  std::int64_t failed;                                  ///< 1 once a wait of this block has failed
+  // Where the first layer is split by inputs: what it has in place of both.
+  TransactionBarrier sums_arrived;             ///< all parts of the pre-activations of the block's rows
+  TransactionBarrier output_gradient_arrived;  ///< by the pre-activations of all rows
+  double warp_sums[kWarps];                    ///< of the loss
+  std::int64_t failed;                         ///< 1 once a wait of this block has failed
 };
 static_assert(sizeof(OnChipControl) == kOnChipControlBytes);
-
-/// 16 bytes: what blocks send each other.
-template <class T>
-using Unit = Group<T, kVector<T>>;
-
-/// kTile neighbouring elements, aligned to 16 bytes.
-/// @{
-template <class T>
-__device__ __forceinline__ void load_tile_row(T (&out)[kTile], const T* from) {
-#pragma unroll
-  for (int i = 0; i < kTile; i += kVector<T>) {
-    Unit<T> unit;
-    load_group<true>(unit, from, i, kTile);
-#pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) out[i + k] = unit.values[k];
-  }
-}
-template <class T>
-__device__ __forceinline__ void store_tile_row(T* to, const T (&values)[kTile]) {
-#pragma unroll
-  for (int i = 0; i < kTile; i += kVector<T>) {
-    Unit<T> unit;
-#pragma unroll
-    for (int k = 0; k < kVector<T>; ++k) unit.values[k] = values[i + k];
-    store_group<true>(to, unit, i, kTile);
-  }
-}
-/// @}
-
-/// A matrix in shared memory.
-template <class T>
-struct Operand {
-  T* at;
-  int stride;
-};
-
-/// How tiles are multiplied: here by fused multiply-adds in T. Another way has to call finish(i, j, values) for each
-/// row i of a thread's tile, or a part of it from column j on.
-struct FusedMultiplyAdds {
-  /// A lane's part of a tile of the product of a and b, in `sums`: it takes every `slices`th group of the inner
-  /// dimension. The rows of an operand that lies by the inner dimension are rows `tiles` apart, so that lanes with
-  /// neighbouring tiles read neighbouring rows; those of one that lies by its other dimension are neighbours in memory.
-  template <int slices, bool a_by_inner, bool b_by_inner, class T>
-  static __device__ __forceinline__ void multiply(T (&sums)[kTile * kTile], const Operand<const T>& a,
-                                                  const Operand<const T>& b, const OnChipProduct& cut, int down,
-                                                  int column, int slice) {
-    const T* a_at = a.at + (a_by_inner ? down * a.stride + slice * kTile : slice * kTile * a.stride + down * kTile);
-    const T* b_at = b.at + (b_by_inner ? column * b.stride + slice * kTile : slice * kTile * b.stride + column * kTile);
-    const int a_step = a_by_inner ? cut.tiles_down * a.stride : a.stride;
-    const int b_step = b_by_inner ? static_cast<int>(cut.across.divisor) * b.stride : b.stride;
-    const int a_next = slices * kTile * (a_by_inner ? 1 : a.stride),
-              b_next = slices * kTile * (b_by_inner ? 1 : b.stride);
-#pragma unroll 2
-    for (int group = slice; group < cut.inner; group += slices, a_at += a_next, b_at += b_next) {
-      T a_values[kTile][kTile], b_values[kTile][kTile];
-#pragma unroll
-      for (int i = 0; i < kTile; ++i) {
-        load_tile_row(a_values[i], a_at + i * a_step);
-        load_tile_row(b_values[i], b_at + i * b_step);
-      }
-#pragma unroll
-      for (int k = 0; k < kTile; ++k)
-#pragma unroll
-        for (int i = 0; i < kTile; ++i)
-#pragma unroll
-          for (int j = 0; j < kTile; ++j)
-            sums[i * kTile + j] = std::fma(a_by_inner ? a_values[i][k] : a_values[k][i],
-                                           b_by_inner ? b_values[j][k] : b_values[k][j], sums[i * kTile + j]);
-    }
-  }
-
-  /// Adds the sums of the `slices` lanes that share a tile, `step` lanes apart, pairwise: level by level, from the
-  /// upper bit of `slice` on, a lane keeps half of its values. It is left with those from slice * 16 / slices on.
-  template <int slices, class T>
-  static __device__ __forceinline__ void add_slices(T (&sums)[kTile * kTile], int slice) {
-    constexpr int kStep = static_cast<int>(kWarpThreads) / slices;
-    int kept = kTile * kTile;
-#pragma unroll
-    for (int bit = slices / 2; bit > 0; bit /= 2) {
-      kept /= 2;
-      const bool upper = (slice & bit) != 0;
-#pragma unroll
-      for (int i = 0; i < kTile * kTile; ++i) {
-        if (i >= kept) continue;
-        const T mine = upper ? sums[(kept + i) % (kTile * kTile)] : sums[i];
-        const T theirs = upper ? sums[i] : sums[(kept + i) % (kTile * kTile)];
-        sums[i] = mine + warp_shuffle_xor(theirs, static_cast<unsigned>(bit * kStep));
-      }
-    }
-  }
-
-  template <int slices, bool a_by_inner, bool b_by_inner, class T, class Finish>
-  static __device__ __forceinline__ void run(const Operand<const T>& a, const Operand<const T>& b,
-                                             const OnChipProduct& cut, const Finish& finish) {
-    constexpr int kLanes = static_cast<int>(kWarpThreads) / slices;  // with a tile of their own
-    const auto thread = static_cast<int>(thread_index());
-    const int lane = thread % static_cast<int>(kWarpThreads), warp = thread / static_cast<int>(kWarpThreads);
-    const int slice = lane / kLanes;
-#pragma unroll 1
-    for (int first = warp * kLanes; first < cut.tiles; first += kWarps * kLanes) {
-      const int tile = first + lane % kLanes;
-      const int inside = tile < cut.tiles ? tile : cut.tiles - 1;
-      const auto down = static_cast<int>(cut.across.quotient(static_cast<unsigned>(inside)));
-      const int column = inside - down * static_cast<int>(cut.across.divisor);
-      T sums[kTile * kTile] = {};
-      multiply<slices, a_by_inner, b_by_inner>(sums, a, b, cut, down, column, slice);
-      add_slices<slices>(sums, slice);
-      if (tile >= cut.tiles) continue;
-      if constexpr (slices <= kTile) {
-#pragma unroll
-        for (int i = 0; i < kTile / slices; ++i) {
-          T row[kTile];
-#pragma unroll
-          for (int j = 0; j < kTile; ++j) row[j] = sums[i * kTile + j];
-          finish(down, column, slice * (kTile / slices) + i, 0, row);
-        }
-      } else {
-        static_assert(slices == kTile * kTile);
-        T element[1] = {sums[0]};
-        finish(down, column, slice / kTile, slice % kTile, element);
-      }
-    }
-  }
-};
-
-/// finish(down, column, i, j, values): values of the product a b, of row i and from column j on of the tile that is the
-/// `column`th of the `down`th row of tiles. The order of a sum depends on the layout alone.
-template <class Way, bool a_by_inner, bool b_by_inner, int most_slices, class T, class Finish>
-__device__ __forceinline__ void product(const Operand<const T>& a, const Operand<const T>& b, const OnChipProduct& cut,
-                                        const Finish& finish) {
-  if (cut.slices == 1)
-    Way::template run<1, a_by_inner, b_by_inner>(a, b, cut, finish);
-  else if (most_slices == 4 || cut.slices == 4)
-    Way::template run<4, a_by_inner, b_by_inner>(a, b, cut, finish);
-  else if constexpr (most_slices == 16)
-    Way::template run<16, a_by_inner, b_by_inner>(a, b, cut, finish);
-}
 
 /// What would be copied to many places and take the registers of products, though it is rarely needed: it is called.
 /// @{
@@ -176,7 +38,7 @@ DEVICELOOP_RARELY_CALLED bool wait_longer(const Barrier* barrier, unsigned parit
   return wait_transactions(barrier, parity, {until, failed}, code);
 }
 template <class T>
-DEVICELOOP_RARELY_CALLED elementwise::LossTerm<T> other_loss(const LossOfStep& loss, T prediction, T target) {
+DEVICELOOP_RARELY_CALLED elementwise::LossTerm<T> other_loss(LossOfStep loss, T prediction, T target) {
   return elementwise::loss_term(loss, prediction, target);
 }
 /// @}
@@ -195,15 +57,21 @@ __device__ inline elementwise::LossTerm<T> loss_of(const LossOfStep& loss, T pre
 }
 
 /// A block's work in a launch.
-template <class T, class Way>
+template <class T, class Way, bool by_inputs>
 struct OnChipBlock {
   const OnChipArguments<T>& arguments;
   const OnChipLayout& layout;
   unsigned char* memory;
   unsigned rank = cluster_rank();
   int first_row = static_cast<int>(rank) * layout.rows;  ///< of a step
-  int rows =
-      layout.batch - first_row < layout.rows ? (layout.batch > first_row ? layout.batch - first_row : 0) : layout.rows;
+  int rows = share(layout.batch - first_row, layout.rows);
+  /// Of the first layer; where it is split by them, the bias is the last of all inputs, but no column of the data.
+  int first_input = by_inputs ? static_cast<int>(rank) * layout.layer[0].in : 0;
+  int columns = share(layout.inputs - first_input, layout.layer[0].in);
+  int inputs = by_inputs ? share(layout.inputs + (layout.bias ? 1 : 0) - first_input, layout.layer[0].in) : columns;
+
+  /// What a block has of what is left for it and those behind it.
+  __device__ static int share(int left, int most) { return left < most ? (left > 0 ? left : 0) : most; }
 
   __device__ static int thread() { return static_cast<int>(thread_index()); }
   __device__ static int lane() { return thread() % static_cast<int>(kWarpThreads); }
@@ -216,10 +84,11 @@ struct OnChipBlock {
   __device__ OnChipControl& control() const { return *at<OnChipControl>(layout.control_at); }
   __device__ StepScalars<T>& scalars() const { return *at<StepScalars<T>>(layout.scalars_at); }
   __device__ std::int64_t* samples() const { return at<std::int64_t>(layout.sample_at); }
+  __device__ int input_rows_padded() const { return by_inputs ? layout.input_rows_padded : layout.rows_padded; }
   /// Of a step with that parity.
   /// @{
   __device__ T* input(unsigned parity) const {
-    return at(layout.input_at) + static_cast<int>(parity) * layout.rows_padded * layout.input_stride;
+    return at(layout.input_at) + static_cast<int>(parity) * input_rows_padded() * layout.input_stride;
   }
   __device__ T* target(unsigned parity) const {
     return at(layout.target_at) + static_cast<int>(parity) * layout.rows * layout.target_columns;
@@ -231,11 +100,13 @@ struct OnChipBlock {
   __device__ Operand<const T> input_of(int l, unsigned parity) const {
     // One address from a place that is chosen: of two addresses the compiler would not know that both are shared
     // memory.
-    const int rows_before = layout.rows_padded * layout.input_stride * static_cast<int>(sizeof(T));
+    const int rows_before = input_rows_padded() * layout.input_stride * static_cast<int>(sizeof(T));
     const int place = l == 0 ? layout.input_at + static_cast<int>(parity) * rows_before : layout.layer[l - 1].output_at;
     return {at(place), l == 0 ? layout.input_stride : layout.layer[l - 1].out_stride};
   }
   /// @}
+  /// Whether the layer's parameters are split by its inputs: those of the block never leave it.
+  __device__ static bool is_split(int l) { return by_inputs && l == 0; }
   __device__ bool is_last(int l) const { return l == layout.layers - 1; }
   __device__ Activation activation_of(int l) const {
     return is_last(l) ? arguments.output_activation : arguments.activation;
@@ -245,25 +116,31 @@ struct OnChipBlock {
   }
 
   /// Units of the layer that this block owns.
-  __device__ int owned(const OnChipLayer& layer) const {
+  __device__ int owned(int l) const {
+    const OnChipLayer& layer = layout.layer[l];
+    if (is_split(l)) return inputs * static_cast<int>(layer.units_across.divisor);
     return (layer.units - static_cast<int>(rank) + layout.blocks() - 1) >> layout.blocks_log2;
   }
-  __device__ unsigned gradient_bytes(const OnChipLayer& layer) const {
-    return static_cast<unsigned>(owned(layer) << layout.blocks_log2) * 16u;
+  __device__ unsigned gradient_bytes(int l) const {
+    return static_cast<unsigned>(owned(l) << layout.blocks_log2) * 16u;
   }
-  __device__ static unsigned weight_bytes(const OnChipLayer& layer) { return static_cast<unsigned>(layer.units) * 16u; }
+  __device__ unsigned weight_bytes(int l) const { return static_cast<unsigned>(layout.layer[l].units) * 16u; }
+  __device__ unsigned sums_bytes() const { return static_cast<unsigned>(rows * layout.sums_bytes); }
 
   /// Where a unit lies.
   struct UnitPlace {
-    int row, column;  ///< its first element; the row of the bias is layer.in
+    int row, column;  ///< its first element, of the whole weight; the row of the bias is inputs_of
     T* at;            ///< in this block's memory
   };
-  __device__ UnitPlace place_of(const OnChipLayer& layer, int unit) const {
+  __device__ UnitPlace place_of(int l, int unit) const {
+    const OnChipLayer& layer = layout.layer[l];
     const auto row = static_cast<int>(layer.units_across.quotient(static_cast<unsigned>(unit)));
     const int column = (unit - row * static_cast<int>(layer.units_across.divisor)) * kVector<T>;
     const int row_here = row < layer.in ? row : layer.in_padded;
-    return {row, column, at(layer.weight_at) + row_here * layer.weight_stride + column};
+    return {is_split(l) ? first_input + row : row, column,
+            at(layer.weight_at) + row_here * layer.weight_stride + column};
   }
+  __device__ int inputs_of(int l) const { return is_split(l) ? layout.inputs : layout.layer[l].in; }
 
   /// use(layer number, unit, number among all that the block owns), for each unit of this thread.
   template <class Use>
@@ -273,7 +150,7 @@ struct OnChipBlock {
       int l = 0;
       while (!is_last(l) && index >= layout.layer[l + 1].first_owned) ++l;
       const int slot = index - layout.layer[l].first_owned;
-      if (slot < owned(layout.layer[l])) use(l, (slot << layout.blocks_log2) + static_cast<int>(rank), index);
+      if (slot < owned(l)) use(l, is_split(l) ? slot : (slot << layout.blocks_log2) + static_cast<int>(rank), index);
     }
   }
 
@@ -287,19 +164,22 @@ struct OnChipBlock {
     for (int l = 0; l < layout.layers; ++l) {
       const OnChipLayer& layer = layout.layer[l];
       T* const weight = at(layer.weight_at);
-      for (int row = warp(); row < layer.in; row += kWarps)
+      const int first = is_split(l) ? first_input : 0, row_count = is_split(l) ? columns : layer.in;
+      for (int row = warp(); row < row_count; row += kWarps)
         for (int column = lane(); column < layer.out; column += static_cast<int>(kWarpThreads))
-          weight[row * layer.weight_stride + column] = arguments.weights[l].values[row * layer.out + column];
-      if (layout.bias)
-        for (int column = thread(); column < layer.out; column += kOnChipThreads)
-          weight[layer.in_padded * layer.weight_stride + column] = arguments.biases[l].values[column];
+          weight[row * layer.weight_stride + column] = arguments.weights[l].values[(first + row) * layer.out + column];
+      const bool has_bias = is_split(l) ? inputs > columns : layout.bias;
+      const int bias_row = is_split(l) ? columns : layer.in_padded;
+      for (int column = thread(); column < layer.out && has_bias; column += kOnChipThreads)
+        weight[bias_row * layer.weight_stride + column] = arguments.biases[l].values[column];
     }
+    for (int row = thread(); by_inputs && row < layout.batch && inputs > columns; row += kOnChipThreads)
+      for (unsigned parity = 0; parity < 2; ++parity) input(parity)[row * layout.input_stride + columns] = T(1);
     each_owned([&](int l, int unit, int index) {
-      const OnChipLayer& layer = layout.layer[l];
-      const UnitPlace place = place_of(layer, unit);
+      const UnitPlace place = place_of(l, unit);
       for (int s = 0; s < layout.states; ++s)
-        for (int i = 0; i < kVector<T> && place.column + i < layer.out; ++i)
-          state(s, index)[i] = *global_state(l, layer, place, s, i);
+        for (int i = 0; i < kVector<T> && place.column + i < layout.layer[l].out; ++i)
+          state(s, index)[i] = *global_state(l, place, s, i);
     });
     if (thread() == 0) {
       control().failed = 0;
@@ -307,62 +187,77 @@ struct OnChipBlock {
         init_transactions(&control().weights_arrived[l], 1);
         init_transactions(&control().gradients_arrived[l], 1);
       }
-      fence_transactions_init();
-      for (int l = 0; l < layout.layers; ++l) {
-        arrive_expecting(&control().weights_arrived[l], weight_bytes(layout.layer[l]));
-        arrive_expecting(&control().gradients_arrived[l], gradient_bytes(layout.layer[l]));
+      if (by_inputs) {
+        init_transactions(&control().sums_arrived, 1);
+        init_transactions(&control().output_gradient_arrived, 1);
       }
+      fence_transactions_init();
+      for (int l = by_inputs ? 1 : 0; l < layout.layers; ++l) {
+        arrive_expecting(&control().weights_arrived[l], weight_bytes(l));
+        arrive_expecting(&control().gradients_arrived[l], gradient_bytes(l));
+      }
+      if (by_inputs && rows > 0) arrive_expecting(&control().sums_arrived, sums_bytes());
+      if (by_inputs && inputs > 0) announce_output_gradient();
     }
   }
 
   __device__ T* state(int s, int index) const { return at(layout.state_at) + (s * layout.owned + index) * kVector<T>; }
-  __device__ T* global_state(int l, const OnChipLayer& layer, const UnitPlace& place, int s, int i) const {
-    return place.row < layer.in ? arguments.weights[l].states[s] + place.row * layer.out + place.column + i
-                                : arguments.biases[l].states[s] + place.column + i;
+  __device__ T* global_state(int l, const UnitPlace& place, int s, int i) const {
+    return place.row < inputs_of(l)
+               ? arguments.weights[l].states[s] + place.row * layout.layer[l].out + place.column + i
+               : arguments.biases[l].states[s] + place.column + i;
   }
 
   __device__ void store() const {
     each_owned([&](int l, int unit, int index) {
       const OnChipLayer& layer = layout.layer[l];
-      const UnitPlace place = place_of(layer, unit);
+      const UnitPlace place = place_of(l, unit);
       for (int i = 0; i < kVector<T> && place.column + i < layer.out; ++i) {
-        if (place.row < layer.in)
+        if (place.row < inputs_of(l))
           arguments.weights[l].values[place.row * layer.out + place.column + i] = place.at[i];
         else
           arguments.biases[l].values[place.column + i] = place.at[i];
-        for (int s = 0; s < layout.states; ++s) *global_state(l, layer, place, s, i) = state(s, index)[i];
+        for (int s = 0; s < layout.states; ++s) *global_state(l, place, s, i) = state(s, index)[i];
       }
     });
   }
 
   // ---- the way of data in
 
-  /// Which samples the block's rows of a step are: by the last threads, which have the least else to do.
+  /// Rows of a step of which the block has inputs, all where the first layer is split by them, and the first of them.
+  /// @{
+  __device__ int input_rows() const { return by_inputs ? layout.batch : rows; }
+  __device__ int first_input_row() const { return by_inputs ? 0 : first_row; }
+  /// @}
+
+  /// Which samples those rows are: by the last threads, which have the least else to do.
   __device__ void find_samples(std::int64_t step) const {
-    const std::int64_t first = (arguments.first_step + step) * layout.batch + first_row;
+    const std::int64_t first = (arguments.first_step + step) * layout.batch + first_input_row();
 #pragma unroll 1
-    for (int row = kOnChipThreads - 1 - thread(); row < rows; row += kOnChipThreads)
+    for (int row = kOnChipThreads - 1 - thread(); row < input_rows(); row += kOnChipThreads)
       samples()[row] = arguments.order.sample(first + row, arguments.network);
   }
 
-  /// Begins to copy those rows.
+  /// Begins to copy the block's inputs of those rows, and the targets of its own rows.
   __device__ void begin_rows(std::int64_t step) const {
     const auto parity = static_cast<unsigned>(step % 2);
     const bool in_units = layout.inputs % kVector<T> == 0 && reinterpret_cast<std::uintptr_t>(arguments.x) % 16 == 0;
 #pragma unroll 1
-    for (int row = warp(); row < rows; row += kWarps) {
-      const std::int64_t sample = samples()[row];
-      const T* const from = arguments.x + sample * layout.inputs;
-      T* const to = input(parity) + row * layout.input_stride;
+    for (int input_row = warp(); input_row < input_rows(); input_row += kWarps) {
+      const std::int64_t sample = samples()[input_row];
+      const T* const from = arguments.x + sample * layout.inputs + first_input;
+      T* const to = input(parity) + input_row * layout.input_stride;
       if (in_units) {
 #pragma unroll 1
-        for (int unit = lane(); unit < layout.inputs / kVector<T>; unit += static_cast<int>(kWarpThreads))
+        for (int unit = lane(); unit < columns / kVector<T>; unit += static_cast<int>(kWarpThreads))
           copy_async(reinterpret_cast<Unit<T>*>(to) + unit, reinterpret_cast<const Unit<T>*>(from) + unit);
       } else {
 #pragma unroll 1
-        for (int column = lane(); column < layout.inputs; column += static_cast<int>(kWarpThreads))
+        for (int column = lane(); column < columns; column += static_cast<int>(kWarpThreads))
           copy_async(to + column, from + column);
       }
+      const int row = input_row + first_input_row() - first_row;  // of the block's own
+      if (by_inputs && (row < 0 || row >= rows)) continue;
 #pragma unroll 1
       for (int column = lane(); column < layout.target_columns; column += static_cast<int>(kWarpThreads))
         copy_async(target(parity) + row * layout.target_columns + column,
@@ -374,44 +269,105 @@ struct OnChipBlock {
 
   // ---- a step
 
-  /// The output of layer l; of the last one, where losses are by element, the errors, and this thread's part of the
-  /// loss. Rows and columns that fill up tiles become 0.
-  __device__ __forceinline__ double forward(int l, unsigned parity) const {
+  /// From values of a row of the product of layer l and its input, from that column on: the output of the layer; of the
+  /// last one, where losses are by element, the errors, and their loss is added. Rows and columns that fill up tiles
+  /// become 0.
+  template <int count>
+  __device__ __forceinline__ void activate(int l, int row, int column, unsigned parity, const T (&values)[count],
+                                           double& loss) const {
     const OnChipLayer& layer = layout.layer[l];
     const T* const bias = at(layer.weight_at) + layer.in_padded * layer.weight_stride;
     const Activation activation = activation_of(l);
     const bool takes_errors = layer.output_at < 0;
-    double loss = 0;
-    const auto finish = [&](int down, int tile_column, int i, int j, auto& values) {
-      constexpr int count = sizeof(values) / sizeof(T);
-      const int row = down + i * layer.forward.tiles_down, column = tile_column * kTile + j;
-      const int place = row * layer.out_stride + column;
-      T kept[count], results[count];
+    const int place = row * layer.out_stride + column;
+    T kept[count], results[count];
 #pragma unroll
-      for (int k = 0; k < count; ++k) {
-        const bool inside = row < rows && column + k < layer.out;
-        kept[k] = inside ? values[k] + bias[column + k] : T(0);
-        results[k] = T(0);
-        if (!inside) continue;
-        const T value =
-            activation == Activation::identity ? kept[k] : activation_value(activation, arguments.leaky_slope, kept[k]);
-        results[k] = takes_errors ? error(l, row, column + k, parity, value, kept[k], loss) : value;
-      }
-      T* const out = at(takes_errors ? layer.gradient_at : layer.output_at) + place;
-      if constexpr (count == kTile)
-        store_tile_row(out, results);
-      else
-        out[0] = results[0];
-      if (takes_errors || !keeps(l)) return;
-      T* const pre_activation = at(layer.gradient_at) + place;
-      if constexpr (count == kTile)
-        store_tile_row(pre_activation, kept);
-      else
-        pre_activation[0] = kept[0];
-    };
+    for (int k = 0; k < count; ++k) {
+      const bool inside = row < rows && column + k < layer.out;
+      kept[k] = inside ? (is_split(l) ? values[k] : values[k] + bias[column + k]) : T(0);
+      results[k] = T(0);
+      if (!inside) continue;
+      const T value =
+          activation == Activation::identity ? kept[k] : activation_value(activation, arguments.leaky_slope, kept[k]);
+      results[k] = takes_errors ? error(l, row, column + k, parity, value, kept[k], loss) : value;
+    }
+    store_values(at(takes_errors ? layer.gradient_at : layer.output_at) + place, results);
+    if (!takes_errors && keeps(l)) store_values(at(layer.gradient_at) + place, kept);
+  }
+
+  /// activate() of a layer; returns this thread's part of the loss.
+  __device__ __forceinline__ double forward(int l, unsigned parity) const {
+    const OnChipLayer& layer = layout.layer[l];
+    double loss = 0;
+    const auto finish = [&](int row, int column, int, auto& values) { activate(l, row, column, parity, values, loss); };
     product<Way, true, false, 16>(input_of(l, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
                                   layer.forward, finish);
     return loss;
+  }
+
+  /// Of a first layer that is split by inputs: sends the block's parts of the pre-activations to the blocks that have
+  /// their rows.
+  __device__ __forceinline__ void send_sums(unsigned parity) const {
+    if (inputs == 0) return;
+    const OnChipLayer& layer = layout.layer[0];
+    const auto across = static_cast<int>(layer.units_across.divisor);
+    const auto finish = [&](int row, int column, int, auto& values) {
+      if (row >= layout.batch) return;
+      const unsigned owner = layout.rows_of_block.quotient(static_cast<unsigned>(row));
+      const int slot = (static_cast<int>(rank) * layout.rows + row - static_cast<int>(owner) * layout.rows) * across;
+      each_unit(values, column, across, [&](int unit, const Unit<T>& sent) {
+        store_async(remote(at<Unit<T>>(layout.sums_at) + slot + unit, owner), sent,
+                    remote(&control().sums_arrived, owner));
+      });
+    };
+    product<Way, true, false, 4>(input_of(0, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
+                                 layer.forward, finish);
+  }
+
+  /// Waits for the parts of its rows, adds them in the order of the blocks, and goes on as forward().
+  __device__ __forceinline__ double add_sums(std::int64_t step, const Deadline& deadline, bool& arrived) const {
+    if (rows == 0) return 0;
+    const auto parity = static_cast<unsigned>(step % 2);
+    const bool all = wait(&control().sums_arrived, parity, deadline, on_chip_code(OnChipPhase::kSums, step));
+    arrived &= all;
+    if (thread() == 0 && all) arrive_expecting(&control().sums_arrived, sums_bytes());
+    const SmallDivisor& across = layout.layer[0].units_across;
+    const int of_block = layout.rows * static_cast<int>(across.divisor);
+    double loss = 0;
+#pragma unroll 1
+    for (int unit = thread(); unit < rows * static_cast<int>(across.divisor); unit += kOnChipThreads) {
+      const auto row = static_cast<int>(across.quotient(static_cast<unsigned>(unit)));
+      const int column = (unit - row * static_cast<int>(across.divisor)) * kVector<T>;
+      const Unit<T> sum = sum_of(at<const Unit<T>>(layout.sums_at) + unit, layout.input_blocks, of_block);
+      activate(0, row, column, parity, sum.values, loss);
+    }
+    return loss;
+  }
+
+  /// Of units that lie `stride` units apart.
+  __device__ static Unit<T> sum_of(const Unit<T>* parts, int count, int stride) {
+    Unit<T> sum = parts[0];
+#pragma unroll 4
+    for (int i = 1; i < count; ++i) {
+      const Unit<T> part = parts[i * stride];
+#pragma unroll
+      for (int k = 0; k < kVector<T>; ++k) sum.values[k] += part.values[k];
+    }
+    return sum;
+  }
+
+  /// use(unit of the row, its values), for values of a row from that column on, of units that the row has.
+  template <class Use>
+  __device__ __forceinline__ static void each_unit(const T (&values)[kTile], int column, int units, const Use& use) {
+#pragma unroll
+    for (int part = 0; part < kTile / kVector<T>; ++part) {
+      const int unit = column / kVector<T> + part;
+      if (unit >= units) continue;
+      Unit<T> filled;
+#pragma unroll
+      for (int k = 0; k < kVector<T>; ++k) filled.values[k] = values[part * kVector<T> + k];
+      use(unit, filled);
+    }
   }
 
   /// The gradient by the pre-activation `z` of a prediction; adds its loss.
@@ -466,15 +422,13 @@ struct OnChipBlock {
   /// The gradient by the pre-activation of layer l - 1.
   __device__ __forceinline__ void input_gradient(int l) const {
     const OnChipLayer &layer = layout.layer[l], &before = layout.layer[l - 1];
-    const auto across = static_cast<int>(layer.input_gradient.across.divisor);
     T* const gradient = at(before.gradient_at);
     const T* const kept = keeps(l - 1) ? gradient : at(before.output_at);
-    const auto finish = [&](int down, int tile_column, int i, int j, auto& values) {
+    const auto finish = [&](int row, int first_column, int step, auto& values) {
       constexpr int count = sizeof(values) / sizeof(T);
-      const int row = down + i * layer.input_gradient.tiles_down;
 #pragma unroll
       for (int k = 0; k < count; ++k) {
-        const int column = tile_column + (j + k) * across;
+        const int column = first_column + k * step;
         const int place = row * before.out_stride + column;
         const bool inside = row < rows && column < layer.in;
         gradient[place] = inside ? gradient_of(arguments.activation, kept[place], values[k]) : T(0);
@@ -488,36 +442,65 @@ struct OnChipBlock {
     return activation == Activation::identity ? dh : activation_gradient(activation, arguments.leaky_slope, kept, dh);
   }
 
-  /// Sends kTile elements of the block's part of the gradient of layer l to their owners.
-  __device__ __forceinline__ void send_gradient(int l, int row, int tile_column, const T (&values)[kTile]) const {
+  /// Of a first layer that is split by inputs: the gradient by the pre-activations of the block's rows goes to all
+  /// blocks with inputs.
+  __device__ __forceinline__ void send_output_gradient() const {
+    const OnChipLayer& layer = layout.layer[0];
+    const auto across = static_cast<int>(layer.units_across.divisor);
+#pragma unroll 1
+    for (int index = thread(); index < rows * across; index += kOnChipThreads) {
+      const auto row = static_cast<int>(layer.units_across.quotient(static_cast<unsigned>(index)));
+      const int column = (index - row * across) * kVector<T>;
+      const Unit<T> sent = *reinterpret_cast<const Unit<T>*>(at(layer.gradient_at) + row * layer.out_stride + column);
+      Unit<T>* const to =
+          reinterpret_cast<Unit<T>*>(at(layout.output_gradient_at) + (first_row + row) * layer.out_stride + column);
+      // Each begins with itself: else all would send to the same block at once.
+      unsigned peer = inputs > 0 ? rank : 0;
+#pragma unroll 4
+      for (int i = 0; i < layout.input_blocks; ++i) {
+        store_async(remote(to, peer), sent, remote(&control().output_gradient_arrived, peer));
+        if (++peer == static_cast<unsigned>(layout.input_blocks)) peer = 0;
+      }
+    }
+  }
+  __device__ void announce_output_gradient() const {
+    arrive_expecting(&control().output_gradient_arrived, static_cast<unsigned>(layout.output_gradient_bytes));
+  }
+  __device__ void await_output_gradient(std::int64_t step, const Deadline& deadline, bool& arrived) const {
+    const bool all = wait(&control().output_gradient_arrived, static_cast<unsigned>(step % 2), deadline,
+                          on_chip_code(OnChipPhase::kOutputGradients, step));
+    arrived &= all;
+    if (thread() == 0 && all) announce_output_gradient();
+  }
+
+  /// Sends kTile elements of the block's part of the gradient of layer l to their owners; keeps its own of a layer that
+  /// is split by inputs.
+  __device__ __forceinline__ void send_gradient(int l, int row, int first_column, const T (&values)[kTile]) const {
     const OnChipLayer& layer = layout.layer[l];
     const auto across = static_cast<int>(layer.units_across.divisor);
-#pragma unroll
-    for (int part = 0; part < kTile / kVector<T>; ++part) {
-      const int column = tile_column * (kTile / kVector<T>)+part;
-      if (column >= across) continue;
+    each_unit(values, first_column, across, [&](int column, const Unit<T>& sent) {
       const int unit = row * across + column;
+      if (is_split(l)) {
+        at<Unit<T>>(layer.received_at)[unit] = sent;
+        return;
+      }
       const auto owner = static_cast<unsigned>(unit & (layout.blocks() - 1));
       Unit<T>* const slot =
           at<Unit<T>>(layer.received_at) + static_cast<int>(rank) * layer.owned + (unit >> layout.blocks_log2);
-      Unit<T> sent;
-#pragma unroll
-      for (int k = 0; k < kVector<T>; ++k) sent.values[k] = values[part * kVector<T> + k];
       store_async(remote(slot, owner), sent, remote(&control().gradients_arrived[l], owner));
-    }
+    });
   }
 
   /// The block's part of the gradient of layer l's parameters.
   __device__ __forceinline__ void weight_gradient(int l, unsigned parity) const {
     const OnChipLayer& layer = layout.layer[l];
-    const auto finish = [&](int down, int tile_column, int i, int, auto& values) {
-      const int row = down * kTile + i;
-      if (row < layer.in) send_gradient(l, row, tile_column, values);
+    const auto finish = [&](int row, int column, int, auto& values) {
+      if (row < layer.in) send_gradient(l, row, column, values);
     };
-    const Operand<const T> gradient{at(layer.gradient_at), layer.out_stride};
+    const Operand<const T> gradient{at(is_split(l) ? layout.output_gradient_at : layer.gradient_at), layer.out_stride};
     product<Way, false, false, 4>(input_of(l, parity), gradient, layer.weight_gradient, finish);
     // The bias: at most kTerms rows are added in T, from there in double.
-    if (!layout.bias || warp() != kWarps - 1 - l) return;
+    if (!layout.bias || is_split(l) || warp() != kWarps - 1 - l) return;
 #pragma unroll 1
     for (int column = lane(); column < static_cast<int>(layer.weight_gradient.across.divisor);
          column += static_cast<int>(kWarpThreads)) {
@@ -538,31 +521,26 @@ struct OnChipBlock {
       T values[kTile];
 #pragma unroll
       for (int k = 0; k < kTile; ++k) values[k] = static_cast<T>(totals[k]);
-      send_gradient(l, layer.in, column, values);
+      send_gradient(l, layer.in, column * kTile, values);
     }
   }
 
   /// Waits for the parts of the gradient of the block's units, adds them in the order of the blocks, updates the units,
-  /// and sends them to all blocks. Clears `arrived` if a wait failed.
+  /// and sends them to all blocks, unless no other has them. Clears `arrived` if a wait failed.
   __device__ __forceinline__ void update(std::int64_t step, const Deadline& deadline, bool& arrived) const {
     const auto parity = static_cast<unsigned>(step % 2);
     const int blocks = layout.blocks();
     each_owned([&](int l, int unit, int index) {
       const OnChipLayer& layer = layout.layer[l];
-      const int slot = unit >> layout.blocks_log2;
+      const int slot = is_split(l) ? unit : unit >> layout.blocks_log2;
       TransactionBarrier* const gradients = &control().gradients_arrived[l];
-      const bool all = wait(gradients, parity, deadline, on_chip_code(OnChipPhase::kGradients, step));
-      arrived &= all;
-      if (slot == 0 && all) arrive_expecting(gradients, gradient_bytes(layer));
-      const Unit<T>* const parts = at<const Unit<T>>(layer.received_at) + slot;
-      Unit<T> sum = parts[0];
-#pragma unroll 4
-      for (int from = 1; from < blocks; ++from) {
-        const Unit<T> part = parts[from * layer.owned];
-#pragma unroll
-        for (int k = 0; k < kVector<T>; ++k) sum.values[k] += part.values[k];
+      if (!is_split(l)) {
+        const bool all = wait(gradients, parity, deadline, on_chip_code(OnChipPhase::kGradients, step));
+        arrived &= all;
+        if (slot == 0 && all) arrive_expecting(gradients, gradient_bytes(l));
       }
-      const UnitPlace place = place_of(layer, unit);
+      const Unit<T> sum = sum_of(at<const Unit<T>>(layer.received_at) + slot, is_split(l) ? 1 : blocks, layer.owned);
+      const UnitPlace place = place_of(l, unit);
       Unit<T> values = *reinterpret_cast<const Unit<T>*>(place.at);
 #pragma unroll
       for (int k = 0; k < kVector<T>; ++k) {
@@ -577,6 +555,10 @@ struct OnChipBlock {
           if (s < layout.states) state(s, index)[k] = states[s];
       }
       Unit<T>* const to = reinterpret_cast<Unit<T>*>(place.at);
+      if (is_split(l)) {
+        *to = values;
+        return;
+      }
       // Each begins with another one: else all would send to the same block at once.
 #pragma unroll 4
       for (int i = 0; i < blocks; ++i) {
@@ -617,17 +599,23 @@ struct OnChipBlock {
       double loss = 0;
 #pragma unroll 1
       for (int l = 0; l < layers; ++l) {
-        if (step > 0) {
-          const bool all = await_weights(l, step - 1, deadline);
-          arrived &= all;
-          if (thread() == 0 && all) arrive_expecting(&control().weights_arrived[l], weight_bytes(layout.layer[l]));
+        if (is_split(l)) {
+          send_sums(parity);
+          if (step + 1 < arguments.steps) begin_rows(step + 1);
+          loss += add_sums(step, deadline, arrived);
+        } else {
+          if (step > 0) {
+            const bool all = await_weights(l, step - 1, deadline);
+            arrived &= all;
+            if (thread() == 0 && all) arrive_expecting(&control().weights_arrived[l], weight_bytes(l));
+          }
+          loss += forward(l, parity);
         }
-        loss += forward(l, parity);
         if (is_last(l) && layout.layer[l].output_at < 0) keep_loss(loss);
         block_barrier();
         if (l > 0) continue;
         if (thread() < kScalarWords) reinterpret_cast<std::uint64_t*>(&scalars())[thread()] = scalar_word;
-        if (step + 1 < arguments.steps) begin_rows(step + 1);
+        if (!by_inputs && step + 1 < arguments.steps) begin_rows(step + 1);
       }
       if (layout.layer[layers - 1].output_at >= 0) {
         keep_loss(row_errors(parity));
@@ -640,15 +628,24 @@ struct OnChipBlock {
         input_gradient(l);
         block_barrier();
       }
+      if (by_inputs) send_output_gradient();
 #pragma unroll 1
-      for (int l = 0; l < layers; ++l) weight_gradient(l, parity);
+      for (int i = 0; i < layers; ++i) {
+        const int l = by_inputs ? (i + 1 < layers ? i + 1 : 0) : i;
+        if (is_split(l)) {
+          if (inputs == 0) continue;
+          await_output_gradient(step, deadline, arrived);
+        }
+        weight_gradient(l, parity);
+      }
       wait_copies();
       if (!all_arrived(arrived)) return false;
       update(step, deadline, arrived);
       if (step + 2 < arguments.steps) find_samples(step + 2);
+      if (by_inputs) block_barrier();
     }
 #pragma unroll 1
-    for (int l = 0; l < layers && step > 0; ++l) arrived &= await_weights(l, step - 1, deadline);
+    for (int l = by_inputs ? 1 : 0; l < layers && step > 0; ++l) arrived &= await_weights(l, step - 1, deadline);
     return arrived;
   }
 };
@@ -663,6 +660,16 @@ struct OnChipBlock {
 ///
 /// The first layer's gradients go out first, because its parameters are needed first. The rows of the next step are
 /// copied behind the first layer's forward; which samples those of the one after it are is computed at the end.
+///
+/// Of a first layer that is split by its inputs instead, each block with inputs has the product of all rows with its
+/// share of the parameters:
+///
+///   the block's parts of the pre-activations, sent to the blocks that have their rows; begin to copy the next inputs
+///   wait for the parts of the block's rows, add them; activate |
+///   all of the above that concerns other layers and losses; the first layer's output gradient, sent to all
+///   for each other layer: its part of the gradient of the parameters, sent to their owners
+///   wait for the output gradient of all rows; the gradient of the block's share of the first layer |
+///   update as above, those of the first layer without any exchange |
 ///
 /// Memory ordering. What blocks send each other are asynchronous stores that count at a barrier of transactions in the
 /// receiver. Each barrier has one phase a step, announced one step ahead by one thread of its block, and whoever reads
@@ -688,18 +695,31 @@ struct OnChipBlock {
 /// Nothing lands in a block that has ended. At the end each block waits for the last parameters; the last parts of
 /// gradients were waited for in the step. Behind a wait that failed let_stores_land() takes the place of both.
 ///
+/// The two exchanges of a first layer that is split by its inputs depend on each other in turn, and the same holds of
+/// them. Call sums what lands in a block with rows, and gradients what lands in a block with inputs; each block with
+/// inputs sends sums to all with rows, and each of those gradients to all with inputs. The sums of step s + 1 are sent
+/// behind the last barrier of step s, and so once the sender has waited for the gradients of all blocks with rows,
+/// which those sent behind the barrier that follows their reads of the sums of s: the sums are not read any more. The
+/// gradients of s + 1 are sent behind the barrier after the wait for the sums of s + 1 of all blocks with inputs, which
+/// those sent behind the barrier that follows their reads of the gradients of s. Thread 0 announces the next phase when
+/// it has waited for the one before, ahead of the same barriers: what a phase needs is sent only after its block has
+/// passed them, all threads having waited for the phase before. Each block waits in every step for all that lands there
+/// in it; a launch for the loss alone sends no gradients.
+///
 /// All other data in shared memory belong to the block and are ordered by its barriers. Between a step's last barrier
 /// and the next step's first are the update, which uses the parts received, the block's own units, their states and the
 /// scalars, and the forward of the first layer, which writes its output (for one layer alone its errors): all reads of
 /// that were before the barrier. The scalars of a step are written behind the forward's barrier, after every update of
 /// the step before. The rows of step s + 1 are copied to where those of s - 1 were, which were last read before the
 /// last barrier of s - 1; samples() is written behind the last barrier of a step and read behind the first of the next.
+/// Split by inputs there is one more barrier behind the update and the samples: what the next forward reads of the
+/// parameters is not sent to it, and it begins to copy the next inputs ahead of its first barrier.
 ///
 /// Each block leaves its part of each loss in global memory; they are added at the end of the launch, behind a barrier
 /// of the cluster.
-template <class T, class Way>
+template <class T, class Way, bool by_inputs>
 __global__ void __launch_bounds__(kOnChipThreads, 1) on_chip_kernel(OnChipArguments<T> arguments, OnChipLayout layout) {
-  const OnChipBlock<T, Way> block{arguments, layout, shared<OnChipShared>().bytes};
+  const OnChipBlock<T, Way, by_inputs> block{arguments, layout, shared<OnChipShared>().bytes};
   block.load();
   if (arguments.steps > 0) block.find_samples(0);
   block_barrier();
@@ -728,23 +748,25 @@ LaunchConfig config_of(const OnChipLayout& layout) {
 }
 
 template <class T>
-constexpr auto kKernel = on_chip_kernel<T, FusedMultiplyAdds>;
+auto kernel_of(const OnChipLayout& layout) {
+  return layout.by_inputs ? on_chip_kernel<T, FusedMultiplyAdds, true> : on_chip_kernel<T, FusedMultiplyAdds, false>;
+}
 
 }  // namespace
 
 template <class T>
 void prepare_on_chip(const OnChipLayout& layout) {
-  prepare_kernel(reinterpret_cast<const void*>(kKernel<T>), config_of(layout));
+  prepare_kernel(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout));
 }
 
 template <class T>
 std::int64_t resident_on_chip(const OnChipLayout& layout) {
-  return resident_clusters(reinterpret_cast<const void*>(kKernel<T>), config_of(layout));
+  return resident_clusters(reinterpret_cast<const void*>(kernel_of<T>(layout)), config_of(layout));
 }
 
 template <class T>
 void launch_on_chip(const OnChipArguments<T>& arguments, const OnChipLayout& layout, cudaStream_t stream) {
-  launch(kKernel<T>, config_of(layout), stream, arguments, layout);
+  launch(kernel_of<T>(layout), config_of(layout), stream, arguments, layout);
 }
 
 template void prepare_on_chip<float>(const OnChipLayout&);

@@ -71,7 +71,7 @@ double cut(OnChipProduct& product, std::int64_t down, std::int64_t across, std::
 
 }  // namespace
 
-OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2) {
+OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inputs) {
   const int element = shape.element_bytes, unit = 16 / element;
   OnChipLayout layout;
   layout.layers = static_cast<int>(shape.widths.size()) - 1;
@@ -83,45 +83,62 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2) {
   layout.target_columns = static_cast<int>(shape.target_columns);
   layout.bias = shape.bias;
   layout.states = shape.states;
-  layout.input_stride = stride_of(layout.inputs, element);
+  layout.by_inputs = by_inputs;
+  layout.input_rows = by_inputs ? layout.batch : layout.rows;
+  layout.input_rows_padded = padded(layout.input_rows);
+  const std::int64_t split_inputs = std::int64_t{layout.inputs} + (shape.bias ? 1 : 0);  // where they are
+  const int inputs_of_block = by_inputs ? padded(divide_up(split_inputs, layout.blocks())) : layout.inputs;
+  layout.input_stride = stride_of(inputs_of_block, element);
 
   Places places;
-  const auto take_rows = [&](std::int64_t stride) { return places.take(layout.rows_padded * stride * element); };
-  layout.input_at = take_rows(2 * std::int64_t{layout.input_stride});
+  const auto take_rows = [&](std::int64_t rows, std::int64_t stride) { return places.take(rows * stride * element); };
+  layout.input_at = take_rows(layout.input_rows_padded, 2 * std::int64_t{layout.input_stride});
   double taken = 0;
+  std::int64_t update_turns = 0, own_update_turns = 0;  // of threads with a unit each
   for (int index = 0; index < layout.layers; ++index) {
     OnChipLayer& layer = layout.layer[index];
-    const bool is_last = index == layout.layers - 1;
-    layer.in = static_cast<int>(shape.widths[static_cast<std::size_t>(index)]);
+    const bool is_last = index == layout.layers - 1, is_split = by_inputs && index == 0;
+    layer.in = is_split ? inputs_of_block : static_cast<int>(shape.widths[static_cast<std::size_t>(index)]);
     layer.out = static_cast<int>(shape.widths[static_cast<std::size_t>(index) + 1]);
     layer.in_padded = padded(layer.in);
     layer.weight_stride = layer.out_stride = stride_of(layer.out, element);
-    layer.weight_at = places.take(std::int64_t{layer.in_padded + 1} * layer.weight_stride * element);
-    layer.output_at = is_last && !shape.by_row ? -1 : take_rows(layer.out_stride);
-    layer.gradient_at = take_rows(layer.out_stride);
+    layer.weight_at = take_rows(std::int64_t{layer.in_padded} + 1, layer.weight_stride);
+    layer.output_at = is_last && !shape.by_row ? -1 : take_rows(layout.rows_padded, layer.out_stride);
+    layer.gradient_at = take_rows(layout.rows_padded, layer.out_stride);
     layer.units_across = SmallDivisor::of(static_cast<unsigned>(divide_up(layer.out, unit)));
-    layer.units = (layer.in + (shape.bias ? 1 : 0)) * static_cast<int>(layer.units_across.divisor);
-    layer.owned = static_cast<int>(divide_up(layer.units, layout.blocks()));
+    const auto across = static_cast<int>(layer.units_across.divisor);
+    layer.units = (layer.in + (shape.bias && !is_split ? 1 : 0)) * across;
+    layer.owned = is_split ? layer.units : static_cast<int>(divide_up(layer.units, layout.blocks()));
     layer.first_owned = layout.owned;
     layout.owned += layer.owned;
-    layer.received_at = places.take(std::int64_t{layer.owned} * layout.blocks() * 16);
-    taken += cut(layer.forward, layout.rows_padded, layer.out, layer.in, 16);
+    (is_split ? own_update_turns : update_turns) += layer.owned;
+    layer.received_at = places.take(std::int64_t{layer.owned} * (is_split ? 1 : layout.blocks()) * 16);
+    const int input_rows = index == 0 ? layout.input_rows_padded : layout.rows_padded;
+    taken += cut(layer.forward, input_rows, layer.out, layer.in, is_split ? 4 : 16);
     if (index > 0) taken += cut(layer.input_gradient, layout.rows_padded, layer.in, layer.out, 16);
-    taken += cut(layer.weight_gradient, layer.in, layer.out, layout.rows_padded, 4);
+    taken += cut(layer.weight_gradient, layer.in, layer.out, input_rows, 4);
+    if (!is_split) continue;
+    layout.input_blocks = static_cast<int>(divide_up(split_inputs, layer.in));
+    layout.rows_of_block = SmallDivisor::of(static_cast<unsigned>(layout.rows));
+    layout.sums_bytes = layout.input_blocks * across * 16;
+    layout.sums_at = places.take(std::int64_t{layout.rows} * layout.sums_bytes);
+    layout.output_gradient_bytes = layout.batch * across * 16;
+    layout.output_gradient_at = take_rows(layout.input_rows_padded, layer.out_stride);
   }
   layout.target_at = places.take(std::int64_t{2} * layout.rows * layout.target_columns * element);
   layout.row_weight_at = places.take(std::int64_t{2} * layout.rows * element);
   layout.state_at = places.take(std::int64_t{layout.states} * layout.owned * 16);
-  layout.sample_at = places.take(std::int64_t{layout.rows} * 8);
+  layout.sample_at = places.take(std::int64_t{layout.input_rows} * 8);
   layout.scalars_at =
       places.take(element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
   layout.control_at = places.take(kOnChipControlBytes);
   layout.shared_bytes = places.used();
 
   const double exchange_us = blocks_log2 == 0 ? gpu_costs::kOnChipAloneUs : gpu_costs::kOnChipUs;
-  const double turns = static_cast<double>(divide_up(layout.owned, kOnChipThreads));
-  layout.estimated_us =
-      exchange_us + turns * gpu_costs::kOnChipUpdateUs + taken * (element / 4) / (gpu_costs::kClockGhz * 1e3);
+  const auto turns = [](std::int64_t units) { return static_cast<double>(divide_up(units, kOnChipThreads)); };
+  layout.estimated_us = exchange_us + turns(update_turns) * gpu_costs::kOnChipUpdateUs +
+                        turns(own_update_turns) * gpu_costs::kOnChipOwnUpdateUs +
+                        taken * (element / 4) / (gpu_costs::kClockGhz * 1e3);
   return layout;
 }
 
@@ -134,34 +151,63 @@ OnChipDecision decide_on_chip(const OnChipShape& shape, const OnChipDevice& devi
     return decision;
   }
   decision.is_too_large = true;
-  const std::int64_t widest = *std::max_element(shape.widths.begin(), shape.widths.end());
+  const std::int64_t inputs = shape.widths.front();
+  const std::int64_t widest = *std::max_element(shape.widths.begin() + 1, shape.widths.end());
   if (widest > kOnChipWidth) {
     decision.refusal = "the form 'on-chip' is for layers of at most " + std::to_string(kOnChipWidth) + " units, not " +
                        std::to_string(widest);
     return decision;
   }
+  std::int64_t fewest_bytes = 0, most_inputs = 0;
+  bool fewest_by_inputs = false;
   // Blocks without a row would only wait.
-  std::int64_t fewest_bytes = 0;
   for (int log2 = 0; 1 << log2 <= kOnChipBlocks; ++log2) {
     const std::int64_t blocks = std::int64_t{1} << log2;
     if (blocks > device.most_blocks || blocks > device.multiprocessors || (blocks > 1 && blocks > shape.batch)) break;
     if (divide_up(shape.batch, blocks) > kOnChipRows) continue;
-    const OnChipLayout layout = make_on_chip(shape, log2);
-    if (fewest_bytes == 0 || layout.shared_bytes < fewest_bytes) fewest_bytes = layout.shared_bytes;
-    if (layout.shared_bytes > device.shared_bytes) continue;
-    if (decision.layout.layers > 0 && layout.estimated_us >= decision.layout.estimated_us) continue;
-    decision.layout = layout;
+    most_inputs = kOnChipWidth * blocks;
+    for (const bool by_inputs : {false, true}) {
+      if (by_inputs && blocks == 1) continue;
+      if (inputs > kOnChipWidth * (by_inputs ? blocks : 1)) continue;
+      const OnChipLayout layout = make_on_chip(shape, log2, by_inputs);
+      if (fewest_bytes == 0 || layout.shared_bytes < fewest_bytes) {
+        fewest_bytes = layout.shared_bytes;
+        fewest_by_inputs = by_inputs;
+      }
+      if (layout.shared_bytes > device.shared_bytes) continue;
+      if (decision.layout.layers > 0 && layout.estimated_us >= decision.layout.estimated_us) continue;
+      decision.layout = layout;
+    }
   }
   if (decision.layout.layers > 0) return decision;
-  if (fewest_bytes == 0)
+  if (most_inputs == 0)
     decision.refusal = "the form 'on-chip' is for at most " + std::to_string(kOnChipRows) +
                        " samples a step for each block of a cluster, not " + std::to_string(shape.batch);
+  else if (fewest_bytes == 0)
+    decision.refusal = "the form 'on-chip' is for at most " + std::to_string(kOnChipWidth) +
+                       " inputs for each block of a cluster, here together " + std::to_string(most_inputs) + ", not " +
+                       std::to_string(inputs);
   else
-    decision.refusal = "the parameters, and a block's share of a step, take " +
-                       bytes_text(static_cast<std::uint64_t>(fewest_bytes)) +
+    decision.refusal = std::string("the parameters, ") +
+                       (fewest_by_inputs ? "the first layer's split over the blocks by its inputs, " : "") +
+                       "and a block's share of a step, take " + bytes_text(static_cast<std::uint64_t>(fewest_bytes)) +
                        " of a block's shared memory, of which there are " +
                        bytes_text(static_cast<std::uint64_t>(device.shared_bytes));
   return decision;
+}
+
+const char* name(OnChipPhase phase) {
+  switch (phase) {
+    case OnChipPhase::kWeights:
+      return "exchange of parameters";
+    case OnChipPhase::kGradients:
+      return "exchange of gradients";
+    case OnChipPhase::kSums:
+      return "exchange of the first layer's sums";
+    case OnChipPhase::kOutputGradients:
+      break;
+  }
+  return "exchange of the first layer's output gradient";
 }
 
 std::string describe(const OnChipLayout& layout) {
@@ -169,7 +215,8 @@ std::string describe(const OnChipLayout& layout) {
   return std::string("one ") + (blocks == 1 ? "block" : "cluster of " + std::to_string(blocks) + " blocks") +
          " that keeps all parameters on chip, " + bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) +
          (blocks == 1 ? " of shared memory" : " of shared memory each") + "; " + (blocks == 1 ? "it" : "a block") +
-         " has " + std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step";
+         " has " + (layout.by_inputs ? std::to_string(layout.layer[0].in) + " inputs of the first layer and " : "") +
+         std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step";
 }
 
 }  // namespace deviceloop::cuda

@@ -7,6 +7,13 @@
 // update their share, and send it to all. Both travel in units of 16 bytes: of a layer whose weight has rows of
 // units_across units, unit u is the (u % units_across)th of row u / units_across, the bias being the last row; block
 // u % blocks owns it, as its (u / blocks)th of the layer.
+//
+// The first layer may be split by its inputs instead, where it is wide. Then a block has a range of them, the bias
+// being one more input that is always 1: those columns of all rows of the step, and their rows of the weight with what
+// the optimizer keeps for them, which never leave the block. It multiplies both and sends each block the part of the
+// pre-activations of that block's rows, which adds the parts in the order of the blocks and goes on as before. Backward
+// each block sends all others the gradient by the pre-activations of its rows; with that of all rows a block computes
+// the gradient of its rows of the weight alone.
 #pragma once
 
 #include <cstdint>
@@ -63,15 +70,15 @@ struct OnChipProduct {
 /// Places in a block's shared memory are in bytes from its begin; matrices of T have rows that are `..._stride`
 /// elements apart and end with zeros.
 struct OnChipLayer {
-  int in = 0, out = 0;
-  int in_padded = 0;  ///< to whole tiles
-  int weight_at = 0;  ///< T [in_padded, out], and behind it the bias
+  int in = 0, out = 0;  ///< split by inputs: `in` are a block's at most, whole tiles, the last of all being the bias
+  int in_padded = 0;    ///< to whole tiles
+  int weight_at = 0;    ///< T [in_padded, out], and behind it the bias
   int weight_stride = 0;
   int out_stride = 0;   ///< of `output` and `gradient`
   int output_at = -1;   ///< T [rows_padded, out]; none of a last layer whose predictions become errors at once
   int gradient_at = 0;  ///< of the pre-activation; before it that itself, where the activation's gradient needs it
-  int received_at = 0;  ///< parts of the gradient: units [blocks, owned]
-  int units = 0;
+  int received_at = 0;  ///< parts of the gradient: units [blocks, owned]; split by inputs, itself: units [owned]
+  int units = 0;        ///< split by inputs: of a block, at most
   SmallDivisor units_across;
   int owned = 0;        ///< units of a block, at most
   int first_owned = 0;  ///< of all that a block owns, the first of this layer
@@ -88,16 +95,26 @@ struct OnChipLayout {
   int target_columns = 0;
   bool bias = false;
   int states = 0;
-  int owned = 0;  ///< units of a block, of all layers, at most
+  int owned = 0;           ///< units of a block, of all layers, at most
+  bool by_inputs = false;  ///< how the first layer is split; else by rows
+  int input_rows = 0;      ///< of a step whose inputs the block has: batch where they are split, else rows
+  int input_rows_padded = 0;
   int input_stride = 0;
-  int input_at = 0;       ///< by the parity of the step: T [2, rows_padded, inputs]
+  int input_at = 0;       ///< by the parity of the step: T [2, input_rows_padded, inputs of the block]
   int target_at = 0;      ///< T [2, rows, target_columns]
   int row_weight_at = 0;  ///< T [2, rows]
   int state_at = 0;       ///< T [states, owned units]
-  int sample_at = 0;      ///< std::int64_t [rows]: which samples the rows of a step are
+  int sample_at = 0;      ///< std::int64_t [input_rows]: which samples the rows of a step are
   int scalars_at = 0;     ///< StepScalars<T> [1]
   int control_at = 0;     ///< barriers, and what the block's threads tell each other
   int shared_bytes = 0;
+  // Where the first layer is split by inputs.
+  int input_blocks = 0;           ///< that have inputs, the first of all
+  SmallDivisor rows_of_block;     ///< row / rows is the block that has it
+  int sums_at = 0;                ///< parts of the pre-activations: units [input_blocks, rows, units_across]
+  int sums_bytes = 0;             ///< that land there in a step, for each row of the block
+  int output_gradient_at = 0;     ///< the gradient by them, of all rows: T [input_rows_padded, out]
+  int output_gradient_bytes = 0;  ///< that land there in a step
   OnChipLayer layer[kOnChipLayers];
   double estimated_us = 0;  ///< of a step
 
@@ -105,7 +122,7 @@ struct OnChipLayout {
 };
 
 /// Bytes at control_at.
-inline constexpr int kOnChipControlBytes = 2 * kOnChipLayers * 8 + kOnChipThreads / 32 * 8 + 8;
+inline constexpr int kOnChipControlBytes = (2 * kOnChipLayers + 2) * 8 + kOnChipThreads / 32 * 8 + 8;
 
 /// A layout, or why there is none: one sentence with what it needs and what the device has.
 struct OnChipDecision {
@@ -114,19 +131,22 @@ struct OnChipDecision {
   bool is_too_large = false;  ///< why it refuses: smaller layers or batches would do
 };
 
-/// The cluster with the shortest estimated step. Sizes of the shape are at least 1.
+/// The cluster, and the split of its first layer, with the shortest estimated step. Sizes of the shape are at least 1.
 OnChipDecision decide_on_chip(const OnChipShape& shape, const OnChipDevice& device);
 
 /// Of 2^blocks_log2 blocks, with its estimate; it may need more shared memory than there is. At most kOnChipLayers
-/// layers and kOnChipRows rows of a block, no width above kOnChipWidth.
-OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2);
+/// layers and kOnChipRows rows of a block, no layer of more than kOnChipWidth units or inputs, counted for each block
+/// where the first layer is split by its inputs.
+OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inputs = false);
 inline constexpr std::int64_t kOnChipWidth = 2048, kOnChipRows = 1024;
 
-/// "one cluster of 16 blocks with all parameters in the shared memory of each, 98.3 KiB; a block has 16 rows of a step"
+/// "one cluster of 16 blocks that keeps all parameters on chip, 98.3 KiB of shared memory each; a block has 16 rows of
+/// a step"
 std::string describe(const OnChipLayout& layout);
 
 /// The phases of late_wait_code.
-enum class OnChipPhase : std::int64_t { kWeights = 1, kGradients = 2 };
+enum class OnChipPhase : std::int64_t { kWeights = 1, kGradients = 2, kSums = 3, kOutputGradients = 4 };
+const char* name(OnChipPhase phase);
 
 DEVICELOOP_HOST_DEVICE constexpr std::uint64_t on_chip_code(OnChipPhase phase, std::int64_t step) {
   return late_wait_code(static_cast<std::int64_t>(phase), step);

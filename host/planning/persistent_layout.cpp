@@ -234,6 +234,7 @@ class Builder {
         multiply_adds(step().operations) / (static_cast<double>(layout_.blocks) * fma_per_us(element_));
     if (layout_.form == PersistentForm::two_layer)
       return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
+    // Of the form on_chip; split by inputs, the parameters are exchanged behind the gradient of the first layer's.
     return products_us + (layout_.blocks > 1 ? 2 * kPeerHopUs : 0);
   }
 
@@ -281,9 +282,7 @@ std::string PersistentLayout::description() const {
 }
 
 std::string PersistentLayout::phase_name(std::int64_t phase) const {
-  if (form == PersistentForm::on_chip)
-    return phase + 1 == static_cast<std::int64_t>(cuda::OnChipPhase::kWeights) ? "exchange of parameters"
-                                                                               : "exchange of gradients";
+  if (form == PersistentForm::on_chip) return cuda::name(static_cast<cuda::OnChipPhase>(phase + 1));
   return phase + 1 == static_cast<std::int64_t>(cuda::TwoLayerPhase::kClusterExchange) ? "exchange within a cluster"
                                                                                        : "exchange of the predictions";
 }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -331,11 +332,14 @@ double largest_error(const std::vector<double>& losses, const std::vector<double
 }
 
 // In the same order of samples, over several epochs, in two calls: by Adam, whose rate follows a schedule.
+// Wide data have their first layer split by inputs.
 TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
-  for (const Loss loss : {Loss::squared_error, Loss::cross_entropy}) {
-    SCOPED_TRACE(static_cast<int>(loss));
-    Problem problem = Problem::random({24, 40, 20, 3}, true, 300, Precision::fp32, Init::he, 1e-3);
-    problem.training.batch_size = 128;
+  for (const auto& [loss, inputs, by_inputs] : {std::tuple(Loss::squared_error, 24, false),
+                                                {Loss::cross_entropy, 24, false},
+                                                {Loss::cross_entropy, 800, true}}) {
+    SCOPED_TRACE(std::to_string(static_cast<int>(loss)) + ", " + std::to_string(inputs) + " inputs");
+    Problem problem = Problem::random({inputs, 40, 20, 3}, true, 300, Precision::fp32, Init::he, 1e-3);
+    problem.training.batch_size = by_inputs ? 64 : 128;
     problem.training.loss = loss;
     problem.training.reduction = Reduction::mean;
     problem.training.form = PersistentForm::on_chip;
@@ -352,6 +356,7 @@ TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
       for (const double of_step : trainer.train(13).losses) losses.push_back(of_step);
       if (kind == ExecutorKind::persistent) {
         EXPECT_MENTIONS(trainer.plan().reason, "was asked for");
+        EXPECT_EQ(trainer.plan().reason.find(" inputs of the first layer") != std::string::npos, by_inputs);
       }
       return std::pair(losses, flat(problem.parameters_of(trainer)));
     };
