@@ -462,36 +462,80 @@ TYPED_TEST(CudaKernels, NarrowLinearGradientOfIntegersIsExact) {
     }
 }
 
-// By the graph executor: the update of the weights in the same launch, which takes dz by the weights before.
-TYPED_TEST(CudaKernels, NarrowLinearDescendTakesTheGradientFromTheWeights) {
+// By the graph executor: the update in the same launch, which takes dz by the weights before, of the bias as well.
+TYPED_TEST(CudaKernels, NarrowLinearGradientUpdatesWeightsAndBiasByEveryOptimizer) {
   using T = TypeParam;
-  const NarrowShape shapes[] = {{1, 1, 1}, {3, 300, 7}, {64, 128, 10}, {128, 100, 1}, {260, 6, 16}, {4097, 10, 2}};
-  for (const auto& [batch, in_features, out_features] : shapes)
+  elementwise::StepScalars<T> of_step;
+  of_step.learning_rate = of_step.weight_decay = T(0.25);
+  of_step.momentum = of_step.one_minus_beta1 = of_step.one_minus_beta2 = of_step.adam_rate = T(0.5);
+  of_step.beta2 = of_step.root_correction = T(0.75);
+  of_step.epsilon = T(0.125);
+  of_step.clip_value = T(100);
+  std::vector<T> bytes(sizeof of_step / sizeof(T));
+  std::memcpy(bytes.data(), &of_step, sizeof of_step);
+  const DeviceArray<T> scalars(bytes);
+  const auto* const device_scalars = reinterpret_cast<const elementwise::StepScalars<T>*>(scalars.data());
+  struct Case {
+    NarrowShape shape;
+    OptimizerKind optimizer;
+  };
+  const Case cases[] = {{{1, 1, 1}, OptimizerKind::gradient_descent}, {{3, 300, 7}, OptimizerKind::sgd},
+                        {{64, 128, 10}, OptimizerKind::adam},         {{128, 100, 1}, OptimizerKind::adamw},
+                        {{260, 6, 16}, OptimizerKind::rmsprop},       {{4097, 10, 2}, OptimizerKind::gradient_descent},
+                        {{4097, 10, 2}, OptimizerKind::adam}};
+  for (const auto& [shape, optimizer] : cases)
     for (const bool masked : {true, false}) {
+      const auto& [batch, in_features, out_features] = shape;
       SCOPED_TRACE(std::to_string(batch) + " x " + std::to_string(in_features) + " x " + std::to_string(out_features));
       std::vector<T> h = random_integers<T>(batch * in_features, 4, 26);
       for (T& value : h) value = value < 0 ? T(-0.0) : value;
       const std::vector<T> weights = random_integers<T>(in_features * out_features, 9, 27);
+      const std::vector<T> bias = random_integers<T>(out_features, 9, 29);
       const std::vector<T> dout = random_integers<T>(batch * out_features, 9, 28);
       const NarrowReference<T> reference(h, weights, dout, batch, in_features, out_features);
-      std::vector<T> dz(reference.din.begin(), reference.din.end()), updated = weights;
+      std::vector<T> dz(reference.din.begin(), reference.din.end());
       for (std::size_t i = 0; masked && i < h.size(); ++i)
         if (h[i] == 0 && std::signbit(h[i])) dz[i] = 0;
-      for (std::size_t i = 0; i < weights.size(); ++i) updated[i] -= static_cast<T>(reference.dweights[i] / 4);
+      std::vector<T> dweights(reference.dweights.begin(), reference.dweights.end()), dbias(bias.size());
+      for (std::size_t i = 0; i < dout.size(); ++i) dbias[i % dbias.size()] += dout[i];
 
-      elementwise::StepScalars<T> of_step;
-      of_step.learning_rate = T(0.25);
-      std::vector<T> bytes(sizeof of_step / sizeof(T));
-      std::memcpy(bytes.data(), &of_step, sizeof of_step);
-      const DeviceArray<T> scalars(bytes);
-      const DeviceArray<T> device_h(h), device_weights(weights), device_dout(dout);
+      /// A parameter and its states, before and, as expected, after.
+      struct Parameter {
+        std::vector<T> expected[1 + elementwise::kMostStates];
+        std::vector<DeviceArray<T>> arrays;
+        cuda::GradientEnd<T> end;
+      };
+      const auto states = elementwise::states_of(optimizer).size();
+      const auto make = [&](const std::vector<T>& values, const std::vector<T>& gradient) {
+        Parameter made;
+        made.expected[0] = values;
+        for (std::size_t state = 1; state <= states; ++state) {
+          made.expected[state] =
+              random_integers<T>(static_cast<std::int64_t>(values.size()), 9, static_cast<std::uint32_t>(30 + state));
+          for (T& value : made.expected[state]) value = std::abs(value);
+        }
+        for (std::size_t array = 0; array <= states; ++array) made.arrays.emplace_back(made.expected[array]);
+        made.end = {made.arrays[0].data(), device_scalars, optimizer, {}};
+        for (std::size_t state = 0; state < states; ++state)
+          made.end.state.values[state] = made.arrays[state + 1].data();
+        for (std::size_t i = 0; i < gradient.size(); ++i) {
+          T kept[elementwise::kMostStates] = {};
+          for (std::size_t state = 0; state < states; ++state) kept[state] = made.expected[state + 1][i];
+          elementwise::update(optimizer, made.expected[0][i], kept, gradient[i], of_step);
+          for (std::size_t state = 0; state < states; ++state) made.expected[state + 1][i] = kept[state];
+        }
+        return made;
+      };
+      const Parameter weight = make(weights, dweights), of_bias = make(bias, dbias);
+      const DeviceArray<T> device_h(h), device_dout(dout);
       const typename TestFixture::Workspace workspace(
           cuda::narrow_linear_gradient_workspace(batch, in_features, out_features));
-      cuda::launch_narrow_linear_descend(
-          masked, device_h.data(), device_weights.data(),
-          reinterpret_cast<const elementwise::StepScalars<T>*>(scalars.data()), device_h.data(), device_dout.data(),
-          batch, in_features, static_cast<int>(out_features), static_cast<double*>(workspace.data()), this->stream());
-      expect_same(device_weights.read(this->owner()), updated);
+      cuda::launch_narrow_linear_gradient<T>(
+          masked, device_h.data(), weight.end, of_bias.end, device_h.data(), device_dout.data(), weight.end.out, batch,
+          in_features, static_cast<int>(out_features), static_cast<double*>(workspace.data()), this->stream());
+      for (const Parameter* const parameter : {&weight, &of_bias})
+        for (std::size_t array = 0; array <= states; ++array)
+          expect_same(parameter->arrays[array].read(this->owner()), parameter->expected[array]);
       expect_same(device_h.read(this->owner()), dz);
       workspace.slots.read(this->owner());
     }

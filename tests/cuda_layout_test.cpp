@@ -113,12 +113,15 @@ TEST(CudaLayout, SmallProductsAreCutSoThatEveryElementIsMultipliedOnce) {
     for (const std::int64_t columns : {17, 100, 256})
       for (const std::int64_t inner : {1, 64, 784, 1000})
         for (const bool has_clusters : {true, false}) {
-          const SmallProductLayout layout = small_product_layout({rows, columns, inner}, has_clusters);
+          const ProductShape shape{rows, columns, inner};
+          const SmallProductLayout layout = small_product_layout(shape, has_clusters);
           SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " x " + std::to_string(inner));
-          EXPECT_GE(layout.tiles_down * layout.tile_rows(), rows);
-          EXPECT_LT((layout.tiles_down - 1) * layout.tile_rows(), rows);
-          EXPECT_GE(layout.tiles_across * kProductTileColumns, columns);
-          EXPECT_LT((layout.tiles_across - 1) * kProductTileColumns, columns);
+          EXPECT_GE(layout.tiles_down(shape) * layout.tile_rows(), rows);
+          EXPECT_LT((layout.tiles_down(shape) - 1) * layout.tile_rows(), rows);
+          EXPECT_GE(layout.tiles_across(shape) * kProductTileColumns, columns);
+          EXPECT_EQ(layout.blocks(shape),
+                    layout.tiles_down(shape) * layout.tiles_across(shape) * layout.cluster_blocks);
+          EXPECT_LT((layout.tiles_across(shape) - 1) * kProductTileColumns, columns);
           EXPECT_GE(layout.inner_per_block() * layout.cluster_blocks, inner);
           EXPECT_EQ(layout.inner_per_warp % 4, 0);
           EXPECT_EQ(layout.tile_rows() % layout.cluster_blocks, 0);

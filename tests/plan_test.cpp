@@ -5,6 +5,7 @@
 #include <cfenv>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -252,6 +253,7 @@ TEST(GraphLayout, TakesOwnProductsWhereTheyAreFasterAndPredictsByThem) {
     for (const auto* list : {&layout.operations, &layout.predict, &layout.make_kernel})
       for (const GraphOperation& op : *list) {
         own_and_library.first += op.kind == GraphOperation::Kind::product;
+        own_and_library.first += static_cast<int>(op.beside.size());
         own_and_library.second += op.kind == GraphOperation::Kind::gemm;
       }
     EXPECT_EQ(layout.has_gemm, own_and_library.second > 0);
@@ -270,24 +272,64 @@ TEST(GraphLayout, TakesOwnProductsWhereTheyAreFasterAndPredictsByThem) {
   EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(0, 5 + 2));
 }
 
-// A gradient that a product ends with lies elsewhere than the values that the update next to it still reads.
-TEST(GraphLayout, AProductOverwritesNoOperandOfWhatComesAfterIt) {
-  for (const Activation activation : {Activation::relu, Activation::identity, Activation::tanh}) {
-    NetworkSpec network = network_of({50, 40, 30, 20, 3});
-    network.activation = activation;
-    const GraphLayout layout = make_graph_layout(network, training_of(64));
-    int gradients = 0;
-    for (std::size_t i = 0; i + 1 < layout.operations.size(); ++i) {
-      const GraphOperation &op = layout.operations[i], &next = layout.operations[i + 1];
-      if (op.kind != GraphOperation::Kind::product || !op.transpose_b) continue;
-      ++gradients;
-      ASSERT_TRUE(next.kind == GraphOperation::Kind::product && next.transpose_a);
-      EXPECT_NE(op.out, next.a);
-      EXPECT_NE(op.out, next.b);
-      EXPECT_EQ(op.b, next.out);
+// Own products that are gradients come after all that anything waits for, together: what they read is still there, and
+// nothing reads what they change.
+TEST(GraphLayout, GradientsOfOwnProductsComeLastTogether) {
+  for (const Activation activation : {Activation::relu, Activation::identity, Activation::tanh})
+    for (const OptimizerKind optimizer : {OptimizerKind::gradient_descent, OptimizerKind::adam}) {
+      NetworkSpec network = network_of({50, 40, 30, 20, 18});
+      network.activation = activation;
+      network.bias = true;
+      TrainingSpec training = training_of(64);
+      training.optimizer.kind = optimizer;
+      const GraphLayout layout = make_graph_layout(network, training);
+      ASSERT_TRUE(layout.updates_by_gradients);
+      const GraphOperation& last = layout.operations.back();
+      ASSERT_EQ(last.beside.size(), 3u);
+      std::vector<const GraphOperation*> gradients = {&last};
+      for (const GraphOperation& beside : last.beside) gradients.push_back(&beside);
+      std::set<std::uint64_t> read, written, written_before;
+      for (std::size_t i = 0; i + 1 < layout.operations.size(); ++i) {
+        written_before.insert(layout.operations[i].out);
+        EXPECT_TRUE(layout.operations[i].beside.empty());
+      }
+      for (const GraphOperation* gradient : gradients) {
+        EXPECT_TRUE(gradient->kind == GraphOperation::Kind::product && gradient->transpose_a && gradient->updates);
+        EXPECT_EQ(gradient->end, cuda::ProductEnd::gradient);
+        EXPECT_EQ(gradient->optimizer, optimizer);
+        EXPECT_EQ(gradient->state[1] != kNoOperand, optimizer == OptimizerKind::adam);
+        EXPECT_EQ(gradient->sums_state[1] != kNoOperand, optimizer == OptimizerKind::adam);
+        // Another place for each output and each gradient of it, and all of them written but the inputs.
+        EXPECT_TRUE(read.insert(gradient->a).second);
+        EXPECT_TRUE(read.insert(gradient->b).second);
+        EXPECT_TRUE(written_before.count(gradient->b));
+        EXPECT_EQ(written_before.count(gradient->a), gradient->layer == 0 ? 0u : 1u);
+        for (const std::uint64_t out : {gradient->out, gradient->sums, gradient->state[0], gradient->sums_state[0]})
+          EXPECT_TRUE(out == kNoOperand || written.insert(out).second);
+      }
+      for (const std::uint64_t out : written) EXPECT_EQ(read.count(out), 0u);
     }
-    EXPECT_EQ(gradients, 2);
-  }
+}
+
+TEST(GraphLayout, OneLaunchUpdatesAllWhereAGradientCannotOrTheNormIsClipped) {
+  const auto updates = [](std::vector<std::int64_t> widths, const Optimizer& optimizer, Precision precision) {
+    NetworkSpec network = network_of(std::move(widths));
+    network.bias = true;
+    TrainingSpec training = training_of(64);
+    training.optimizer = optimizer;
+    training.precision = precision;
+    const GraphLayout layout = make_graph_layout(network, training);
+    EXPECT_EQ(layout.updates_by_gradients, layout.operations.back().kind != GraphOperation::Kind::update);
+    EXPECT_EQ(layout.updates_by_gradients, layout.parameter_gradients == 0);
+    return !layout.updates_by_gradients;
+  };
+  const Optimizer adam{.kind = OptimizerKind::adam}, clipped{.kind = OptimizerKind::adam, .clip_norm = 1};
+  EXPECT_FALSE(updates({50, 40, 1}, adam, Precision::fp32));
+  EXPECT_TRUE(updates({50, 40, 1}, clipped, Precision::fp32));
+  EXPECT_TRUE(updates({1025, 40, 1}, adam, Precision::fp32));  // by the library
+  EXPECT_TRUE(updates({50, 40, 1}, adam, Precision::fp64));
+  EXPECT_FALSE(updates({50, 10, 1}, adam, Precision::fp64));  // narrow
+  EXPECT_FALSE(updates({1025, 40, 1}, {}, Precision::fp32));
 }
 
 TEST(MakePlan, AGpuThatTheBuildHasNoCodeForIsRefused) {
@@ -395,41 +437,48 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
     return make_graph_layout(network, training).nodes_per_step();
   };
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 4);   // product and ReLU, layer and error, its gradient, product
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 6);    // and two bias updates
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 4);    // biases beside their weights
   EXPECT_EQ(nodes({1000, 1025, 1}, 128, false), 5);  // GEMM, ReLU, layer and error, its gradient, GEMM
   EXPECT_EQ(nodes({5, 1}, 10, false), 2);            // layer and error, gradient
-  EXPECT_EQ(nodes({50, 40, 30}, 128, false), 6);     // two products, error, then a product with the mask and two more
-  EXPECT_EQ(nodes({5, 1}, 100000, false), 5);        // sums in two stages
+  EXPECT_EQ(nodes({50, 40, 30}, 128, false), 5);     // two products, error, a product with the mask, two products
+  EXPECT_EQ(nodes({5, 1}, 100000, false), 4);        // layer, error, its gradient in two stages
   EXPECT_EQ(nodes({1000, 100, 1}, 128, false, Formulation::gram), 5);  // ReLU, layer and error, its gradient, Z, S
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 6);   // and the upper bias
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram), 5);   // with the upper bias
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram), 3);           // error, Z, S
-  // One launch updates Z and the upper layers, whatever their number, by biases that it sums itself, and one S.
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 6);
-  EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 4);  // error, gradient of Z, S, Z
+  // The same, with what the optimizer keeps.
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 5);
+  EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 3);
 }
 
-TEST(GraphLayout, SumsBiasGradientsInTheLaunchThatUpdatesAll) {
+TEST(GraphLayout, SumsBiasGradientsBesideThoseOfWeightsOrInTheLaunchThatUpdatesAll) {
   NetworkSpec network = network_of({784, 128, 10});
   network.bias = true;
+  struct Sums {
+    int alone = 0, beside = 0, in_update = 0;
+    bool operator==(const Sums&) const = default;
+  };
   const auto sums = [&](const Optimizer& optimizer, std::int64_t samples) {
     TrainingSpec training = training_of(samples);
     training.optimizer = optimizer;
-    int alone = 0, within = 0;
+    Sums found;
     for (const GraphOperation& op : make_graph_layout(network, training).operations) {
-      alone += op.kind == GraphOperation::Kind::column_sums;
-      within += static_cast<int>(op.summed.size());
+      found.alone += op.kind == GraphOperation::Kind::column_sums;
+      found.beside += op.sums != kNoOperand;
+      for (const GraphOperation& beside : op.beside) found.beside += beside.sums != kNoOperand;
+      found.in_update += static_cast<int>(op.summed.size());
     }
-    return std::pair(alone, within);
+    return found;
   };
   const Optimizer adam{.kind = OptimizerKind::adam}, clipped{.kind = OptimizerKind::adam, .clip_norm = 1};
-  EXPECT_EQ(sums(adam, 64), std::pair(0, 2));
-  EXPECT_EQ(sums(adam, 1024), std::pair(0, 2));
-  EXPECT_EQ(sums(adam, 1025), std::pair(1, 1));  // of 128 columns in five tiles of rows
-  EXPECT_EQ(sums(clipped, 64), std::pair(2, 0));
-  EXPECT_EQ(sums({}, 64), std::pair(2, 0));
+  EXPECT_EQ(sums(adam, 64), (Sums{0, 2, 0}));
+  EXPECT_EQ(sums(clipped, 64), (Sums{0, 2, 0}));
+  EXPECT_EQ(sums({}, 64), (Sums{0, 2, 0}));
+  EXPECT_EQ(sums(adam, 1024), (Sums{0, 1, 1}));  // the first layer by the library
+  EXPECT_EQ(sums(adam, 1025), (Sums{1, 1, 0}));  // of 128 columns in five tiles of rows
+  EXPECT_EQ(sums({}, 1024), (Sums{1, 1, 0}));
 }
 
-TEST(GraphLayout, TakesSixKernelsForAStepOfAClassifier) {
+TEST(GraphLayout, TakesFiveKernelsForAStepOfAClassifier) {
   NetworkSpec network = network_of({784, 128, 10});
   network.bias = true;
   TrainingSpec training = training_of(60000);
@@ -438,10 +487,10 @@ TEST(GraphLayout, TakesSixKernelsForAStepOfAClassifier) {
   training.reduction = Reduction::mean;
   training.class_targets = true;
   training.optimizer.kind = OptimizerKind::adam;
-  // Batch, product and ReLU, layer and loss, its gradient, product, update
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 6);
+  // Batch, product and ReLU, layer and loss, its gradient, product
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 5);
   training.batch_size = 512;
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 6);
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 5);
   training.batch_size = 1024;  // by the library: ReLU is a launch of its own
   EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 7);
 }

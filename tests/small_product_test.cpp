@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../cuda/kernels/kernels.h"
@@ -53,22 +54,29 @@ class SmallProduct : public testing::CudaTest {
     return std::vector<float>(values.begin(), values.end());
   }
 
-  /// `out` holds what the end begins with.
-  std::vector<float> run(const Problem& problem, const SmallProductLayout& layout, ProductEnd end,
-                         const std::vector<float>& out, const std::vector<float>& bias = {},
-                         const std::vector<float>& marked = {}, float rate = 0, int offset = 0) const {
-    elementwise::StepScalars<float> of_step;
-    of_step.learning_rate = rate;
-    std::vector<float> words(sizeof of_step / sizeof(float));
-    std::memcpy(words.data(), &of_step, sizeof of_step);
-    const DeviceArray<float> a(problem.a, offset), b(problem.b), result(out, offset), biases(bias), marks(marked),
-        scalars(words);
+  std::vector<float> run(const Problem& problem, const SmallProductLayout& layout, ProductEnd end = ProductEnd::store,
+                         const std::vector<float>& bias = {}, const std::vector<float>& marked = {},
+                         int offset = 0) const {
+    const std::vector<float> poison(static_cast<std::size_t>(problem.shape.rows * problem.shape.columns), kNaN);
+    const DeviceArray<float> a(problem.a, offset), b(problem.b), result(poison, offset), biases(bias), marks(marked);
     const cuda::StreamOwner stream;
-    cuda::launch_small_product({problem.shape, layout, a.data(), b.data(), result.data(), end,
-                                bias.empty() ? nullptr : biases.data(), marked.empty() ? nullptr : marks.data(),
-                                reinterpret_cast<const elementwise::StepScalars<float>*>(scalars.data())},
-                               stream.get());
+    const cuda::SmallProduct product{problem.shape,
+                                     a.data(),
+                                     b.data(),
+                                     {result.data()},
+                                     end,
+                                     bias.empty() ? nullptr : biases.data(),
+                                     marked.empty() ? nullptr : marks.data()};
+    cuda::launch_small_products({&product, 1}, layout, stream.get());
     return result.read(stream);
+  }
+
+  static SmallProductLayout cut(const ProductShape& shape, int thread_rows, int cluster) {
+    return cuda::cut_products({&shape, 1}, thread_rows, cluster);
+  }
+
+  static ProductEnd end_of(const ProductShape& shape) {
+    return shape.transpose_a ? ProductEnd::gradient : ProductEnd::store;
   }
 
   /// The shape in each way that it may lie.
@@ -99,32 +107,30 @@ TEST_F(SmallProduct, OfIntegersIsExactInEveryCut) {
     for (const ProductShape& shape : ways(rows, columns, inner)) {
       const Problem problem = integers(shape);
       const std::vector<float> expected = rounded(problem.product());
-      const std::vector<float> poison(expected.size(), kNaN);
       for (const int thread_rows : {4, 8})
         for (const int cluster : {1, 2, 4, 8}) {
-          const SmallProductLayout layout = cuda::cut_product(shape, thread_rows, cluster);
+          const SmallProductLayout layout = cut(shape, thread_rows, cluster);
           if (cluster == 4 && inner > 16) continue;  // the same code
           SCOPED_TRACE(text(shape, layout));
-          expect_same(run(problem, layout, ProductEnd::store, poison), expected);
+          expect_same(run(problem, layout, end_of(shape)), expected);
         }
       // Off the border of 16 bytes the same sums in the same order.
       const SmallProductLayout layout = cuda::small_product_layout(shape, true);
       SCOPED_TRACE(text(shape, layout));
-      expect_same(run(problem, layout, ProductEnd::store, poison, {}, {}, 0, 1), expected);
+      expect_same(run(problem, layout, end_of(shape), {}, {}, 1), expected);
     }
 }
 
-TEST_F(SmallProduct, EndsWithBiasReluMaskOrDescent) {
+TEST_F(SmallProduct, EndsWithBiasReluOrMask) {
   for (const auto& [rows, columns, inner] : {Sizes{37, 36, 70}, Sizes{18, 51, 130}})
     for (const ProductShape& shape : ways(rows, columns, inner)) {
+      if (shape.transpose_a) continue;  // a gradient
       const Problem problem = integers(shape);
       const std::vector<long double> product = problem.product();
       const std::vector<float> bias = random_integers<float>(columns, 90, 3);
-      const std::vector<float> before = random_integers<float>(rows * columns, 90, 4);
       std::vector<float> marked = random_integers<float>(rows * columns, 2, 5);
       for (float& value : marked) value = value < 0 ? -0.0f : value;
-      const std::vector<float> poison(product.size(), kNaN);
-      std::vector<float> biased = rounded(product), relu = biased, masked = biased, descended = before;
+      std::vector<float> biased = rounded(product), relu = biased, masked = biased;
       int zeros = 0, kept = 0;
       for (std::size_t i = 0; i < biased.size(); ++i) {
         biased[i] += bias[i % bias.size()];
@@ -132,29 +138,122 @@ TEST_F(SmallProduct, EndsWithBiasReluMaskOrDescent) {
         zeros += elementwise::is_marked(relu[i]);
         if (elementwise::is_marked(marked[i])) masked[i] = 0;
         kept += !elementwise::is_marked(marked[i]);
-        descended[i] -= static_cast<float>(product[i] / 4);
       }
       EXPECT_GT(zeros, 0);
       EXPECT_GT(kept, 0);
       for (const int thread_rows : {4, 8})
         for (const int cluster : {1, 2}) {
-          const SmallProductLayout layout = cuda::cut_product(shape, thread_rows, cluster);
+          const SmallProductLayout layout = cut(shape, thread_rows, cluster);
           SCOPED_TRACE(text(shape, layout));
-          expect_same(run(problem, layout, ProductEnd::store, poison, bias), biased);
-          expect_same(run(problem, layout, ProductEnd::relu, poison, bias), relu);
-          expect_same(run(problem, layout, ProductEnd::mask, poison, {}, marked), masked);
-          expect_same(run(problem, layout, ProductEnd::descend, before, {}, {}, 0.25f), descended);
+          expect_same(run(problem, layout, ProductEnd::store, bias), biased);
+          expect_same(run(problem, layout, ProductEnd::relu, bias), relu);
+          expect_same(run(problem, layout, ProductEnd::mask, {}, marked), masked);
         }
     }
+}
+
+constexpr OptimizerKind kOptimizers[] = {OptimizerKind::gradient_descent, OptimizerKind::sgd, OptimizerKind::adam,
+                                         OptimizerKind::adamw, OptimizerKind::rmsprop};
+
+/// Numbers that an optimizer of each kind can work with, unlike each other.
+elementwise::StepScalars<float> scalars_of_a_step() {
+  elementwise::StepScalars<float> scalars;
+  scalars.learning_rate = 0.25f;
+  scalars.momentum = 0.5f;
+  scalars.weight_decay = 0.125f;
+  scalars.kept_weight = 0.96875f;
+  scalars.one_minus_beta1 = 0.1f;
+  scalars.beta2 = 0.99f;
+  scalars.one_minus_beta2 = 0.01f;
+  scalars.epsilon = 1e-3f;
+  scalars.adam_rate = 0.3f;
+  scalars.root_correction = 0.7f;
+  scalars.clip_value = 700;
+  scalars.nesterov = 1;
+  return scalars;
+}
+
+// The column sums are those of integers, too; and so the updates have the bits of the formulas.
+TEST_F(SmallProduct, GradientsUpdateWhatTheyAreOfByEveryOptimizerInOneLaunch) {
+  const elementwise::StepScalars<float> of_step = scalars_of_a_step();
+  std::vector<float> words(sizeof of_step / sizeof(float));
+  std::memcpy(words.data(), &of_step, sizeof of_step);
+  const DeviceArray<float> scalars(words);
+  const std::int64_t inner = 70;
+  std::vector<ProductShape> shapes;
+  for (const auto& [rows, columns] : {std::pair(36, 68), std::pair(52, 10), std::pair(7, 33), std::pair(40, 1)})
+    shapes.push_back({rows, columns, inner, true, false});
+  const std::vector<double> partial_losses = {1.5, 2.25, 4};
+  for (const OptimizerKind optimizer : kOptimizers)
+    for (const auto& [thread_rows, cluster] : {std::pair(4, 1), std::pair(8, 1), std::pair(4, 8), std::pair(8, 2)})
+      for (const bool updates : {true, false}) {
+        if (!updates && optimizer != OptimizerKind::gradient_descent) continue;
+        const SmallProductLayout layout = cuda::cut_products(shapes, thread_rows, cluster);
+        SCOPED_TRACE("optimizer " + std::to_string(static_cast<int>(optimizer)) + ", " + text(shapes[0], layout));
+        const auto states = static_cast<int>(elementwise::states_of(optimizer).size());
+        std::vector<cuda::SmallProduct> products;
+        std::vector<DeviceArray<float>> operands, results;
+        std::vector<std::vector<float>> expected;
+        // Of a gradient: what it updates, then what is kept for it.
+        const auto add_end = [&](const std::vector<float>& gradient) {
+          const auto count = static_cast<std::int64_t>(gradient.size());
+          std::vector<std::vector<float>> arrays;
+          for (int array = 0; array <= (updates ? states : 0); ++array) {
+            arrays.push_back(random_values<float>(count, static_cast<std::uint32_t>(10 + array)));
+            for (float& value : arrays.back()) value = array == 0 ? value : std::abs(value);
+            results.emplace_back(arrays.back());
+          }
+          cuda::GradientEnd<float> end{
+              (results.end() - static_cast<std::ptrdiff_t>(arrays.size()))->data(),
+              updates ? reinterpret_cast<const elementwise::StepScalars<float>*>(scalars.data()) : nullptr, optimizer};
+          for (std::size_t state = 1; state < arrays.size(); ++state)
+            end.state.values[state - 1] = (results.end() - static_cast<std::ptrdiff_t>(arrays.size() - state))->data();
+          for (std::size_t i = 0; i < gradient.size(); ++i) {
+            float kept[elementwise::kMostStates] = {};
+            for (std::size_t state = 1; state < arrays.size(); ++state) kept[state - 1] = arrays[state][i];
+            if (updates)
+              elementwise::update(optimizer, arrays[0][i], kept, gradient[i], of_step);
+            else
+              arrays[0][i] = gradient[i];
+            for (std::size_t state = 1; state < arrays.size(); ++state) arrays[state][i] = kept[state - 1];
+          }
+          for (std::vector<float>& array : arrays) expected.push_back(std::move(array));
+          return end;
+        };
+        for (const ProductShape& shape : shapes) {
+          const Problem problem = integers(shape);
+          cuda::SmallProduct product{shape};
+          operands.emplace_back(problem.a);
+          product.a = operands.back().data();
+          operands.emplace_back(problem.b);
+          product.b = operands.back().data();
+          product.end = ProductEnd::gradient;
+          product.out = add_end(rounded(problem.product()));
+          std::vector<float> sums(static_cast<std::size_t>(shape.columns));
+          for (std::size_t i = 0; i < problem.b.size(); ++i) sums[i % sums.size()] += problem.b[i];
+          if (shape.columns != 33) product.sums = add_end(sums);
+          products.push_back(product);
+        }
+        const DeviceArray<double> losses(std::vector<double>{0, 0, 0}), partial_sums(partial_losses);
+        const DeviceArray<std::int64_t> steps(std::vector<std::int64_t>{4});
+        const cuda::StreamOwner stream;
+        cuda::launch_small_products(products, layout, stream.get(),
+                                    {{losses.data(), steps.data(), 3}, 2, partial_sums.data(), 3});
+        for (std::size_t i = 0; i < results.size(); ++i) {
+          SCOPED_TRACE("array " + std::to_string(i));
+          expect_same(results[i].read(stream), expected[i]);
+        }
+        EXPECT_EQ(losses.read(stream), (std::vector<double>{0, 15.5, 0}));
+        EXPECT_EQ(steps.read(stream), std::vector<std::int64_t>{5});
+      }
 }
 
 TEST_F(SmallProduct, PassesNaNToWhatItReachesAndNoFurther) {
   const ProductShape shape{20, 40, 90, false, false};
   Problem problem = integers(shape);
   problem.a[7 * 90 + 50] = kNaN;
-  const std::vector<float> poison(20 * 40, 1.0f);
   for (const int cluster : {1, 8}) {
-    const std::vector<float> out = run(problem, cuda::cut_product(shape, 4, cluster), ProductEnd::relu, poison);
+    const std::vector<float> out = run(problem, cut(shape, 4, cluster), ProductEnd::relu);
     for (std::size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i / 40 == 7) << i;
   }
 }
@@ -165,8 +264,7 @@ TEST_F(SmallProduct, IsWithinTheBoundOfItsPrecisionAndHasTheSameBitsAgain) {
     const std::vector<long double> expected = problem.product();
     const SmallProductLayout layout = cuda::small_product_layout(shape, true);
     SCOPED_TRACE(text(shape, layout));
-    const std::vector<float> poison(expected.size(), kNaN);
-    const std::vector<float> out = run(problem, layout, ProductEnd::store, poison);
+    const std::vector<float> out = run(problem, layout, end_of(shape));
     long double error = 0, norm = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
       error += (out[i] - expected[i]) * (out[i] - expected[i]);
@@ -174,8 +272,8 @@ TEST_F(SmallProduct, IsWithinTheBoundOfItsPrecisionAndHasTheSameBitsAgain) {
     }
     EXPECT_GT(norm, 0);
     EXPECT_LE(std::sqrt(error / norm), std::sqrt(1000.0) * std::ldexp(1.0, -24));
-    expect_same(run(problem, layout, ProductEnd::store, poison), out);
-    expect_same(run(problem, layout, ProductEnd::store, poison, {}, {}, 0, 1), out);
+    expect_same(run(problem, layout, end_of(shape)), out);
+    expect_same(run(problem, layout, end_of(shape), {}, {}, 1), out);
   }
 }
 

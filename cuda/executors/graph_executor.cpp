@@ -116,8 +116,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   std::vector<std::string> algorithms() const override {
     std::vector<const GraphOperation*> products;
     for (const List* list : {&layout_.make_kernel, &layout_.operations, &layout_.make_pre_activation, &layout_.rebuild})
-      for (const GraphOperation& op : *list)
+      for (const GraphOperation& op : *list) {
         if (op.kind == Kind::gemm || op.kind == Kind::product) products.push_back(&op);
+        for (const GraphOperation& beside : op.beside) products.push_back(&beside);
+      }
     std::stable_sort(products.begin(), products.end(),
                      [](const GraphOperation* one, const GraphOperation* other) { return one->layer < other->layer; });
     std::vector<std::string> lines;
@@ -274,18 +276,38 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// out = alpha (the product) + beta out
   /// @{
   static const T* alpha(const GraphOperation& op, const Scalars* scalars) {
-    return op.descends ? &scalars->negative_rate : &scalars->one;
+    return op.updates ? &scalars->negative_rate : &scalars->one;
   }
   static const T* beta(const GraphOperation& op, const Scalars* scalars) {
-    return op.descends ? &scalars->one : &scalars->zero;
+    return op.updates ? &scalars->one : &scalars->zero;
   }
   /// @}
 
-  void product(const GraphOperation& op, const Scalars* scalars) const {
-    if constexpr (std::is_same_v<T, float>)
-      launch_small_product({shape_of(op), op.cut, operand(op.a), operand(op.b), operand(op.out), op.end,
-                            operand(op.bias), operand(op.kept), scalars},
-                           stream());
+  OptimizerState<T> optimizer_state(const GraphOperation::States& offsets) const {
+    OptimizerState<T> state{};
+    for (std::size_t i = 0; i < offsets.size(); ++i) state.values[i] = operand(offsets[i]);
+    return state;
+  }
+  /// Of what the launch computes.
+  GradientEnd<T> gradient_end(const GraphOperation& op, const Scalars* scalars) const {
+    return {operand(op.out), op.updates ? scalars : nullptr, op.optimizer, optimizer_state(op.state)};
+  }
+  /// Of the column sums that it takes beside that.
+  GradientEnd<T> sums_end(const GraphOperation& op, const Scalars* scalars) const {
+    return {operand(op.sums), op.updates ? scalars : nullptr, op.optimizer, optimizer_state(op.sums_state)};
+  }
+
+  void product(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
+    if constexpr (std::is_same_v<T, float>) {
+      std::vector<SmallProduct> products;
+      const auto add = [&](const GraphOperation& of) {
+        products.push_back({shape_of(of), operand(of.a), operand(of.b), gradient_end(of, scalars), of.end,
+                            operand(of.bias), operand(of.kept), sums_end(of, scalars)});
+      };
+      add(op);
+      for (const GraphOperation& beside : op.beside) add(beside);
+      launch_small_products(products, op.cut, stream(), op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{});
+    }
   }
 
   LossSum loss_sum(const GraphOperation& op, const LossRing& ring) const {
@@ -294,24 +316,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void narrow_gradient(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
     const bool masked = op.activation.has_value();
-    T* const out = operand(op.out);
-    const T* const a = operand(op.a);
-    const T* const b = operand(op.b);
-    const auto columns = static_cast<int>(op.columns);
-    const LossSum loss = op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{};
-    if (op.descends)
-      launch_narrow_linear_descend(masked, operand(op.below), out, scalars, a, b, op.inner, op.rows, columns, slots(),
-                                   stream(), loss);
-    else
-      launch_narrow_linear_gradient(masked, operand(op.below), out, a, b, operand(op.weight), op.inner, op.rows,
-                                    columns, slots(), stream(), loss);
-  }
-
-  void column_sums(const GraphOperation& op, const Scalars* scalars) const {
-    if (op.descends)
-      launch_column_sums_descend(operand(op.out), operand(op.a), scalars, op.rows, op.columns, slots(), stream());
-    else
-      launch_column_sums(operand(op.out), operand(op.a), op.rows, op.columns, slots(), stream());
+    launch_narrow_linear_gradient<T>(masked, operand(op.below), gradient_end(op, scalars), sums_end(op, scalars),
+                                     operand(op.a), operand(op.b), operand(op.weight), op.inner, op.rows,
+                                     static_cast<int>(op.columns), slots(), stream(),
+                                     op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{});
   }
 
   void gather(const GraphOperation& op, const Scalars* scalars) const {
@@ -326,15 +334,13 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   void update(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
-    OptimizerState<T> state{};
-    for (std::size_t i = 0; i < op.state.size(); ++i) state.values[i] = operand(op.state[i]);
     std::vector<SummedGradient<T>> summed;
     for (const GraphOperation::Summed& of : op.summed)
       summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
     UpdateSums<T> sums{summed};
     if (op.loss_blocks > 0) sums.loss = loss_sum(op, ring);
-    launch_update<T>(op.optimizer, operand(op.out), state, operand(op.a), operand(op.b), sums, scalars,
-                     op.rows * op.columns, stream());
+    launch_update<T>(op.optimizer, operand(op.out), optimizer_state(op.state), operand(op.a), operand(op.b), sums,
+                     scalars, op.rows * op.columns, stream());
   }
 
   void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares,
@@ -347,7 +353,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::gemm:
         return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
       case Kind::product:
-        return product(op, scalars);
+        return product(op, scalars, ring);
       case Kind::gather:
         return gather(op, scalars);
       case Kind::narrow_linear:
@@ -369,7 +375,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
       case Kind::column_sums:
-        return column_sums(op, scalars);
+        return launch_column_sums<T>(gradient_end(op, scalars), a, op.rows, op.columns, slots(), stream());
       case Kind::clip_factor:
         return launch_clip_factor(out, a, op.clip_norm, op.columns, slots(), stream());
       case Kind::update:

@@ -469,8 +469,8 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
         product.start = start;
         launch_tile_product(product, stream());
       } else {
-        launch_column_sums_descend(out, tensor(operation.a), at<Scalars>(layout_.scalars) + layout_.scalar_sets,
-                                   operation.rows, operation.columns, at<double>(layout_.slots), stream());
+        launch_column_sums<T>({out, at<Scalars>(layout_.scalars) + layout_.scalar_sets}, tensor(operation.a),
+                              operation.rows, operation.columns, at<double>(layout_.slots), stream());
       }
     }
   }

@@ -109,46 +109,28 @@ void launch_add_bias(T* z, const T* bias, std::int64_t batch, std::int64_t featu
   launch_bias<false, activations::Identity, T>({}, z, nullptr, z, bias, batch, features, stream);
 }
 
-namespace {
-
-template <class T, class Finish>
-void launch_column_sums_to(const Finish& finish, const T* matrix, std::int64_t batch, std::int64_t features,
-                           double* slots, cudaStream_t stream) {
+template <class T>
+void launch_column_sums(const GradientEnd<T>& sums, const T* matrix, std::int64_t batch, std::int64_t features,
+                        double* slots, cudaStream_t stream) {
+  const EndGradient<T> finish{sums};
   const PanelLayout layout = row_sum_layout(batch, features);
   const LaunchConfig config = waiting({layout.blocks(), kThreads, sizeof(ThreadSums)});
   if (layout.tiles_down == 1) {
-    launch(column_sums_kernel<T, Finish>, config, stream, finish, matrix, batch, features, layout);
+    launch(column_sums_kernel<T, EndGradient<T>>, config, stream, finish, matrix, batch, features, layout);
     return;
   }
   launch(column_sums_kernel<T, Store<double>>, config, stream, Store<double>{slots}, matrix, batch, features, layout);
   launch_sum_slots(finish, slots, features, layout.tiles_down, stream);
 }
 
-}  // namespace
-
-template <class T>
-void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
-                        cudaStream_t stream) {
-  launch_column_sums_to(Store<T>{sums}, matrix, batch, features, slots, stream);
-}
-
-template <class T>
-void launch_column_sums_descend(T* sums, const T* matrix, const elementwise::StepScalars<T>* scalars,
-                                std::int64_t batch, std::int64_t features, double* slots, cudaStream_t stream) {
-  launch_column_sums_to(Descend<T>{sums, scalars}, matrix, batch, features, slots, stream);
-}
-
 template void launch_bias_activation(const ActivationOfStep&, float*, float*, const float*, const float*, std::int64_t,
                                      std::int64_t, cudaStream_t);
 template void launch_bias_activation(const ActivationOfStep&, double*, double*, const double*, const double*,
                                      std::int64_t, std::int64_t, cudaStream_t);
-template void launch_column_sums(float*, const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
-template void launch_column_sums(double*, const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
-
-template void launch_column_sums_descend(float*, const float*, const elementwise::StepScalars<float>*, std::int64_t,
-                                         std::int64_t, double*, cudaStream_t);
-template void launch_column_sums_descend(double*, const double*, const elementwise::StepScalars<double>*, std::int64_t,
-                                         std::int64_t, double*, cudaStream_t);
+template void launch_column_sums(const GradientEnd<float>&, const float*, std::int64_t, std::int64_t, double*,
+                                 cudaStream_t);
+template void launch_column_sums(const GradientEnd<double>&, const double*, std::int64_t, std::int64_t, double*,
+                                 cudaStream_t);
 template void launch_add_bias(float*, const float*, std::int64_t, std::int64_t, cudaStream_t);
 template void launch_add_bias(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 

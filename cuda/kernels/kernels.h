@@ -44,6 +44,16 @@ struct OptimizerState {
   T* values[elementwise::kMostStates];
 };
 
+/// What becomes of a gradient that a launch computes: `out` is it; or, with `scalars`, `out` is what it is the gradient
+/// of, which the optimizer changes by it, and `state` with that. `scalars`, here and below, are in device memory.
+template <class T>
+struct GradientEnd {
+  T* out = nullptr;
+  const elementwise::StepScalars<T>* scalars = nullptr;
+  OptimizerKind optimizer = OptimizerKind::gradient_descent;
+  OptimizerState<T> state{};  ///< null where the optimizer keeps no more
+};
+
 /// *factor = clip_factor(the sum of the squares of the gradients, clip_norm). `slots` holds square_sum_slots(count)
 /// doubles, and is not used where that is 0.
 template <class T>
@@ -104,7 +114,7 @@ struct UpdateSums {
 
 /// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
 /// multiplied by *factor first, unless that is null. Of the ranges of `sums`, `gradients` are not read; they need
-/// `factor` to be null. `scalars`, here and below, are in device memory.
+/// `factor` to be null.
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
                    const T* factor, const UpdateSums<T>& sums, const elementwise::StepScalars<T>* scalars,
@@ -133,12 +143,8 @@ void launch_keep_best(T* kept, const T* values, const EvaluationState* state, st
 
 /// `slots` holds column_sums_slots(batch, features) doubles, and is not used where that is 0.
 template <class T>
-void launch_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int64_t features, double* slots,
-                        cudaStream_t stream);
-/// sums -= scalars->learning_rate times the column sums.
-template <class T>
-void launch_column_sums_descend(T* sums, const T* matrix, const elementwise::StepScalars<T>* scalars,
-                                std::int64_t batch, std::int64_t features, double* slots, cudaStream_t stream);
+void launch_column_sums(const GradientEnd<T>& sums, const T* matrix, std::int64_t batch, std::int64_t features,
+                        double* slots, cudaStream_t stream);
 
 template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
@@ -153,31 +159,30 @@ void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradien
                         std::int64_t in_features, int out_features, cudaStream_t stream);
 
 /// dz, which may be null, is masked by the marks of h only if `masked`. `slots` holds narrow_linear_gradient_slots(...)
-/// doubles, and is not used where that is 0. A block more ends a loss, where there is one.
+/// doubles, and is not used where that is 0. dz is that of the weights before an update. Blocks more take the column
+/// sums of dout, unless dbias.out is null, and end a loss, where there is one.
 template <class T>
-void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
-                                   std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                   cudaStream_t stream, const LossSum& loss = {});
-/// As it, with weights -= scalars->learning_rate dweights instead of the result; dz is that of the weights before.
-template <class T>
-void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
-                                  const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
-                                  int out_features, double* slots, cudaStream_t stream, const LossSum& loss = {});
+void launch_narrow_linear_gradient(bool masked, T* dz, const GradientEnd<T>& dweights, const GradientEnd<T>& dbias,
+                                   const T* h, const T* dout, const T* weights, std::int64_t batch,
+                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
+                                   const LossSum& loss = {});
 
-/// A product of small matrices, cut by small_product_layout(). At most one operand is transposed. `out` and `marked`
-/// are [rows, columns], and `out` is no operand; a bias has a value for each column.
+/// A product of small matrices. At most one operand is transposed. The result and `marked` are [rows, columns], and the
+/// result is no operand; a bias has a value for each column.
 struct SmallProduct {
   ProductShape shape;
-  SmallProductLayout layout;
   const float* a = nullptr;
   const float* b = nullptr;
-  float* out = nullptr;
+  GradientEnd<float> out{};  ///< alone `out` of it, but for ProductEnd::gradient
   ProductEnd end = ProductEnd::store;
   const float* bias = nullptr;
   const float* marked = nullptr;
-  const elementwise::StepScalars<float>* scalars = nullptr;
+  GradientEnd<float> sums{};  ///< with ProductEnd::gradient, unless null: the column sums of b
 };
-void launch_small_product(const SmallProduct& product, cudaStream_t stream);
+/// Products that do not depend on each other, cut by small_products_layout(): one, or of a^T b up to kMostProducts. A
+/// block more ends a loss, where there is one, of products a^T b.
+void launch_small_products(std::span<const SmallProduct> products, const SmallProductLayout& layout,
+                           cudaStream_t stream, const LossSum& loss = {});
 
 /// out = activation(start + a b + bias + addend), of any size. At most one operand is transposed; `start`, which may be
 /// `out`, is as large as it. `start` and `bias` may be null.

@@ -136,30 +136,28 @@ constexpr int kGradientRows = outputs == 1   ? 8
 template <class T, int outputs>
 union GradientSums {
   T values[outputs][kGradientWidth<T, outputs>][kThreads + 2];
+  double of_bias[kThreads];
   WarpSums of_loss;
-};
-
-/// What becomes of the sum over all rows: the result, a step of gradient descent by it where there are `scalars`, or
-/// with `slots` the sum over a tile's rows, for a second kernel.
-template <class T>
-struct GradientEnd {
-  T* out;
-  const elementwise::StepScalars<T>* scalars;
-  double* slots;
 };
 
 /// dweights = h^T dout and dz = dout weights^T, `masked` by the marks of h or not. A block takes a tile of the layout;
 /// a thread has one group of columns and takes at most kTerms rows, some of them loaded together, over which it adds in
 /// T in their order. The threads' sums are added in double: `lanes` threads take those of every `lanes`th thread of a
-/// column, and their sums are added pairwise. dz may be h: a thread writes only what it alone has read. Weights are
-/// changed by the only block that reads them, after it has. A block behind the tiles ends the loss, if there is one.
+/// column, and their sums are added pairwise; with `slots` these are sums over a tile's rows, for a second kernel. dz
+/// may be h: a thread writes only what it alone has read. Weights are updated by the only block that reads them, after
+/// it has. Blocks behind the tiles take the column sums of dout, unless dbias.out is null, and end the loss, if there
+/// is one.
 template <class T, int outputs, bool masked, bool aligned>
 __global__ void __launch_bounds__(kThreads)
-    narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
-                                  std::int64_t batch, std::int64_t in_features, int out_features,
-                                  ColumnGroupLayout layout, LossSum loss) {
+    narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, GradientEnd<T> dbias, double* slots, const T* h,
+                                  const T* dout, const T* weights, std::int64_t batch, std::int64_t in_features,
+                                  int out_features, ColumnGroupLayout layout, PanelLayout bias_layout, LossSum loss) {
   wait_for_grids_before();
-  if (block_index() == layout.blocks()) return append_loss(loss, shared<GradientSums<T, outputs>>().of_loss);
+  if (block_index() >= layout.blocks()) {
+    auto& memory = shared<GradientSums<T, outputs>>();
+    if (dbias.out == nullptr || block_index() > layout.blocks()) return append_loss(loss, memory.of_loss);
+    return sum_columns(EndGradient<T>{dbias}, dout, batch, out_features, bias_layout, 0, memory.of_bias);
+  }
   constexpr int width = kGradientWidth<T, outputs>;
   constexpr int rows = kGradientRows<outputs>;
   auto& partial = shared<GradientSums<T, outputs>>().values;
@@ -180,13 +178,10 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = thread % lanes;
   const auto index_of = [&](int sum) { return first_column * out_features + sum; };
   const std::int64_t results = in_features * out_features;
-  const bool descends = end.scalars != nullptr && end.slots == nullptr;
-  T before = 0, rate = 0;
-  if (descends) {
-    rate = end.scalars->learning_rate;
-    if (lane == 0 && thread / lanes < sums && index_of(thread / lanes) < results)
-      before = weights[index_of(thread / lanes)];
-  }
+  const bool updates = end.scalars != nullptr && slots == nullptr;
+  LoadedParameter<T> parameter;
+  if (updates && lane == 0 && thread / lanes < sums && index_of(thread / lanes) < results)
+    parameter.load(end, index_of(thread / lanes));
 
   T dweights[outputs][width] = {}, weight[outputs][width] = {};
   if (thread_row < row_step && column < in_features) {
@@ -269,12 +264,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int mask = lanes / 2; mask > 0; mask /= 2) total += warp_shuffle_xor(total, static_cast<unsigned>(mask));
     const std::int64_t index = index_of(sum);
     if (lane != 0 || sum >= sums || index >= results) continue;
-    if (end.slots != nullptr)
-      end.slots[index * layout.tiles_down + down] = total;
-    else if (descends)
-      end.out[index] = elementwise::sgd_update(first == 0 ? before : weights[index], static_cast<T>(total), rate);
-    else
+    if (slots != nullptr) {
+      slots[index * layout.tiles_down + down] = total;
+    } else if (updates) {
+      if (first > 0) parameter.load(end, index);
+      parameter.update(end, index, static_cast<T>(total));
+    } else {
       end.out[index] = static_cast<T>(total);
+    }
   }
 }
 
@@ -329,20 +326,19 @@ void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradien
   });
 }
 
-namespace {
-
 template <class T>
-void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T* dout, const T* weights,
-                     std::int64_t batch, std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
-                     const LossSum& loss) {
+void launch_narrow_linear_gradient(bool masked, T* dz, const GradientEnd<T>& dweights, const GradientEnd<T>& dbias,
+                                   const T* h, const T* dout, const T* weights, std::int64_t batch,
+                                   std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
+                                   const LossSum& loss) {
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(h, dz);
   with_outputs(out_features, [&](auto outputs) {
     const ColumnGroupLayout layout = column_group_layout(batch, in_features, kGradientWidth<T, outputs()>);
-    const LaunchConfig config =
-        waiting({layout.blocks() + (loss.count > 0 ? 1 : 0), kThreads, sizeof(GradientSums<T, outputs()>)});
-    end.slots = layout.tiles_down > 1 ? slots : nullptr;
+    const int more_blocks = (dbias.out != nullptr ? 1 : 0) + (loss.count > 0 ? 1 : 0);
+    const LaunchConfig config = waiting({layout.blocks() + more_blocks, kThreads, sizeof(GradientSums<T, outputs()>)});
     const auto run = [&](auto kernel) {
-      launch(kernel, config, stream, dz, end, h, dout, weights, batch, in_features, out_features, layout, loss);
+      launch(kernel, config, stream, dz, dweights, dbias, layout.tiles_down > 1 ? slots : nullptr, h, dout, weights,
+             batch, in_features, out_features, layout, row_sum_layout(batch, out_features), loss);
     };
     if (masked)
       run(aligned ? narrow_linear_gradient_kernel<T, outputs(), true, true>
@@ -351,30 +347,8 @@ void launch_gradient(bool masked, T* dz, GradientEnd<T> end, const T* h, const T
       run(aligned ? narrow_linear_gradient_kernel<T, outputs(), false, true>
                   : narrow_linear_gradient_kernel<T, outputs(), false, false>);
     if (layout.tiles_down == 1) return;
-    const std::int64_t results = in_features * out_features;
-    if (end.scalars != nullptr)
-      launch_sum_slots(Descend<T>{end.out, end.scalars}, slots, results, layout.tiles_down, stream);
-    else
-      launch_sum_slots(Store<T>{end.out}, slots, results, layout.tiles_down, stream);
+    launch_sum_slots(EndGradient<T>{dweights}, slots, in_features * out_features, layout.tiles_down, stream);
   });
-}
-
-}  // namespace
-
-template <class T>
-void launch_narrow_linear_gradient(bool masked, T* dz, T* dweights, const T* h, const T* dout, const T* weights,
-                                   std::int64_t batch, std::int64_t in_features, int out_features, double* slots,
-                                   cudaStream_t stream, const LossSum& loss) {
-  launch_gradient(masked, dz, {dweights, nullptr, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
-                  stream, loss);
-}
-
-template <class T>
-void launch_narrow_linear_descend(bool masked, T* dz, T* weights, const elementwise::StepScalars<T>* scalars,
-                                  const T* h, const T* dout, std::int64_t batch, std::int64_t in_features,
-                                  int out_features, double* slots, cudaStream_t stream, const LossSum& loss) {
-  launch_gradient<T>(masked, dz, {weights, scalars, nullptr}, h, dout, weights, batch, in_features, out_features, slots,
-                     stream, loss);
 }
 
 template void launch_narrow_loss(const LossOfStep&, double*, float*, const float*, const float*, const float*,
@@ -385,16 +359,11 @@ template void launch_narrow_linear(float*, const float*, const float*, const flo
                                    cudaStream_t);
 template void launch_narrow_linear(double*, const double*, const double*, const double*, std::int64_t, std::int64_t,
                                    int, cudaStream_t);
-template void launch_narrow_linear_gradient(bool, float*, float*, const float*, const float*, const float*,
-                                            std::int64_t, std::int64_t, int, double*, cudaStream_t, const LossSum&);
-template void launch_narrow_linear_gradient(bool, double*, double*, const double*, const double*, const double*,
-                                            std::int64_t, std::int64_t, int, double*, cudaStream_t, const LossSum&);
-
-template void launch_narrow_linear_descend(bool, float*, float*, const elementwise::StepScalars<float>*, const float*,
-                                           const float*, std::int64_t, std::int64_t, int, double*, cudaStream_t,
-                                           const LossSum&);
-template void launch_narrow_linear_descend(bool, double*, double*, const elementwise::StepScalars<double>*,
-                                           const double*, const double*, std::int64_t, std::int64_t, int, double*,
-                                           cudaStream_t, const LossSum&);
+template void launch_narrow_linear_gradient(bool, float*, const GradientEnd<float>&, const GradientEnd<float>&,
+                                            const float*, const float*, const float*, std::int64_t, std::int64_t, int,
+                                            double*, cudaStream_t, const LossSum&);
+template void launch_narrow_linear_gradient(bool, double*, const GradientEnd<double>&, const GradientEnd<double>&,
+                                            const double*, const double*, const double*, std::int64_t, std::int64_t,
+                                            int, double*, cudaStream_t, const LossSum&);
 
 }  // namespace deviceloop::cuda

@@ -146,7 +146,7 @@ void checked_column_sums(T* sums, const T* matrix, std::int64_t batch, std::int6
   if (batch == 0)
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(sums, 0, static_cast<std::size_t>(out.bytes), stream));
   else
-    launch_column_sums(sums, matrix, batch, features, static_cast<double*>(workspace), stream);
+    launch_column_sums<T>({sums}, matrix, batch, features, static_cast<double*>(workspace), stream);
 }
 
 void check_outputs(const char* function, std::int64_t out_features) {
@@ -193,8 +193,8 @@ void checked_narrow_linear_gradient(T* dz, T* dweights, const T* h, const T* dou
   if (batch == 0)
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(dweights, 0, static_cast<std::size_t>(out.bytes), stream));
   else
-    launch_narrow_linear_gradient(true, dz, dweights, h, dout, weights, batch, in_features,
-                                  static_cast<int>(out_features), static_cast<double*>(workspace), stream);
+    launch_narrow_linear_gradient<T>(true, dz, {dweights}, {}, h, dout, weights, batch, in_features,
+                                     static_cast<int>(out_features), static_cast<double*>(workspace), stream);
 }
 
 template <class T>

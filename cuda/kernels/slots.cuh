@@ -19,13 +19,39 @@ struct Store {
   __device__ void operator()(std::int64_t index, double sum) const { out[index] = static_cast<T>(sum); }
 };
 
-/// One step of gradient descent with the sum as the gradient, rounded to T first.
+/// A parameter and what the optimizer keeps for it, loaded before its gradient is known.
 template <class T>
-struct Descend {
-  T* parameters;
-  const elementwise::StepScalars<T>* scalars;
+struct LoadedParameter {
+  T value = 0, kept[elementwise::kMostStates] = {};
+
+  __device__ void load(const GradientEnd<T>& of, std::int64_t index) {
+    value = of.out[index];
+#pragma unroll
+    for (int s = 0; s < elementwise::kMostStates; ++s)
+      if (of.state.values[s] != nullptr) kept[s] = of.state.values[s][index];
+  }
+  __device__ void update(const GradientEnd<T>& of, std::int64_t index, T gradient) {
+    elementwise::update(of.optimizer, value, kept, gradient, *of.scalars);
+    of.out[index] = value;
+#pragma unroll
+    for (int s = 0; s < elementwise::kMostStates; ++s)
+      if (of.state.values[s] != nullptr) of.state.values[s][index] = kept[s];
+  }
+};
+
+/// Ends with a sum over samples as a gradient, rounded to T first.
+template <class T>
+struct EndGradient {
+  GradientEnd<T> end;
   __device__ void operator()(std::int64_t index, double sum) const {
-    parameters[index] = elementwise::sgd_update(parameters[index], static_cast<T>(sum), scalars->learning_rate);
+    const T gradient = static_cast<T>(sum);
+    if (end.scalars == nullptr) {
+      end.out[index] = gradient;
+      return;
+    }
+    LoadedParameter<T> parameter;
+    parameter.load(end, index);
+    parameter.update(end, index, gradient);
   }
 };
 
@@ -64,6 +90,34 @@ __device__ inline void append_loss(const LossSum& loss, WarpSums& sums) {
   for (std::int64_t i = thread_index(); i < loss.count; i += kThreads) sum += loss.partial_sums[i];
   const double total = block_sum(sum, sums.values);
   if (thread_index() == 0) AppendLoss{loss.ring, loss.scale}(0, total);
+}
+
+/// By a block: finish(column, its sum) for the columns of a matrix in tile `across` of row_sum_layout(). The tiles of
+/// rows are taken one after the other, each as column_sums_kernel adds it.
+template <class T, class Finish>
+__device__ void sum_columns(const Finish& finish, const T* matrix, std::int64_t rows, std::int64_t columns,
+                            const PanelLayout& layout, std::int64_t across, double (&partial)[kThreads]) {
+  const auto thread = static_cast<int>(thread_index());
+  double total = 0;
+  std::int64_t column = 0;
+  for (std::int64_t down = 0; down < layout.tiles_down; ++down) {
+    const PanelPlace place = panel_place(layout, rows, down * layout.tiles_across + across, thread);
+    column = place.column;
+    T sum = 0;
+    if (column < columns)
+#pragma unroll 8
+      for (std::int64_t row = place.row; row < place.end_row; row += place.row_step)
+        sum += matrix[row * columns + column];
+    partial[thread] = static_cast<double>(sum);
+    block_barrier();
+    if (thread < layout.threads_across) {
+      double tile = 0;
+      for (int other = thread; other < kThreads; other += layout.threads_across) tile += partial[other];
+      total += tile;
+    }
+    block_barrier();
+  }
+  if (thread < layout.threads_across && column < columns) finish(column, total);
 }
 
 struct SlotSums {

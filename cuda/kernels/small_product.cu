@@ -8,6 +8,7 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "slots.cuh"
 
 namespace deviceloop::cuda {
 namespace {
@@ -88,6 +89,22 @@ struct Panel {
       *reinterpret_cast<Quad*>(panel + quad / (kAlong / 4) * kRow + quad % (kAlong / 4) * 4) = quads[i];
     }
   }
+
+  /// sums += the lane's elements of four columns, in the order of the inner dimension.
+  __device__ void add_columns(Quad& sums) const {
+    static_assert(!by_inner);
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums.values[j] += quads[i].values[j];
+  }
+  /// Adds the sums of the lanes that have the same columns.
+  __device__ static void add_lanes(Quad& sums) {
+#pragma unroll
+    for (unsigned mask = kAlong / 4; mask < kWarpThreads; mask *= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums.values[j] += warp_shuffle_xor(sums.values[j], mask);
+  }
 };
 
 /// values[u][i] = the elements of a lane, `count` along the outer dimension, at the depths depth + u. `lanes` lie along
@@ -118,86 +135,145 @@ __device__ int element_of(int i, int lane) {
   return by_inner ? i * lanes + lane : i / 4 * 4 * lanes + lane * 4 + i % 4;
 }
 
+/// Rows of sums: those of a tile, and of a^T b behind them the sums of b's columns.
+template <int thread_rows, bool transpose_a>
+constexpr int kSumRows = kProductLaneRows* thread_rows + (transpose_a ? 1 : 0);
+
 /// A block's shared memory. Sums overwrite panels once all warps have read theirs.
-template <int thread_rows, class PanelA, class PanelB>
+template <int thread_rows, bool transpose_a, int panel_floats>
 struct ProductMemory {
-  static constexpr int kRows = kProductLaneRows * thread_rows;
+  static constexpr int kRows = kSumRows<thread_rows, transpose_a>;
   union {
-    alignas(16) float panels[kProductWarps][PanelA::kFloats + PanelB::kFloats];
+    alignas(16) float panels[kProductWarps][panel_floats];
     alignas(16) float sums[kProductWarps][kRows][kProductTileColumns];
+    WarpSums of_loss;
   };
-  /// The rows that this block finishes, from each block of the cluster.
-  alignas(16) float received[kRows][kProductTileColumns];
+  /// The rows that this block finishes, from each block of the cluster; and the sums of columns.
+  alignas(16) float received[kProductLaneRows * thread_rows][kProductTileColumns];
+  alignas(16) float received_sums[transpose_a ? kMostProductCluster : 1][kProductTileColumns];
+  alignas(16) elementwise::StepScalars<float> scalars;  ///< for updates
 };
 
-/// What becomes of four neighbouring elements of the result.
+/// What becomes of four neighbouring elements of the result, at most `count` of them within the matrix.
 struct QuadEnd {
   const SmallProduct& of;
   std::int64_t at;  ///< of the first, in matrices like `out`
   int column;       ///< its column
-  int count;        ///< how many lie within the matrix
+  int count;
+  Quad before{};
 
-  /// Loaded before the product, which so hides the latency.
+  /// What lies in memory already is loaded before the sums are added, which so hides the latency.
   template <bool aligned>
-  __device__ void load_before(Quad& before) const {
+  __device__ void load_before() {
     if (count <= 0) return;
-    if (of.end == ProductEnd::descend)
-      load_quad<aligned>(before, of.out + at, count);
-    else if (of.end == ProductEnd::mask)
+    if (of.end == ProductEnd::mask)
       load_quad<aligned>(before, of.marked + at, count);
     else if (of.bias != nullptr)
       load_quad<aligned>(before, of.bias + column, count);
   }
 
   template <bool aligned>
-  __device__ void finish(Quad out, const Quad& before, float rate) const {
+  __device__ void finish(Quad out, const elementwise::StepScalars<float>&) const {
     if (count <= 0) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float& value = out.values[i];
-      if (of.end == ProductEnd::descend) {
-        value = elementwise::sgd_update(before.values[i], value, rate);
-      } else if (of.end == ProductEnd::mask) {
+      if (of.end == ProductEnd::mask) {
         value = elementwise::relu_gradient_marked(before.values[i], value);
       } else {
         if (of.bias != nullptr) value += before.values[i];
         if (of.end == ProductEnd::relu) value = elementwise::relu_marked(value);
       }
     }
-    store_quad<aligned>(of.out + at, out, count);
+    store_quad<aligned>(of.out.out + at, out, count);
   }
 };
 
-/// The product and its end. A warp multiplies its part of the inner dimension, panel after panel: a lane has
-/// thread_rows x 4 sums, added by fused multiply-adds in the order of the inner dimension; two panels are always on
-/// their way, so that what fits into them waits for memory once. Then each thread adds the warps' sums of four
-/// neighbouring elements, in the warps' order. In a cluster each block finishes some rows of the tile: the others push
-/// their sums of them into its memory, and it adds them in the order of ranks.
+/// The same of gradients.
+struct GradientQuadEnd {
+  const GradientEnd<float>& of;
+  std::int64_t at;
+  int count;
+  Quad before{}, kept[elementwise::kMostStates]{};
+
+  template <bool aligned>
+  __device__ void load_before() {
+    if (count <= 0 || of.scalars == nullptr) return;
+    load_quad<aligned>(before, of.out + at, count);
+#pragma unroll
+    for (int s = 0; s < elementwise::kMostStates; ++s)
+      if (of.state.values[s] != nullptr) load_quad<aligned>(kept[s], of.state.values[s] + at, count);
+  }
+
+  template <bool aligned>
+  __device__ void finish(const Quad& gradient, const elementwise::StepScalars<float>& scalars) {
+    if (count <= 0) return;
+    if (of.scalars == nullptr) return store_quad<aligned>(of.out + at, gradient, count);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float state[elementwise::kMostStates];
+#pragma unroll
+      for (int s = 0; s < elementwise::kMostStates; ++s) state[s] = kept[s].values[i];
+      elementwise::update(of.optimizer, before.values[i], state, gradient.values[i], scalars);
+#pragma unroll
+      for (int s = 0; s < elementwise::kMostStates; ++s) kept[s].values[i] = state[s];
+    }
+    store_quad<aligned>(of.out + at, before, count);
+#pragma unroll
+    for (int s = 0; s < elementwise::kMostStates; ++s)
+      if (of.state.values[s] != nullptr) store_quad<aligned>(of.state.values[s] + at, kept[s], count);
+  }
+};
+
+/// What a launch multiplies. The blocks of a product come after those of the one before, and the one that ends a loss
+/// comes last.
+struct ProductLaunch {
+  struct Part {
+    SmallProduct product;
+    bool aligned;  ///< all pointers and row lengths are multiples of 16 bytes
+    unsigned end_block;
+  };
+  Part parts[kMostProducts];
+  int count;
+  SmallProductLayout layout;
+  LossSum loss;
+};
+
+/// A product and its end, by the blocks from `first_block` on. A warp multiplies its part of the inner dimension, panel
+/// after panel: a lane has thread_rows x 4 sums, added by fused multiply-adds in the order of the inner dimension; two
+/// panels are always on their way, so that what fits into them waits for memory once. Then each thread adds the warps'
+/// sums of four neighbouring elements, in the warps' order. In a cluster each block finishes some rows of the tile: the
+/// others push their sums of them into its memory, and it adds them in the order of ranks.
+///
+/// The sums of b's columns are taken by the tiles of the first rows, which read all of b. A lane adds what it brings of
+/// b into shared memory: every fourth row, so at most kTerms terms where the inner dimension is at most 1024. The
+/// lanes' sums are added pairwise, and those of warps and blocks like the tile's.
 ///
 /// Two barriers of the cluster guard that memory: nobody pushes before all blocks have begun, and nobody reads, or
 /// ends, before all have pushed. Nothing else is read from or written to a peer.
 ///
-/// `out` may be read by nothing else but its own end. Aligned: all pointers and row lengths are multiples of 16 bytes.
-template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned>
-__global__ void __launch_bounds__(kThreads, 2) small_product_kernel(SmallProduct of) {
+/// The result may be read by nothing else in the launch but its own end.
+template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned, class Memory>
+__device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProductLayout& layout, unsigned first_block,
+                                         Memory& memory) {
   constexpr int rows = kProductLaneRows * thread_rows, columns = kProductTileColumns;
   using PanelA = Panel<rows, !transpose_a, aligned>;
   using PanelB = Panel<columns, transpose_b, aligned>;
-  auto& memory = shared<ProductMemory<thread_rows, PanelA, PanelB>>();
-  wait_for_grids_before();
-  const auto thread = static_cast<int>(thread_index());
-  const int warp = thread / static_cast<int>(kWarpThreads), lane = thread % static_cast<int>(kWarpThreads);
+  const auto warp = static_cast<int>(thread_index() / kWarpThreads);
+  const auto lane = static_cast<int>(thread_index() % kWarpThreads);
   const int lane_row = lane / kProductLaneColumns, lane_column = lane % kProductLaneColumns;
   const auto blocks = static_cast<int>(cluster_blocks()), rank = static_cast<int>(cluster_rank());
-  const unsigned tile = block_index() / static_cast<unsigned>(blocks);
-  const auto tiles_across = static_cast<unsigned>(of.layout.tiles_across);
-  const auto first_row = static_cast<int>(tile / tiles_across) * rows;
-  const auto first_column = static_cast<int>(tile % tiles_across) * columns;
   const auto all_rows = static_cast<int>(of.shape.rows), all_columns = static_cast<int>(of.shape.columns);
   const auto inner = static_cast<int>(of.shape.inner);
+  const unsigned tile = (block_index() - first_block) / static_cast<unsigned>(blocks);
+  const auto tiles_across = static_cast<unsigned>(all_columns + columns - 1) / columns;
+  const auto first_row = static_cast<int>(tile / tiles_across) * rows;
+  const auto first_column = static_cast<int>(tile % tiles_across) * columns;
+  bool sums_columns = false;
+  if constexpr (transpose_a) sums_columns = first_row == 0 && of.sums.out != nullptr;
 
   if (blocks > 1) cluster_arrive();
-  const auto part = static_cast<int>(of.layout.inner_per_warp);
+  const auto part = static_cast<int>(layout.inner_per_warp);
   const int begin = (rank * kProductWarps + warp) * part;
   const int end_inner = begin + part < inner ? begin + part : inner;
   float* const panel_a = memory.panels[warp];
@@ -216,14 +292,21 @@ __global__ void __launch_bounds__(kThreads, 2) small_product_kernel(SmallProduct
   };
 #pragma unroll
   for (int which = 0; which < kAhead; ++which) load(which);
+  if constexpr (transpose_a)
+    if (of.out.scalars != nullptr && thread_index() < sizeof memory.scalars / sizeof(std::uint64_t))
+      reinterpret_cast<std::uint64_t*>(&memory.scalars)[thread_index()] =
+          reinterpret_cast<const std::uint64_t*>(of.out.scalars)[thread_index()];
   float sums[thread_rows][kProductThreadColumns] = {};
-  for (int at = begin; at < end_inner; at += kAhead * kDepth) {
+  [[maybe_unused]] Quad column_sums{};
+  for (int remaining = end_inner - begin; remaining > 0; remaining -= kAhead * kDepth) {
 #pragma unroll
     for (int which = 0; which < kAhead; ++which) {
-      if (at + which * kDepth >= end_inner) break;
+      if (which * kDepth >= remaining) break;
       warp_barrier();  // the panel before has been read
       parts_a[which].store(panel_a, lane);
       parts_b[which].store(panel_b, lane);
+      if constexpr (transpose_a)
+        if (sums_columns) parts_b[which].add_columns(column_sums);
       warp_barrier();
       load(which);
 #pragma unroll kUnroll
@@ -242,21 +325,29 @@ __global__ void __launch_bounds__(kThreads, 2) small_product_kernel(SmallProduct
     }
   }
 
-  // The four elements that this thread finishes, in a cluster of a part of the tile's rows; what they need of memory is
-  // on its way while sums are added. Registers are short before.
+  // The four elements that this thread finishes, in a cluster of a part of the tile's rows, and perhaps four sums of
+  // columns; what they need of memory is on its way while sums are added. Registers are short before.
+  constexpr int kSums = kSumRows<thread_rows, transpose_a>, kQuadRows = kThreads / (columns / 4);
+  constexpr int kTurns = (kSums + kQuadRows - 1) / kQuadRows;
   const auto finisher = static_cast<int>(thread_index_again());
   const int tile_row = finisher / (columns / 4);
   const int own_rows = rows / blocks;
   const int own_row = rank * own_rows + tile_row, own_column = finisher % (columns / 4) * 4;
   const int row = first_row + own_row, column = first_column + own_column;
-  const bool finishes = tile_row < own_rows && row < all_rows && column < all_columns;
-  const QuadEnd end{of, std::int64_t{row} * all_columns + column, column,
-                    !finishes                  ? 0
-                    : all_columns - column < 4 ? all_columns - column
-                                               : 4};
-  Quad before{};
-  end.template load_before<aligned>(before);
-  const float rate = of.end == ProductEnd::descend ? of.scalars->learning_rate : 0.0f;
+  const int within = all_columns - column < 4 ? all_columns - column : 4;
+  const int count = tile_row < own_rows && row < all_rows && column < all_columns ? within : 0;
+  const std::int64_t at = std::int64_t{row} * all_columns + column;
+  // In the last turn one row of threads has the sums of columns.
+  const bool finishes_sums = sums_columns && rank == 0 && tile_row + (kTurns - 1) * kQuadRows == rows;
+  auto end = [&] {
+    if constexpr (transpose_a)
+      return GradientQuadEnd{of.out, at, count};
+    else
+      return QuadEnd{of, at, column, count};
+  }();
+  end.template load_before<aligned>();
+  [[maybe_unused]] GradientQuadEnd sums_end{of.sums, column, finishes_sums && column < all_columns ? within : 0};
+  if constexpr (transpose_a) sums_end.template load_before<aligned>();
 
   block_barrier();  // all panels have been read
 #pragma unroll
@@ -266,71 +357,125 @@ __global__ void __launch_bounds__(kThreads, 2) small_product_kernel(SmallProduct
     for (int j = 0; j < kProductThreadColumns; ++j)
       to[element_of<kProductLaneColumns, transpose_b>(j, lane_column)] = sums[i][j];
   }
-  block_barrier();
-  Quad sum{};
-  if (tile_row < rows) {
-#pragma unroll
-    for (int other = 0; other < kProductWarps; ++other) {
-      const Quad quad = *reinterpret_cast<const Quad*>(&memory.sums[other][tile_row][own_column]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum.values[i] = other == 0 ? quad.values[i] : sum.values[i] + quad.values[i];
+  if constexpr (transpose_a)
+    if (sums_columns) {
+      PanelB::add_lanes(column_sums);
+      if (lane < columns / 4) *reinterpret_cast<Quad*>(&memory.sums[warp][rows][lane * 4]) = column_sums;
     }
-  }
+  block_barrier();
+  Quad totals[kTurns] = {};
+  const auto add = [](Quad& total, const float* from, int other) {
+    const Quad quad = *reinterpret_cast<const Quad*>(from);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total.values[i] = other == 0 ? quad.values[i] : total.values[i] + quad.values[i];
+  };
+  const int end_row = sums_columns ? rows + 1 : rows;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn)
+    if (const int of_row = tile_row + turn * kQuadRows; of_row < end_row)
+#pragma unroll
+      for (int other = 0; other < kProductWarps; ++other)
+        add(totals[turn], &memory.sums[other][of_row][own_column], other);
   if (blocks > 1) {
     cluster_wait();
-    if (tile_row < rows)
-      *reinterpret_cast<Quad*>(peer_shared(&memory.received[rank * own_rows + tile_row % own_rows][own_column],
-                                           static_cast<unsigned>(tile_row / own_rows))) = sum;
-    cluster_barrier();
-    if (tile_row < own_rows) {
-      for (int other = 0; other < blocks; ++other) {
-        const Quad quad = *reinterpret_cast<const Quad*>(&memory.received[other * own_rows + tile_row][own_column]);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum.values[i] = other == 0 ? quad.values[i] : sum.values[i] + quad.values[i];
-      }
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int of_row = tile_row + turn * kQuadRows;
+      if (of_row >= end_row) continue;
+      float* const to = of_row == rows ? &memory.received_sums[transpose_a ? rank : 0][own_column]
+                                       : &memory.received[rank * own_rows + of_row % own_rows][own_column];
+      *reinterpret_cast<Quad*>(peer_shared(to, of_row == rows ? 0 : static_cast<unsigned>(of_row / own_rows))) =
+          totals[turn];
+    }
+    cluster_barrier();
+    if (tile_row < own_rows)
+      for (int other = 0; other < blocks; ++other)
+        add(totals[0], &memory.received[other * own_rows + tile_row][own_column], other);
+    if constexpr (transpose_a)
+      if (finishes_sums)
+        for (int other = 0; other < blocks; ++other)
+          add(totals[kTurns - 1], &memory.received_sums[other][own_column], other);
+  }
+  end.template finish<aligned>(totals[0], memory.scalars);
+  if constexpr (transpose_a) sums_end.template finish<aligned>(totals[kTurns - 1], memory.scalars);
+}
+
+/// The block's part of a launch's products, see multiply(). Of products a^T b each is `aligned` or not.
+template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned>
+__global__ void __launch_bounds__(kThreads, 2) small_product_kernel(ProductLaunch launch) {
+  using PanelA = Panel<kProductLaneRows * thread_rows, !transpose_a, true>;
+  using PanelB = Panel<kProductTileColumns, transpose_b, true>;
+  auto& memory = shared<ProductMemory<thread_rows, transpose_a, PanelA::kFloats + PanelB::kFloats>>();
+  wait_for_grids_before();
+  int index = 0;
+  unsigned first_block = 0;
+  if constexpr (transpose_a) {
+    while (index < launch.count && block_index() >= launch.parts[index].end_block)
+      first_block = launch.parts[index++].end_block;
+    if (index == launch.count) {
+      if (block_index() == first_block) append_loss(launch.loss, memory.of_loss);
+      return;
     }
   }
-  end.template finish<aligned>(sum, before, rate);
+  const ProductLaunch::Part& part = launch.parts[index];
+  if constexpr (transpose_a && aligned)
+    if (!part.aligned)
+      return multiply<thread_rows, transpose_a, transpose_b, false>(part.product, launch.layout, first_block, memory);
+  multiply<thread_rows, transpose_a, transpose_b, aligned>(part.product, launch.layout, first_block, memory);
 }
 
 template <int thread_rows, bool transpose_a, bool transpose_b>
-void launch_cut(const SmallProduct& of, cudaStream_t stream) {
-  const ProductShape& shape = of.shape;
-  const bool aligned = shape.columns % 4 == 0 && (transpose_a ? shape.rows : shape.inner) % 4 == 0 &&
-                       (transpose_b ? shape.inner : shape.columns) % 4 == 0 &&
-                       aligned_to_16(of.a, of.b, of.out, of.bias, of.marked);
-  const auto run = [&](auto kernel, int shared_bytes) {
-    LaunchConfig config = waiting({of.layout.blocks(), kThreads, shared_bytes});
-    config.cluster_blocks = of.layout.cluster_blocks;
-    launch(kernel, config, stream, of);
-  };
+void launch_cut(const ProductLaunch& products, std::int64_t blocks, cudaStream_t stream) {
   using A = Panel<kProductLaneRows * thread_rows, !transpose_a, true>;
   using B = Panel<kProductTileColumns, transpose_b, true>;
-  constexpr int shared_bytes = sizeof(ProductMemory<thread_rows, A, B>);
+  constexpr int shared_bytes = sizeof(ProductMemory<thread_rows, transpose_a, A::kFloats + B::kFloats>);
   static_assert(shared_bytes <= 48 << 10, "what a block has without asking for more");
-  if (aligned)
-    run(small_product_kernel<thread_rows, transpose_a, transpose_b, true>, shared_bytes);
+  LaunchConfig config = waiting({blocks, kThreads, shared_bytes});
+  config.cluster_blocks = products.layout.cluster_blocks;
+  if (transpose_a || products.parts[0].aligned)
+    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, true>, config, stream, products);
   else
-    run(small_product_kernel<thread_rows, transpose_a, transpose_b, false>, shared_bytes);
+    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, transpose_a>, config, stream, products);
 }
 
 template <int thread_rows>
-void launch_rows(const SmallProduct& of, cudaStream_t stream) {
-  if (of.shape.transpose_a)
-    launch_cut<thread_rows, true, false>(of, stream);
-  else if (of.shape.transpose_b)
-    launch_cut<thread_rows, false, true>(of, stream);
+void launch_rows(const ProductLaunch& products, std::int64_t blocks, cudaStream_t stream) {
+  const ProductShape& shape = products.parts[0].product.shape;
+  if (shape.transpose_a)
+    launch_cut<thread_rows, true, false>(products, blocks, stream);
+  else if (shape.transpose_b)
+    launch_cut<thread_rows, false, true>(products, blocks, stream);
   else
-    launch_cut<thread_rows, false, false>(of, stream);
+    launch_cut<thread_rows, false, false>(products, blocks, stream);
+}
+
+bool is_aligned(const SmallProduct& of) {
+  const ProductShape& shape = of.shape;
+  const auto lie_aligned = [](const GradientEnd<float>& end) {
+    return aligned_to_16(end.out, end.state.values[0], end.state.values[1]);
+  };
+  return shape.columns % 4 == 0 && (shape.transpose_a ? shape.rows : shape.inner) % 4 == 0 &&
+         (shape.transpose_b ? shape.inner : shape.columns) % 4 == 0 && aligned_to_16(of.a, of.b, of.bias, of.marked) &&
+         lie_aligned(of.out) && lie_aligned(of.sums);
 }
 
 }  // namespace
 
-void launch_small_product(const SmallProduct& product, cudaStream_t stream) {
-  if (product.layout.thread_rows == 8)
-    launch_rows<8>(product, stream);
+void launch_small_products(std::span<const SmallProduct> products, const SmallProductLayout& layout,
+                           cudaStream_t stream, const LossSum& loss) {
+  ProductLaunch parts{};
+  std::int64_t blocks = 0;
+  for (const SmallProduct& product : products) {
+    blocks += layout.blocks(product.shape);
+    parts.parts[parts.count++] = {product, is_aligned(product), static_cast<unsigned>(blocks)};
+  }
+  parts.layout = layout;
+  parts.loss = loss;
+  if (loss.count > 0) blocks += layout.cluster_blocks;
+  if (layout.thread_rows == 8)
+    launch_rows<8>(parts, blocks, stream);
   else
-    launch_rows<4>(product, stream);
+    launch_rows<4>(parts, blocks, stream);
 }
 
 }  // namespace deviceloop::cuda

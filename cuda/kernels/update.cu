@@ -34,13 +34,10 @@ union ThreadSums {
   WarpSums warps;
 };
 
-/// By a block: the sums of its columns of a range as column_sums_kernel adds them, tile of rows after tile of rows, and
-/// the update by them; or the loss.
+/// By a block: the sums of its columns of a range, and the update by them; or the loss.
 template <class T, class Optimizer>
 __device__ void take_sums(T* parameters, const OptimizerState<T>& state, const SumBlocks<T>& summed,
                           const elementwise::StepScalars<T>* scalars) {
-  auto& partial = shared<ThreadSums>().values;
-  const auto thread = static_cast<int>(thread_index());
   std::int64_t across = std::int64_t{block_index()} - summed.first_block;
   std::int64_t index = 0;
   while (index < summed.count && across >= summed.ranges[index].layout.tiles_across)
@@ -48,36 +45,19 @@ __device__ void take_sums(T* parameters, const OptimizerState<T>& state, const S
   if (index == summed.count) return append_loss(summed.loss, shared<ThreadSums>().warps);
   const SummedGradient<T>& of = summed.ranges[index].gradient;
   const PanelLayout& layout = summed.ranges[index].layout;
-  double total = 0;
-  std::int64_t column = 0;
-  for (std::int64_t down = 0; down < layout.tiles_down; ++down) {
-    const PanelPlace place = panel_place(layout, of.rows, down * layout.tiles_across + across, thread);
-    column = place.column;
-    T sum = 0;
-    if (column < of.columns)
-#pragma unroll 8
-      for (std::int64_t row = place.row; row < place.end_row; row += place.row_step)
-        sum += of.matrix[row * of.columns + column];
-    partial[thread] = static_cast<double>(sum);
-    block_barrier();
-    if (thread < layout.threads_across) {
-      double tile = 0;
-      for (int other = thread; other < kThreads; other += layout.threads_across) tile += partial[other];
-      total += tile;
-    }
-    block_barrier();
-  }
-  if (thread >= layout.threads_across || column >= of.columns) return;
-  const std::int64_t parameter = of.first + column;
-  const elementwise::StepScalars<T> of_step = *scalars;
-  T kept[elementwise::kMostStates];
+  const auto finish = [&](std::int64_t column, double total) {
+    const std::int64_t parameter = of.first + column;
+    const elementwise::StepScalars<T> of_step = *scalars;
+    T kept[elementwise::kMostStates];
 #pragma unroll
-  for (int s = 0; s < kStates<Optimizer>; ++s) kept[s] = state.values[s][parameter];
-  T used = static_cast<T>(total);
-  if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
-  Optimizer::update(parameters[parameter], kept, used, of_step);
+    for (int s = 0; s < kStates<Optimizer>; ++s) kept[s] = state.values[s][parameter];
+    T used = static_cast<T>(total);
+    if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
+    Optimizer::update(parameters[parameter], kept, used, of_step);
 #pragma unroll
-  for (int s = 0; s < kStates<Optimizer>; ++s) state.values[s][parameter] = kept[s];
+    for (int s = 0; s < kStates<Optimizer>; ++s) state.values[s][parameter] = kept[s];
+  };
+  sum_columns(finish, of.matrix, of.rows, of.columns, layout, across, shared<ThreadSums>().values);
 }
 
 /// A thread takes one group of parameters. All pointers are aligned to 16 bytes. With `sums` some blocks and no others

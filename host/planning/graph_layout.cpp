@@ -45,6 +45,16 @@ bool takes_own_products(const GraphLayout& layout, const Step::Layer& layer) {
   return !is_narrow(layer.out_features) && is_own_product(layout, rows, layer.out_features, layer.in_features);
 }
 
+/// Whether each launch that computes a gradient of a step can also update by it. The library's products can only add.
+bool can_update_by_gradients(const GraphLayout& layout, const Optimizer& optimizer) {
+  if (elementwise::adds_gradient(optimizer.kind)) return true;
+  const std::vector<StepOperation>& operations = layout.step.operations;
+  return optimizer.clip_norm == 0 && std::all_of(operations.begin(), operations.end(), [&](const StepOperation& op) {
+           return op.kind != StepOperation::Kind::weight_update || is_narrow(op.columns) ||
+                  is_own_product(layout, op.rows, op.columns, op.inner);
+         });
+}
+
 /// Whether an own product can end with the activation, or with the way of a gradient through it.
 bool product_ends_with(const ActivationOfStep& activation) {
   return activation.kind == Activation::relu || activation.kind == Activation::identity;
@@ -108,11 +118,11 @@ std::vector<Updated> updated_together(const Step& step, OptimizerKind optimizer)
 /// Translates operations of a step into launches.
 class Lowering {
  public:
-  Lowering(GraphLayout& layout, const Optimizer& optimizer)
-      : layout_(layout), optimizer_(optimizer.kind), clip_norm_(optimizer.clip_norm) {}
+  Lowering(GraphLayout& layout, const Optimizer& optimizer) : layout_(layout), clip_norm_(optimizer.clip_norm) {}
 
   std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) add(op);
+    add_gradients();
     if (update_) add_update(*std::exchange(update_, {}));
     return take();
   }
@@ -164,11 +174,14 @@ class Lowering {
   }
 
   enum class Transposed { none, a, b };
+  bool has_own_product(const StepOperation& op, std::int64_t rows) const {
+    return op.kind == StepOperation::Kind::forward ? takes_own_products(layout_, layer_of(op))
+                                                   : is_own_product(layout_, rows, op.columns, op.inner);
+  }
   /// By the library or the own kernel.
   GraphOperation& push_product(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t a,
                                std::uint64_t b, std::uint64_t out, std::int64_t rows) {
-    const bool is_own = op.kind == StepOperation::Kind::forward ? takes_own_products(layout_, layer_of(op))
-                                                                : is_own_product(layout_, rows, op.columns, op.inner);
+    const bool is_own = has_own_product(op, rows);
     GraphOperation& launch = push(is_own ? Kind::product : Kind::gemm, op, out, rows, op.columns);
     launch.purpose = purpose;
     launch.inner = op.inner;
@@ -227,8 +240,8 @@ class Lowering {
     launch.activation = op.activation;
   }
 
-  /// Of a narrow layer together with the update of its weight, which comes next. What then takes the gradient through
-  /// the activation waits for that update, as it overwrites what the update reads.
+  /// Of a narrow layer together with the update of its weight, which comes next. What takes the gradient through the
+  /// activation waits for an update that comes next, as it overwrites what the update reads.
   void add_input_gradient(const StepOperation& op) {
     if (takes_own_products(layout_, layer_of(op)) && product_ends_with(*op.activation)) {
       GraphOperation& product = push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a),
@@ -246,6 +259,7 @@ class Lowering {
                    op.rows);
     if (fused) return;
     push_through(op, layout_.gradient);
+    if (takes_own_products(layout_, layer_of(op))) return;  // the update comes last, and reads what lies elsewhere
     through_ = launches_.back();
     launches_.pop_back();
   }
@@ -258,10 +272,10 @@ class Lowering {
     launch.b = of;
   }
 
-  /// Where the gradient of an update goes: by plain gradient descent into what it changes, else to a place of its own,
-  /// and one launch after all gradients updates all parameters.
+  /// Where the gradient of an update goes: into what it changes, or to a place of its own, and one launch after all
+  /// gradients updates all parameters.
   std::uint64_t gradient_of(const StepOperation& op) {
-    if (elementwise::adds_gradient(op.optimizer)) return layout_.at(op.out);
+    if (layout_.updates_by_gradients) return layout_.at(op.out);
     if (!update_) {
       update_.emplace();
       update_->kind = Kind::update;
@@ -277,18 +291,39 @@ class Lowering {
     return layout_.parameter_gradients + layout_.at(op.out);
   }
 
-  std::array<std::uint64_t, elementwise::kMostStates> state_of(const StateTensors& tensors) const {
-    std::array<std::uint64_t, elementwise::kMostStates> state{};
+  GraphOperation::States state_of(const StateTensors& tensors) const {
+    GraphOperation::States state{};
     std::transform(tensors.begin(), tensors.end(), state.begin(), [&](TensorId id) { return layout_.at(id); });
     return state;
   }
 
+  /// The launch adds up the partial sums of the loss, if no other has done so.
+  void end_loss(GraphOperation& launch) {
+    if (!unended_loss_) return;
+    launch.loss = unended_loss_->loss;
+    launch.loss_blocks = unended_loss_->loss_blocks;
+    unended_loss_.reset();
+  }
+
+  /// Own products that are gradients, by as few launches as possible. Nothing waits for them but the update of all
+  /// parameters, and what they read is not overwritten before.
+  void add_gradients() {
+    for (std::size_t from = 0; from < gradients_.size(); from += cuda::kMostProducts) {
+      const std::size_t end = std::min(from + cuda::kMostProducts, gradients_.size());
+      std::vector<cuda::ProductShape> shapes;
+      for (std::size_t index = from; index < end; ++index) shapes.push_back(shape_of(gradients_[index]));
+      GraphOperation& launch = launches_.emplace_back(gradients_[from]);
+      launch.beside.assign(gradients_.begin() + static_cast<std::ptrdiff_t>(from) + 1,
+                           gradients_.begin() + static_cast<std::ptrdiff_t>(end));
+      launch.cut = cuda::small_products_layout(shapes, layout_.machine.has_clusters);
+      for (GraphOperation& beside : launch.beside) beside.cut = launch.cut;
+      end_loss(launch);
+    }
+    gradients_.clear();
+  }
+
   void add_update(GraphOperation update) {
-    for (const GraphOperation& loss : launches_)
-      if (loss.loss_blocks > 0 && loss.kind != Kind::narrow_gradient) {
-        update.loss = loss.loss;
-        update.loss_blocks = loss.loss_blocks;
-      }
+    end_loss(update);
     if (clip_norm_ > 0) {
       GraphOperation factor = update;
       factor.kind = Kind::clip_factor;
@@ -309,44 +344,72 @@ class Lowering {
       launch.below = below_;
       launch.weight = layout_.at(op.out);
       launch.activation = fused_;
-      if (ends_loss_) {
-        launch.loss = ends_loss_->loss;
-        launch.loss_blocks = ends_loss_->loss_blocks;
-        ends_loss_.reset();
-      }
+      end_loss(launch);
     } else {
       push_product(op, purpose, Transposed::a, a, b, out, op.rows);
     }
-    launches_.back().descends = out == layout_.at(op.out);
-    if (launches_.back().kind == Kind::product && launches_.back().descends)
-      launches_.back().end = cuda::ProductEnd::descend;
+    set_update(launches_.back(), op);
+    if (launches_.back().kind == Kind::product) {
+      gradients_.push_back(launches_.back());
+      gradients_.back().end = cuda::ProductEnd::gradient;
+      launches_.pop_back();
+    }
     if (through_) launches_.push_back(*through_);
     through_.reset();
     fused_.reset();
     below_ = kNoOperand;
   }
 
+  /// Of a launch whose result is the gradient of what the operation changes.
+  void set_update(GraphOperation& launch, const StepOperation& op) const {
+    launch.updates = launch.out == layout_.at(op.out);
+    launch.optimizer = op.optimizer;
+    if (launch.updates) launch.state = state_of(op.state);
+  }
+
   const char* purpose_of_update(const StepOperation& op) const {
     const bool is_gram = layout_.step.gram && op.layer == 0;
-    if (elementwise::adds_gradient(op.optimizer)) return is_gram ? "update of Z" : "update of its weights";
+    if (layout_.updates_by_gradients) return is_gram ? "update of Z" : "update of its weights";
     return is_gram ? "gradient of Z" : "gradient of its weights";
   }
 
-  /// Few rows are summed by the launch that updates all parameters, unless it first needs the norm of all gradients.
+  /// Few rows are also summed by the launch that updates all parameters, unless it first needs the norm of all
+  /// gradients.
   void add_bias_update(const StepOperation& op) {
     const std::uint64_t out = gradient_of(op);
     const bool is_updated_later = out != layout_.at(op.out);
-    if (is_updated_later && clip_norm_ == 0 && update_->summed.size() < cuda::kMostSummedGradients &&
-        cuda::row_sum_layout(op.rows, op.columns).tiles_down <= cuda::kMostSummedTiles)
+    if (add_to_gradient(gradient_of_weights(op), op, out)) return;
+    if (is_updated_later && clip_norm_ == 0 && update_->summed.size() < cuda::kMostSummedGradients && has_few_rows(op))
       update_->summed.push_back({layout_.at(op.a), layout_.at(op.out), op.rows, op.columns});
     else
       add_column_sums(op, out);
   }
 
+  /// Whether a block may take the sums of columns of all rows beside other work.
+  static bool has_few_rows(const StepOperation& op) {
+    return cuda::row_sum_layout(op.rows, op.columns).tiles_down <= cuda::kMostSummedTiles;
+  }
+
+  /// The launch of the same layer's weights may also take the sums of columns.
+  GraphOperation* gradient_of_weights(const StepOperation& op) {
+    if (!gradients_.empty() && gradients_.back().layer == op.layer) return &gradients_.back();
+    const auto narrow = std::find_if(launches_.begin(), launches_.end(), [&](const GraphOperation& launch) {
+      return launch.kind == Kind::narrow_gradient && launch.layer == op.layer;
+    });
+    return narrow != launches_.end() && has_few_rows(op) ? &*narrow : nullptr;
+  }
+
+  bool add_to_gradient(GraphOperation* gradient, const StepOperation& op, std::uint64_t out) const {
+    if (gradient == nullptr) return false;
+    gradient->sums = out;
+    if (gradient->updates) gradient->sums_state = state_of(op.state);
+    return true;
+  }
+
   void add_column_sums(const StepOperation& op, std::uint64_t out) {
     GraphOperation& launch = push(Kind::column_sums, op, out, op.rows, op.columns);
     launch.a = layout_.at(op.a);
-    launch.descends = out == layout_.at(op.out);
+    set_update(launch, op);
   }
 
   void add_start(const StepOperation& op) {
@@ -401,7 +464,10 @@ class Lowering {
             op.rebuilt_state < 0 ? "its weights from S" : "momentum of its weights from that of S");
       case StepOperation::Kind::rebuild_bias:
         add_start(op);
-        return add_column_sums(op, layout_.at(op.out));
+        // What is copied first comes behind the launch of a narrow layer's weights.
+        if (!add_to_gradient(gradients_.empty() ? nullptr : &gradients_.back(), op, layout_.at(op.out)))
+          add_column_sums(op, layout_.at(op.out));
+        return;
     }
   }
 
@@ -415,14 +481,26 @@ class Lowering {
     launch.b = layout_.at(op.b);
     launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
-    // Several blocks' sums are added up by the launch that updates all parameters, where there is one.
-    if (!elementwise::adds_gradient(optimizer_) && slots_of(launch, layout_.step.precision) > 0)
+    // Several blocks' sums are added up by a launch behind it, where one can.
+    if (slots_of(launch, layout_.step.precision) > 0 && ends_losses()) {
       launch.loss_blocks = slots_of(launch, layout_.step.precision);
+      unended_loss_ = launch;
+    }
     if (op.activation) push_through(op, layout_.at(op.out));
   }
 
-  /// In place of the narrow layer's own launch. Its partial sums are added up by the launch that updates all
-  /// parameters, or else by that of the layer's gradient, which comes next.
+  /// Whether a launch behind the loss can end it: the library's products cannot.
+  bool ends_losses() const {
+    const std::vector<StepOperation>& operations = layout_.step.operations;
+    return !layout_.updates_by_gradients ||
+           std::any_of(operations.begin(), operations.end(), [&](const StepOperation& op) {
+             return op.kind == StepOperation::Kind::weight_update &&
+                    (is_narrow(op.columns) || has_own_product(op, op.rows));
+           });
+  }
+
+  /// In place of the narrow layer's own launch. Its partial sums are added up by that of the layer's gradient, which
+  /// comes next.
   void add_narrow_loss(const StepOperation& op) {
     GraphOperation& launch = launches_.back();
     layout_.forward_operations = launches_.size() - 1;
@@ -435,11 +513,10 @@ class Lowering {
     launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
     launch.loss_blocks = cuda::narrow_loss_blocks(op.rows);
-    if (elementwise::adds_gradient(optimizer_)) ends_loss_ = launch;
+    unended_loss_ = launch;
   }
 
   GraphLayout& layout_;
-  const OptimizerKind optimizer_;
   const double clip_norm_;
   std::vector<GraphOperation> launches_;
   // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
@@ -447,8 +524,9 @@ class Lowering {
   std::uint64_t below_ = kNoOperand;
   std::optional<ActivationOfStep> fused_;
   std::optional<GraphOperation> through_;
-  std::optional<GraphOperation> ends_loss_;  ///< a loss whose partial sums the next gradient adds up
-  std::optional<GraphOperation> update_;     ///< of all parameters, after all gradients
+  std::optional<GraphOperation> unended_loss_;  ///< a loss whose partial sums nothing has added up yet
+  std::vector<GraphOperation> gradients_;       ///< own products, which come after all that others wait for
+  std::optional<GraphOperation> update_;        ///< of all parameters, after all gradients
 };
 
 /// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
@@ -484,6 +562,9 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     node.thread_rows = cuda::divide_up(std::min(batch, panel.rows_per_tile), cuda::kThreads / panel.threads_across);
     node.outputs = outputs;
   };
+  // What an update by a gradient moves beside the gradient.
+  const double states = static_cast<double>(elementwise::states_of(op.optimizer).size());
+  const double updated = op.updates ? (1 + 2 * states) * elements(op.rows, op.columns) : 0;
   double moved = 0;  // elements
   switch (op.kind) {
     case Kind::gather:
@@ -501,8 +582,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       moved = elements(op.rows, op.columns);
       break;
     case Kind::update:
-      moved =
-          (3 + 2 * static_cast<double>(elementwise::states_of(op.optimizer).size())) * elements(op.rows, op.columns);
+      moved = (3 + 2 * states) * elements(op.rows, op.columns);
       for (const GraphOperation::Summed& of : op.summed) moved += elements(of.rows, of.columns);
       break;
     case Kind::product:
@@ -514,13 +594,14 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::narrow_loss:
     case Kind::narrow_linear:
       node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
-      moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns);
+      moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns) + updated;
       break;
     case Kind::narrow_gradient: {
       const int passes = op.below == kNoOperand ? 1 : 2;
       sum_rows(op.inner, op.rows, op.columns);
       node.multiply_adds = passes * elements(op.inner, op.rows) * static_cast<double>(op.columns);
-      moved = passes * elements(op.inner, op.rows) + elements(op.inner, op.columns) + 2 * elements(op.rows, op.columns);
+      moved = passes * elements(op.inner, op.rows) + elements(op.inner, op.columns) +
+              2 * elements(op.rows, op.columns) + updated;
       break;
     }
     case Kind::column_sums:
@@ -529,6 +610,11 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
   }
   node.bytes = moved * element;
+  for (const GraphOperation& beside : op.beside) {
+    const GraphNode more = node_of(beside, precision);
+    node.bytes += more.bytes;
+    node.multiply_adds += more.multiply_adds;
+  }
   return node;
 }
 
@@ -601,18 +687,16 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
   const std::vector<Updated> updated = updated_together(step, optimizer);
   for (const Updated& each : updated) places.take(each.tensor);
   layout.parameter_bytes = arena.used();
-  const auto ends_with_gradient = [&](const Step::Layer& layer) {  // a product of the layer with that below it
-    return takes_own_products(layout, layer) && product_ends_with({activation});
-  };
   for (const Step::Layer& layer : step.layers) {
     const bool narrow = is_narrow(layer.out_features);
     const bool has_gradient = &layer != &step.layers.front();
-    if (has_gradient && (narrow ? !narrow_launch_masks(activation) : !ends_with_gradient(layer)))
+    const bool product_ends = takes_own_products(layout, layer) && product_ends_with({activation});
+    if (has_gradient && (narrow ? !narrow_launch_masks(activation) : !product_ends))
       widest_gradient = std::max(widest_gradient, layer.in_features);
   }
   for (std::size_t state = 0; state < elementwise::states_of(optimizer).size(); ++state)
     for (const Updated& each : updated) places.take(each.state[state]);
-  if (!elementwise::adds_gradient(optimizer))
+  if (!layout.updates_by_gradients)
     layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
   if (training.optimizer.clip_norm > 0) layout.clip_factor = arena.take(1, 1, element);
   if (step.gram) {
@@ -640,7 +724,7 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
       places.take(layer.output);
       // The gradient of an output activation follows from what lies there.
       const bool is_last = &layer == &step.layers.back();
-      if (is_last ? step.inference.back().activation.has_value() : ends_with_gradient(*(&layer + 1)))
+      if (is_last ? step.inference.back().activation.has_value() : takes_own_products(layout, *(&layer + 1)))
         places.take(layer.gradient);
       else
         places.share(layer.gradient, layer.output);
@@ -670,6 +754,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   GraphLayout layout;
   layout.step = std::move(step);
   layout.machine = machine;
+  layout.updates_by_gradients = can_update_by_gradients(layout, training.optimizer);
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training, network.activation);
 

@@ -38,7 +38,8 @@ struct GraphOperation {
   enum class Kind {
     gather,              ///< of each of `gathered`, to `out` the rows of `data` that the step takes
     gemm,                ///< op(a) op(b), by the library
-    product,             ///< the same by the own kernel, with `end`: (+ bias) relu, masked by `kept`, or descending
+    product,             ///< the same by the own kernel, with `end`: (+ bias) relu, masked by `kept`, or as a gradient;
+                         ///< of a^T b together with others, `beside`
     narrow_linear,       ///< out = a b (+ bias)
     narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,
                          ///< whose output a is
@@ -71,8 +72,16 @@ struct GraphOperation {
   std::optional<ActivationOfStep> activation{};
   std::uint64_t out = kNoOperand;
   std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
-  std::array<std::uint64_t, elementwise::kMostStates> state = {kNoOperand, kNoOperand};
-  OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`
+  using States = std::array<std::uint64_t, elementwise::kMostStates>;
+  States state = {kNoOperand, kNoOperand};
+  OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`, and of what `updates`
+  /// Of gemm, product, narrow_gradient and column_sums: out, and its `state`, change by the result as the optimizer
+  /// says (of gemm only by a multiple of it), else out = it.
+  bool updates = false;
+  /// Of narrow_gradient and of a product that is a gradient: where the column sums of b go, in the same way.
+  std::uint64_t sums = kNoOperand;
+  States sums_state = {kNoOperand, kNoOperand};
+  std::vector<GraphOperation> beside{};
   LossOfStep loss{};
   /// Of `gather`.
   struct Gathered {
@@ -86,16 +95,15 @@ struct GraphOperation {
     std::int64_t rows = 0, columns = 0;
   };
   std::vector<Summed> summed{};
-  /// Of `loss` and `narrow_loss`, unless 0: so many partial sums of it are left at loss_slots, which the update of the
-  /// step or the narrow_gradient behind adds up; of those: how many.
+  /// Of `loss` and `narrow_loss`, unless 0: so many partial sums of it are left at loss_slots, which an update, a
+  /// narrow_gradient or products that are gradients add up behind it; of those: how many.
   std::int64_t loss_blocks = 0;
-  int rebuilt_state = -1;    ///< of `start_rebuild`, as in StepOperation
-  double clip_norm = 0;      ///< of `clip_factor`
-  bool descends = false;     ///< of gemm, narrow_gradient and column_sums: out -= rate (the result), else out = it
-  bool transpose_a = false;  ///< of a gemm or a product: a is [inner, rows]
-  bool transpose_b = false;  ///< of a gemm or a product: b is [columns, inner]
-  int product = -1;          ///< of a gemm: its number among all of the layout
-  cuda::SmallProductLayout cut{};                  ///< of a product
+  int rebuilt_state = -1;                          ///< of `start_rebuild`, as in StepOperation
+  double clip_norm = 0;                            ///< of `clip_factor`
+  bool transpose_a = false;                        ///< of a gemm or a product: a is [inner, rows]
+  bool transpose_b = false;                        ///< of a gemm or a product: b is [columns, inner]
+  int product = -1;                                ///< of a gemm: its number among all of the layout
+  cuda::SmallProductLayout cut{};                  ///< of a product, and of those beside it
   cuda::ProductEnd end = cuda::ProductEnd::store;  ///< of a product
 };
 
@@ -134,8 +142,8 @@ struct GraphLayout {
   Step step;
   GraphMachine machine;
   /// Where each tensor of the step lies. dZ lies where the output of its layer does, which nothing needs any more when
-  /// it is written; but where a product ends with it, which comes before the update that needs the output, it has a
-  /// place of its own.
+  /// it is written; but where the own products above read that output, which come after all of them, it has a place of
+  /// its own.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
 
@@ -149,9 +157,12 @@ struct GraphLayout {
   int products = 0;          ///< gemms of all lists; those of `predict` come last,
   int predict_products = 0;  ///< and are so many
 
-  /// The parameters come first in the arena, up to here. Where the optimizer does not just add gradients, each number
-  /// that it keeps and the gradients take as much, in the same order, so that one launch updates all; in the Gram
-  /// formulation that is Z in place of the first layer's parameters, which lie elsewhere.
+  /// Each launch that computes the gradient of a parameter also updates it. Otherwise, where one of them cannot or the
+  /// norm of all gradients is clipped, one launch updates all.
+  bool updates_by_gradients = true;
+  /// The parameters come first in the arena, up to here; in the Gram formulation Z in place of the first layer's, which
+  /// lie elsewhere. Each number that the optimizer keeps and, for the launch that updates all, the gradients take as
+  /// much, in the same order.
   std::uint64_t parameter_bytes = 0;
   std::uint64_t parameter_gradients = 0;
   std::uint64_t clip_factor = 0;  ///< T, with clip_norm

@@ -2,7 +2,9 @@
 // them in place of cuBLASLt. Plain functions of the sizes, so that sums have one order everywhere.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "gpu_costs.h"
@@ -22,10 +24,11 @@ struct ProductShape {
 
 /// What becomes of a product.
 enum class ProductEnd {
-  store,    ///< out = product (+ bias)
-  relu,     ///< out = relu_marked(product (+ bias))
-  mask,     ///< out = relu_gradient_marked(marked, product)
-  descend,  ///< out -= scalars->learning_rate times the product
+  store,     ///< out = product (+ bias)
+  relu,      ///< out = relu_marked(product (+ bias))
+  mask,      ///< out = relu_gradient_marked(marked, product)
+  gradient,  ///< of a^T b: the product is a gradient, and perhaps the column sums of b are another; each is stored or
+             ///< updates what it is the gradient of
 };
 
 /// Lanes of a warp lie as 4 rows of 8; a lane has so many columns of a tile, and 4 or 8 of its rows.
@@ -33,38 +36,45 @@ inline constexpr int kProductLaneRows = 4, kProductLaneColumns = 8, kProductThre
 inline constexpr int kProductTileColumns = kProductLaneColumns * kProductThreadColumns;
 inline constexpr int kProductWarps = kThreads / 32;
 inline constexpr int kMostProductCluster = 8;
+/// Products that one launch takes.
+inline constexpr std::size_t kMostProducts = 8;
 
 /// A cluster of blocks has a tile of the result. The inner dimension is split among its blocks, and of each block among
 /// its warps, which go their own way until their sums are added: first those of a block's warps, then those of the
-/// blocks, each in order.
+/// blocks, each in order. All products of a launch, which have the same inner dimension, are cut alike.
 struct SmallProductLayout {
   int thread_rows = 4;
   int cluster_blocks = 1;
-  std::int64_t tiles_down = 1, tiles_across = 1;
   std::int64_t inner_per_warp = 4;  ///< a multiple of 4: 16 bytes
   double estimated_us = 0;          ///< beside the node
 
   constexpr int tile_rows() const { return kProductLaneRows * thread_rows; }
-  constexpr std::int64_t blocks() const { return tiles_down * tiles_across * cluster_blocks; }
+  constexpr std::int64_t tiles_down(const ProductShape& shape) const { return divide_up(shape.rows, tile_rows()); }
+  constexpr std::int64_t tiles_across(const ProductShape& shape) const {
+    return divide_up(shape.columns, kProductTileColumns);
+  }
+  constexpr std::int64_t blocks(const ProductShape& shape) const {
+    return tiles_down(shape) * tiles_across(shape) * cluster_blocks;
+  }
   constexpr std::int64_t inner_per_block() const { return inner_per_warp * kProductWarps; }
 };
 
 /// Cut so. The estimate is what the choice among the ways to cut follows: reads of shared memory bound the tiles, of
 /// which those with 8 rows a thread need fewer for a multiply-add, and the exchange in the cluster costs the more the
 /// larger it is.
-constexpr SmallProductLayout cut_product(const ProductShape& shape, int thread_rows, int cluster_blocks) {
+constexpr SmallProductLayout cut_products(std::span<const ProductShape> shapes, int thread_rows, int cluster_blocks) {
   using namespace gpu_costs;
   constexpr std::int64_t kMultiprocessors = 132;  // of the GPU that was measured: the cut must not depend on the GPU
   SmallProductLayout layout;
   layout.thread_rows = thread_rows;
   layout.cluster_blocks = cluster_blocks;
-  layout.tiles_down = divide_up(shape.rows, layout.tile_rows());
-  layout.tiles_across = divide_up(shape.columns, kProductTileColumns);
-  layout.inner_per_warp = divide_up(divide_up(shape.inner, cluster_blocks * kProductWarps), 4) * 4;
+  layout.inner_per_warp = divide_up(divide_up(shapes.front().inner, cluster_blocks * kProductWarps), 4) * 4;
+  std::int64_t all_blocks = 0;
+  for (const ProductShape& shape : shapes) all_blocks += layout.blocks(shape);
   const double tile_columns = kProductTileColumns;
   const double multiply_adds = layout.tile_rows() * tile_columns * static_cast<double>(layout.inner_per_block());
   const double cycles = multiply_adds / kLanes * (thread_rows == 8 ? kTallTileReads : kFlatTileReads);
-  const double waves = static_cast<double>(divide_up(layout.blocks(), kMultiprocessors));
+  const double waves = static_cast<double>(divide_up(all_blocks, kMultiprocessors));
   layout.estimated_us = kSmallProductUs + waves * cycles / (kClockGhz * 1e3);
   for (int blocks = 1; blocks < cluster_blocks; blocks *= 2)
     layout.estimated_us += blocks == 1 ? kPeerExchangeUs : kPeerDoublingUs;
@@ -72,15 +82,19 @@ constexpr SmallProductLayout cut_product(const ProductShape& shape, int thread_r
 }
 
 /// The best of them; without `has_clusters` for a GPU that has none.
-constexpr SmallProductLayout small_product_layout(const ProductShape& shape, bool has_clusters) {
-  SmallProductLayout best = cut_product(shape, 4, 1);
+constexpr SmallProductLayout small_products_layout(std::span<const ProductShape> shapes, bool has_clusters) {
+  const std::int64_t inner = shapes.front().inner;
+  SmallProductLayout best = cut_products(shapes, 4, 1);
   for (const int thread_rows : {4, 8})
     for (int cluster = 1; cluster <= (has_clusters ? kMostProductCluster : 1); cluster *= 2) {
-      if (cluster > 1 && shape.inner <= std::int64_t{4} * kProductWarps * (cluster / 2)) break;  // blocks without work
-      const SmallProductLayout layout = cut_product(shape, thread_rows, cluster);
+      if (cluster > 1 && inner <= std::int64_t{4} * kProductWarps * (cluster / 2)) break;  // blocks without work
+      const SmallProductLayout layout = cut_products(shapes, thread_rows, cluster);
       if (layout.estimated_us < best.estimated_us) best = layout;
     }
   return best;
+}
+constexpr SmallProductLayout small_product_layout(const ProductShape& shape, bool has_clusters) {
+  return small_products_layout({&shape, 1}, has_clusters);
 }
 
 /// Whether such a product in fp32 is faster by the own kernel. Measured were sizes up to 1024 x 256 x 256 and
