@@ -143,12 +143,8 @@ struct Bounds {
 };
 
 Bounds bounds_of(const Training& training) {
-  switch (training.spec.precision) {
-    case Precision::fp32:
-      return {1e-4, training.init == Init::normal ? 1e-6 : 1e-5, 1e-2, 0x1p-23};
-    case Precision::fp64:
-      break;
-  }
+  if (element_type(training.spec.precision) == ElementType::float32)
+    return {1e-4, training.init == Init::normal ? 1e-6 : 1e-5, 1e-2, 0x1p-23};
   return {1e-10, 1e-10, 1e-8, 0x1p-52};
 }
 

@@ -69,7 +69,9 @@ static_assert(is(ScheduleKind::constant, DEVICELOOP_SCHEDULE_CONSTANT) &&
               is(ScheduleKind::step, DEVICELOOP_SCHEDULE_STEP) &&
               is(ScheduleKind::exponential, DEVICELOOP_SCHEDULE_EXPONENTIAL) &&
               is(ScheduleKind::cosine, DEVICELOOP_SCHEDULE_COSINE));
-static_assert(is(Precision::fp32, DEVICELOOP_PRECISION_FP32) && is(Precision::fp64, DEVICELOOP_PRECISION_FP64));
+static_assert(is(Precision::fp32, DEVICELOOP_PRECISION_FP32) && is(Precision::fp64, DEVICELOOP_PRECISION_FP64) &&
+              is(Precision::tf32, DEVICELOOP_PRECISION_TF32) && is(Precision::tf32x3, DEVICELOOP_PRECISION_TF32X3) &&
+              is(Precision::bf16, DEVICELOOP_PRECISION_BF16) && is(Precision::fp16, DEVICELOOP_PRECISION_FP16));
 static_assert(is(Formulation::primal, DEVICELOOP_FORMULATION_PRIMAL) &&
               is(Formulation::gram, DEVICELOOP_FORMULATION_GRAM));
 static_assert(is(Init::normal, DEVICELOOP_INIT_NORMAL) && is(Init::he, DEVICELOOP_INIT_HE) &&

@@ -99,6 +99,14 @@ const char* name_or_null(Precision precision) {
       return "fp32";
     case Precision::fp64:
       return "fp64";
+    case Precision::tf32:
+      return "tf32";
+    case Precision::tf32x3:
+      return "tf32x3";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::fp16:
+      return "fp16";
   }
   return nullptr;
 }

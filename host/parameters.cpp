@@ -1,6 +1,8 @@
 #include "parameters.h"
 
 #include "elementwise.h"
+#include "loss_scaling.h"
+#include "precision.h"
 
 namespace deviceloop {
 
@@ -28,6 +30,8 @@ std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const Traini
     }
     ++state;
   }
+  if (scales_loss(training.precision))
+    layout.push_back({"loss_scaling", 0, true, 1, LossScaling::kStateColumns, kLossScaling});
   return layout;
 }
 

@@ -18,13 +18,17 @@ struct ParameterInfo {
   bool is_bias = false;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  int state = -1;  ///< which of the optimizer's numbers; -1: the parameter itself
+  int state = -1;  ///< which of the optimizer's numbers; -1: the parameter itself; or kLossScaling
 };
+
+/// ParameterInfo::state of LossScaling, which belongs to no parameter; a row, as biases are.
+inline constexpr int kLossScaling = 1000;
 
 /// In order of layers, each weight before its bias.
 std::vector<ParameterInfo> parameter_layout(const NetworkSpec& network);
 
-/// All that outlives a step: the parameters, as in parameter_layout(), then what the optimizer keeps for each.
+/// All that outlives a step: the parameters, as in parameter_layout(), then what the optimizer keeps for each; last, of
+/// a precision that scales the loss, LossScaling.
 std::vector<ParameterInfo> state_layout(const NetworkSpec& network, const TrainingSpec& training);
 
 /// In the Gram formulation, what outlives a step beside that: "gram.pre_activation", "gram.sum", "gram.start_weight"

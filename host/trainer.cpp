@@ -394,7 +394,7 @@ struct Trainer::Impl {
     if (x.space == MemorySpace::host) check_finite(x, element_type(training.precision), x_name);
     if (y.space == MemorySpace::host) check_finite(y, element_type(training.precision), y_name);
     if (!has_classes) return;
-    if (training.precision == Precision::fp32 && network.widths.back() > kMostFloatClasses)
+    if (element_type(training.precision) == ElementType::float32 && network.widths.back() > kMostFloatClasses)
       throw InvalidArgument("fp32 holds the numbers of " + std::to_string(kMostFloatClasses) +
                             " classes exactly, and the network has " + std::to_string(network.widths.back()) +
                             " outputs; use fp64");

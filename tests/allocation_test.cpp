@@ -12,11 +12,14 @@ TEST(Allocations, DoNotGrowWithSteps) {
     std::int64_t samples;
     Formulation formulation;
     OptimizerKind optimizer = OptimizerKind::gradient_descent;
+    Precision precision = Precision::fp32;
   };
   for (const Case c : {Case{70, Formulation::primal}, Case{2000, Formulation::primal}, Case{70, Formulation::gram},
-                       Case{70, Formulation::gram, OptimizerKind::sgd}})
+                       Case{70, Formulation::gram, OptimizerKind::sgd},
+                       Case{70, Formulation::primal, OptimizerKind::gradient_descent, Precision::tf32x3},
+                       Case{2000, Formulation::primal, OptimizerKind::gradient_descent, Precision::fp16}})
     for (const int threads : {1, 3}) {
-      Problem problem = Problem::random({20, 10, 2}, true, c.samples, Precision::fp32, Init::he, 1e-7);
+      Problem problem = Problem::random({20, 10, 2}, true, c.samples, c.precision, Init::he, 1e-7);
       problem.training.formulation = c.formulation;
       problem.training.optimizer.kind = c.optimizer;
       problem.training.reprojection_steps = c.formulation == Formulation::gram ? 3 : 0;

@@ -112,6 +112,10 @@ static void test_version_and_errors(void) {
   CHECK(strcmp(deviceloop_executor_name(DEVICELOOP_EXECUTOR_GRAPH), "graph") == 0);
   CHECK(strcmp(deviceloop_executor_name(DEVICELOOP_EXECUTOR_AUTOMATIC), "unknown") == 0);
   CHECK(strcmp(deviceloop_precision_name(DEVICELOOP_PRECISION_FP64), "fp64") == 0);
+  CHECK(strcmp(deviceloop_precision_name(DEVICELOOP_PRECISION_TF32), "tf32") == 0);
+  CHECK(strcmp(deviceloop_precision_name(DEVICELOOP_PRECISION_TF32X3), "tf32x3") == 0);
+  CHECK(strcmp(deviceloop_precision_name(DEVICELOOP_PRECISION_BF16), "bf16") == 0);
+  CHECK(strcmp(deviceloop_precision_name(DEVICELOOP_PRECISION_FP16), "fp16") == 0);
   CHECK(strcmp(deviceloop_precision_name(9), "unknown") == 0);
   CHECK(strcmp(deviceloop_formulation_name(DEVICELOOP_FORMULATION_GRAM), "gram") == 0);
   CHECK(strcmp(deviceloop_form_name(DEVICELOOP_FORM_TWO_LAYER), "two-layer") == 0);

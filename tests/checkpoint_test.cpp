@@ -147,6 +147,10 @@ TEST_P(Checkpoints, GoOnWithTheSameBits) {
     run.problem.training.seed = 3;
     run.problem.training.watch.every = 0;
     expect_goes_on(run, 25, 7);
+    for (const Precision precision : lower_precisions(GetParam())) {
+      run.problem.training.precision = precision;
+      expect_goes_on(run, 25, 7);
+    }
   }
 }
 

@@ -295,7 +295,7 @@ TEST(Command, RefusesWhatIsNoChoice) {
       {"--activation leaky-relu:0.2 and --output-activation leaky-relu have different slopes; a network has one"});
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
   expect_refused({"train", "--header", "true"}, {"--header", "auto, yes or no", "'true'"});
-  expect_refused({"train", "--precision", "fp16"}, {"--precision", "fp32 or fp64", "'fp16'"});
+  expect_refused({"train", "--precision", "fp8"}, {"--precision", "fp32, fp64, tf32, tf32x3, bf16 or fp16", "'fp8'"});
   expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph, persistent, or persistent:FORM", "'GPU'"});
   for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:4294967296", ""})
     expect_refused({"train", "--device", device}, {"--device", "cuda:N", "'" + device + "'"});
@@ -2835,6 +2835,34 @@ TEST(PlanCommand, TakesTheOptionsOfTrainAndWritesNothing) {
   EXPECT_NE(result.out.find("6,5,2 with biases, 5 samples"), std::string::npos) << result.out;
   EXPECT_NE(result.out.find("2 threads, fp64"), std::string::npos) << result.out;
   EXPECT_EQ(folder.count(), 2);
+}
+
+TEST(PlanCommand, NamesAPrecisionBelowFp32) {
+  const CommandResult result = run({"plan", "--precision", "bf16", "--device", "cpu"});
+  expect_done(result);
+  EXPECT_TRUE(holds(result.out, "^plan cpu: the CPU was asked for \\(.+, bf16\\)$")) << result.out;
+  expect_refused({"plan", "--precision", "tf32", "--formulation", "gram"},
+                 {"'gram' is exact for products in fp32 and fp64", "tf32", "'primal'"});
+}
+
+TEST(Train, InAPrecisionBelowFp32KeepsItsFilesInFp32) {
+  TemporaryFolder folder;
+  const std::string weights = folder / "w.safetensors", x = folder / "x.npy", json = folder / "r.json";
+  expect_done(run({"data", "--layers", "6,5,2", "--samples", "9", "--precision", "bf16", "--x", x}));
+  for (const std::string precision : {"tf32", "tf32x3", "bf16", "fp16"}) {
+    SCOPED_TRACE(precision);
+    const Arguments in = {"--layers", "6,5,2", "--precision", precision};
+    const CommandResult trained =
+        run(Arguments{"train", "--samples", "9", "--steps", "3", "--save", weights, "--json", json} + in);
+    expect_done(trained);
+    EXPECT_TRUE(holds(trained.out, "^plan .*, " + precision + "\\)$")) << trained.out;
+    EXPECT_EQ(nlohmann::json::parse(read_all(json))["precision"], precision);
+    const SafeTensorsFile saved(weights);
+    for (const SafeTensorInfo& tensor : saved.tensors()) EXPECT_EQ(tensor.dtype, "F32");
+    expect_done(
+        run(Arguments{"predict", "--weights", weights, "--x", x, "--out", folder / "p.npy", "--precision", precision}));
+    EXPECT_EQ(trained.out.find("converted"), trained.out.npos) << trained.out;
+  }
 }
 
 TEST(Info, TellsTheBuildAndTheMachine) {

@@ -196,6 +196,19 @@ TEST(CompareCommand, SaysOfSingleAndDoublePrecisionWhatTheirRunsSay) {
   expect_true(json_of("fp64", "fp32", files_of(folder, "fp64")), twice, single, layout);
 }
 
+TEST(CompareCommand, ComparesAPrecisionBelowFp32) {
+  for (const std::string precision : {"tf32", "tf32x3", "bf16"}) {
+    SCOPED_TRACE(precision);
+    const Json with_double = json_of(precision, "fp64", kLive);
+    EXPECT_EQ(with_double["holds"], true);
+    EXPECT_EQ(with_double["a"]["precision"], precision);
+    EXPECT_GT(with_double["losses"]["largest"]["difference"].get<double>(), precision == "tf32x3" ? 0 : 1e-5);
+    const CommandResult shown = compare(precision, "fp64", kLive);
+    EXPECT_TRUE(has(shown.out, "data and initial weights are rounded to fp32 on both sides\n")) << shown.out;
+    EXPECT_FALSE(has(compare("fp32", precision, kLive).out, "rounded to"));
+  }
+}
+
 TEST(CompareCommand, ComparesWheneverAskedWithoutChangingTheRuns) {
   const Arguments options = kLive + Arguments{"--precision", "fp64"};
   const TrainedRun gram = trained(options + Arguments{"--formulation", "gram"}, kNetworkSpec);

@@ -33,6 +33,13 @@ TEST(NextComparison, IsAtOneTwoAndFiveTimesThePowersOfTenAndAtTheEnd) {
   EXPECT_EQ(all(0, kMost).size(), 3u * 18 + 3 + 1);  // 1, ..., 5e17, then 1e18, 2e18, 5e18 and the end
 }
 
+TEST(BoundsOf, AreThoseOfTheLowerPrecision) {
+  EXPECT_EQ(bounds_of(Precision::tf32x3, Precision::fp64).loss, 1e-4);
+  EXPECT_EQ(bounds_of(Precision::fp64, Precision::tf32).loss, 1e-2);
+  EXPECT_EQ(bounds_of(Precision::bf16, Precision::fp16).loss, 1e-1);
+  EXPECT_EQ(bounds_of(Precision::bf16, Precision::fp32).weight, 1e-2);
+}
+
 TEST(BoundsOf, AreThoseOfDoubleWhereBothSidesAreDouble) {
   for (const auto& [a, b] : {std::pair{Precision::fp32, Precision::fp32},
                              {Precision::fp32, Precision::fp64},

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <vector>
 
 #include <deviceloop/error.h>
@@ -71,6 +72,62 @@ TEST(CpuLayout, CountsTheBytesOfTheStartingCase) {
   EXPECT_EQ(layout_of({1000, 100, 1}, 128).bytes, parameters + data + activations + losses + predict);
   EXPECT_EQ(layout_of({1000, 100, 1}, 128, 3).bytes, parameters + data + activations + losses + 3 * predict);
   EXPECT_EQ(layout_of({1000, 100, 1}, 0).bytes, parameters + predict);
+}
+
+TEST(CpuLayout, CountsTheRoundedOperandsOfEachPart) {
+  const auto bytes = [](std::int64_t samples, Precision precision) {
+    NetworkSpec network;
+    network.widths = {1000, 100, 1};
+    TrainingSpec training;
+    training.samples = samples;
+    training.precision = precision;
+    return make_cpu_layout(network, training, 1).bytes;
+  };
+  const std::uint64_t weights = 400000 + 448, data = 512000, activations = 2 * 51200 + 512, predict = 64 * 4 * 1000;
+  for (const Precision precision : {Precision::tf32, Precision::bf16})
+    EXPECT_EQ(bytes(128, precision), bytes(128, Precision::fp32) + weights + data + activations + predict);
+  EXPECT_EQ(bytes(128, Precision::tf32x3), bytes(128, Precision::fp32) + 2 * (weights + data + activations + predict));
+  EXPECT_EQ(bytes(0, Precision::tf32), bytes(0, Precision::fp32) + weights + predict);
+  // All gradients, the sums of their ranges, and a task of an update, which no product adds to a weight any more.
+  const std::uint64_t gradients = 400000 + 448 + 256 + 64, update = 192 * 100 * 4;
+  EXPECT_EQ(bytes(128, Precision::fp16), bytes(128, Precision::tf32) + gradients + update);
+}
+
+// Nothing overlaps, where panels are in a thread's scratch and where they are not.
+TEST(CpuLayout, RoundedOperandsLieBesideTheirTensors) {
+  for (const std::int64_t samples : {100, 2000})
+    for (const std::int64_t batch : {0, 60, 1500}) {
+      if (batch > samples) continue;
+      NetworkSpec network;
+      network.widths = {5, 7, 3};
+      TrainingSpec training;
+      training.samples = samples;
+      training.batch_size = batch;
+      training.precision = Precision::tf32x3;
+      const CpuLayout layout = make_cpu_layout(network, training, 1);
+      const Step& step = layout.step;
+      // X or a batch of it, H, both weights and both gradients are operands; targets and predictions are not.
+      std::set<std::uint64_t> in_arena, in_scratch;
+      std::size_t pieces = 0;
+      for (TensorId id = 0; id < static_cast<TensorId>(step.tensors.size()); ++id) {
+        const bool is_operand = id == step.x || id == step.layers[0].output || id == step.layers[0].weight ||
+                                id == step.layers[1].weight || id == step.layers[0].gradient ||
+                                id == step.layers[1].gradient;
+        EXPECT_EQ(layout.is_operand(id), is_operand) << step.tensor(id).name;
+        if (!is_operand) continue;
+        const StepTensor::Lifetime lifetime = step.tensor(id).lifetime;
+        const bool is_by_panel = layout.chunked && (lifetime == StepTensor::Lifetime::activation ||
+                                                    lifetime == StepTensor::Lifetime::gradient);
+        std::set<std::uint64_t>& where = is_by_panel ? in_scratch : in_arena;
+        where.insert(layout.at(id));
+        for (const std::uint64_t part : layout.operands[static_cast<std::size_t>(id)]) {
+          EXPECT_EQ(part % 64, 0u);
+          where.insert(part);
+        }
+        pieces += 3;
+      }
+      EXPECT_EQ(in_arena.size() + in_scratch.size(), pieces);
+    }
 }
 
 TEST(CpuLayout, CountsTheBytesOfTheGramFormulation) {

@@ -89,7 +89,7 @@ contains
     training%watch_every = 17
     training%has_target_loss = 1
     training%target_loss = 0.25d0
-    training%precision = DEVICELOOP_PRECISION_FP64
+    training%precision = DEVICELOOP_PRECISION_BF16
     training%threads = 1
     training%seed = 12345678901234_c_int64_t
     status = deviceloop_trainer_create(network, c_loc_of(training), c_null_ptr, DEVICELOOP_EXECUTOR_AUTOMATIC, trainer)
@@ -97,7 +97,7 @@ contains
     call check(deviceloop_trainer_training(trainer, back) == DEVICELOOP_OK, 'training')
     call check(back%loss == DEVICELOOP_LOSS_HUBER .and. back%huber_delta == 0.5d0, 'loss')
     call check(back%watch_every == 17 .and. back%has_target_loss == 1 .and. back%target_loss == 0.25d0, 'watch')
-    call check(back%precision == DEVICELOOP_PRECISION_FP64 .and. back%threads == 1 .and. back%seed == training%seed, 'last')
+    call check(back%precision == DEVICELOOP_PRECISION_BF16 .and. back%threads == 1 .and. back%seed == training%seed, 'last')
     call check(deviceloop_trainer_network(trainer, network_back) == DEVICELOOP_OK, 'network')
     call c_f_pointer(network_back%widths, widths_back, [network_back%width_count])
     call check(all(widths_back == widths) .and. network_back%bias == 1, 'widths')

@@ -245,6 +245,53 @@ TEST(MakePlan, WithoutCublasLtTheGraphTakesSmallProductsAndNarrowLayers) {
                   "cuBLASLt was not found: somewhere");
 }
 
+TEST(MakePlan, PrecisionsBelowFp32AreTheCpus) {
+  const NetworkSpec network = network_of({1000, 100, 1});
+  TrainingSpec on_one_thread = training_of(128);
+  on_one_thread.threads = 1;
+  const Plan in_fp32 = make_plan(network, on_one_thread, machine());
+  for (const Precision precision : {Precision::tf32, Precision::tf32x3, Precision::bf16, Precision::fp16}) {
+    TrainingSpec training = on_one_thread;
+    training.precision = precision;
+    const std::string reason = std::string("it multiplies in fp32 and fp64, not in ") + name(precision) +
+                               "; set the precision to one of the two";
+    const Plan plan = make_plan(network, training, machine_with_gpu());
+    EXPECT_EQ(plan.executor, ExecutorKind::cpu);
+    EXPECT_EQ(plan.reason, "no executor of a GPU takes it");
+    for (const std::size_t i : {0u, 1u}) {
+      EXPECT_FALSE(plan.candidates[i].accepted);
+      EXPECT_EQ(plan.candidates[i].reason, reason);
+    }
+    for (const ExecutorKind kind : {ExecutorKind::persistent, ExecutorKind::graph})
+      EXPECT_EQ(message_of<Unsupported>(network, training, machine_with_gpu(), kind),
+                std::string("plan '") + name(kind) + "': " + reason + "; use the plan 'cpu' or 'auto'");
+    // Rounded copies of data, weights and, of each sample, hidden values and gradients.
+    const int copies = precision == Precision::tf32x3 ? 2 : 1;
+    const std::uint64_t elements = 128 * 1000 + 1000 * 100 + 100 + 128 * (100 + 100 + 1);
+    EXPECT_GE(make_plan(network, training, machine()).bytes,
+              in_fp32.bytes + static_cast<std::uint64_t>(copies) * elements * 4);
+    EXPECT_GT(plan.predicted_us_per_step, (precision == Precision::tf32x3 ? 3 : 1) * in_fp32.predicted_us_per_step - 3);
+    training.device = {DeviceKind::cuda, 0};
+    EXPECT_CONTAINS(message_of<Unsupported>(network, training, machine_with_gpu()), reason);
+    training.device = {};
+    training.formulation = Formulation::gram;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network, training),
+                    "the formulation 'gram' is exact for products in fp32 and fp64, not for those in " +
+                        std::string(name(precision)) +
+                        ", whose errors would add up over the whole run; set the precision to one of the two, or use "
+                        "'primal'");
+    // What is held is fp32.
+    training.formulation = Formulation::primal;
+    training.optimizer.learning_rate = 1e-40;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network, training), "the smallest normal number of fp32, 1.17549e-38");
+    training.optimizer.learning_rate = 1e40;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network, training), "which fp32 cannot hold");
+    training.optimizer.learning_rate = 1;
+    training.huber_delta = 1e40;
+    EXPECT_CONTAINS(message_of<InvalidArgument>(network, training), "rounded to fp32 inf");
+  }
+}
+
 // With and without the library the same products: a plan does not depend on what else is installed.
 TEST(GraphLayout, TakesOwnProductsWhereTheyAreFasterAndPredictsByThem) {
   const auto kinds = [](std::vector<std::int64_t> widths, const TrainingSpec& training) {

@@ -129,6 +129,23 @@ TEST(Step, OptimizersKeepTensorsBesideTheParameters) {
                                                "b0.second_moment"}));
 }
 
+TEST(Step, TheScaleOfTheLossIsTheLastState) {
+  NetworkSpec network;
+  network.widths = {3, 2};
+  TrainingSpec training;
+  training.samples = 5;
+  training.optimizer.kind = OptimizerKind::sgd;
+  EXPECT_EQ(make_step(network, training).loss_scaling, kNoTensor);
+  training.precision = Precision::fp16;
+  const Step step = make_step(network, training);
+  const std::vector<ParameterInfo> layout = state_layout(network, training);
+  ASSERT_EQ(layout.size(), 3u);
+  EXPECT_EQ(layout.back().name, "loss_scaling");
+  ASSERT_EQ(step.tensor_of(layout.back()), step.loss_scaling);
+  EXPECT_EQ(step.tensor(step.loss_scaling).columns, layout.back().columns);
+  EXPECT_EQ(step.tensor(step.loss_scaling).lifetime, StepTensor::Lifetime::state);
+}
+
 TEST(Step, MinibatchesAreRowsOfTheData) {
   NetworkSpec network;
   network.widths = {3, 4};

@@ -140,6 +140,23 @@ TEST_P(Watching, EvaluatesAtItsBordersAndChangesNothing) {
   EXPECT_EQ(now.steps, 13);
 }
 
+// Evaluations of a precision below fp32 have its products, which predictions have too.
+TEST_P(Watching, EvaluatesInThePrecisionOfTheSteps) {
+  for (const Precision precision : lower_precisions(GetParam())) {
+    SCOPED_TRACE(name(precision));
+    Watched watched = Watched::random(GetParam(), {12, 9, 3}, 40, 70, Precision::fp32);
+    watched.problem.training.precision = precision;
+    watched.problem.training.watch.every = 3;
+    const std::vector<double> unwatched = watched.problem.trainer(GetParam().threads, GetParam().kind).train(10).losses;
+    Trainer trainer = watched.trainer(GetParam());
+    EXPECT_EQ(trainer.train(10).losses, unwatched);
+    Table predicted(watched.x.rows, watched.y.columns);
+    trainer.predict(Problem::view(watched.x), Matrix(predicted.values.data(), static_cast<std::int64_t>(predicted.rows),
+                                                     static_cast<std::int64_t>(predicted.columns)));
+    EXPECT_NEAR(trainer.evaluate().loss / reference::loss(predicted, watched.y), 1, 1e-6);
+  }
+}
+
 TEST_P(Watching, EveryLossAndItsAccuracyInPanelsOfRows) {
   for (const auto& [loss, has_classes] : {std::pair(Loss::squared_error, false), std::pair(Loss::absolute_error, false),
                                           std::pair(Loss::huber, false), std::pair(Loss::binary_cross_entropy, false),

@@ -28,6 +28,7 @@
 #include "matrix_ops.h"
 #include "memory.h"
 #include "planning/decision.h"
+#include "precision.h"
 #include "problems.h"
 #include "progress.h"
 #include "report.h"
@@ -171,7 +172,10 @@ void write_parameters(Trainer& trainer, const Parameters& parameters) {
 
 /// The trainers of both sides, with the same data and parameters. Returns what the text says of these.
 std::string make_trainers(Side& a, Side& b, const OptionSet& options) {
-  Side& lower = b.run.training.precision == Precision::fp32 ? b : a;
+  const auto has_floats = [](const Side& side) {
+    return element_type(side.run.training.precision) == ElementType::float32;
+  };
+  Side& lower = has_floats(b) ? b : a;
   Side& other = &lower == &a ? b : a;
   const Precision precision = lower.run.training.precision;
   const std::unique_ptr<const WeightsInput> weights = open_weights(options, lower.run, lower.caps.cpu);
@@ -182,7 +186,7 @@ std::string make_trainers(Side& a, Side& b, const OptionSet& options) {
   std::string inputs = samples_line(lower.run, data);
   const DataScaling scaling = scaling_of(lower.run, weights.get(), data);
   scale_samples(data, scaling, precision, lower.caps.cpu);
-  const bool is_mixed = precision != other.run.training.precision;
+  const bool is_mixed = has_floats(lower) != has_floats(other);
   if (is_mixed) round_data(data, precision);
   if (lower.run.has_files()) {
     for (Side* side : {&a, &b}) set_samples(side->run, data.x.rows);
@@ -203,7 +207,8 @@ std::string make_trainers(Side& a, Side& b, const OptionSet& options) {
     TrainerAccess::set_data(*side->trainer, data.x.view(), data.y.view(), data.x.name, data.y.name,
                             side->run.training.sample_weights ? &sample_weights : nullptr, data.weights.name);
   if (is_mixed)
-    inputs += std::string("data and initial weights are rounded to ") + name(precision) + " on both sides\n";
+    inputs +=
+        std::string("data and initial weights are rounded to ") + name(elements_of(precision)) + " on both sides\n";
   return inputs;
 }
 

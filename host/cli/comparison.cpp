@@ -50,11 +50,28 @@ void keep_largest(std::optional<T>& kept, const T& offered) {
   if (!kept || offered.difference > kept->difference) kept = offered;
 }
 
+/// Against a run without rounding.
+Bounds bounds_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+    case Precision::tf32x3:
+      return {1e-4, 1e-5};
+    case Precision::tf32:
+    case Precision::fp16:
+      return {1e-2, 1e-3};
+    case Precision::bf16:
+      return {1e-1, 1e-2};
+    case Precision::fp64:
+      break;
+  }
+  return {1e-10, 1e-10};
+}
+
 }  // namespace
 
 Bounds bounds_of(Precision a, Precision b) {
-  if (a == Precision::fp64 && b == Precision::fp64) return {1e-10, 1e-10};
-  return {1e-4, 1e-5};
+  const Bounds of_a = bounds_of(a), of_b = bounds_of(b);
+  return {std::max(of_a.loss, of_b.loss), std::max(of_a.weight, of_b.weight)};
 }
 
 std::int64_t next_comparison(std::int64_t steps, std::int64_t every, std::int64_t total) {

@@ -22,6 +22,7 @@
 #include "machine.h"
 #include "memory.h"
 #include "permutation.h"
+#include "precision.h"
 #include "run_options.h"
 #include "tasks.h"
 #include "text.h"
@@ -97,7 +98,7 @@ int run_data(const OptionSet& options) {
   const std::int64_t samples = read_samples(options);
   const std::int64_t first = options.integer("--first", 0, std::numeric_limits<std::int64_t>::max() - samples);
   const std::uint64_t seed = options.unsigned_integer("--seed");
-  const Precision precision = read_precision(options);
+  const Precision precision = elements_of(read_precision(options));
   const std::string x = options.file("--x"), y = options.file("--y"), weights = options.file("--weights");
   const std::string data = options.file("--data");
   check_ending(options, "--data", {".npz", ".csv"});

@@ -16,6 +16,7 @@
 #include "matrix_ops.h"
 #include "memory.h"
 #include "permutation.h"
+#include "precision.h"
 #include "report.h"
 #include "suggestion.h"
 #include "text.h"
@@ -38,7 +39,9 @@ ReadOptions read_options(Precision precision, TableHeader header, const CpuCaps&
 std::string bits_text(Precision precision) { return std::to_string(8 * size_of(element_type(precision))); }
 
 /// ", converted to fp32" behind the type of a file.
-std::string converted_text(Precision precision) { return std::string(", converted to ") + name(precision); }
+std::string converted_text(Precision precision) {
+  return std::string(", converted to ") + name(elements_of(precision));
+}
 
 /// "; left out: 'price'"; empty where all columns of a table were taken.
 std::string left_out_text(const DataMatrix& matrix) {

@@ -56,18 +56,14 @@ void refuse_missing_members(const OptionSet& options, OptimizerKind kind) {
 
 /// The smallest normal number, and how a message shows it, rounded up.
 std::pair<double, const char*> least_normal(Precision precision) {
-  switch (precision) {
-    case Precision::fp32:
-      return {std::numeric_limits<float>::min(), "1.2e-38, fp32's smallest normal number (or add --precision fp64)"};
-    case Precision::fp64:
-      break;
-  }
+  if (element_type(precision) == ElementType::float32)
+    return {std::numeric_limits<float>::min(), "1.2e-38, fp32's smallest normal number (or add --precision fp64)"};
   return {std::numeric_limits<double>::min(), "2.3e-308, fp64's smallest normal number"};
 }
 
 double read_learning_rate(const OptionSet& options, Precision precision) {
   const double rate = options.number("--lr");
-  if (precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
+  if (element_type(precision) == ElementType::float32 && !std::isfinite(static_cast<float>(rate)))
     options.refuse("--lr", "be in the range of fp32, up to 3.4e38 (or add --precision fp64)");
   const auto [least, least_text] = least_normal(precision);
   if (rate > 0 && rate < least) options.refuse("--lr", std::string("be 0 or at least ") + least_text);

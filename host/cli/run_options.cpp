@@ -30,7 +30,9 @@ namespace {
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
 constexpr const char* kStandardizesTargets = "--standardize-targets scales the targets";
 
-const std::vector<Choice<Precision>> kPrecisions = {{"fp32", Precision::fp32}, {"fp64", Precision::fp64}};
+const std::vector<Choice<Precision>> kPrecisions = {{"fp32", Precision::fp32}, {"fp64", Precision::fp64},
+                                                    {"tf32", Precision::tf32}, {"tf32x3", Precision::tf32x3},
+                                                    {"bf16", Precision::bf16}, {"fp16", Precision::fp16}};
 const std::vector<Choice<Formulation>> kFormulations = {{"primal", Formulation::primal}, {"gram", Formulation::gram}};
 
 /// None for what --device does not take.
@@ -182,7 +184,9 @@ void declare_samples(OptionSet& options) {
 
 std::int64_t read_samples(const OptionSet& options) { return options.integer("--samples", 1, kMaxCount); }
 
-void declare_precision(OptionSet& options) { options.add("--precision", "NAME", "fp32", "fp32 or fp64"); }
+void declare_precision(OptionSet& options) {
+  options.add("--precision", "NAME", "fp32", "fp32, fp64, tf32, tf32x3, bf16 or fp16");
+}
 
 Precision read_precision(const OptionSet& options) { return choose(options, "--precision", kPrecisions); }
 

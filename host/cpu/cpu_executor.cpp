@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <any>
+#include <atomic>
 #include <cstddef>
 #include <limits>
 #include <new>
@@ -14,9 +15,11 @@
 #include <vector>
 
 #include "../accuracy.h"
+#include "../loss_scaling.h"
 #include "../matrix_ops.h"
 #include "../parameters.h"
 #include "../planning/cpu_layout.h"
+#include "../precision.h"
 #include "../step/gram_run.h"
 #include "../step/scalars.h"
 #include "cpu_kernels.h"
@@ -51,11 +54,11 @@ class CpuExecutor final : public Executor, private GramDriver {
         training_(training),
         state_(state_layout(network, training)),
         layout_(std::any_cast<const CpuLayout&>(decision.layout)),
-        clips_norm_(training.optimizer.clip_norm > 0),
         arena_(layout_.bytes),
         pool_(decision.plan.threads) {
     for (const ParameterInfo& info : state_) std::fill_n(tensor(info), info.rows * info.columns, T(0));
-    if (clips_norm_) std::fill_n(arena_.at<std::byte>(layout_.gradients), layout_.parameter_bytes, std::byte{});
+    if (layout_.keeps_gradients)
+      std::fill_n(arena_.at<std::byte>(layout_.gradients), layout_.parameter_bytes, std::byte{});
     if (layout_.step.gram) {
       clear_sum();
       for (const StateTensors& states : {gram().start_weight_state, gram().start_bias_state})
@@ -69,6 +72,7 @@ class CpuExecutor final : public Executor, private GramDriver {
     if (gram_) gram_->before_data();
     convert(Matrix(tensor(layout_.step.data_x), data.x.rows, data.x.columns), data.x);
     convert(Matrix(tensor(layout_.step.data_y), data.y.rows, data.y.columns), data.y);
+    round_tensor(layout_.step.data_x);
     if (layout_.step.data_weights != kNoTensor)
       convert(Matrix(tensor(layout_.step.data_weights), data.sample_weights.rows, 1), data.sample_weights);
   }
@@ -118,6 +122,7 @@ class CpuExecutor final : public Executor, private GramDriver {
     scalars_.step = step;
     const SingleThreadedBlas single_threaded;
     if (gram_) gram_->before_step();
+    round_weights();
     pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, false); });
     single_threaded.check();
     return summed_loss();
@@ -136,6 +141,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       gram_->write(info, write);
     else
       write();
+    weights_are_rounded_ = false;
   }
 
   void predict(ConstMatrix x, Matrix out) override {
@@ -215,6 +221,13 @@ class CpuExecutor final : public Executor, private GramDriver {
   using Update = CpuLayout::Update;
   using Scalars = elementwise::StepScalars<T>;
 
+  /// What products read of a matrix: its elements, or the parts that they are rounded to.
+  struct Operand {
+    const T* high = nullptr;
+    const T* low = nullptr;  ///< null where there is one part
+    Operand operator+(std::int64_t offset) const { return {high + offset, low == nullptr ? nullptr : low + offset}; }
+  };
+
   /// Of a tensor that is there for the whole run.
   T* tensor(TensorId id) const { return id == kNoTensor ? nullptr : arena_.at<T>(layout_.at(id)); }
   T* tensor(const ParameterInfo& info) const { return tensor(layout_.step.tensor_of(info)); }
@@ -227,12 +240,14 @@ class CpuExecutor final : public Executor, private GramDriver {
   }
 
   /// Rows of a tensor from `row` on, which a panel begins with.
-  T* at_row(TensorId id, std::int64_t row, int worker) const {
+  T* at_row(TensorId id, std::int64_t row, int worker) const { return rows_at(layout_.at(id), id, row, worker); }
+  /// The same of what lies at `offset` as the tensor does.
+  T* rows_at(std::uint64_t offset, TensorId id, std::int64_t row, int worker) const {
     const StepTensor& shape = layout_.step.tensor(id);
     switch (shape.lifetime) {
       case StepTensor::Lifetime::activation:
       case StepTensor::Lifetime::gradient:
-        if (layout_.chunked) return scratch<T>(layout_.at(id), worker);
+        if (layout_.chunked) return scratch<T>(offset, worker);
         break;
       case StepTensor::Lifetime::data:
       case StepTensor::Lifetime::parameter:
@@ -240,7 +255,67 @@ class CpuExecutor final : public Executor, private GramDriver {
       case StepTensor::Lifetime::derived:
         break;
     }
-    return tensor(id) + row * shape.columns;
+    return arena_.at<T>(offset) + row * shape.columns;
+  }
+
+  // ---- operands of products
+
+  /// part [0, kMostOperandParts) of the rounded elements, from `row` on; null where the precision has it not.
+  T* part_at(int part, TensorId id, std::int64_t row, int worker) const {
+    const std::uint64_t offset = layout_.operands[static_cast<std::size_t>(id)][static_cast<std::size_t>(part)];
+    return offset == CpuLayout::kNone ? nullptr : rows_at(offset, id, row, worker);
+  }
+
+  /// What a product reads of a tensor, from `row` on.
+  Operand operand_at(TensorId id, std::int64_t row, int worker) const {
+    if (!layout_.is_operand(id)) return {at_row(id, row, worker)};
+    return {part_at(0, id, row, worker), part_at(1, id, row, worker)};
+  }
+  /// The same of a tensor that is there for the whole run, or of all rows where steps are folded.
+  Operand operand(TensorId id) const { return operand_at(id, 0, 0); }
+
+  void round(const T* values, std::int64_t count, T* high, T* low) const {
+    if constexpr (std::is_same_v<T, float>) round_operand(training_.precision, values, count, high, low);
+  }
+
+  /// Rows of a tensor that were written, if products read them.
+  void round_rows(TensorId id, std::int64_t row, std::int64_t count, int worker) const {
+    if (!layout_.is_operand(id)) return;
+    round(at_row(id, row, worker), count * layout_.step.tensor(id).columns, part_at(0, id, row, worker),
+          part_at(1, id, row, worker));
+  }
+
+  /// All rows of one that is there for the whole run.
+  void round_tensor(TensorId id) {
+    if (!layout_.is_operand(id)) return;
+    const StepTensor& shape = layout_.step.tensor(id);
+    const std::int64_t rows = std::max<std::int64_t>(1, CpuLayout::kSlotRange / shape.columns);
+    pool_.run((shape.rows + rows - 1) / rows, [&](std::int64_t task, int worker) {
+      round_rows(id, task * rows, std::min(rows, shape.rows - task * rows), worker);
+    });
+  }
+
+  /// Before products, where the weights have changed since.
+  void round_weights() {
+    if (weights_are_rounded_) return;
+    for (const Step::Layer& layer : layout_.step.layers) round_tensor(layer.weight);
+    weights_are_rounded_ = true;
+  }
+
+  // c = alpha op(a) op(b) + beta c; of operands in two parts without the product of the low ones, which is lost beside
+  // the others.
+  static void product(Transpose transpose_a, Transpose transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      T alpha, Operand a, std::int64_t lda, Operand b, std::int64_t ldb, T beta, T* c,
+                      std::int64_t ldc) {
+    const auto add = [&](const T* of_a, const T* of_b) {
+      gemm<T>(transpose_a, transpose_b, m, n, k, alpha, of_a, lda, of_b, ldb, beta, c, ldc);
+      beta = T(1);
+    };
+    if (a.low != nullptr) {  // the small ones first
+      add(a.low, b.high);
+      add(a.high, b.low);
+    }
+    add(a.high, b.high);
   }
 
   template <class Element>
@@ -255,6 +330,7 @@ class CpuExecutor final : public Executor, private GramDriver {
   template <class Take>
   void for_each_prediction(ConstMatrix x, const Take& take) {
     const SingleThreadedBlas single_threaded;
+    round_weights();
     constexpr std::int64_t kRows = CpuLayout::kPredictRows;
     pool_.run((x.rows + kRows - 1) / kRows, [&](std::int64_t panel, int worker) {
       const std::int64_t first = panel * kRows, rows = std::min(kRows, x.rows - first);
@@ -264,7 +340,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       const T* in = input;
       for (const StepOperation& layer : layout_.step.inference) {
         T* const layer_out = buffers[layer.layer % 2];
-        forward(layer, in, layer_out, nullptr, rows);
+        forward(layer, predict_operand(in, rows * layer.inner, worker), layer_out, nullptr, rows);
         in = layer_out;
       }
       take(first, rows, in);
@@ -272,16 +348,25 @@ class CpuExecutor final : public Executor, private GramDriver {
     single_threaded.check();
   }
 
+  Operand predict_operand(const T* in, std::int64_t count, int worker) const {
+    const auto [high, low] = layout_.predict_operand;
+    if (high == CpuLayout::kNone) return {in};
+    T* const of_high = scratch<T>(high, worker);
+    T* const of_low = low == CpuLayout::kNone ? nullptr : scratch<T>(low, worker);
+    round(in, count, of_high, of_low);
+    return {of_high, of_low};
+  }
+
   // ---- operations by row
 
   // out [rows, columns] = in b.
-  void multiply(const StepOperation& op, Transpose transpose_b, const T* in, T* out, std::int64_t rows) const {
-    gemm<T>(Transpose::no, transpose_b, rows, op.columns, op.inner, T(1), in, op.inner, tensor(op.b),
+  void multiply(const StepOperation& op, Transpose transpose_b, Operand in, T* out, std::int64_t rows) const {
+    product(Transpose::no, transpose_b, rows, op.columns, op.inner, T(1), in, op.inner, operand(op.b),
             transpose_b == Transpose::no ? op.columns : op.inner, T(0), out, op.columns);
   }
 
   // out [rows, columns] = activation(in b + bias), and the pre-activation to `kept`, which may be null.
-  void forward(const StepOperation& op, const T* in, T* out, T* kept, std::int64_t rows) const {
+  void forward(const StepOperation& op, Operand in, T* out, T* kept, std::int64_t rows) const {
     multiply(op, Transpose::no, in, out, rows);
     if (op.activation)
       bias_activation(*op.activation, out, kept, out, tensor(op.bias), rows, op.columns);
@@ -305,7 +390,8 @@ class CpuExecutor final : public Executor, private GramDriver {
             std::copy_n(tensor(op.a) + samples[row] * op.columns, op.columns, out + row * op.columns);
           break;
         case StepOperation::Kind::forward:
-          forward(op, a, out, op.kept == kNoTensor ? nullptr : at_row(op.kept, first, worker), count);
+          forward(op, operand_at(op.a, first, worker), out,
+                  op.kept == kNoTensor ? nullptr : at_row(op.kept, first, worker), count);
           break;
         case StepOperation::Kind::activate:
           bias_activation<T>(*op.activation, out, nullptr, a, nullptr, count, op.columns);
@@ -316,9 +402,11 @@ class CpuExecutor final : public Executor, private GramDriver {
           if (!backward) return loss;
           if (op.activation)
             through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
+          if (loss_scale_ != T(1))
+            for (std::int64_t i = 0; i < count * op.columns; ++i) out[i] *= loss_scale_;
           break;
         case StepOperation::Kind::input_gradient:
-          multiply(op, Transpose::yes, a, out, count);
+          multiply(op, Transpose::yes, operand_at(op.a, first, worker), out, count);
           through_activation(*op.activation, out, at_row(op.kept, first, worker), count * op.columns);
           break;
         case StepOperation::Kind::sum_update:
@@ -331,6 +419,7 @@ class CpuExecutor final : public Executor, private GramDriver {
         case StepOperation::Kind::rebuild_bias:
           break;  // not by row, or in no step
       }
+      round_rows(op.out, first, count, worker);
     }
     return loss;
   }
@@ -357,13 +446,16 @@ class CpuExecutor final : public Executor, private GramDriver {
 
   double take_step() {
     if (gram_) gram_->before_step();
+    round_weights();
+    if (layout_.step.loss_scaling != kNoTensor) loss_scale_ = LossScaling::scale(tensor(layout_.step.loss_scaling));
     pool_.run(layout_.blocks, [this](std::int64_t block, int worker) { run_block(block, worker, true); });
     const double loss = summed_loss();
     if (layout_.chunked)
       update_from_slots();
     else
       run_folded(layout_.updates, scalars_);
-    if (clips_norm_) update_clipped();
+    if (layout_.keeps_gradients) update_from_kept();
+    weights_are_rounded_ = false;
     return loss;
   }
 
@@ -395,20 +487,20 @@ class CpuExecutor final : public Executor, private GramDriver {
   // The rows [first, first + rows) of `out`, by a^T b over all samples.
   void update_weight(const StepOperation& op, const Scalars& scalars, std::int64_t first, std::int64_t rows,
                      int worker) const {
-    const T* const a = tensor(op.a) + first;
-    const T* const b = tensor(op.b);
+    const Operand a = operand(op.a) + first;
+    const Operand b = operand(op.b);
     if (layout_.adds_products) {
-      gemm<T>(Transpose::yes, Transpose::no, rows, op.columns, op.inner, scalars.negative_rate, a, op.rows, b,
+      product(Transpose::yes, Transpose::no, rows, op.columns, op.inner, scalars.negative_rate, a, op.rows, b,
               op.columns, T(1), tensor(op.out) + first * op.columns, op.columns);
       return;
     }
     // The whole sum first: added to `out` block by block it would be rounded to the size of `out` each time.
-    T* const product = scratch<T>(layout_.update, worker);
+    T* const gradient = scratch<T>(layout_.update, worker);
     constexpr std::int64_t kMaxK = std::int64_t{1} << 30;
     for (std::int64_t k = 0; k < op.inner; k += kMaxK)
-      gemm<T>(Transpose::yes, Transpose::no, rows, op.columns, std::min(kMaxK, op.inner - k), T(1), a + k * op.rows,
-              op.rows, b + k * op.columns, op.columns, T(k == 0 ? 0 : 1), product, op.columns);
-    update_range(op, scalars, first * op.columns, product, rows * op.columns);
+      product(Transpose::yes, Transpose::no, rows, op.columns, std::min(kMaxK, op.inner - k), T(1), a + k * op.rows,
+              op.rows, b + k * op.columns, op.columns, T(k == 0 ? 0 : 1), gradient, op.columns);
+    update_range(op, scalars, first * op.columns, gradient, rows * op.columns);
   }
 
   void update_bias(const StepOperation& op, const Scalars& scalars, int worker) const {
@@ -418,10 +510,10 @@ class CpuExecutor final : public Executor, private GramDriver {
     update_by_sums(op, scalars, 0, sums, op.columns);
   }
 
-  // The elements of `out` from `first` on; where gradients are clipped by their norm, they are only kept.
+  // The elements of `out` from `first` on; where all gradients are needed first, they are only kept.
   void update_range(const StepOperation& op, const Scalars& scalars, std::int64_t first, const T* gradients,
                     std::int64_t count) const {
-    if (clips_norm_) {
+    if (layout_.keeps_gradients) {
       std::copy_n(gradients, count, arena_.at<T>(layout_.gradients + layout_.at(op.out)) + first);
       return;
     }
@@ -437,25 +529,36 @@ class CpuExecutor final : public Executor, private GramDriver {
   }
 
   // All parameters at once, which lie behind each other, as do their gradients and what the optimizer keeps.
-  void update_clipped() {
+  void update_from_kept() {
+    const bool clips_norm = training_.optimizer.clip_norm > 0;
+    T* const loss_scaling = tensor(layout_.step.loss_scaling);
+    std::atomic<bool> are_finite = true;
     constexpr std::int64_t kRange = CpuLayout::kSlotRange;
     T* const gradients = arena_.at<T>(layout_.gradients);
     double* const square_sums = arena_.at<double>(layout_.square_sums);
     const auto count = static_cast<std::int64_t>(layout_.parameter_bytes / sizeof(T));
     const std::int64_t tasks = (count + kRange - 1) / kRange;
     pool_.run(tasks, [&](std::int64_t task, int) {
-      square_sums[task] = square_sum(gradients + task * kRange, std::min(kRange, count - task * kRange));
+      T* const range = gradients + task * kRange;
+      const std::int64_t width = std::min(kRange, count - task * kRange);
+      if (loss_scaling != nullptr && !scale_finite(range, 1 / loss_scale_, width)) are_finite = false;
+      if (clips_norm) square_sums[task] = square_sum(range, width);
     });
+    if (loss_scaling != nullptr) {
+      LossScaling::adapt(loss_scaling, are_finite);
+      if (!are_finite) return;
+    }
     double squares = 0;
-    for (std::int64_t task = 0; task < tasks; ++task) squares += square_sums[task];
-    const T factor = elementwise::clip_factor<T>(squares, training_.optimizer.clip_norm);
+    for (std::int64_t task = 0; clips_norm && task < tasks; ++task) squares += square_sums[task];
+    const T factor = clips_norm ? elementwise::clip_factor<T>(squares, training_.optimizer.clip_norm) : T(1);
     const Step::Layer& layer = layout_.step.layers.front();
     pool_.run(tasks, [&](std::int64_t task, int) {
       const std::int64_t first = task * kRange, width = std::min(kRange, count - first);
       std::array<T*, elementwise::kMostStates> state{};
       for (std::size_t s = 0; s < state.size(); ++s)
         if (layer.weight_state[s] != kNoTensor) state[s] = tensor(layer.weight_state[s]) + first;
-      for (std::int64_t i = first; i < first + width; ++i) gradients[i] *= factor;
+      if (clips_norm)
+        for (std::int64_t i = first; i < first + width; ++i) gradients[i] *= factor;
       update(training_.optimizer.kind, arena_.at<T>(0) + first, state, gradients + first, width, scalars_);
     });
   }
@@ -487,7 +590,7 @@ class CpuExecutor final : public Executor, private GramDriver {
       const StepOperation& op = is_kernel ? gram().make_kernel : gram().make_pre_activation[product - 1];
       const T* const panel = tensor(op.a) + first * op.inner;
       T* const out = tensor(op.out) + first * op.columns;
-      if (!is_kernel) return forward(op, panel, out, nullptr, count);
+      if (!is_kernel) return forward(op, {panel}, out, nullptr, count);
       if (op.bias_in_kernel) std::fill_n(out, count * op.columns, T(1));
       gemm<T>(Transpose::no, Transpose::yes, count, op.columns, op.inner, T(1), panel, op.inner, tensor(op.a), op.inner,
               T(op.bias_in_kernel ? 1 : 0), out, op.columns);
@@ -532,16 +635,15 @@ class CpuExecutor final : public Executor, private GramDriver {
     const bool begins = first == block * layout_.block_rows;
     for (const Update& update : layout_.updates) {
       const StepOperation& op = update.operation;
-      const T* const a = at_row(op.a, first, worker);
       T* const slot = slots + update.slot;
       if (op.inner > 0) {
-        gemm<T>(Transpose::yes, Transpose::no, op.rows, op.columns, count, T(1), a, op.rows,
-                at_row(op.b, first, worker), op.columns, T(begins ? 0 : 1), slot, op.columns);
+        product(Transpose::yes, Transpose::no, op.rows, op.columns, count, T(1), operand_at(op.a, first, worker),
+                op.rows, operand_at(op.b, first, worker), op.columns, T(begins ? 0 : 1), slot, op.columns);
         continue;
       }
       double* const sums = scratch<double>(layout_.column_sums, worker);
       std::fill_n(sums, op.columns, 0.0);
-      add_column_sums(sums, a, count, op.columns);
+      add_column_sums(sums, at_row(op.a, first, worker), count, op.columns);
       for (std::int64_t i = 0; i < op.columns; ++i) slot[i] = (begins ? T(0) : slot[i]) + static_cast<T>(sums[i]);
     }
   }
@@ -579,8 +681,9 @@ class CpuExecutor final : public Executor, private GramDriver {
   const TrainingSpec training_;
   const std::vector<ParameterInfo> state_;
   const CpuLayout layout_;
-  const bool clips_norm_;
   Scalars scalars_;  ///< of the step that is taken
+  T loss_scale_ = T(1);
+  bool weights_are_rounded_ = false;
   const Arena arena_;
   ThreadPool pool_;
 

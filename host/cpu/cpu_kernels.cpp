@@ -98,6 +98,17 @@ template <class T, class Optimizer>
   }
 }
 
+template <class Rounding>
+[[gnu::always_inline]] inline void take_operand(Rounding rounding, const float* values, std::int64_t count, float* high,
+                                                float* low) {
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float value = values[i], rounded = rounding.high(value);
+    high[i] = rounded;
+    if constexpr (Rounding::kParts == 2) low[i] = rounding.low(value, rounded);
+  }
+}
+
 // The same loops, compiled for processors with fused multiply-add: by a function of the C library it takes ten times as
 // long. It is exact by definition, so that the results are the same.
 #if defined(__x86_64__)
@@ -117,6 +128,12 @@ template <class T, class Optimizer>
     T* parameters, const std::array<T*, elementwise::kMostStates>& state, const T* gradients, std::int64_t count,
     const elementwise::StepScalars<T>& scalars) {
   take_updates<T, Optimizer>(parameters, state, gradients, count, scalars);
+}
+
+template <class Rounding>
+[[gnu::target("avx2,fma"), gnu::flatten]] void take_operand_by_fma(Rounding rounding, const float* values,
+                                                                   std::int64_t count, float* high, float* low) {
+  take_operand(rounding, values, count, high, low);
 }
 
 bool has_fma() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -156,6 +173,25 @@ void through_activation(const ActivationOfStep& activation, T* dh, const T* kept
 #endif
     take_gradients(formula, dh, kept, count);
   });
+}
+
+void round_operand(Precision precision, const float* values, std::int64_t count, float* high, float* low) {
+  with_operand_rounding(precision, [=](auto rounding) {
+#if defined(__x86_64__)
+    if (has_fma()) return take_operand_by_fma(rounding, values, count, high, low);
+#endif
+    take_operand(rounding, values, count, high, low);
+  });
+}
+
+template <class T>
+bool scale_finite(T* values, T factor, std::int64_t count) {
+  int beyond = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    beyond |= std::fabs(values[i]) <= std::numeric_limits<T>::max() ? 0 : 1;
+    values[i] *= factor;
+  }
+  return beyond == 0;
 }
 
 template <class T>
@@ -366,6 +402,8 @@ template void add_bias(float*, const float*, std::int64_t, std::int64_t);
 template void add_bias(double*, const double*, std::int64_t, std::int64_t);
 template void through_activation(const ActivationOfStep&, float*, const float*, std::int64_t);
 template void through_activation(const ActivationOfStep&, double*, const double*, std::int64_t);
+template bool scale_finite(float*, float, std::int64_t);
+template bool scale_finite(double*, double, std::int64_t);
 template void add_scaled(float*, float, const float*, std::int64_t);
 template void add_scaled(double*, double, const double*, std::int64_t);
 template void update(OptimizerKind, float*, const std::array<float*, elementwise::kMostStates>&, const float*,

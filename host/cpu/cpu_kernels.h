@@ -9,6 +9,7 @@
 #include "../activations.h"
 #include "../elementwise.h"
 #include "../losses.h"
+#include "../precision.h"
 
 namespace deviceloop {
 
@@ -24,6 +25,13 @@ void add_bias(T* panel, const T* bias, std::int64_t rows, std::int64_t columns);
 /// dh times the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value; in place.
 template <class T>
 void through_activation(const ActivationOfStep& activation, T* dh, const T* kept, std::int64_t count);
+
+/// What products read for `count` elements, in a precision that rounds operands; `low` is null where that has one part.
+void round_operand(Precision precision, const float* values, std::int64_t count, float* high, float* low);
+
+/// Multiplies the values by a factor; whether all of them were finite.
+template <class T>
+bool scale_finite(T* values, T factor, std::int64_t count);
 
 /// sum[i] += factor * values[i], rounded twice.
 template <class T>

@@ -15,10 +15,12 @@
 
 #include <deviceloop/error.h>
 
+#include "../loss_scaling.h"
 #include "../matrix_ops.h"
 #include "../names.h"
 #include "../text.h"
 #include "elements.h"
+#include "json_text.h"
 #include "network_metadata.h"
 #include "safetensors.h"
 #include "transpose.h"
@@ -338,6 +340,14 @@ SavedState read_state(const SafeTensorsFile& file, const NetworkSpec& network, c
     file.refuse(std::string("has no number of steps in ") + in_quotes(kStepsName) +
                 "; it must be one whole number of at least 0, F64 [1]");
   state.steps = static_cast<std::int64_t>(number);
+  if (layout.back().state == kLossScaling)
+    with_type(type, [&]<class T>(T*) {
+      const T* const of_loss = static_cast<const T*>(std::as_const(state.values.back()).view().data);
+      if (!LossScaling::is_state(of_loss))
+        file.refuse("has " + json_text(static_cast<double>(of_loss[0])) + " and " +
+                    json_text(static_cast<double>(of_loss[1])) + " in " + in_quotes(layout.back().name) +
+                    ", which are no scale of the loss and number of steps; use a state that was saved");
+    });
   if (!state.checkpoint) return state;
   if (state.checkpoint->has_best_parameters())
     for (const ParameterInfo& info : best_layout(network))

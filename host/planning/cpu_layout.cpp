@@ -35,6 +35,7 @@ constexpr double kLayerUs = 1;
 constexpr double kUpdateBytesPerUs = 40e3;  // of parameters, gradients and states
 constexpr double kGatherBytesPerUs = 8e3;   // of rows that lie anywhere
 constexpr double kOrderUs = 0.04;           // to draw the sample of a row
+constexpr double kRoundBytesPerUs = 20e3;   // of operands that are rounded
 
 /// Microseconds of an element on the way forward and back.
 double element_us(Activation activation) {
@@ -105,11 +106,38 @@ double pass_us(const Step& step, const StepOperation& op) {
 double gflops_of(const CpuCaps& caps, Precision precision) {
   switch (precision) {
     case Precision::fp32:
+    case Precision::tf32:
+    case Precision::bf16:
+    case Precision::fp16:
       return caps.gflops_fp32;
+    case Precision::tf32x3:
+      return caps.gflops_fp32 / 3;
     case Precision::fp64:
       break;
   }
   return caps.gflops_fp32 / 2;
+}
+
+/// Which tensors are operands of products, in a step or in predictions.
+std::vector<bool> operands_of(const Step& step) {
+  std::vector<bool> operands(step.tensors.size(), false);
+  for (const auto* list : {&step.operations, &step.inference})
+    for (const StepOperation& op : *list)
+      if (op.inner > 0)
+        for (const TensorId id : {op.a, op.b}) operands[static_cast<std::size_t>(id)] = true;
+  return operands;
+}
+
+/// Of the operands of a step that are rounded in each of them.
+double rounding_us(const Step& step) {
+  const int parts = operand_parts(step.precision);
+  if (parts == 0 || step.operations.empty()) return 0;
+  const std::vector<bool> operands = operands_of(step);
+  double elements = 0;
+  for (std::size_t id = 0; id < operands.size(); ++id)
+    if (operands[id] && step.tensors[id].lifetime != StepTensor::Lifetime::data)
+      elements += static_cast<double>(step.tensors[id].rows) * static_cast<double>(step.tensors[id].columns);
+  return elements * parts * static_cast<double>(size_of(element_type(step.precision))) / kRoundBytesPerUs;
 }
 
 /// How an update of a folded step is cut: tasks of about kTaskFlops, but Z by the panels of the batch.
@@ -163,6 +191,19 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   const std::int64_t batch = step.batch;
   layout.tensors.assign(step.tensors.size(), 0);
   ArenaSpace arena(network, training, kCacheLine), scratch(network, training, kCacheLine);
+  const int parts = operand_parts(training.precision);
+  const std::vector<bool> operands = operands_of(step);
+  if (parts > 0) {
+    layout.operands.resize(step.tensors.size());
+    for (auto& of : layout.operands) of.fill(CpuLayout::kNone);
+  }
+  // The rounded elements of an operand, beside the tensor itself.
+  const auto take_rounded = [&](TensorId id, ArenaSpace& space, std::int64_t rows) {
+    if (!operands[static_cast<std::size_t>(id)]) return;
+    for (int part = 0; part < parts; ++part)
+      layout.operands[static_cast<std::size_t>(id)][static_cast<std::size_t>(part)] =
+          space.take(rows, step.tensor(id).columns, element);
+  };
   const auto take = [&](TensorId id, ArenaSpace& space, std::int64_t rows) {
     if (id != kNoTensor)
       layout.tensors[static_cast<std::size_t>(id)] = space.take(rows, step.tensor(id).columns, element);
@@ -183,12 +224,15 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
       take_whole(layer.weight_state[state]);
       take_whole(layer.bias_state[state]);
     }
-  if (training.optimizer.clip_norm > 0) {
+  layout.keeps_gradients = training.optimizer.clip_norm > 0 || scales_loss(training.precision);
+  if (layout.keeps_gradients) {
     const auto bytes = static_cast<std::int64_t>(layout.parameter_bytes);
     layout.gradients = arena.take(bytes, 1, 1);
     layout.square_sums =
         arena.take(divide_up(bytes / static_cast<std::int64_t>(element), CpuLayout::kSlotRange), 1, sizeof(double));
   }
+  take_whole(step.loss_scaling);
+  for (const Step::Layer& layer : step.layers) take_rounded(layer.weight, arena, layer.in_features);
   if (step.gram) {
     const Step::Gram& gram = *step.gram;
     for (const TensorId id : {gram.kernel, gram.pre_activation, gram.sum, gram.start_weight, gram.start_bias})
@@ -199,7 +243,8 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   }
 
   layout.chunked = !step.gram && batch >= kChunkedMinSamples && layout.parameter_bytes <= kChunkedMaxParameterBytes;
-  layout.adds_products = batch <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind);
+  layout.adds_products =
+      batch <= kOneKBlock && elementwise::adds_gradient(training.optimizer.kind) && !layout.keeps_gradients;
   if (layout.chunked) {
     layout.panel_rows = kChunkedPanelRows;
     // Five to eight blocks at least, so that several threads have work; no more slots than kMaxBlocks.
@@ -217,11 +262,15 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
     take_whole(step.data_x);
     take_whole(step.data_y);
     take_whole(step.data_weights);
+    take_rounded(step.data_x, arena, step.tensor(step.data_x).rows);
     layout.losses = arena.take(layout.blocks, 1, sizeof(double));
     if (layout.chunked) layout.slots = arena.take(layout.blocks, layout.slot_elements, element);
     const bool has_output_activation = step.inference.back().activation.has_value();
     const auto take_activation = [&](TensorId id) {
-      take(id, layout.chunked ? scratch : arena, layout.chunked ? layout.panel_rows : batch);
+      ArenaSpace& space = layout.chunked ? scratch : arena;
+      const std::int64_t rows = layout.chunked ? layout.panel_rows : batch;
+      take(id, space, rows);
+      take_rounded(id, space, rows);
     };
     if (step.x != step.data_x) {
       take_activation(step.x);
@@ -248,6 +297,9 @@ CpuLayout make_cpu_layout(const NetworkSpec& network, const TrainingSpec& traini
   layout.predict_input = scratch.take(CpuLayout::kPredictRows, network.widths.front(), element);
   layout.predict_even = scratch.take(CpuLayout::kPredictRows, widest, element);
   layout.predict_odd = scratch.take(CpuLayout::kPredictRows, widest, element);
+  for (int part = 0; part < parts; ++part)
+    layout.predict_operand[static_cast<std::size_t>(part)] =
+        scratch.take(CpuLayout::kPredictRows, std::max(widest, network.widths.front()), element);
   layout.thread_stride = scratch.used();
   layout.thread_scratch = arena.take(threads, static_cast<std::int64_t>(layout.thread_stride), 1);
   layout.bytes = arena.used();
@@ -263,6 +315,7 @@ void ask_cpu(const Request& request, Answer& answer) {
   const double flops = 2 * multiply_adds(request.step.operations);
   double one_thread_us = flops / (gflops_of(caps, training.precision) * 1e3);
   for (const StepOperation& op : request.step.operations) one_thread_us += pass_us(request.step, op);
+  one_thread_us += rounding_us(request.step);
   const double layers_us = kLayerUs * request.network.layers();
   answer.threads = training.threads;
   if (answer.threads == 0) answer.threads = one_thread_us < kOneThreadUs ? 1 : std::min(caps.cores, kMaxThreads);

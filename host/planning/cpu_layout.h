@@ -3,11 +3,13 @@
 // never depend on the number of threads.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include <deviceloop/spec.h>
 
+#include "../precision.h"
 #include "../step/step.h"
 #include "decision.h"
 
@@ -37,6 +39,12 @@ struct CpuLayout {
   /// [panel_rows, columns]. Predictions without an activation lie where their gradient will.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return tensors[static_cast<std::size_t>(id)]; }
+  /// Of a precision that rounds the operands of products, where the rounded elements of each of them lie, as `tensors`
+  /// says, for each part; kNone of what is no operand. Empty where products read the tensors themselves.
+  std::vector<std::array<std::uint64_t, kMostOperandParts>> operands{};
+  bool is_operand(TensorId id) const {
+    return !operands.empty() && operands[static_cast<std::size_t>(id)].front() != kNone;
+  }
   std::vector<Update> updates;  ///< of a step, the first layer's first
   std::vector<Update> rebuild;  ///< as Step::Gram::rebuild, cut as folded updates are
 
@@ -56,13 +64,18 @@ struct CpuLayout {
   std::uint64_t predict_input = 0;  ///< in a thread's scratch: [kPredictRows, in_features]
   std::uint64_t predict_even = 0;   ///< in a thread's scratch: [kPredictRows, widest layer], twice
   std::uint64_t predict_odd = 0;
-  /// The parameters come first in the arena, up to here. Each number that the optimizer keeps and, where gradients are
-  /// clipped by their norm, the gradients take as much, in the same order.
+  /// In a thread's scratch: the rounded elements of a layer's input, [kPredictRows, widest layer or input], for each
+  /// part.
+  std::array<std::uint64_t, kMostOperandParts> predict_operand = {kNone, kNone};
+  /// The parameters come first in the arena, up to here. Each number that the optimizer keeps and, with
+  /// keeps_gradients, the gradients take as much, in the same order.
   std::uint64_t parameter_bytes = 0;
-  std::uint64_t gradients = 0;    ///< with clip_norm
+  bool keeps_gradients = false;   ///< all of them are needed before one is used: clip_norm, or a scale of the loss
+  std::uint64_t gradients = 0;    ///< with keeps_gradients
   std::uint64_t square_sums = 0;  ///< with clip_norm: double, one for each kSlotRange gradients
   std::uint64_t bytes = 0;
 
+  static constexpr std::uint64_t kNone = UINT64_MAX;
   static constexpr std::int64_t kMostPanelRows = 512;
   static constexpr std::int64_t kPredictRows = 64;
   static constexpr std::int64_t kSlotRange = 4096;  ///< elements of one task that adds slots, or clips and updates

@@ -12,6 +12,7 @@
 #include "../elementwise.h"
 #include "../matrix_ops.h"
 #include "../names.h"
+#include "../precision.h"
 #include "../step/scalars.h"
 #include "../step/step.h"
 #include "../text.h"
@@ -42,7 +43,23 @@ std::string why_not_gram(const TrainingSpec& training) {
   if (training.optimizer.clip_value > 0)
     return "for gradients as they are, not for those clipped by their value, since it never computes those of the "
            "first layer; set clip_value to 0";
+  if (operand_parts(training.precision) > 0)
+    return "for products in fp32 and fp64, not for those in " + std::string(name(training.precision)) +
+           ", whose errors would add up over the whole run; set the precision to one of the two";
   return "";
+}
+
+/// Whether an executor trains in a precision.
+bool takes(ExecutorKind executor, Precision precision) {
+  if (operand_parts(precision) == 0) return true;
+  switch (executor) {
+    case ExecutorKind::cpu:
+      return true;
+    case ExecutorKind::graph:
+    case ExecutorKind::persistent:
+      break;
+  }
+  return false;
 }
 
 template <class Enum>
@@ -145,21 +162,22 @@ void validate(const NetworkSpec& network, const TrainingSpec& training, std::opt
   // No comparison of a NaN, which would raise a floating-point exception.
   if (!is_finite(rate) || std::bit_cast<std::uint64_t>(rate) > std::bit_cast<std::uint64_t>(-0.0))
     throw InvalidArgument("the learning rate is " + text(rate) + "; it must be finite and at least 0");
-  if (training.precision == Precision::fp32 && !std::isfinite(static_cast<float>(rate)))
+  const Precision elements = elements_of(training.precision);
+  const bool is_fp32 = elements == Precision::fp32;
+  if (is_fp32 && !std::isfinite(static_cast<float>(rate)))
     throw InvalidArgument("the learning rate is " + text(rate) + ", which fp32 cannot hold; use fp64 or a smaller one");
   // A smaller one would become 0, or keep few of its digits.
-  const bool is_fp32 = training.precision == Precision::fp32;
   const double least =
       is_fp32 ? static_cast<double>(std::numeric_limits<float>::min()) : std::numeric_limits<double>::min();
   if (rate > 0 && rate < least)
     throw InvalidArgument("the learning rate is " + text(rate) + ", less than the smallest normal number of " +
-                          name(training.precision) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
+                          name(elements) + ", " + text(least) + "; use " + (is_fp32 ? "fp64 or " : "") +
                           "a larger one, or 0 for none");
-  check_optimizer(training.optimizer, training.precision);
+  check_optimizer(training.optimizer, elements);
   check_watch(training.watch);
   check_range(
-      "slope of the leaky ReLU", network.leaky_slope, training.precision, [](double) { return true; }, "finite");
-  check_range("delta of the Huber loss", training.huber_delta, training.precision, is_above_0, "finite and above 0");
+      "slope of the leaky ReLU", network.leaky_slope, elements, [](double) { return true; }, "finite");
+  check_range("delta of the Huber loss", training.huber_delta, elements, is_above_0, "finite and above 0");
   if (training.loss == Loss::cross_entropy && network.widths.back() < 2)
     throw InvalidArgument(
         "the loss 'cross_entropy' is for at least 2 outputs, one for each class, and the network has 1; "
@@ -236,6 +254,9 @@ Answer ask(const ExecutorRow& row, const Request& request) {
   else if (row.is_on_gpu && device.index >= static_cast<int>(request.caps.gpus.size()))
     candidate.reason = "there is no CUDA device " + std::to_string(device.index) + ", only " +
                        std::to_string(request.caps.gpus.size()) + ", counted from 0";
+  else if (!takes(row.kind, request.training.precision))
+    candidate.reason = std::string("it multiplies in fp32 and fp64, not in ") + name(request.training.precision) +
+                       "; set the precision to one of the two";
   else
     row.ask(request, answer);
   return answer;

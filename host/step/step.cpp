@@ -1,6 +1,8 @@
 #include "step.h"
 
+#include "../loss_scaling.h"
 #include "../names.h"
+#include "../precision.h"
 
 namespace deviceloop {
 namespace {
@@ -75,6 +77,8 @@ class StepBuilder {
       of.weight_state = add_states(of.weight);
       if (network_.bias) of.bias_state = add_states(of.bias);
     }
+    if (scales_loss(training_.precision))
+      step_.loss_scaling = add("loss_scaling", Lifetime::state, 1, LossScaling::kStateColumns);
     const std::int64_t target_columns = training_.class_targets ? 1 : network_.widths.back();
     step_.data_x = step_.x = add("X", Lifetime::data, training_.samples, network_.widths.front());
     step_.data_y = step_.y = add("Y", Lifetime::data, training_.samples, target_columns);
@@ -335,6 +339,7 @@ TensorId Step::Gram::start_of(const ParameterInfo& info) const {
 }
 
 TensorId Step::tensor_of(const ParameterInfo& info) const {
+  if (info.state == kLossScaling) return loss_scaling;
   const Layer& layer = layers[static_cast<std::size_t>(info.layer)];
   if (info.state < 0) return info.is_bias ? layer.bias : layer.weight;
   return (info.is_bias ? layer.bias_state : layer.weight_state)[static_cast<std::size_t>(info.state)];

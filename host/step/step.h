@@ -133,6 +133,7 @@ struct Step {
   TensorId weights = kNoTensor;  ///< [batch, 1]; none where samples have no weights
   /// What the caller sets: x, y and weights themselves, or with minibatches [samples, ...].
   TensorId data_x = kNoTensor, data_y = kNoTensor, data_weights = kNoTensor;
+  TensorId loss_scaling = kNoTensor;  ///< [1, 2] of LossScaling; none where the precision does not scale the loss
   std::optional<Gram> gram{};
   /// Forward, the loss, and backward: a layer's input gradient comes before the update of its weight.
   std::vector<StepOperation> operations{};

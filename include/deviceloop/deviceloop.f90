@@ -51,6 +51,10 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_SCHEDULE_COSINE = 3
   integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_FP32 = 0
   integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_FP64 = 1
+  integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_TF32 = 2
+  integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_TF32X3 = 3
+  integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_BF16 = 4
+  integer(c_int32_t), parameter :: DEVICELOOP_PRECISION_FP16 = 5
   integer(c_int32_t), parameter :: DEVICELOOP_FORMULATION_PRIMAL = 0
   integer(c_int32_t), parameter :: DEVICELOOP_FORMULATION_GRAM = 1
   integer(c_int32_t), parameter :: DEVICELOOP_INIT_NORMAL = 0

@@ -158,8 +158,16 @@ enum {
   DEVICELOOP_SCHEDULE_COSINE = 3
 };
 
+/// All but FP64 keep parameters, activations and losses in fp32; those behind it are of matrix products alone.
 typedef int32_t deviceloop_precision;
-enum { DEVICELOOP_PRECISION_FP32 = 0, DEVICELOOP_PRECISION_FP64 = 1 };
+enum {
+  DEVICELOOP_PRECISION_FP32 = 0,
+  DEVICELOOP_PRECISION_FP64 = 1,
+  DEVICELOOP_PRECISION_TF32 = 2,
+  DEVICELOOP_PRECISION_TF32X3 = 3,
+  DEVICELOOP_PRECISION_BF16 = 4,
+  DEVICELOOP_PRECISION_FP16 = 5
+};
 
 typedef int32_t deviceloop_formulation;
 enum { DEVICELOOP_FORMULATION_PRIMAL = 0, DEVICELOOP_FORMULATION_GRAM = 1 };

@@ -19,7 +19,7 @@ enum class ExecutorKind { cpu, graph, persistent };
 
 /// "cpu", "graph", "persistent".
 DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
-/// "fp32", "fp64".
+/// "fp32", "fp64", "tf32", "tf32x3", "bf16", "fp16".
 DEVICELOOP_EXPORT const char* name(Precision precision);
 /// "auto", "block", "cluster", "grid", "two-layer", "on-chip".
 DEVICELOOP_EXPORT const char* name(PersistentForm form);
@@ -30,7 +30,7 @@ DEVICELOOP_EXPORT const char* name(Formulation formulation);
 struct CpuCaps {
   int cores = 1;                   ///< cores this process may use (affinity, cgroup, address space)
   std::uint64_t memory_bytes = 0;  ///< memory this process may still take (cgroup, limits)
-  double gflops_fp32 = 10;         ///< estimated GEMM rate of one core; fp64 is taken as half of it
+  double gflops_fp32 = 10;         ///< estimated GEMM rate of one core; fp64 is taken as half of it, tf32x3 as a third
 };
 
 /// One GPU.

@@ -123,12 +123,33 @@ struct Optimizer {
 };
 
 /// The working precision: of parameters, activations and gradients. Losses are double in every precision.
-enum class Precision { fp32, fp64 };
+///
+/// fp32 and fp64 are used for everything. With the others only the matrix products of a step, and those of predictions,
+/// have a lower precision: their operands are rounded to it, to nearest and ties to even, and what is multiplied is
+/// summed up in fp32. Everything else is that of fp32: parameters, what the optimizer keeps, data, activations, losses
+/// and updates. Bits are those of the mantissa, beside the leading one, and of the exponent.
+enum class Precision {
+  fp32,
+  fp64,
+  tf32,    ///< operands of 10 and 8 bits
+  tf32x3,  ///< each operand x is split, h = tf32(x) and l = tf32(x - h): three products, h h + h l + l h, as exact as
+           ///< fp32
+  bf16,    ///< operands of 7 and 8 bits
+  /// Operands of 10 and 5 bits, of numbers up to 65504. Since small gradients would become 0 there, that of the loss is
+  /// multiplied by a power of two, by which gradients are divided before the update. It begins with 2^16. In a step in
+  /// which a gradient is infinite or NaN, parameters do not change, and the power is halved; after 2000 steps in a row
+  /// without one it is doubled: PyTorch's GradScaler. A step that changes nothing counts as a step.
+  fp16,
+};
 
-/// The type of the elements of that precision.
+/// The type of the elements of that precision: float of all but fp64.
 constexpr ElementType element_type(Precision precision) {
   switch (precision) {
     case Precision::fp32:
+    case Precision::tf32:
+    case Precision::tf32x3:
+    case Precision::bf16:
+    case Precision::fp16:
       return ElementType::float32;
     case Precision::fp64:
       break;
@@ -161,7 +182,8 @@ constexpr ElementType element_type(Precision precision) {
 /// numbers, so that a run goes on from there with the same bits.
 ///
 /// Refused with InvalidArgument: adam, adamw and rmsprop, which divide by the root of squared gradients; clip_norm and
-/// clip_value, since the gradient of W is never computed; and steps that do not take all samples.
+/// clip_value, since the gradient of W is never computed; steps that do not take all samples; and precisions that round
+/// the operands of products, since the errors of K would add up in Z over the whole run.
 enum class Formulation { primal, gram };
 
 /// How initial weights are drawn; biases start at 0. Standard deviations: normal 1, he sqrt(2 / in_features) (He et

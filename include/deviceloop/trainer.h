@@ -218,10 +218,10 @@ class DEVICELOOP_EXPORT Trainer {
   /// in another trainer with the same specifications and data, and M steps more give the losses, evaluations and
   /// parameters that N + M steps give, on the same executor, in both formulations; and save_state changes nothing in
   /// the trainer. The file has the tensors of save_weights and, beside them, "0.weight.momentum" and the like, which
-  /// the optimizer keeps, its number of steps, the parameters of best(), and with Formulation::gram Z, S and what they
-  /// are counted from; in its metadata the specifications, steps_done() and what Watch counts. It is written
-  /// atomically: a file of that name is the old one or the new one, complete, at every moment. A checksum of all its
-  /// bytes shows any damage when it is loaded.
+  /// the optimizer keeps, its number of steps, with Precision::fp16 the scale of the loss, the parameters of best(),
+  /// and with Formulation::gram Z, S and what they are counted from; in its metadata the specifications, steps_done()
+  /// and what Watch counts. It is written atomically: a file of that name is the old one or the new one, complete, at
+  /// every moment. A checksum of all its bytes shows any damage when it is loaded.
   ///
   /// What the numbers of a state mean must be equal in the trainer that loads it: the network, loss and reduction, the
   /// optimizer with all but its rate, batch_size, Watch::keep_best, the precision; with minibatches also `samples`,

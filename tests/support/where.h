@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include <deviceloop/deviceloop.h>
 
@@ -26,6 +27,12 @@ inline std::ostream& operator<<(std::ostream& out, const Where& where) {
   std::string form = name(where.form);
   std::replace(form.begin(), form.end(), '-', '_');  // in names of tests
   return out << "_" << form;
+}
+
+/// The precisions below fp32 that an executor trains in.
+inline std::vector<Precision> lower_precisions(const Where& where) {
+  if (where.kind != ExecutorKind::cpu) return {};
+  return {Precision::tf32, Precision::tf32x3, Precision::bf16, Precision::fp16};
 }
 
 /// Skips the test where the machine does not have it. For SetUp, which must return behind it.
