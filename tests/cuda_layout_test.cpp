@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -134,6 +135,29 @@ TEST(CudaLayout, SmallProductsAreCutSoThatEveryElementIsMultipliedOnce) {
   EXPECT_FALSE(is_small_product({1024, 1024, 1024}));
   EXPECT_FALSE(is_small_product({65536, 64, 64}));
   EXPECT_FALSE(is_small_product({64, 64, 65536}));
+}
+
+TEST(CudaLayout, AClusterHasAllColumnsOfAProductThatEndsWithALoss) {
+  for (const std::int64_t rows : {1, 64, 128, 1000})
+    for (const std::int64_t columns : {17, 32, 100, 128, 256})
+      for (const std::int64_t inner : {1, 64, 784, 1000})
+        for (const bool has_clusters : {true, false}) {
+          const ProductShape shape{rows, columns, inner};
+          SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " x " + std::to_string(inner));
+          const std::optional<SmallProductLayout> layout = product_with_loss_layout(shape, has_clusters);
+          if (!has_clusters && columns > kProductTileColumns) EXPECT_FALSE(layout.has_value());
+          if (!layout) continue;
+          EXPECT_EQ(layout->tile_rows(), kLossTileRows);
+          EXPECT_EQ(layout->clusters_across(shape), 1);
+          EXPECT_EQ(layout->cluster_blocks, layout->across_blocks * layout->inner_blocks());
+          EXPECT_LE(layout->cluster_blocks, has_clusters ? kMostProductCluster : 1);
+          EXPECT_GE(layout->inner_per_block() * layout->inner_blocks(), inner);
+          EXPECT_EQ(product_loss_blocks(shape, *layout) * kLossTileRows / layout->inner_blocks(),
+                    divide_up(rows, kLossTileRows) * kLossTileRows);
+        }
+  EXPECT_TRUE(product_with_loss_layout({128, 100, 1000}, true).has_value());
+  EXPECT_TRUE(product_with_loss_layout({64, 128, 784}, true).has_value());
+  EXPECT_FALSE(product_with_loss_layout({64, 257, 784}, true).has_value());
 }
 
 TEST(CudaLayout, TilesReachBeyond32Bits) {

@@ -307,14 +307,14 @@ TEST(GraphLayout, TakesOwnProductsWhereTheyAreFasterAndPredictsByThem) {
     return own_and_library;
   };
   TrainingSpec training = training_of(128);
-  EXPECT_EQ(kinds({1000, 100, 1}, training), std::pair(3, 0));
+  EXPECT_EQ(kinds({1000, 100, 1}, training), std::pair(4, 0));
   EXPECT_EQ(kinds({1024, 1024, 1024, 10}, training), std::pair(0, 5 + 2));  // more than 2^26 multiply-adds
   EXPECT_EQ(kinds({100, 1025, 100, 10}, training), std::pair(0, 5 + 2));
   training.formulation = Formulation::gram;
   EXPECT_EQ(kinds({1000, 100, 1}, training), std::pair(3, 0));
   EXPECT_EQ(kinds({1025, 100, 1}, training), std::pair(1, 2));  // K and the predictions by the library
   training = training_of(1024);
-  EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(5 + 2, 0));
+  EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(6 + 2, 0));
   training.precision = Precision::fp64;
   EXPECT_EQ(kinds({256, 256, 256, 1}, training), std::pair(0, 5 + 2));
 }
@@ -483,8 +483,9 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
     training.optimizer.kind = optimizer;
     return make_graph_layout(network, training).nodes_per_step();
   };
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 4);   // product and ReLU, layer and error, its gradient, product
-  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 4);    // biases beside their weights
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, false), 2);   // product, ReLU, layer and error with its gradients; products
+  EXPECT_EQ(nodes({1000, 100, 1}, 128, true), 2);    // biases beside their weights
+  EXPECT_EQ(nodes({1000, 300, 1}, 128, false), 4);   // product and ReLU, layer and error, its gradient, product
   EXPECT_EQ(nodes({1000, 1025, 1}, 128, false), 5);  // GEMM, ReLU, layer and error, its gradient, GEMM
   EXPECT_EQ(nodes({5, 1}, 10, false), 2);            // layer and error, gradient
   EXPECT_EQ(nodes({50, 40, 30}, 128, false), 5);     // two products, error, a product with the mask, two products
@@ -525,7 +526,7 @@ TEST(GraphLayout, SumsBiasGradientsBesideThoseOfWeightsOrInTheLaunchThatUpdatesA
   EXPECT_EQ(sums({}, 1024), (Sums{1, 1, 0}));
 }
 
-TEST(GraphLayout, TakesFiveKernelsForAStepOfAClassifier) {
+TEST(GraphLayout, TakesThreeKernelsForAStepOfAClassifier) {
   NetworkSpec network = network_of({784, 128, 10});
   network.bias = true;
   TrainingSpec training = training_of(60000);
@@ -534,12 +535,63 @@ TEST(GraphLayout, TakesFiveKernelsForAStepOfAClassifier) {
   training.reduction = Reduction::mean;
   training.class_targets = true;
   training.optimizer.kind = OptimizerKind::adam;
-  // Batch, product and ReLU, layer and loss, its gradient, product
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 5);
+  // Batch, product up to the loss, gradients
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 3);
   training.batch_size = 512;
-  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 5);
+  EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 3);
   training.batch_size = 1024;  // by the library: ReLU is a launch of its own
   EXPECT_EQ(make_graph_layout(network, training).nodes_per_step(), 7);
+}
+
+TEST(GraphLayout, AProductEndsWithTheLossOfANarrowLayerWhereItsClusterHasAllColumns) {
+  struct Case {
+    std::vector<std::int64_t> widths;
+    Activation activation = Activation::relu, output_activation = Activation::identity;
+    Precision precision = Precision::fp32;
+    bool has_clusters = true;
+  };
+  const auto layout_of = [](const Case& of) {
+    NetworkSpec network = network_of(of.widths);
+    network.activation = of.activation;
+    network.output_activation = of.output_activation;
+    network.bias = true;
+    TrainingSpec training = training_of(65536);
+    training.batch_size = 256;
+    training.optimizer.kind = OptimizerKind::adam;
+    training.precision = of.precision;
+    return make_graph_layout(network, training, {.has_clusters = of.has_clusters});
+  };
+  for (const Case& of : {Case{{64, 64, 64, 1}}, Case{{64, 64, 256, 16}}, Case{{64, 64, 100, 3}, Activation::identity},
+                         Case{{64, 64, 30, 1}, Activation::relu, Activation::identity, Precision::fp32, false}}) {
+    SCOPED_TRACE(of.widths[2]);
+    const GraphLayout layout = layout_of(of);
+    ASSERT_TRUE(layout.product_with_loss.has_value());
+    EXPECT_EQ(layout.nodes_per_step(), 5);  // batch, two products, gradient of the first one's output, gradients
+    const GraphOperation& product = layout.operations[layout.forward_operations];
+    ASSERT_EQ(product.above.size(), 1u);
+    const GraphOperation& loss = product.above.front();
+    EXPECT_EQ(&loss, &layout.loss_operation());
+    EXPECT_EQ(loss.below, product.out);
+    EXPECT_EQ(loss.weight, layout.at(layout.step.layers[2].weight));
+    EXPECT_EQ(product.below, layout.at(layout.step.layers[1].gradient));
+    EXPECT_NE(product.below, product.out);
+    EXPECT_GE(layout.product_with_loss->across_blocks * cuda::kProductTileColumns, of.widths[2]);
+    EXPECT_EQ(loss.loss_blocks, 16 * layout.product_with_loss->inner_blocks());
+    const GraphOperation& last = layout.operations.back();
+    ASSERT_EQ(last.beside.size(), 2u);
+    EXPECT_EQ(last.loss_blocks, loss.loss_blocks);
+    EXPECT_EQ(last.a, product.out);  // the narrow layer's weights
+    EXPECT_EQ(last.b, loss.out);
+  }
+  for (const Case& of : {Case{{64, 64, 257, 1}}, Case{{64, 64, 64, 17}}, Case{{64, 64, 64, 1}, Activation::tanh},
+                         Case{{64, 64, 64, 1}, Activation::relu, Activation::sigmoid},
+                         Case{{64, 64, 64, 1}, Activation::relu, Activation::identity, Precision::fp64},
+                         Case{{64, 64, 64, 1}, Activation::relu, Activation::identity, Precision::fp32, false},
+                         Case{{64, 64, 16, 1}}, Case{{1025, 64, 1}}}) {
+    const GraphLayout layout = layout_of(of);
+    EXPECT_FALSE(layout.product_with_loss.has_value());
+    for (const GraphOperation& op : layout.operations) EXPECT_TRUE(op.above.empty());
+  }
 }
 
 // The launch of a narrow layer knows ReLU's marks alone: through any other activation the gradient goes by another one.

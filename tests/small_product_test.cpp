@@ -248,6 +248,163 @@ TEST_F(SmallProduct, GradientsUpdateWhatTheyAreOfByEveryOptimizerInOneLaunch) {
       }
 }
 
+/// A product with a narrow layer and its loss above it, on the device.
+struct WithLoss {
+  WithLoss(const ProductShape& shape, int outputs, const std::vector<float>& a, const std::vector<float>& b,
+           const std::vector<float>& hidden_bias, const std::vector<float>& weights, const std::vector<float>& bias,
+           const std::vector<float>& target, const std::vector<float>& row_weights, int offset)
+      : a_(a, offset),
+        b_(b),
+        hidden_bias_(hidden_bias),
+        weights_(weights),
+        bias_(bias),
+        target_(target),
+        row_weights_(row_weights),
+        h(std::vector<float>(static_cast<std::size_t>(shape.rows * shape.columns), NAN)),
+        below(std::vector<float>(static_cast<std::size_t>(shape.rows * shape.columns), NAN), offset),
+        gradient(std::vector<float>(static_cast<std::size_t>(shape.rows * outputs), NAN)),
+        product{shape,      a_.data(),        b_.data(),
+                {h.data()}, ProductEnd::relu, hidden_bias.empty() ? nullptr : hidden_bias_.data()},
+        narrow{{},
+               outputs,
+               weights_.data(),
+               bias.empty() ? nullptr : bias_.data(),
+               target_.data(),
+               row_weights.empty() ? nullptr : row_weights_.data(),
+               gradient.data(),
+               below.data()} {}
+
+  /// The loss.
+  double run(const SmallProductLayout& layout, const LossOfStep& loss) {
+    const std::int64_t blocks = cuda::product_loss_blocks(product.shape, layout);
+    const DeviceArray<double> partial_sums(std::vector<double>(static_cast<std::size_t>(blocks), NAN));
+    narrow.loss = loss;
+    narrow.partial_sums = partial_sums.data();
+    cuda::launch_product_with_loss(product, narrow, layout, stream.get());
+    double sum = 0;
+    for (const double partial : partial_sums.read(stream)) sum += partial;
+    return sum * loss.scale;
+  }
+
+ private:
+  const DeviceArray<float> a_, b_, hidden_bias_, weights_, bias_, target_, row_weights_;
+
+ public:
+  const DeviceArray<float> h, below, gradient;
+  const cuda::StreamOwner stream;
+  cuda::SmallProduct product;
+  cuda::NarrowLossEnd narrow;
+};
+
+struct LossCase {
+  Sizes sizes;
+  int outputs;
+};
+/// One block across and more, full and not, one row and several tiles.
+constexpr LossCase kLossCases[] = {{{1, 17, 5}, 1},    {{37, 32, 70}, 3},   {{33, 36, 70}, 10},
+                                   {{16, 64, 33}, 16}, {{40, 100, 130}, 1}, {{18, 131, 64}, 4}};
+
+TEST_F(SmallProduct, WithANarrowLayerAndItsLossIsExactOfIntegers) {
+  for (const auto& [sizes, outputs] : kLossCases) {
+    const auto& [rows, columns, inner] = sizes;
+    const ProductShape shape{rows, columns, inner};
+    const Problem problem{shape, random_integers<float>(rows * inner, 3, 1),
+                          random_integers<float>(inner * columns, 3, 2)};
+    for (const bool has_more : {true, false}) {  // biases and weights of rows
+      const std::vector<float> hidden_bias = random_integers<float>(has_more ? columns : 0, 20, 3);
+      const std::vector<float> weights = random_integers<float>(columns * outputs, 2, 4);
+      const std::vector<float> bias = random_integers<float>(has_more ? outputs : 0, 9, 5);
+      const std::vector<float> target = random_integers<float>(rows * outputs, 50, 6);
+      std::vector<float> row_weights = random_integers<float>(has_more ? rows : 0, 3, 7);
+      for (float& weight : row_weights) weight = std::abs(weight);
+      std::vector<float> h = rounded(problem.product()), gradient(static_cast<std::size_t>(rows * outputs));
+      std::vector<float> below(h.size());
+      double loss = 0;
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t j = 0; j < columns; ++j) {
+          float& value = h[static_cast<std::size_t>(row * columns + j)];
+          value = elementwise::relu_marked(value + (has_more ? hidden_bias[static_cast<std::size_t>(j)] : 0));
+        }
+        for (std::int64_t output = 0; output < outputs; ++output) {
+          const auto at = static_cast<std::size_t>(row * outputs + output);
+          long double error = (has_more ? bias[static_cast<std::size_t>(output)] : 0.0f) - target[at];
+          for (std::int64_t j = 0; j < columns; ++j)
+            error += static_cast<long double>(h[static_cast<std::size_t>(row * columns + j)]) *
+                     weights[static_cast<std::size_t>(j * outputs + output)];
+          const float weight = has_more ? row_weights[static_cast<std::size_t>(row)] : 1;
+          gradient[at] = static_cast<float>(2 * error * weight);
+          loss += static_cast<double>(error * error * weight);
+        }
+        for (std::int64_t j = 0; j < columns; ++j) {
+          const auto at = static_cast<std::size_t>(row * columns + j);
+          for (std::int64_t output = 0; output < outputs && !elementwise::is_marked(h[at]); ++output)
+            below[at] += gradient[static_cast<std::size_t>(row * outputs + output)] *
+                         weights[static_cast<std::size_t>(j * outputs + output)];
+        }
+      }
+      const int across = cuda::power_of_two(cuda::divide_up(columns, cuda::kProductTileColumns), 8);
+      for (int inner_blocks = 1; inner_blocks * across <= 8; inner_blocks *= 2) {
+        const SmallProductLayout layout = cuda::cut_products({&shape, 1}, 4, inner_blocks, across);
+        SCOPED_TRACE(text(shape, layout) + ", " + std::to_string(outputs) + " outputs");
+        WithLoss with_loss(shape, outputs, problem.a, problem.b, hidden_bias, weights, bias, target, row_weights,
+                           inner_blocks == 1 ? 1 : 0);
+        EXPECT_NEAR(with_loss.run(layout, {Loss::squared_error, 1}) / loss, 1, 1e-6);
+        expect_same(with_loss.h.read(with_loss.stream), h);
+        expect_same(with_loss.gradient.read(with_loss.stream), gradient);
+        expect_same(with_loss.below.read(with_loss.stream), below);
+      }
+    }
+  }
+}
+
+// Against the launches for the layer and its gradient by themselves, which add in other orders.
+TEST_F(SmallProduct, TakesEveryLossOfANarrowLayerAsItsOwnLaunchesDo) {
+  const ProductShape shape{21, 100, 40};
+  const int outputs = 7;
+  const std::vector<float> a = random_values<float>(21 * 40, 1), b = random_values<float>(40 * 100, 2);
+  std::vector<float> weights = random_values<float>(100 * outputs, 3), row_weights = random_values<float>(21, 4);
+  for (float& weight : weights) weight /= 32;
+  for (float& weight : row_weights) weight = std::abs(weight);
+  const LossOfStep losses[] = {{Loss::squared_error, 0.1}, {Loss::absolute_error, 0.1},
+                               {Loss::huber, 0.1, 0.75},   {Loss::binary_cross_entropy, 0.1},
+                               {Loss::cross_entropy, 0.1}, {Loss::cross_entropy, 1, 1, true}};
+  const SmallProductLayout layout = cuda::cut_products({&shape, 1}, 4, 2, 4);
+  for (const LossOfStep& loss : losses)
+    for (const bool is_weighted : {false, true}) {
+      SCOPED_TRACE("loss " + std::to_string(static_cast<int>(loss.kind)) + (is_weighted ? ", weighted" : ""));
+      std::vector<float> target = random_values<float>(loss.has_classes ? 21 : 21 * outputs, 5);
+      for (std::size_t i = 0; i < target.size(); ++i)
+        target[i] = loss.has_classes ? static_cast<float>(i % 7) : std::abs(target[i]);
+      const std::vector<float> used_weights = is_weighted ? row_weights : std::vector<float>();
+      WithLoss with_loss(shape, outputs, a, b, {}, weights, {}, target, used_weights, 0);
+      const double sum = with_loss.run(layout, loss);
+      const std::vector<float> h = with_loss.h.read(with_loss.stream);
+      expect_same(h, run({shape, a, b}, cut(shape, 4, 2), ProductEnd::relu));
+      const DeviceArray<float> gradient(21 * outputs), below(21 * 100), dweights(100 * outputs);
+      const DeviceArray<double> partial_sums(cuda::narrow_loss_blocks(21));
+      cuda::launch_narrow_loss<float>(loss, partial_sums.data(), gradient.data(), with_loss.h.data(),
+                                      with_loss.narrow.weights, nullptr, with_loss.narrow.target,
+                                      with_loss.narrow.row_weights, 21, 100, outputs, with_loss.stream.get());
+      cuda::launch_narrow_linear_gradient<float>(true, below.data(), {dweights.data()}, {}, with_loss.h.data(),
+                                                 gradient.data(), with_loss.narrow.weights, 21, 100, outputs, nullptr,
+                                                 with_loss.stream.get());
+      double expected_sum = 0;
+      for (const double partial : partial_sums.read(with_loss.stream)) expected_sum += partial * loss.scale;
+      EXPECT_NEAR(sum / expected_sum, 1, 1e-5);
+      const auto expect_near = [&](const DeviceArray<float>& got, const DeviceArray<float>& wanted) {
+        const std::vector<float> values = got.read(with_loss.stream), expected = wanted.read(with_loss.stream);
+        int zeros = 0;
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          zeros += expected[i] == 0;
+          ASSERT_NEAR(values[i], expected[i], 1e-5) << i;
+        }
+        EXPECT_LT(zeros, static_cast<int>(expected.size()) * 3 / 4);
+      };
+      expect_near(with_loss.gradient, gradient);
+      expect_near(with_loss.below, below);
+    }
+}
+
 TEST_F(SmallProduct, PassesNaNToWhatItReachesAndNoFurther) {
   const ProductShape shape{20, 40, 90, false, false};
   Problem problem = integers(shape);

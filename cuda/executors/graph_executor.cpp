@@ -299,13 +299,24 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void product(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
     if constexpr (std::is_same_v<T, float>) {
-      std::vector<SmallProduct> products;
-      const auto add = [&](const GraphOperation& of) {
-        products.push_back({shape_of(of), operand(of.a), operand(of.b), gradient_end(of, scalars), of.end,
-                            operand(of.bias), operand(of.kept), sums_end(of, scalars)});
+      const auto made = [&](const GraphOperation& of) -> SmallProduct {
+        return {shape_of(of), operand(of.a),    operand(of.b),    gradient_end(of, scalars),
+                of.end,       operand(of.bias), operand(of.kept), sums_end(of, scalars)};
       };
-      add(op);
-      for (const GraphOperation& beside : op.beside) add(beside);
+      for (const GraphOperation& loss : op.above) {
+        const NarrowLossEnd end{loss.loss,
+                                static_cast<int>(loss.columns),
+                                operand(loss.weight),
+                                operand(loss.bias),
+                                operand(loss.b),
+                                weights_of(loss),
+                                operand(loss.out),
+                                operand(op.below),
+                                at<double>(layout_.loss_slots)};
+        return launch_product_with_loss(made(op), end, op.cut, stream());
+      }
+      std::vector<SmallProduct> products = {made(op)};
+      for (const GraphOperation& beside : op.beside) products.push_back(made(beside));
       launch_small_products(products, op.cut, stream(), op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{});
     }
   }
@@ -401,9 +412,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void enqueue_loss() const {
     for (std::size_t index = 0; index < layout_.forward_operations; ++index)
       enqueue_launch(layout_.operations[index], scalars_at(0), {}, loss_ring());
-    const GraphOperation& op = layout_.operations[layout_.forward_operations];
+    const GraphOperation& op = layout_.loss_operation();
     if (op.loss_blocks > 0) {  // as a step adds it
-      enqueue_launch(op, scalars_at(0), {}, loss_ring());
+      enqueue_launch(layout_.operations[layout_.forward_operations], scalars_at(0), {}, loss_ring());
       return launch_end_loss(loss_sum(op, {at<double>(layout_.loss)}), stream());
     }
     launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b),

@@ -179,6 +179,24 @@ struct SmallProduct {
   const float* marked = nullptr;
   GradientEnd<float> sums{};  ///< with ProductEnd::gradient, unless null: the column sums of b
 };
+/// How a product whose result, through `end`, are the inputs h of a narrow layer goes on: the layer, the loss of its
+/// outputs and its gradients, as launch_narrow_loss and launch_narrow_linear_gradient take them, but for the layer's
+/// own gradient, for which both are stored. At most kMaxNarrowOutputs outputs; `bias` and `row_weights` may be null.
+struct NarrowLossEnd {
+  LossOfStep loss{};
+  int outputs = 0;
+  const float* weights = nullptr;  ///< [columns, outputs]
+  const float* bias = nullptr;
+  const float* target = nullptr;
+  const float* row_weights = nullptr;
+  float* gradient = nullptr;       ///< [rows, outputs]: of the loss by the predictions
+  float* below = nullptr;          ///< [rows, columns]: of the loss by the product with its bias
+  double* partial_sums = nullptr;  ///< of the loss: product_loss_blocks() of them
+};
+/// Of a product without transposed operands, cut by product_with_loss_layout().
+void launch_product_with_loss(const SmallProduct& product, const NarrowLossEnd& narrow,
+                              const SmallProductLayout& layout, cudaStream_t stream);
+
 /// Products that do not depend on each other, cut by small_products_layout(): one, or of a^T b up to kMostProducts. A
 /// block more ends a loss, where there is one, of products a^T b.
 void launch_small_products(std::span<const SmallProduct> products, const SmallProductLayout& layout,

@@ -52,4 +52,24 @@ __device__ inline T cross_entropy_row(T* gradient, const T* logits, const T* tar
   return warp_sum(loss);
 }
 
+/// By a warp, of which lane j has prediction j: the loss of a row, in all lanes, and its gradient, [columns]; `goal` is
+/// target[lane], where there is one.
+template <class T>
+__device__ inline double row_loss(const LossOfStep& loss, bool by_element, T* gradient, T prediction, T goal,
+                                  const T* target, bool has_weight, T weight, int columns) {
+  const auto lane = static_cast<int>(thread_index() % kWarpThreads);
+  const bool has_output = lane < columns;
+  if (by_element) {
+    elementwise::LossTerm<T> term{};
+    if (has_output) term = elementwise::loss_term(loss, prediction, goal);
+    if (has_weight) term = elementwise::weighted(term, weight);
+    if (has_output) gradient[lane] = term.gradient;
+    return static_cast<double>(warp_sum(has_output ? term.value : T(0)));
+  }
+  if (has_output) gradient[lane] = prediction;  // read by this lane alone
+  const T of_row =
+      cross_entropy_row(gradient, gradient, target, columns, loss.has_classes, static_cast<T>(loss.scale) * weight);
+  return static_cast<double>(has_weight ? of_row * weight : of_row);
+}
+
 }  // namespace deviceloop::cuda

@@ -78,10 +78,9 @@ __global__ void __launch_bounds__(kThreads)
   double sum = 0;
   if (row < batch) {
     // What the end needs is loaded first.
-    const bool has_output = lane < out_features;
     const int target_columns = loss.has_classes ? 1 : out_features;
     const T goal = lane < target_columns ? target[row * target_columns + lane] : T(0);
-    const T added = bias != nullptr && has_output ? bias[lane] : T(0);
+    const T added = bias != nullptr && lane < out_features ? bias[lane] : T(0);
     const T weight = row_weights != nullptr ? row_weights[row] : T(1);
     T sums[outputs] = {};
     for (std::int64_t feature = lane * width; feature < in_features; feature += kWarpThreads * width) {
@@ -103,19 +102,8 @@ __global__ void __launch_bounds__(kThreads)
       if (lane == output) prediction = all;
     }
     if (bias != nullptr) prediction += added;
-    if (by_element) {
-      elementwise::LossTerm<T> term{};
-      if (has_output) term = elementwise::loss_term(loss, prediction, goal);
-      if (row_weights != nullptr) term = elementwise::weighted(term, weight);
-      if (has_output) gradient[row * out_features + lane] = term.gradient;
-      sum = static_cast<double>(warp_sum(has_output ? term.value : T(0)));
-    } else {
-      T* const logits = gradient + row * out_features;
-      if (has_output) logits[lane] = prediction;  // read by this lane alone
-      const T of_row = cross_entropy_row(logits, logits, target + row * target_columns, out_features, loss.has_classes,
-                                         static_cast<T>(loss.scale) * weight);
-      sum = static_cast<double>(row_weights != nullptr ? of_row * weight : of_row);
-    }
+    sum = row_loss(loss, by_element, gradient + row * out_features, prediction, goal, target + row * target_columns,
+                   row_weights != nullptr, weight, out_features);
   }
   const double total = block_sum(lane == 0 ? sum : 0.0, shared<WarpSums>().values);
   if (thread_index() == 0) partial_sums[block_index()] = total;

@@ -2,12 +2,16 @@
 // longer than its arithmetic. host/planning/small_product.h says how they are cut, and which they are.
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
+
+#include <deviceloop/cuda.h>
 
 #include "../../host/elementwise.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "loss_rows.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
@@ -139,8 +143,21 @@ __device__ int element_of(int i, int lane) {
 template <int thread_rows, bool transpose_a>
 constexpr int kSumRows = kProductLaneRows* thread_rows + (transpose_a ? 1 : 0);
 
+/// Of a block whose product ends with the loss of a narrow layer.
+struct LossMemory {
+  static constexpr int kWeights = kProductTileColumns * static_cast<int>(kMaxNarrowOutputs);
+  float weights[kWeights + kWeights / 32];  ///< of the block's columns, see weight_at()
+  /// What the columns of each block across add to the predictions of the rows that this block finishes.
+  float partials[kMostProductCluster][kLossTileRows][kMaxNarrowOutputs];
+  float gradient[kLossTileRows][kMaxNarrowOutputs];  ///< of these predictions
+  WarpSums sums;
+};
+/// So that lanes whose columns lie four apart read different banks.
+__device__ inline int weight_at(int index) { return index + index / 32; }
+struct NoLossMemory {};
+
 /// A block's shared memory. Sums overwrite panels once all warps have read theirs.
-template <int thread_rows, bool transpose_a, int panel_floats>
+template <int thread_rows, bool transpose_a, int panel_floats, bool with_loss>
 struct ProductMemory {
   static constexpr int kRows = kSumRows<thread_rows, transpose_a>;
   union {
@@ -152,6 +169,7 @@ struct ProductMemory {
   alignas(16) float received[kProductLaneRows * thread_rows][kProductTileColumns];
   alignas(16) float received_sums[transpose_a ? kMostProductCluster : 1][kProductTileColumns];
   alignas(16) elementwise::StepScalars<float> scalars;  ///< for updates
+  std::conditional_t<with_loss, LossMemory, NoLossMemory> loss;
 };
 
 /// What becomes of four neighbouring elements of the result, at most `count` of them within the matrix.
@@ -172,9 +190,9 @@ struct QuadEnd {
       load_quad<aligned>(before, of.bias + column, count);
   }
 
+  /// The elements as they are stored; 0 outside of the matrix.
   template <bool aligned>
-  __device__ void finish(Quad out, const elementwise::StepScalars<float>&) const {
-    if (count <= 0) return;
+  __device__ Quad finish(Quad out, const elementwise::StepScalars<float>&) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float& value = out.values[i];
@@ -184,8 +202,10 @@ struct QuadEnd {
         if (of.bias != nullptr) value += before.values[i];
         if (of.end == ProductEnd::relu) value = elementwise::relu_marked(value);
       }
+      if (i >= count) value = 0;
     }
     store_quad<aligned>(of.out.out + at, out, count);
+    return out;
   }
 };
 
@@ -237,7 +257,92 @@ struct ProductLaunch {
   int count;
   SmallProductLayout layout;
   LossSum loss;
+  NarrowLossEnd narrow;  ///< of a product with it
+  bool by_element;       ///< its loss
 };
+
+/// What a warp needs of memory for the losses of its rows: loaded before the predictions are there. Lane o has output
+/// o.
+struct LossRows {
+  static constexpr int kRows = kLossTileRows / kProductWarps;
+  float goal[kRows] = {}, weight[kRows] = {}, bias = 0;
+  int target_columns = 0;
+
+  /// `rows`: from the block's first on, which is row `first` of all; `count` are its own.
+  __device__ void load(const NarrowLossEnd& of, int first, int count, int warp, int lane) {
+    target_columns = of.loss.has_classes ? 1 : of.outputs;
+    if (of.bias != nullptr && lane < of.outputs) bias = of.bias[lane];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = warp + i * kProductWarps;
+      if (row >= count) break;
+      if (lane < target_columns) goal[i] = of.target[std::int64_t{first + row} * target_columns + lane];
+      weight[i] = of.row_weights != nullptr ? of.row_weights[first + row] : 1.0f;
+    }
+  }
+};
+
+/// How a product goes on whose cluster has all columns of its rows: h = what this thread has of the narrow layer's
+/// inputs. Each thread adds its four columns' products with the layer's weights in order; the eight threads of a row of
+/// the tile add theirs pairwise; and each block of a row of blocks gets these sums from all of them and adds them in
+/// the order of columns. So all have the same predictions, and each the gradient of its own columns. Which block comes
+/// first makes no difference: nobody adds before a barrier of the cluster behind all of these sums.
+template <bool aligned>
+__device__ __forceinline__ void end_with_loss(const NarrowLossEnd& of, bool by_element, const QuadEnd& end,
+                                              const Quad& h, const LossRows& rows, int first, int own_rows, int across,
+                                              int across_blocks, std::int64_t partial_sum, LossMemory& memory) {
+  const auto thread = static_cast<int>(thread_index());
+  const int warp = thread / static_cast<int>(kWarpThreads), lane = thread % static_cast<int>(kWarpThreads);
+  constexpr int kQuads = kProductTileColumns / 4;
+  const int tile_row = thread / kQuads, quad = thread % kQuads, outputs = of.outputs;
+  const auto rank = static_cast<int>(cluster_rank());
+  for (int output = 0; output < outputs; ++output) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sum = std::fma(h.values[i], memory.weights[weight_at((quad * 4 + i) * outputs + output)], sum);
+#pragma unroll
+    for (unsigned mask = 1; mask < kQuads; mask *= 2) sum += warp_shuffle_xor(sum, mask);
+    if (tile_row >= own_rows || quad >= across_blocks) continue;
+    float* const to = &memory.partials[across][tile_row][output];
+    *(across_blocks > 1 ? peer_shared(to, static_cast<unsigned>(rank - across + quad)) : to) = sum;
+  }
+  if (across_blocks > 1)
+    cluster_barrier();
+  else
+    block_barrier();
+  double loss = 0;
+#pragma unroll
+  for (int i = 0; i < LossRows::kRows; ++i) {
+    const int row = warp + i * kProductWarps;
+    if (row >= own_rows) break;
+    float prediction = 0;
+    if (lane < outputs) {
+      for (int other = 0; other < across_blocks; ++other) {
+        const float partial = memory.partials[other][row][lane];
+        prediction = other == 0 ? partial : prediction + partial;
+      }
+      if (of.bias != nullptr) prediction += rows.bias;
+    }
+    const std::int64_t of_all = first + row;
+    loss += row_loss(of.loss, by_element, memory.gradient[row], prediction, rows.goal[i],
+                     of.target + of_all * rows.target_columns, of.row_weights != nullptr, rows.weight[i], outputs);
+    if (across == 0 && lane < outputs) of.gradient[of_all * outputs + lane] = memory.gradient[row][lane];
+  }
+  const double total = block_sum(lane == 0 ? loss : 0.0, memory.sums.values);  // behind it all gradients are there
+  if (across == 0 && thread == 0) of.partial_sums[partial_sum] = total;
+  if (end.count <= 0) return;
+  Quad below;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float dh = 0;
+    for (int output = 0; output < outputs; ++output)
+      dh =
+          std::fma(memory.gradient[tile_row][output], memory.weights[weight_at((quad * 4 + i) * outputs + output)], dh);
+    below.values[i] = end.of.end == ProductEnd::relu ? elementwise::relu_gradient_marked(h.values[i], dh) : dh;
+  }
+  store_quad<aligned>(of.below + end.at, below, end.count);
+}
 
 /// A product and its end, by the blocks from `first_block` on. A warp multiplies its part of the inner dimension, panel
 /// after panel: a lane has thread_rows x 4 sums, added by fused multiply-adds in the order of the inner dimension; two
@@ -249,12 +354,12 @@ struct ProductLaunch {
 /// b into shared memory: every fourth row, so at most kTerms terms where the inner dimension is at most 1024. The
 /// lanes' sums are added pairwise, and those of warps and blocks like the tile's.
 ///
-/// Two barriers of the cluster guard that memory: nobody pushes before all blocks have begun, and nobody reads, or
-/// ends, before all have pushed. Nothing else is read from or written to a peer.
+/// Barriers of the cluster guard that memory: nobody pushes before all blocks have begun, and nobody reads, or ends,
+/// before all have pushed. Only end_with_loss() reads or writes anything else of a peer.
 ///
 /// The result may be read by nothing else in the launch but its own end.
-template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned, class Memory>
-__device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProductLayout& layout, unsigned first_block,
+template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned, bool with_loss, class Memory>
+__device__ __forceinline__ void multiply(const ProductLaunch& launch, const SmallProduct& of, unsigned first_block,
                                          Memory& memory) {
   constexpr int rows = kProductLaneRows * thread_rows, columns = kProductTileColumns;
   using PanelA = Panel<rows, !transpose_a, aligned>;
@@ -266,16 +371,20 @@ __device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProd
   const auto all_rows = static_cast<int>(of.shape.rows), all_columns = static_cast<int>(of.shape.columns);
   const auto inner = static_cast<int>(of.shape.inner);
   const unsigned tile = (block_index() - first_block) / static_cast<unsigned>(blocks);
-  const auto tiles_across = static_cast<unsigned>(all_columns + columns - 1) / columns;
-  const auto first_row = static_cast<int>(tile / tiles_across) * rows;
-  const auto first_column = static_cast<int>(tile % tiles_across) * columns;
+  // Of the cluster's blocks those that lie side by side follow each other; with a loss these have all columns.
+  const int across_blocks = with_loss ? launch.layout.across_blocks : 1;
+  const int across = with_loss ? rank % across_blocks : 0;
+  const int parts = with_loss ? blocks / across_blocks : blocks, part = with_loss ? rank / across_blocks : rank;
+  const auto clusters_across = with_loss ? 1 : static_cast<unsigned>(all_columns + columns - 1) / columns;
+  const auto first_row = static_cast<int>(tile / clusters_across) * rows;
+  const auto first_column = static_cast<int>(tile % clusters_across) * columns + across * columns;
   bool sums_columns = false;
   if constexpr (transpose_a) sums_columns = first_row == 0 && of.sums.out != nullptr;
 
   if (blocks > 1) cluster_arrive();
-  const auto part = static_cast<int>(layout.inner_per_warp);
-  const int begin = (rank * kProductWarps + warp) * part;
-  const int end_inner = begin + part < inner ? begin + part : inner;
+  const auto of_warp = static_cast<int>(launch.layout.inner_per_warp);
+  const int begin = (part * kProductWarps + warp) * of_warp;
+  const int end_inner = begin + of_warp < inner ? begin + of_warp : inner;
   float* const panel_a = memory.panels[warp];
   float* const panel_b = panel_a + PanelA::kFloats;
   typename PanelA::Place place_a(of.a, transpose_a ? all_rows : inner, first_row, all_rows, begin, end_inner, lane);
@@ -296,6 +405,13 @@ __device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProd
     if (of.out.scalars != nullptr && thread_index() < sizeof memory.scalars / sizeof(std::uint64_t))
       reinterpret_cast<std::uint64_t*>(&memory.scalars)[thread_index()] =
           reinterpret_cast<const std::uint64_t*>(of.out.scalars)[thread_index()];
+  if constexpr (with_loss) {
+    const NarrowLossEnd& narrow = launch.narrow;
+    for (auto i = static_cast<int>(thread_index()); i < columns * narrow.outputs; i += kThreads) {
+      const int weight = first_column * narrow.outputs + i;
+      memory.loss.weights[weight_at(i)] = weight < all_columns * narrow.outputs ? narrow.weights[weight] : 0.0f;
+    }
+  }
   float sums[thread_rows][kProductThreadColumns] = {};
   [[maybe_unused]] Quad column_sums{};
   for (int remaining = end_inner - begin; remaining > 0; remaining -= kAhead * kDepth) {
@@ -331,8 +447,8 @@ __device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProd
   constexpr int kTurns = (kSums + kQuadRows - 1) / kQuadRows;
   const auto finisher = static_cast<int>(thread_index_again());
   const int tile_row = finisher / (columns / 4);
-  const int own_rows = rows / blocks;
-  const int own_row = rank * own_rows + tile_row, own_column = finisher % (columns / 4) * 4;
+  const int own_rows = rows / parts;
+  const int own_row = part * own_rows + tile_row, own_column = finisher % (columns / 4) * 4;
   const int row = first_row + own_row, column = first_column + own_column;
   const int within = all_columns - column < 4 ? all_columns - column : 4;
   const int count = tile_row < own_rows && row < all_rows && column < all_columns ? within : 0;
@@ -348,6 +464,10 @@ __device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProd
   end.template load_before<aligned>();
   [[maybe_unused]] GradientQuadEnd sums_end{of.sums, column, finishes_sums && column < all_columns ? within : 0};
   if constexpr (transpose_a) sums_end.template load_before<aligned>();
+  const int first_own = first_row + part * own_rows;
+  [[maybe_unused]] const int own_in_matrix = all_rows - first_own < own_rows ? all_rows - first_own : own_rows;
+  [[maybe_unused]] LossRows loss_rows;
+  if constexpr (with_loss) loss_rows.load(launch.narrow, first_own, own_in_matrix, finisher / 32, finisher % 32);
 
   block_barrier();  // all panels have been read
 #pragma unroll
@@ -376,36 +496,42 @@ __device__ __forceinline__ void multiply(const SmallProduct& of, const SmallProd
 #pragma unroll
       for (int other = 0; other < kProductWarps; ++other)
         add(totals[turn], &memory.sums[other][of_row][own_column], other);
-  if (blocks > 1) {
-    cluster_wait();
+  if (blocks > 1) cluster_wait();
+  if (parts > 1) {
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int of_row = tile_row + turn * kQuadRows;
       if (of_row >= end_row) continue;
-      float* const to = of_row == rows ? &memory.received_sums[transpose_a ? rank : 0][own_column]
-                                       : &memory.received[rank * own_rows + of_row % own_rows][own_column];
-      *reinterpret_cast<Quad*>(peer_shared(to, of_row == rows ? 0 : static_cast<unsigned>(of_row / own_rows))) =
-          totals[turn];
+      float* const to = of_row == rows ? &memory.received_sums[transpose_a ? part : 0][own_column]
+                                       : &memory.received[part * own_rows + of_row % own_rows][own_column];
+      const int peer = of_row == rows ? 0 : of_row / own_rows;
+      *reinterpret_cast<Quad*>(peer_shared(to, static_cast<unsigned>(peer * across_blocks + across))) = totals[turn];
     }
     cluster_barrier();
     if (tile_row < own_rows)
-      for (int other = 0; other < blocks; ++other)
+      for (int other = 0; other < parts; ++other)
         add(totals[0], &memory.received[other * own_rows + tile_row][own_column], other);
     if constexpr (transpose_a)
       if (finishes_sums)
-        for (int other = 0; other < blocks; ++other)
+        for (int other = 0; other < parts; ++other)
           add(totals[kTurns - 1], &memory.received_sums[other][own_column], other);
   }
-  end.template finish<aligned>(totals[0], memory.scalars);
+  if constexpr (with_loss) {
+    const Quad h = end.template finish<aligned>(totals[0], memory.scalars);
+    end_with_loss<aligned>(launch.narrow, launch.by_element, end, h, loss_rows, first_own, own_in_matrix, across,
+                           across_blocks, std::int64_t{tile} * parts + part, memory.loss);
+  } else {
+    end.template finish<aligned>(totals[0], memory.scalars);
+  }
   if constexpr (transpose_a) sums_end.template finish<aligned>(totals[kTurns - 1], memory.scalars);
 }
 
 /// The block's part of a launch's products, see multiply(). Of products a^T b each is `aligned` or not.
-template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned>
+template <int thread_rows, bool transpose_a, bool transpose_b, bool aligned, bool with_loss>
 __global__ void __launch_bounds__(kThreads, 2) small_product_kernel(ProductLaunch launch) {
   using PanelA = Panel<kProductLaneRows * thread_rows, !transpose_a, true>;
   using PanelB = Panel<kProductTileColumns, transpose_b, true>;
-  auto& memory = shared<ProductMemory<thread_rows, transpose_a, PanelA::kFloats + PanelB::kFloats>>();
+  auto& memory = shared<ProductMemory<thread_rows, transpose_a, PanelA::kFloats + PanelB::kFloats, with_loss>>();
   wait_for_grids_before();
   int index = 0;
   unsigned first_block = 0;
@@ -420,22 +546,24 @@ __global__ void __launch_bounds__(kThreads, 2) small_product_kernel(ProductLaunc
   const ProductLaunch::Part& part = launch.parts[index];
   if constexpr (transpose_a && aligned)
     if (!part.aligned)
-      return multiply<thread_rows, transpose_a, transpose_b, false>(part.product, launch.layout, first_block, memory);
-  multiply<thread_rows, transpose_a, transpose_b, aligned>(part.product, launch.layout, first_block, memory);
+      return multiply<thread_rows, transpose_a, transpose_b, false, with_loss>(launch, part.product, first_block,
+                                                                               memory);
+  multiply<thread_rows, transpose_a, transpose_b, aligned, with_loss>(launch, part.product, first_block, memory);
 }
 
-template <int thread_rows, bool transpose_a, bool transpose_b>
+template <int thread_rows, bool transpose_a, bool transpose_b, bool with_loss = false>
 void launch_cut(const ProductLaunch& products, std::int64_t blocks, cudaStream_t stream) {
   using A = Panel<kProductLaneRows * thread_rows, !transpose_a, true>;
   using B = Panel<kProductTileColumns, transpose_b, true>;
-  constexpr int shared_bytes = sizeof(ProductMemory<thread_rows, transpose_a, A::kFloats + B::kFloats>);
+  constexpr int shared_bytes = sizeof(ProductMemory<thread_rows, transpose_a, A::kFloats + B::kFloats, with_loss>);
   static_assert(shared_bytes <= 48 << 10, "what a block has without asking for more");
   LaunchConfig config = waiting({blocks, kThreads, shared_bytes});
   config.cluster_blocks = products.layout.cluster_blocks;
   if (transpose_a || products.parts[0].aligned)
-    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, true>, config, stream, products);
+    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, true, with_loss>, config, stream, products);
   else
-    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, transpose_a>, config, stream, products);
+    launch(small_product_kernel<thread_rows, transpose_a, transpose_b, transpose_a, with_loss>, config, stream,
+           products);
 }
 
 template <int thread_rows>
@@ -459,15 +587,31 @@ bool is_aligned(const SmallProduct& of) {
          lie_aligned(of.out) && lie_aligned(of.sums);
 }
 
+ProductLaunch::Part part_of(const SmallProduct& product, const SmallProductLayout& layout, std::int64_t blocks_before) {
+  return {product, is_aligned(product), static_cast<unsigned>(blocks_before + layout.blocks(product.shape))};
+}
+
 }  // namespace
+
+void launch_product_with_loss(const SmallProduct& product, const NarrowLossEnd& narrow,
+                              const SmallProductLayout& layout, cudaStream_t stream) {
+  ProductLaunch launch{};
+  launch.parts[0] = part_of(product, layout, 0);
+  launch.parts[0].aligned = launch.parts[0].aligned && aligned_to_16(narrow.below);
+  launch.count = 1;
+  launch.layout = layout;
+  launch.narrow = narrow;
+  launch.by_element = is_by_element(narrow.loss.kind);
+  launch_cut<kLossTileRows / kProductLaneRows, false, false, true>(launch, layout.blocks(product.shape), stream);
+}
 
 void launch_small_products(std::span<const SmallProduct> products, const SmallProductLayout& layout,
                            cudaStream_t stream, const LossSum& loss) {
   ProductLaunch parts{};
   std::int64_t blocks = 0;
   for (const SmallProduct& product : products) {
+    parts.parts[parts.count++] = part_of(product, layout, blocks);
     blocks += layout.blocks(product.shape);
-    parts.parts[parts.count++] = {product, is_aligned(product), static_cast<unsigned>(blocks)};
   }
   parts.layout = layout;
   parts.loss = loss;

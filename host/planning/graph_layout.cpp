@@ -60,6 +60,22 @@ bool product_ends_with(const ActivationOfStep& activation) {
   return activation.kind == Activation::relu || activation.kind == Activation::identity;
 }
 
+/// For a network of two layers or more with a narrow last one, whose predictions are its loss's and which lies on an
+/// own product that can end with the activation between them.
+std::optional<cuda::SmallProductLayout> cut_product_with_loss(const GraphLayout& layout) {
+  const Step& step = layout.step;
+  const std::size_t count = step.layers.size();
+  if (step.batch == 0 || count < 2 || (step.gram && count == 2)) return std::nullopt;
+  const Step::Layer &last = step.layers[count - 1], &below = step.layers[count - 2];
+  const StepOperation &top = step.inference[count - 1], &product = step.inference[count - 2];
+  if (!is_narrow(last.out_features) || top.activation || !takes_own_products(layout, below) ||
+      !product_ends_with(*product.activation) ||
+      !is_own_product(layout, last.in_features, last.out_features, step.batch))
+    return std::nullopt;
+  return cuda::product_with_loss_layout({step.batch, below.out_features, below.in_features},
+                                        layout.machine.has_clusters);
+}
+
 double elements(std::int64_t rows, std::int64_t columns) {
   return static_cast<double>(rows) * static_cast<double>(columns);
 }
@@ -178,6 +194,10 @@ class Lowering {
     return op.kind == StepOperation::Kind::forward ? takes_own_products(layout_, layer_of(op))
                                                    : is_own_product(layout_, rows, op.columns, op.inner);
   }
+  /// Whether the launch of a product below takes the forward, the loss and the input gradient of the operation's layer.
+  bool is_above_product(const StepOperation& op) const {
+    return layout_.product_with_loss && op.layer + 1 == static_cast<int>(layout_.step.layers.size());
+  }
   /// By the library or the own kernel.
   GraphOperation& push_product(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t a,
                                std::uint64_t b, std::uint64_t out, std::int64_t rows) {
@@ -243,6 +263,10 @@ class Lowering {
   /// Of a narrow layer together with the update of its weight, which comes next. What takes the gradient through the
   /// activation waits for an update that comes next, as it overwrites what the update reads.
   void add_input_gradient(const StepOperation& op) {
+    if (is_above_product(op)) {
+      launches_[layout_.forward_operations].below = layout_.at(op.out);
+      return;
+    }
     if (takes_own_products(layout_, layer_of(op)) && product_ends_with(*op.activation)) {
       GraphOperation& product = push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a),
                                              layout_.at(op.b), layout_.at(op.out), op.rows);
@@ -336,7 +360,7 @@ class Lowering {
 
   void add_weight_update(const StepOperation& op, std::uint64_t out, const char* purpose) {
     const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b);
-    if (is_narrow(op.columns)) {
+    if (is_narrow(op.columns) && !is_above_product(op)) {
       GraphOperation& launch = push(Kind::narrow_gradient, op, out, op.rows, op.columns);
       launch.inner = op.inner;
       launch.a = a;
@@ -512,6 +536,15 @@ class Lowering {
     launch.b = layout_.at(op.b);
     launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
+    if (is_above_product(op)) {
+      GraphOperation& product = launches_[--layout_.forward_operations];
+      product.cut = *layout_.product_with_loss;
+      launch.loss_blocks = cuda::product_loss_blocks(shape_of(product), product.cut);
+      product.above.push_back(launch);
+      launches_.pop_back();
+      unended_loss_ = launches_.back().above.front();
+      return;
+    }
     launch.loss_blocks = cuda::narrow_loss_blocks(op.rows);
     unended_loss_ = launch;
   }
@@ -610,11 +643,13 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
   }
   node.bytes = moved * element;
-  for (const GraphOperation& beside : op.beside) {
-    const GraphNode more = node_of(beside, precision);
-    node.bytes += more.bytes;
-    node.multiply_adds += more.multiply_adds;
-  }
+  for (const std::vector<GraphOperation>* others : {&op.beside, &op.above})
+    for (const GraphOperation& other : *others) {
+      const GraphNode more = node_of(other, precision);
+      node.bytes += more.bytes;
+      node.multiply_adds += more.multiply_adds;
+    }
+  if (op.below != kNoOperand && op.kind == Kind::product) node.bytes += element * elements(op.rows, op.columns);
   return node;
 }
 
@@ -689,7 +724,8 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
   layout.parameter_bytes = arena.used();
   for (const Step::Layer& layer : step.layers) {
     const bool narrow = is_narrow(layer.out_features);
-    const bool has_gradient = &layer != &step.layers.front();
+    const bool has_gradient =
+        &layer != &step.layers.front() && !(layout.product_with_loss && &layer == &step.layers.back());
     const bool product_ends = takes_own_products(layout, layer) && product_ends_with({activation});
     if (has_gradient && (narrow ? !narrow_launch_masks(activation) : !product_ends))
       widest_gradient = std::max(widest_gradient, layer.in_features);
@@ -724,7 +760,9 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
       places.take(layer.output);
       // The gradient of an output activation follows from what lies there.
       const bool is_last = &layer == &step.layers.back();
-      if (is_last ? step.inference.back().activation.has_value() : takes_own_products(layout, *(&layer + 1)))
+      if (is_last ? step.inference.back().activation.has_value()
+                  : takes_own_products(layout, *(&layer + 1)) ||
+                        (layout.product_with_loss && &layer + 1 == &step.layers.back()))
         places.take(layer.gradient);
       else
         places.share(layer.gradient, layer.output);
@@ -755,6 +793,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   layout.step = std::move(step);
   layout.machine = machine;
   layout.updates_by_gradients = can_update_by_gradients(layout, training.optimizer);
+  layout.product_with_loss = cut_product_with_loss(layout);
   ArenaSpace arena(network, training, kAlignment);
   place_tensors(layout, arena, training, network.activation);
 
@@ -770,9 +809,8 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
     for (const auto* list : {&layout.operations, &layout.rebuild})
       for (const GraphOperation& operation : *list) slots = std::max(slots, slots_of(operation, training.precision));
     layout.slots = arena.take(slots, 1, sizeof(double));
-    for (const GraphOperation& operation : layout.operations)
-      if ((operation.kind == Kind::loss || operation.kind == Kind::narrow_loss) && operation.loss_blocks > 0)
-        layout.loss_slots = arena.take(operation.loss_blocks, 1, sizeof(double));
+    const GraphOperation& loss = layout.loss_operation();
+    if (loss.loss_blocks > 0) layout.loss_slots = arena.take(loss.loss_blocks, 1, sizeof(double));
     layout.working_bytes = arena.used() + borrowed_bytes(layout, training);
     layout.steps_per_launch = std::clamp(kNodesPerLaunch / layout.nodes_per_step(), std::int64_t{1}, kStepsPerLaunch);
     if (scalars_vary(training)) layout.scalar_sets = layout.steps_per_launch;

@@ -39,7 +39,7 @@ struct GraphOperation {
     gather,              ///< of each of `gathered`, to `out` the rows of `data` that the step takes
     gemm,                ///< op(a) op(b), by the library
     product,             ///< the same by the own kernel, with `end`: (+ bias) relu, masked by `kept`, or as a gradient;
-                         ///< of a^T b together with others, `beside`
+                         ///< of a^T b together with others, `beside`; or with the narrow layer and the loss `above`
     narrow_linear,       ///< out = a b (+ bias)
     narrow_gradient,     ///< a^T b; before that, with `below`, below = b weight^T, through `activation` if it has one,
                          ///< whose output a is
@@ -82,6 +82,9 @@ struct GraphOperation {
   std::uint64_t sums = kNoOperand;
   States sums_state = {kNoOperand, kNoOperand};
   std::vector<GraphOperation> beside{};
+  /// Of a product, none or one: the narrow_loss of what it computes, which the launch ends with. It then also takes the
+  /// gradient of that through the activation, to `below`.
+  std::vector<GraphOperation> above{};
   LossOfStep loss{};
   /// Of `gather`.
   struct Gathered {
@@ -147,9 +150,15 @@ struct GraphLayout {
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
 
-  /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is the loss.
+  /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is the loss or ends with
+  /// it.
   std::vector<GraphOperation> operations;
   std::size_t forward_operations = 0;
+  /// The loss, or what the launch with it ends with.
+  const GraphOperation& loss_operation() const {
+    const GraphOperation& operation = operations[forward_operations];
+    return operation.above.empty() ? operation : operation.above.front();
+  }
   /// As in Step::Gram, each empty without.
   std::vector<GraphOperation> make_kernel, make_pre_activation, rebuild;
   /// From kPredictInput, predict_rows rows at a time, to kPredictOutput.
@@ -160,6 +169,8 @@ struct GraphLayout {
   /// Each launch that computes the gradient of a parameter also updates it. Otherwise, where one of them cannot or the
   /// norm of all gradients is clipped, one launch updates all.
   bool updates_by_gradients = true;
+  /// How the last product before a narrow layer ends with that layer and its loss, where it does.
+  std::optional<cuda::SmallProductLayout> product_with_loss;
   /// The parameters come first in the arena, up to here; in the Gram formulation Z in place of the first layer's, which
   /// lie elsewhere. Each number that the optimizer keeps and, for the launch that updates all, the gradients take as
   /// much, in the same order.

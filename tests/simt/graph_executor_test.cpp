@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <deviceloop/deviceloop.h>
@@ -256,7 +257,59 @@ TEST_F(GraphExecutor, ReportsHowOwnProductsAreCut) {
   EXPECT_EQ(
       report.algorithms,
       (std::vector<std::string>{"layer 0, forward: 9 x 30 x 64: own, tiles of 16 x 32, clusters of 1",
-                                "layer 0, update of its weights: 64 x 30 x 9: own, tiles of 16 x 32, clusters of 1"}));
+                                "layer 0, update of its weights: 64 x 30 x 9: own, tiles of 16 x 32, clusters of 1",
+                                "layer 1, update of its weights: 30 x 1 x 9: own, tiles of 16 x 32, clusters of 1"}));
+  EXPECT_EQ(trainer_of(small({64, 50, 1}, 9)).train(1).algorithms[0],
+            "layer 0, forward: 9 x 50 x 64: own, tiles of 16 x 32, clusters of 2, 2 of them side by side");
+}
+
+// Products that end with a loss and not, gradients of several launches together, and what stands between them.
+TEST_F(GraphExecutor, StepsOfOwnProductsFollowTheCpuWithTheSameBitsAgain) {
+  struct Case {
+    std::vector<std::int64_t> widths;
+    Optimizer optimizer{.kind = OptimizerKind::adam, .learning_rate = 0.01};
+    Activation activation = Activation::relu;
+    std::int64_t batch = 0;
+    Loss loss = Loss::squared_error;
+  };
+  const Optimizer descent{.learning_rate = 1e-4};
+  const Optimizer momentum{.kind = OptimizerKind::sgd, .learning_rate = 1e-4, .momentum = 0.9};
+  const Optimizer clipped{.kind = OptimizerKind::adam, .learning_rate = 0.01, .clip_norm = 0.5};
+  const Case cases[] = {
+      {{20, 40, 3}, descent},
+      {{20, 100, 10}, {.kind = OptimizerKind::adam, .learning_rate = 0.01}, Activation::relu, 16, Loss::cross_entropy},
+      {{18, 33, 40, 1}, momentum, Activation::identity},
+      {{18, 33, 40, 1}, clipped, Activation::relu, 16},
+      {{18, 40, 36, 1}, {.kind = OptimizerKind::rmsprop, .learning_rate = 0.001}, Activation::tanh},
+      {{18, 20, 19, 21, 18, 20, 17, 22, 19, 18, 2}}};  // more layers than a launch takes
+  for (const Case& of : cases) {
+    SCOPED_TRACE(::testing::PrintToString(of.widths));
+    Problem problem = small(of.widths, 37);
+    problem.network.activation = of.activation;
+    problem.training.optimizer = of.optimizer;
+    problem.training.batch_size = of.batch;
+    problem.training.loss = of.loss;
+    if (of.loss == Loss::cross_entropy)
+      for (double& target : problem.y.values) target = std::abs(target);
+    const auto outcome_on = [&](ExecutorKind kind) {
+      Trainer trainer = problem.trainer(1, kind);
+      const std::vector<double> losses = trainer.train(8).losses;
+      return std::pair(losses, flat(problem.parameters_of(trainer)));
+    };
+    const auto graph = outcome_on(ExecutorKind::graph), cpu = outcome_on(ExecutorKind::cpu);
+    EXPECT_EQ(outcome_on(ExecutorKind::graph), graph);
+    ASSERT_EQ(graph.first.size(), cpu.first.size());
+    EXPECT_NE(cpu.first.front(), cpu.first.back());
+    for (std::size_t i = 0; i < cpu.first.size(); ++i)
+      EXPECT_LE(reference::loss_error(graph.first[i], cpu.first[i], cpu.first[0]), 2e-4) << "step " << i;
+    ASSERT_EQ(graph.second.size(), cpu.second.size());
+    double error = 0, norm = 0;
+    for (std::size_t i = 0; i < cpu.second.size(); ++i) {
+      error += (graph.second[i] - cpu.second[i]) * (graph.second[i] - cpu.second[i]);
+      norm += cpu.second[i] * cpu.second[i];
+    }
+    EXPECT_LE(std::sqrt(error / norm), 1e-4);
+  }
 }
 
 TEST_F(GraphExecutor, TuningInTheGramFormulationChangesNothingElse) {
