@@ -44,6 +44,9 @@ TEST(OnChipLayout, EstimatesWhatAPrototypeTook) {
   const OnChipShape shape{256, {64, 64, 64, 1}, true, 4, 2};
   EXPECT_NEAR(make_on_chip(shape, 4).estimated_us, 7.3, 0.7);
   EXPECT_NEAR(make_on_chip(shape, 3).estimated_us, 11.8, 1.2);
+  const OnChipShape of_three{256, {64, 64, 64, 1}, true, 4, 2, false, 1, true};
+  EXPECT_NEAR(make_on_chip(of_three, 4).estimated_us, 4.98, 0.5);
+  EXPECT_NEAR(make_on_chip(of_three, 3).estimated_us, 6.19, 0.6);
 }
 
 // Its weight alone is too large for a block.
@@ -81,6 +84,47 @@ TEST(OnChipLayout, EstimatesGrowWithTheBatchAndTheInputs) {
       EXPECT_LT(us(16, 256), us(2048, 256));
       EXPECT_LT(us(64, 16), us(64, 2048));
     }
+}
+
+// Small products are faster without tensor cores, and fp32 has none unless they are asked for.
+TEST(OnChipLayout, TakesTensorCoresForLargeProductsWhereTheyAreAskedFor) {
+  OnChipShape shape{64, {784, 128, 10}, true, 4, 2, true, 1, true};
+  const OnChipLayout layout = decide_on_chip(shape, kHopper).layout;
+  EXPECT_EQ(layout.layer[0].forward.tensor_columns, 16);
+  EXPECT_EQ(layout.layer[0].forward.tensor_tiles, 4 * 8);
+  EXPECT_EQ(layout.layer[0].weight_gradient.tensor_columns, 16);
+  EXPECT_EQ(layout.layer[1].forward.tensor_columns, 0);
+  EXPECT_MENTIONS(describe(layout), " rows of a step; products by three in TF32 on tensor cores");
+  shape.tf32x3 = false;
+  const OnChipLayout plain = decide_on_chip(shape, kHopper).layout;
+  for (int l = 0; l < plain.layers; ++l)
+    for (const OnChipProduct& product :
+         {plain.layer[l].forward, plain.layer[l].input_gradient, plain.layer[l].weight_gradient})
+      EXPECT_EQ(product.tensor_columns, 0);
+  EXPECT_LT(layout.estimated_us, 0.7 * plain.estimated_us);
+  EXPECT_EQ(layout.shared_bytes, plain.shared_bytes);
+}
+
+// Tiles cover the results, and what takes whole units gets them.
+TEST(OnChipLayout, CutsForTensorCoresCoverTheResults) {
+  for (const std::int64_t width : {8, 33, 64, 130})
+    for (const std::int64_t batch : {16, 70, 300})
+      for (const bool by_inputs : {false, true}) {
+        const OnChipLayout layout =
+            make_on_chip({batch, {width, width, 40}, true, 4, 2, false, 40, true}, 2, by_inputs);
+        for (int l = 0; l < layout.layers; ++l)
+          for (const OnChipProduct* product :
+               {&layout.layer[l].forward, &layout.layer[l].input_gradient, &layout.layer[l].weight_gradient}) {
+            if (product->tensor_columns == 0) continue;
+            const auto across = static_cast<int>(product->tensor_across.divisor);
+            ASSERT_GE(across * product->tensor_columns, static_cast<int>(product->across.divisor) * kOnChipTile);
+            ASSERT_GE(product->tensor_tiles / across * kOnChipTensorRows, product->tiles_down * kOnChipTile);
+            ASSERT_EQ(product->tensor_tiles % across, 0);
+            const bool in_units =
+                product == &layout.layer[l].weight_gradient || (by_inputs && product == &layout.layer[0].forward);
+            ASSERT_TRUE(product->tensor_columns == 16 || !in_units);
+          }
+      }
 }
 
 TEST(OnChipLayout, HasNoBlockWithoutARowWhereFewerWouldDo) {

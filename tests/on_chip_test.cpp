@@ -253,6 +253,29 @@ struct Case {
   bool by_inputs = false;
 };
 
+/// All products by tensor cores, in tiles of 8 or 16 columns, however small they are; by the layout itself small ones
+/// are not.
+void take_tensor_cores(OnChipLayout& layout, int columns) {
+  const auto take = [](OnChipProduct& product, int tile_columns) {
+    const std::int64_t across = divide_up(std::int64_t{product.across.divisor} * kOnChipTile, tile_columns);
+    product.tensor_columns = tile_columns;
+    product.tensor_across = SmallDivisor::of(static_cast<unsigned>(across));
+    product.tensor_tiles =
+        static_cast<int>(divide_up(std::int64_t{product.tiles_down} * kOnChipTile, kOnChipTensorRows) * across);
+  };
+  layout.tf32x3 = true;
+  for (int l = 0; l < layout.layers; ++l) {
+    take(layout.layer[l].forward, layout.by_inputs && l == 0 ? 16 : columns);
+    take(layout.layer[l].input_gradient, columns);
+    take(layout.layer[l].weight_gradient, 16);
+  }
+}
+/// What can be asked of it, 0 being none.
+template <class T>
+std::vector<int> tensor_columns() {
+  return sizeof(T) == 4 ? std::vector<int>{0, 8, 16} : std::vector<int>{0};
+}
+
 template <class T>
 OnChipLayout layout_of(const Problem<T>& problem, const Case& c) {
   return make_on_chip(problem.shape(), c.blocks_log2, c.by_inputs);
@@ -302,11 +325,17 @@ const std::vector<Case>& cases() {
   return all;
 }
 
+// Fewer steps by tensor cores, which the fixture computes slowly.
 TYPED_TEST(OnChip, IsNearTheEquationsInDouble) {
-  for (const Case& c : cases()) {
+  for (std::size_t i = 0; i < cases().size(); ++i) {
+    const Case& c = cases()[i];
     SCOPED_TRACE(text(c));
     const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
     this->expect_close(this->run(problem, layout_of(problem, c), {{5}}), problem, 5);
+    if (sizeof(TypeParam) > 4) continue;
+    OnChipLayout by_tensor_cores = layout_of(problem, c);
+    take_tensor_cores(by_tensor_cores, i % 2 == 0 ? 8 : 16);
+    this->expect_close(this->run(problem, by_tensor_cores, {{2}}), problem, 2);
   }
 }
 
@@ -336,6 +365,39 @@ TYPED_TEST(OnChip, TheCasesAreOfEveryKind) {
     if (!by_inputs) continue;
     EXPECT_GE(without_inputs, 2);
     EXPECT_GE(bias_alone, 1);
+  }
+}
+
+// Without one of the three the error is a thousand times as large.
+TYPED_TEST(OnChip, ThreeProductsInTf32AreAsAccurateAsOneInFp32) {
+  if (sizeof(TypeParam) > 4) GTEST_SKIP() << "the way is for fp32";
+  for (const bool by_inputs : {false, true}) {
+    SCOPED_TRACE(text(Split{2, by_inputs}));
+    auto problem = random_problem<TypeParam>({70, 40, 3}, true, 40, 40);
+    problem.optimizer = {.learning_rate = 0.5};
+    problem.loss.reduction = Reduction::mean;
+    const OnChipLayout layout = make_on_chip(problem.shape(), 2, by_inputs);
+    OnChipLayout by_tensor_cores = layout;
+    take_tensor_cores(by_tensor_cores, 8);
+    const auto error = [&](const OnChipLayout& of) {
+      reference::Network expected = problem.network();
+      reference::OptimizerState state(problem.optimizer);
+      reference::train(expected, state, problem.rows_of(problem.x, 0), problem.rows_of(problem.y, 0), 1,
+                       problem.loss_function(0));
+      const Result<TypeParam> result = this->run(problem, of, {{1}});
+      // Of the change.
+      std::vector<double> change = doubles(result.weights[0]), expected_change = expected[0].weight.values;
+      for (std::size_t i = 0; i < change.size(); ++i) {
+        change[i] -= static_cast<double>(problem.weights[0][i]);
+        expected_change[i] -= static_cast<double>(problem.weights[0][i]);
+      }
+      return reference::relative_error(change, expected_change);
+    };
+    const double of_one = error(layout), of_three = error(by_tensor_cores);
+    EXPECT_GT(of_one, 0);
+    EXPECT_GT(of_three, 0);
+    EXPECT_NE(of_three, of_one);
+    EXPECT_LE(of_three, 2 * of_one);
   }
 }
 
@@ -393,10 +455,17 @@ TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
     auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
     problem.optimizer = {.kind = OptimizerKind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2};
     const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
-    const Result<TypeParam> one = this->run(problem, layout, {{7}});
-    EXPECT_EQ(one.failed, 0u);
-    this->expect_same_bits(this->run(problem, layout, {{7}}), one);
-    this->expect_same_bits(this->run(problem, layout, {{1, 2, 0, 3, 1}}), one);
+    const auto expect_same_bits = [&](const OnChipLayout& of) {
+      const Result<TypeParam> one = this->run(problem, of, {{7}});
+      EXPECT_EQ(one.failed, 0u);
+      this->expect_same_bits(this->run(problem, of, {{7}}), one);
+      this->expect_same_bits(this->run(problem, of, {{1, 2, 0, 3, 1}}), one);
+    };
+    expect_same_bits(layout);
+    if (sizeof(TypeParam) > 4 || split.blocks_log2 > 1) continue;
+    OnChipLayout by_tensor_cores = layout;
+    take_tensor_cores(by_tensor_cores, 16);
+    expect_same_bits(by_tensor_cores);
   }
 }
 
@@ -449,17 +518,20 @@ TYPED_TEST(OnChip, IsExactOnSmallIntegers) {
       problem.biases.push_back(rounded<T>(layer.bias));
     }
     // Once in the order of the data and once in another: the sums are the same.
-    for (const bool shuffled : {false, true}) {
+    const auto expect_exact = [&](bool shuffled, int columns) {
       problem.shuffled = shuffled;
-      const Result<T> result =
-          this->run(problem, make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs), {{1}});
+      OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
+      if (columns > 0) take_tensor_cores(layout, columns);
+      const Result<T> result = this->run(problem, layout, {{1}});
       EXPECT_EQ(result.losses, std::vector<double>{first.loss});
       for (std::size_t l = 0; l < layers.size(); ++l) {
         expect_same(result.weights[l], rounded<T>(updated[l].weight));
         expect_same(result.biases[l], rounded<T>(updated[l].bias));
         EXPECT_NE(result.weights[l], problem.weights[l]);
       }
-    }
+    };
+    expect_exact(false, 0);
+    for (const int columns : tensor_columns<T>()) expect_exact(true, columns);
   }
 }
 
@@ -493,13 +565,12 @@ TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
   for (const Split& split : kSplits) {
     SCOPED_TRACE(text(split));
     const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
-    // Any block that waits for what follows may be the first to give up; where all have the same to do, it is a block
-    // that misses the bytes themselves, or the owner's parameters.
+    // A block that waits for what follows may be the first to give up.
     const auto expect_late = [&](std::uint64_t code, OnChipPhase phase) {
-      const bool is_even = layout.blocks() <= 2;
-      EXPECT_TRUE(code == on_chip_code(phase, 0) || code == on_chip_code(OnChipPhase::kWeights, 0) ||
-                  (!is_even && code == on_chip_code(OnChipPhase::kGradients, 0)) ||
-                  (!is_even && split.by_inputs && code == on_chip_code(OnChipPhase::kOutputGradients, 1)))
+      const bool is_followed = late_wait_phase(code) >= 1 && late_wait_phase(code) <= 4 && late_wait_step(code) <= 1;
+      EXPECT_TRUE(layout.blocks() > 2
+                      ? is_followed
+                      : code == on_chip_code(phase, 0) || code == on_chip_code(OnChipPhase::kWeights, 0))
           << code;
     };
     for (const int l : {0, 2}) {

@@ -300,8 +300,8 @@ struct OnChipBlock {
     const OnChipLayer& layer = layout.layer[l];
     double loss = 0;
     const auto finish = [&](int row, int column, int, auto& values) { activate(l, row, column, parity, values, loss); };
-    product<Way, true, false, 16>(input_of(l, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
-                                  layer.forward, finish);
+    product<Way, true, false, false>(input_of(l, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
+                                     layer.forward, finish);
     return loss;
   }
 
@@ -320,8 +320,8 @@ struct OnChipBlock {
                     remote(&control().sums_arrived, owner));
       });
     };
-    product<Way, true, false, 4>(input_of(0, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
-                                 layer.forward, finish);
+    product<Way, true, false, true>(input_of(0, parity), Operand<const T>{at(layer.weight_at), layer.weight_stride},
+                                    layer.forward, finish);
   }
 
   /// Waits for the parts of its rows, adds them in the order of the blocks, and goes on as forward().
@@ -434,9 +434,9 @@ struct OnChipBlock {
         gradient[place] = inside ? gradient_of(arguments.activation, kept[place], values[k]) : T(0);
       }
     };
-    product<Way, true, true, 16>(Operand<const T>{at(layer.gradient_at), layer.out_stride},
-                                 Operand<const T>{at(layer.weight_at), layer.weight_stride}, layer.input_gradient,
-                                 finish);
+    product<Way, true, true, false>(Operand<const T>{at(layer.gradient_at), layer.out_stride},
+                                    Operand<const T>{at(layer.weight_at), layer.weight_stride}, layer.input_gradient,
+                                    finish);
   }
   __device__ T gradient_of(Activation activation, T kept, T dh) const {
     return activation == Activation::identity ? dh : activation_gradient(activation, arguments.leaky_slope, kept, dh);
@@ -498,7 +498,7 @@ struct OnChipBlock {
       if (row < layer.in) send_gradient(l, row, column, values);
     };
     const Operand<const T> gradient{at(is_split(l) ? layout.output_gradient_at : layer.gradient_at), layer.out_stride};
-    product<Way, false, false, 4>(input_of(l, parity), gradient, layer.weight_gradient, finish);
+    product<Way, false, false, true>(input_of(l, parity), gradient, layer.weight_gradient, finish);
     // The bias: at most kTerms rows are added in T, from there in double.
     if (!layout.bias || is_split(l) || warp() != kWarps - 1 - l) return;
 #pragma unroll 1
@@ -749,7 +749,12 @@ LaunchConfig config_of(const OnChipLayout& layout) {
 
 template <class T>
 auto kernel_of(const OnChipLayout& layout) {
-  return layout.by_inputs ? on_chip_kernel<T, FusedMultiplyAdds, true> : on_chip_kernel<T, FusedMultiplyAdds, false>;
+  const auto by = [&]<class Way>(Way) {
+    return layout.by_inputs ? on_chip_kernel<T, Way, true> : on_chip_kernel<T, Way, false>;
+  };
+  if constexpr (sizeof(T) == 4)
+    if (layout.tf32x3) return by(ThreeTf32());
+  return by(FusedMultiplyAdds());
 }
 
 }  // namespace

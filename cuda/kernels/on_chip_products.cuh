@@ -54,6 +54,8 @@ struct Operand {
 
 /// How tiles are multiplied: here by fused multiply-adds in T.
 struct FusedMultiplyAdds {
+  static constexpr bool has_tensor_cores = false;
+
   /// A lane's part of a tile of the product of a and b, in `sums`: it takes every `slices`th group of the inner
   /// dimension. The rows of an operand that lies by the inner dimension are rows `tiles` apart, so that lanes with
   /// neighbouring tiles read neighbouring rows; those of one that lies by its other dimension are neighbours in memory.
@@ -144,18 +146,119 @@ struct FusedMultiplyAdds {
   }
 };
 
-/// finish(row, column, step, values): values[k] of the product a b, of that row and of column + k * step; all kTile of
-/// them, from a multiple of kTile on, where b does not lie by the inner dimension and at most 4 lanes share a tile. The
-/// step is 1 unless b lies by the inner dimension. Rows and columns that fill up tiles are among them. The order of a
-/// sum depends on the layout alone.
-template <class Way, bool a_by_inner, bool b_by_inner, int most_slices, class T, class Finish>
+/// In fp32, and by tensor cores where the cut says so. A value is the sum of two in TF32, its first bits and what is
+/// left of it; of a product of two such sums three terms are added in fp32, and only that of what is left of both is
+/// missing: the errors are those of fp32. Values within half a unit in the last place of TF32 of the largest one
+/// overflow.
+struct ThreeTf32 : FusedMultiplyAdds {
+  static constexpr bool has_tensor_cores = true;
+
+  template <int count>
+  struct Parts {
+    float first[count], left[count];
+
+    __device__ __forceinline__ void split(const float (&values)[count]) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        first[i] = round_to_tf32(values[i]);
+        left[i] = round_to_tf32(values[i] - first[i]);
+      }
+    }
+  };
+
+  using Pair = Group<float, 2>;
+  static __device__ __forceinline__ Pair pair(const float* from) { return *reinterpret_cast<const Pair*>(from); }
+
+  /// A warp's tiles are 16 x columns. Which rows and columns of a tile the machine's are, and which of eight of the
+  /// inner dimension, is free as long as both operands agree: neighbours are taken by the same lane. So it loads pairs,
+  /// the lanes of half a warp from all banks of shared memory, whichever way an operand lies, and ends with
+  /// neighbouring columns of two neighbouring rows.
+  template <int columns, bool a_by_inner, bool b_by_inner, class Finish>
+  static __device__ __forceinline__ void run_tensor(const Operand<const float>& a, const Operand<const float>& b,
+                                                    const OnChipProduct& cut, const Finish& finish) {
+    constexpr int kParts = columns / 8;  // each a product of the machine, of every kParts-th column
+    const auto thread = static_cast<int>(thread_index());
+    const int lane = thread % static_cast<int>(kWarpThreads), r = lane / 4, c = lane % 4;
+    const int rows = cut.tiles_down * kTile, all_columns = static_cast<int>(cut.across.divisor) * kTile;
+    const int inner = cut.inner * kTile;
+#pragma unroll 1
+    for (int tile = thread / static_cast<int>(kWarpThreads); tile < cut.tensor_tiles; tile += kWarps) {
+      const auto down = static_cast<int>(cut.tensor_across.quotient(static_cast<unsigned>(tile)));
+      const int row = down * kOnChipTensorRows + 2 * r;
+      const int first_column = (tile - down * static_cast<int>(cut.tensor_across.divisor)) * columns;
+      // What is beyond the operands is read as their last rows and columns, whose results are dropped.
+      const int a_row = row < rows ? row : rows - 2;
+      const int b_column = first_column + kParts * r < all_columns ? first_column + kParts * r : all_columns - kParts;
+      const float* a_at = a.at + (a_by_inner ? a_row * a.stride + 2 * c : 2 * c * a.stride + a_row);
+      const float* b_at = b.at + (b_by_inner ? b_column * b.stride + 2 * c : 2 * c * b.stride + b_column);
+      float sums[kParts][4] = {}, left_sums[kParts][4] = {};
+#pragma unroll 2
+      for (int k = 0; k < inner; k += 8, a_at += a_by_inner ? 8 : 8 * a.stride, b_at += b_by_inner ? 8 : 8 * b.stride) {
+        float a_values[4] = {}, b_values[kParts][2] = {};
+        if (k + 2 * c < inner) {
+          const Pair of_a[2] = {pair(a_at), pair(a_at + a.stride)};
+          a_values[0] = of_a[0].values[0];
+          a_values[1] = a_by_inner ? of_a[1].values[0] : of_a[0].values[1];
+          a_values[2] = a_by_inner ? of_a[0].values[1] : of_a[1].values[0];
+          a_values[3] = of_a[1].values[1];
+          if constexpr (kParts == 2) {
+            const Pair of_b[2] = {pair(b_at), pair(b_at + b.stride)};
+#pragma unroll
+            for (int part = 0; part < 2; ++part)
+#pragma unroll
+              for (int i = 0; i < 2; ++i) b_values[part][i] = b_by_inner ? of_b[part].values[i] : of_b[i].values[part];
+          } else if constexpr (b_by_inner) {
+            const Pair of_b = pair(b_at);
+            b_values[0][0] = of_b.values[0];
+            b_values[0][1] = of_b.values[1];
+          } else {
+            b_values[0][0] = b_at[0];
+            b_values[0][1] = b_at[b.stride];
+          }
+        }
+        Parts<4> a_parts;
+        a_parts.split(a_values);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          Parts<2> b_parts;
+          b_parts.split(b_values[part]);
+          mma_tf32(left_sums[part], a_parts.left, b_parts.first);
+          mma_tf32(left_sums[part], a_parts.first, b_parts.left);
+          mma_tf32(sums[part], a_parts.first, b_parts.first);
+        }
+      }
+      const int column = first_column + kParts * 2 * c;
+      if (row >= rows || column >= all_columns) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float values[2 * kParts];
+#pragma unroll
+        for (int k = 0; k < 2 * kParts; ++k) {
+          const int part = k % kParts, of_lane = 2 * i + k / kParts;
+          values[k] = left_sums[part][of_lane] + sums[part][of_lane];
+        }
+        finish(row + i, column, 1, values);
+      }
+    }
+  }
+};
+
+/// finish(row, column, step, values): values[k] of the product a b, of that row and of column + k * step. in_units: all
+/// kTile of them, from a multiple of kTile on. The step is 1 unless b lies by the inner dimension. Rows and columns
+/// that fill up tiles of kTile are among them. The order of a sum depends on the layout alone.
+template <class Way, bool a_by_inner, bool b_by_inner, bool in_units, class T, class Finish>
 __device__ __forceinline__ void product(const Operand<const T>& a, const Operand<const T>& b, const OnChipProduct& cut,
                                         const Finish& finish) {
+  if constexpr (Way::has_tensor_cores) {
+    if (cut.tensor_columns == 16) return Way::template run_tensor<16, a_by_inner, b_by_inner>(a, b, cut, finish);
+    if constexpr (!in_units)
+      if (cut.tensor_columns == 8) return Way::template run_tensor<8, a_by_inner, b_by_inner>(a, b, cut, finish);
+  }
   if (cut.slices == 1)
     Way::template run<1, a_by_inner, b_by_inner>(a, b, cut, finish);
-  else if (most_slices == 4 || cut.slices == 4)
+  else if (in_units || cut.slices == 4)
     Way::template run<4, a_by_inner, b_by_inner>(a, b, cut, finish);
-  else if constexpr (most_slices == 16)
+  else if constexpr (!in_units)
     Way::template run<16, a_by_inner, b_by_inner>(a, b, cut, finish);
 }
 

@@ -52,19 +52,43 @@ double clocks(const OnChipProduct& product, int slices) {
   return whole * turn(kWarps) + (rest > 0 ? turn(rest) : 0);
 }
 
-/// Of [down, across] results, cut for the shortest time; returns its clocks.
-double cut(OnChipProduct& product, std::int64_t down, std::int64_t across, std::int64_t inner, int most_slices) {
+/// The same by tensor cores, for tiles of so many columns.
+double tensor_clocks(std::int64_t tiles, std::int64_t inner, int columns) {
+  const auto steps = static_cast<double>(divide_up(inner, 2 * kOnChipTile));
+  const auto turn = [&](double warps) {
+    return steps * std::max(gpu_costs::kOnChipTensorClocks, warps * gpu_costs::kOnChipTensorColumnClocks * columns) +
+           gpu_costs::kOnChipTileClocks;
+  };
+  return static_cast<double>(tiles / kWarps) * turn(kWarps) +
+         (tiles % kWarps > 0 ? turn(static_cast<double>(tiles % kWarps)) : 0);
+}
+
+/// Of [down, across] results, cut for the shortest time; returns its clocks. `in_units`: what takes the results needs
+/// kOnChipTile neighbours.
+double cut(OnChipProduct& product, std::int64_t down, std::int64_t across, std::int64_t inner, bool in_units,
+           bool tf32x3) {
   product.tiles_down = static_cast<int>(divide_up(down, kOnChipTile));
   product.across = SmallDivisor::of(static_cast<unsigned>(divide_up(across, kOnChipTile)));
   product.tiles = product.tiles_down * static_cast<int>(product.across.divisor);
   product.inner = static_cast<int>(divide_up(inner, kOnChipTile));
   double least = 0;
   for (const int slices : {1, 4, 16}) {
-    if (slices > most_slices) break;
+    if (slices > 4 && in_units) break;
     const double taken = clocks(product, slices);
     if (slices > 1 && taken >= least) continue;
     least = taken;
     product.slices = slices;
+  }
+  for (const int columns : {8, 16}) {
+    if (!tf32x3 || (columns < 16 && in_units)) continue;
+    const std::int64_t tiles_across = divide_up(across, columns);
+    const std::int64_t tiles = divide_up(down, kOnChipTensorRows) * tiles_across;
+    const double taken = tensor_clocks(tiles, inner, columns);
+    if (taken >= least) continue;
+    least = taken;
+    product.tensor_columns = columns;
+    product.tensor_tiles = static_cast<int>(tiles);
+    product.tensor_across = SmallDivisor::of(static_cast<unsigned>(tiles_across));
   }
   return least;
 }
@@ -82,6 +106,7 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inp
   layout.inputs = static_cast<int>(shape.widths.front());
   layout.target_columns = static_cast<int>(shape.target_columns);
   layout.bias = shape.bias;
+  layout.tf32x3 = shape.tf32x3;
   layout.states = shape.states;
   layout.by_inputs = by_inputs;
   layout.input_rows = by_inputs ? layout.batch : layout.rows;
@@ -114,9 +139,9 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inp
     (is_split ? own_update_turns : update_turns) += layer.owned;
     layer.received_at = places.take(std::int64_t{layer.owned} * (is_split ? 1 : layout.blocks()) * 16);
     const int input_rows = index == 0 ? layout.input_rows_padded : layout.rows_padded;
-    taken += cut(layer.forward, input_rows, layer.out, layer.in, is_split ? 4 : 16);
-    if (index > 0) taken += cut(layer.input_gradient, layout.rows_padded, layer.in, layer.out, 16);
-    taken += cut(layer.weight_gradient, layer.in, layer.out, input_rows, 4);
+    taken += cut(layer.forward, input_rows, layer.out, layer.in, is_split, shape.tf32x3);
+    if (index > 0) taken += cut(layer.input_gradient, layout.rows_padded, layer.in, layer.out, false, shape.tf32x3);
+    taken += cut(layer.weight_gradient, layer.in, layer.out, input_rows, true, shape.tf32x3);
     if (!is_split) continue;
     layout.input_blocks = static_cast<int>(divide_up(split_inputs, layer.in));
     layout.rows_of_block = SmallDivisor::of(static_cast<unsigned>(layout.rows));
@@ -216,7 +241,8 @@ std::string describe(const OnChipLayout& layout) {
          " that keeps all parameters on chip, " + bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) +
          (blocks == 1 ? " of shared memory" : " of shared memory each") + "; " + (blocks == 1 ? "it" : "a block") +
          " has " + (layout.by_inputs ? std::to_string(layout.layer[0].in) + " inputs of the first layer and " : "") +
-         std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step";
+         std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step" +
+         (layout.tf32x3 ? "; products by three in TF32 on tensor cores" : "");
 }
 
 }  // namespace deviceloop::cuda

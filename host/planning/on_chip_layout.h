@@ -32,6 +32,7 @@ struct OnChipShape {
   int states = 0;                   ///< numbers that the optimizer keeps for each parameter
   bool by_row = false;              ///< of the loss: it needs whole rows of predictions
   std::int64_t target_columns = 1;  ///< of a row of targets
+  bool tf32x3 = false;  ///< of 4 bytes: products by tensor cores, three in TF32 for each, where that is faster
 };
 
 struct OnChipDevice {
@@ -45,6 +46,7 @@ inline constexpr int kOnChipBlocks = 16;
 inline constexpr int kOnChipThreads = 256;
 /// A thread's tile of a product, of so many rows and columns; it takes as many of the inner dimension at a time.
 inline constexpr int kOnChipTile = 4;
+inline constexpr int kOnChipTensorRows = 16;
 
 /// n / divisor for n and divisor below 2^15, by a multiplication.
 struct SmallDivisor {
@@ -65,6 +67,10 @@ struct OnChipProduct {
   int tiles_down = 1;
   SmallDivisor across;  ///< tiles in a row of them
   int inner = 1;        ///< groups
+  // By tensor cores a warp has a tile of kOnChipTensorRows rows instead.
+  int tensor_columns = 0;  ///< of such a tile, 8 or 16; 0: not by tensor cores
+  int tensor_tiles = 0;
+  SmallDivisor tensor_across;  ///< such tiles in a row of them
 };
 
 /// Places in a block's shared memory are in bytes from its begin; matrices of T have rows that are `..._stride`
@@ -94,6 +100,7 @@ struct OnChipLayout {
   int inputs = 0;
   int target_columns = 0;
   bool bias = false;
+  bool tf32x3 = false;  ///< OnChipShape::tf32x3
   int states = 0;
   int owned = 0;           ///< units of a block, of all layers, at most
   bool by_inputs = false;  ///< how the first layer is split; else by rows
