@@ -245,7 +245,18 @@ TEST(MakePlan, WithoutCublasLtTheGraphTakesSmallProductsAndNarrowLayers) {
                   "cuBLASLt was not found: somewhere");
 }
 
-TEST(MakePlan, PrecisionsBelowFp32AreTheCpus) {
+TEST(MakePlan, SmallNetworksTakeThreeProductsOfTf32OnChip) {
+  TrainingSpec training = training_of(256);
+  training.precision = Precision::tf32x3;
+  const Plan plan = make_plan(network_of({64, 64, 64, 1}), training, machine_with_gpu());
+  EXPECT_EQ(plan.executor, ExecutorKind::persistent);
+  EXPECT_CONTAINS(plan.reason, "; products by three in TF32 on tensor cores");
+  training.precision = Precision::fp32;
+  EXPECT_LT(plan.predicted_us_per_step,
+            make_plan(network_of({64, 64, 64, 1}), training, machine_with_gpu()).predicted_us_per_step);
+}
+
+TEST(MakePlan, WherePrecisionsBelowFp32AreTheCpus) {
   const NetworkSpec network = network_of({1000, 100, 1});
   TrainingSpec on_one_thread = training_of(128);
   on_one_thread.threads = 1;
@@ -253,18 +264,22 @@ TEST(MakePlan, PrecisionsBelowFp32AreTheCpus) {
   for (const Precision precision : {Precision::tf32, Precision::tf32x3, Precision::bf16, Precision::fp16}) {
     TrainingSpec training = on_one_thread;
     training.precision = precision;
-    const std::string reason = std::string("it multiplies in fp32 and fp64, not in ") + name(precision) +
-                               "; set the precision to one of the two";
+    const std::string not_in = std::string(", not in ") + name(precision),
+                      remedy = "; set the precision to one of these";
+    const std::string reason = "it multiplies in fp32 and fp64" + not_in + remedy;
+    const std::string persistent =
+        precision == Precision::tf32x3
+            ? "the form 'two-layer' multiplies in fp32 and fp64" + not_in + ", and the parameters"
+            : "it multiplies in fp32, fp64 and tf32x3" + not_in + remedy;
     const Plan plan = make_plan(network, training, machine_with_gpu());
     EXPECT_EQ(plan.executor, ExecutorKind::cpu);
     EXPECT_EQ(plan.reason, "no executor of a GPU takes it");
-    for (const std::size_t i : {0u, 1u}) {
-      EXPECT_FALSE(plan.candidates[i].accepted);
-      EXPECT_EQ(plan.candidates[i].reason, reason);
-    }
-    for (const ExecutorKind kind : {ExecutorKind::persistent, ExecutorKind::graph})
-      EXPECT_EQ(message_of<Unsupported>(network, training, machine_with_gpu(), kind),
-                std::string("plan '") + name(kind) + "': " + reason + "; use the plan 'cpu' or 'auto'");
+    for (const Candidate& candidate : plan.candidates)
+      EXPECT_EQ(candidate.accepted, candidate.executor == ExecutorKind::cpu);
+    EXPECT_EQ(plan.candidates[0].reason.find(persistent), 0u) << plan.candidates[0].reason;
+    EXPECT_EQ(plan.candidates[1].reason, reason);
+    EXPECT_EQ(message_of<Unsupported>(network, training, machine_with_gpu(), ExecutorKind::graph),
+              "plan 'graph': " + reason + "; use the plan 'cpu' or 'auto'");
     // Rounded copies of data, weights and, of each sample, hidden values and gradients.
     const int copies = precision == Precision::tf32x3 ? 2 : 1;
     const std::uint64_t elements = 128 * 1000 + 1000 * 100 + 100 + 128 * (100 + 100 + 1);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../names.h"
+#include "../precision.h"
 #include "../step/scalars.h"
 #include "../text.h"
 #include "arena_space.h"
@@ -100,6 +101,11 @@ class Builder {
       way.refusal = "the form 'two-layer' is for one hidden layer, not " + std::to_string(network_.layers() - 1);
       return way;
     }
+    if (operand_parts(training_.precision) > 0) {
+      way.refusal =
+          "the form 'two-layer' multiplies in fp32 and fp64, not in " + std::string(name(training_.precision));
+      return way;
+    }
     // The kernels for two layers have these written into them.
     switch (network_.activation) {
       case Activation::relu:
@@ -183,6 +189,7 @@ class Builder {
     shape.widths = network_.widths;
     shape.bias = network_.bias;
     shape.element_bytes = static_cast<int>(element_);
+    shape.tf32x3 = training_.precision == Precision::tf32x3;
     shape.states = static_cast<int>(elementwise::states_of(training_.optimizer.kind).size());
     shape.by_row = !is_by_element(training_.loss);
     shape.target_columns = step().tensor(step().y).columns;

@@ -55,8 +55,9 @@ bool takes(ExecutorKind executor, Precision precision) {
   switch (executor) {
     case ExecutorKind::cpu:
       return true;
-    case ExecutorKind::graph:
     case ExecutorKind::persistent:
+      return precision == Precision::tf32x3;
+    case ExecutorKind::graph:
       break;
   }
   return false;
@@ -255,8 +256,10 @@ Answer ask(const ExecutorRow& row, const Request& request) {
     candidate.reason = "there is no CUDA device " + std::to_string(device.index) + ", only " +
                        std::to_string(request.caps.gpus.size()) + ", counted from 0";
   else if (!takes(row.kind, request.training.precision))
-    candidate.reason = std::string("it multiplies in fp32 and fp64, not in ") + name(request.training.precision) +
-                       "; set the precision to one of the two";
+    candidate.reason =
+        std::string(row.kind == ExecutorKind::persistent ? "it multiplies in fp32, fp64 and tf32x3, not in "
+                                                         : "it multiplies in fp32 and fp64, not in ") +
+        name(request.training.precision) + "; set the precision to one of these";
   else
     row.ask(request, answer);
   return answer;

@@ -363,7 +363,13 @@ TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
     };
     const auto exact = run(ExecutorKind::cpu, Precision::fp64), cpu = run(ExecutorKind::cpu, Precision::fp32),
                gpu = run(ExecutorKind::persistent, Precision::fp32);
+    // Three products in TF32 for one are as exact, and others.
+    const auto tf32x3 = run(ExecutorKind::persistent, Precision::tf32x3);
+    EXPECT_NE(tf32x3.second, gpu.second);
+    EXPECT_LE(reference::relative_error(tf32x3.second, exact.second),
+              10 * reference::relative_error(cpu.second, exact.second) + 1e-6);
     const double of_cpu = largest_error(cpu.first, exact.first), of_gpu = largest_error(gpu.first, exact.first);
+    EXPECT_LE(largest_error(tf32x3.first, exact.first), 10 * of_cpu + 1e-6);
     EXPECT_LE(of_gpu, 1e-4);
     EXPECT_LE(of_gpu, 10 * of_cpu + 1e-6);
     EXPECT_LE(reference::relative_error(gpu.second, exact.second),
