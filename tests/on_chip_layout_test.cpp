@@ -147,8 +147,8 @@ TEST(OnChipLayout, RefusesWhatDoesNotFit) {
                   " of a block's shared memory, of which there are 227.0 KiB");
   EXPECT_EQ(decide_on_chip({32, {200, 160, 1}, true, 4, 2}, kTuring).refusal.substr(0, 53),
             "the parameters, and a block's share of a step, take 6");
-  EXPECT_EQ(decide_on_chip({4, {4, 4, 4, 4, 4, 4}, true, 4, 2}, kHopper).refusal,
-            "the form 'on-chip' is for at most 4 layers, not 5");
+  EXPECT_EQ(decide_on_chip({4, std::vector<std::int64_t>(10, 4), true, 4, 2}, kHopper).refusal,
+            "the form 'on-chip' is for at most 8 layers, not 9");
   EXPECT_EQ(decide_on_chip({4, {1, 2147483647}, true, 4, 2}, kHopper).refusal,
             "the form 'on-chip' is for layers of at most 2048 units, not 2147483647");
   EXPECT_EQ(decide_on_chip({4, {2147483647, 1}, true, 4, 2}, kHopper).refusal,

@@ -28,10 +28,13 @@ constexpr double kLongestLaunchUs = 5e5;   ///< a launch of the persistent execu
 
 // Kernels of a graph, beside the node: deviceloop_bench, kernel/cuda/...
 constexpr double kKernelUs = 0.6;  ///< the shortest: relu of 1024 elements, 1.43 with its node
-constexpr double kRowUs = 0.24;    ///< a row of a thread that sums over rows: narrow_linear_gradient, batch 128, 5.4
-constexpr double kRowOutputUs = 0.115;  ///< and each output more; fitted: train/graph/784-128-10
-constexpr double kSlotSumUs = 5;        ///< the sum over the slots of such a kernel: narrow_linear_gradient, batch 1024
-constexpr double kRowSumEfficiency = 0.7;  ///< of memory's rate: narrow_linear_gradient, batch 1048576
+constexpr double kRowUs = 0.24;    ///< a row of a thread that sums over rows, as narrow_linear_gradient took before
+constexpr double kSlotSumUs = 5;   ///< the sum over the slots of such a kernel
+constexpr double kRowSumEfficiency = 0.7;  ///< of memory's rate
+// The gradient of a narrow layer, which waits for a GPU: by what its loads wait for and its arithmetic takes.
+constexpr double kNarrowGradientUs = 0.85;
+constexpr double kNarrowGradientRowUs = 0.06;       ///< a row of a thread, and an output
+constexpr double kNarrowGradientEfficiency = 0.94;  ///< of memory's rate
 
 // A library's products, fitted to train/graph/...
 constexpr double kLibraryProductUs = 2.4;    ///< of any size, beside its node
@@ -48,7 +51,7 @@ constexpr double kSmallProductUs = 2.0;  ///< what one takes beside the followin
 constexpr double kFlatTileReads = 2;  ///< cycles of reading shared memory for a cycle of multiply-adds, 4 rows a thread
 constexpr double kTallTileReads = 1.5;  ///< the same of 8 rows a thread
 // A narrow layer and its loss in the end of one: so that a step of 784-128-10 with 64 samples takes what that of a
-// prototype took in clusters of eight blocks, 10.7 to 11.1. That of 1000-100-1 took 9.8 to 11.3 there.
+// prototype took in clusters of eight blocks, 10.7 to 11.2. That of 1000-100-1 took 9.8 at best, most cuts 11 to 14.
 constexpr double kLossEndUs = 1.0;
 
 // The kernels for two layers, fitted to train/persistent/1000-100-1 and 784-128-10, primal and gram.

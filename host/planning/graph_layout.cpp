@@ -569,9 +569,11 @@ double work_us(const GraphNode& node, double bytes_per_us, double library_multip
     case GraphNode::Kind::elements:
       return kKernelUs + node.bytes / bytes_per_us;
     case GraphNode::Kind::row_sums:
-      return kKernelUs +
-             static_cast<double>(node.thread_rows) * (kRowUs + kRowOutputUs * static_cast<double>(node.outputs - 1)) +
+      return kKernelUs + static_cast<double>(node.thread_rows) * kRowUs +
              node.bytes / (kRowSumEfficiency * bytes_per_us);
+    case GraphNode::Kind::narrow_gradient:
+      return kNarrowGradientUs + static_cast<double>(node.thread_rows * node.outputs) * kNarrowGradientRowUs +
+             node.bytes / (kNarrowGradientEfficiency * bytes_per_us);
     case GraphNode::Kind::product:
       return kLibraryProductUs +
              std::max(node.multiply_adds / library_multiply_adds_per_us,
@@ -589,12 +591,6 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
   const auto element = static_cast<double>(size_of(element_type(precision)));
   GraphNode node;
   node.has_slots = slots_of(op, precision) > 0 && (op.loss_blocks == 0 || op.kind == Kind::narrow_gradient);
-  const auto sum_rows = [&](std::int64_t batch, std::int64_t columns, std::int64_t outputs) {
-    const cuda::PanelLayout panel = cuda::row_sum_layout(batch, columns);
-    node.kind = GraphNode::Kind::row_sums;
-    node.thread_rows = cuda::divide_up(std::min(batch, panel.rows_per_tile), cuda::kThreads / panel.threads_across);
-    node.outputs = outputs;
-  };
   // What an update by a gradient moves beside the gradient.
   const double states = static_cast<double>(elementwise::states_of(op.optimizer).size());
   const double updated = op.updates ? (1 + 2 * states) * elements(op.rows, op.columns) : 0;
@@ -631,16 +627,23 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
     case Kind::narrow_gradient: {
       const int passes = op.below == kNoOperand ? 1 : 2;
-      sum_rows(op.inner, op.rows, op.columns);
+      const cuda::ColumnGroupLayout tile =
+          cuda::column_group_layout(op.inner, op.rows, static_cast<int>(16 / element));  // of most shapes
+      node.kind = GraphNode::Kind::narrow_gradient;
+      node.thread_rows = cuda::divide_up(std::min(op.inner, tile.rows_per_tile), cuda::kThreads / tile.groups);
+      node.outputs = op.columns;
       node.multiply_adds = passes * elements(op.inner, op.rows) * static_cast<double>(op.columns);
       moved = passes * elements(op.inner, op.rows) + elements(op.inner, op.columns) +
               2 * elements(op.rows, op.columns) + updated;
       break;
     }
-    case Kind::column_sums:
-      sum_rows(op.rows, op.columns, 1);
+    case Kind::column_sums: {
+      const cuda::PanelLayout panel = cuda::row_sum_layout(op.rows, op.columns);
+      node.kind = GraphNode::Kind::row_sums;
+      node.thread_rows = cuda::divide_up(std::min(op.rows, panel.rows_per_tile), cuda::kThreads / panel.threads_across);
       moved = elements(op.rows, op.columns);
       break;
+    }
   }
   node.bytes = moved * element;
   for (const std::vector<GraphOperation>* others : {&op.beside, &op.above})

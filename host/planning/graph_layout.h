@@ -121,15 +121,16 @@ struct GraphNode {
     elements,  ///< bound by bytes
     product,   ///< of cuBLASLt
     own_product,
-    row_sums,  ///< sums over rows, some of them by each thread after each other
+    row_sums,         ///< sums over rows, some of them by each thread after each other
+    narrow_gradient,  ///< the same with the arithmetic of a narrow layer
   };
   Kind kind = Kind::elements;
   double bytes = 0;              ///< that it reads and writes
   double multiply_adds = 0;      ///< of a product, the library's or an own one
   std::int64_t inner = 0;        ///< of a product
   double own_us = 0;             ///< of an own product, where its operands lie in L2
-  std::int64_t thread_rows = 0;  ///< of row_sums
-  std::int64_t outputs = 1;      ///< of row_sums: sums for each column
+  std::int64_t thread_rows = 0;  ///< of row_sums and narrow_gradient
+  std::int64_t outputs = 1;      ///< of narrow_gradient
   bool has_slots = false;
 };
 
