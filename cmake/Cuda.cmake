@@ -91,5 +91,13 @@ foreach(architecture IN LISTS CMAKE_CUDA_ARCHITECTURES)
 endforeach()
 list(JOIN deviceloop_cuda_code ", " deviceloop_cuda_code)
 
+# What kernels of Hopper's tensor cores are compiled for (cuda/runtime/tensor.cuh): where the build is for Hopper, code for
+# sm_90a alone, which no other GPU can run; otherwise code that no plan chooses. A target has one list, so that such
+# sources are a target of their own.
+set(deviceloop_hopper_architectures ${CMAKE_CUDA_ARCHITECTURES})
+if(deviceloop_cuda_code MATCHES "(sm|compute)_90")
+  set(deviceloop_hopper_architectures 90a-real)
+endif()
+
 set(deviceloop_cuda ON)
 message(STATUS "deviceloop: CUDA ${CUDAToolkit_VERSION}, code for ${deviceloop_cuda_code}")

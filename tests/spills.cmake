@@ -1,5 +1,6 @@
-# cmake -DNVCC=... -DOPTIONS=... -DSOURCE=... -DOUT=... -P spills.cmake: compiles a file of kernels for sm_90 and fails
-# where the registers of one do not suffice, which ptxas reports as spill stores and loads.
+# cmake -DNVCC=... -DOPTIONS=... -DARCH=... -DSOURCE=... -DOUT=... -P spills.cmake: compiles a file of kernels for ARCH,
+# sm_90 or sm_90a, and fails where the registers of one do not suffice, which ptxas reports as spill stores and loads, or
+# where it lets the asynchronous products of a warpgroup wait for each other.
 
 # find_spills(OUT REPORT): a line for each kernel that spills; "no kernel" where the report tells of none.
 function(find_spills out report)
@@ -13,6 +14,10 @@ function(find_spills out report)
       string(APPEND spills "\n${function}")
     endif()
   endforeach()
+  string(REGEX MATCHALL "[^\n]*instructions are serialized[^\n]*" serialized "${report}")
+  foreach(line IN LISTS serialized)
+    string(APPEND spills "\n${line}")
+  endforeach()
   set(${out} "${spills}" PARENT_SCOPE)
 endfunction()
 
@@ -23,11 +28,12 @@ string(REPLACE "0 bytes spill loads" "20 bytes spill loads" planted "${planted}"
 find_spills(none "${clean}")
 find_spills(one "${clean}${planted}${clean}")
 find_spills(nothing "ptxas info    : 0 bytes gmem")
-if(none OR NOT one MATCHES "b_kernel.* 20 bytes" OR one MATCHES "a_kernel" OR NOT nothing)
-  message(FATAL_ERROR "planted reports are not understood: '${none}' '${one}' '${nothing}'")
+find_spills(serial "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to\n${clean}")
+if(none OR NOT one MATCHES "b_kernel.* 20 bytes" OR one MATCHES "a_kernel" OR NOT nothing OR NOT serial MATCHES "C7510")
+  message(FATAL_ERROR "planted reports are not understood: '${none}' '${one}' '${nothing}' '${serial}'")
 endif()
 
-execute_process(COMMAND "${NVCC}" ${OPTIONS} -arch=sm_90 -cubin -Xptxas -v -o "${OUT}" "${SOURCE}"
+execute_process(COMMAND "${NVCC}" ${OPTIONS} -arch=${ARCH} -cubin -Xptxas -v -o "${OUT}" "${SOURCE}"
                 RESULT_VARIABLE status OUTPUT_VARIABLE report ERROR_VARIABLE report)
 file(REMOVE "${OUT}")
 if(NOT status EQUAL 0)

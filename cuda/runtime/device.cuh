@@ -60,11 +60,11 @@ __device__ inline unsigned block_index() { return blockIdx.x; }
 /// Blocks of the grid.
 __device__ inline unsigned grid_blocks() { return gridDim.x; }
 
-/// The block's shared memory, of LaunchConfig::shared_bytes; its content is undefined at first. A kernel has one
-/// Layout.
+/// The block's shared memory, of LaunchConfig::shared_bytes, at a multiple of 1024 bytes; its content is undefined at
+/// first. A kernel has one Layout.
 template <class Layout>
 __device__ Layout& shared() {
-  extern __shared__ __align__(16) unsigned char block_memory[];
+  extern __shared__ __align__(1024) unsigned char block_memory[];
   return *reinterpret_cast<Layout*>(block_memory);
 }
 

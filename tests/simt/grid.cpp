@@ -22,7 +22,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../cuda/runtime/device.cuh"
+#include "../../cuda/runtime/tensor.cuh"
+#include "products.h"
 
 namespace simt {
 namespace {
@@ -92,6 +93,7 @@ struct Thread {
   std::uint64_t bits = 0;    // given to the other lanes, and got from them
   unsigned gathers = 0;      // warp_gather calls
   int cluster_phase = -1;    // in which it has arrived and not yet waited
+  ThreadProducts products;
 };
 
 /// Threads that wait for each other.
@@ -149,8 +151,10 @@ struct Transactions {
   }
 };
 
+constexpr std::size_t kSharedAlignment = 1024;
+
 struct FreeShared {
-  void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{16}); }
+  void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{kSharedAlignment}); }
 };
 
 struct Cluster;
@@ -161,6 +165,7 @@ struct Block {
   Meeting barrier;
   std::vector<Warp> warps;
   std::map<int, PartBarrier> parts;
+  BlockProducts products;
   bool begun = false;
   unsigned returned = 0;
 };
@@ -171,6 +176,7 @@ struct Store {
   std::byte* to = nullptr;
   std::uint64_t* barrier = nullptr;
   std::size_t bytes = 0;
+  const void* from = nullptr;  // in global memory; else it is the value that is stored
   std::byte value[16]{};
 };
 
@@ -199,6 +205,8 @@ class Grid {
   void arrive_transactions(std::uint64_t* barrier, std::size_t expected_bytes) const;
   bool transactions_ended(const Place& waiting, const std::uint64_t* barrier, unsigned parity);
   void store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier);
+  void copy_bulk(void* to, const void* from, std::size_t bytes, std::uint64_t* barrier);
+  bool happens_at_once() { return order_ == Order::kForward || (order_ == Order::kRandom && random_() % 4 == 0); }
   void let_stores_land() { land(*current_->block->cluster, nullptr); }
   void poll(Poll& poll);
   void* peer_shared(const void* mine, unsigned rank) const;
@@ -222,7 +230,8 @@ class Grid {
   void meet(Meeting& meeting, const char* where, std::deque<Thread*>& queue);
   void wait(const char* where);
   void wait_for(const char* where, const std::function<bool()>& has_ended);
-  Block& block_of(const void* place, std::size_t bytes, const char* name) const;
+  Block& block_of(const void* place, std::size_t bytes, std::size_t alignment, const char* name) const;
+  void send(const Store& store, const char* name);
   Transactions own_transactions(const std::uint64_t* barrier, const char* name) const;
   void land(Cluster& cluster, const std::uint64_t* barrier);
   void land(const Store& store) const;
@@ -268,18 +277,29 @@ void Grid::admit_cluster() {
     Block& block = cluster.blocks[rank];
     block.cluster = &cluster;
     if (launch_.shared_bytes > 0) {
-      block.shared.reset(static_cast<std::byte*>(::operator new (launch_.shared_bytes, std::align_val_t{16})));
+      block.shared.reset(
+          static_cast<std::byte*>(::operator new (launch_.shared_bytes, std::align_val_t{kSharedAlignment})));
       std::memset(block.shared.get(), launch_.fresh_byte, launch_.shared_bytes);
       // Until the block begins nobody may touch it.
       if (launch_.cluster_blocks > 1) __asan_poison_memory_region(block.shared.get(), launch_.shared_bytes);
     }
+    block.products.shared = block.shared.get();
+    block.products.bytes = launch_.shared_bytes;
     block.barrier = {thread, launch_.threads};
     block.warps.resize(launch_.threads / kWarpThreads);
     for (unsigned i = 0; i < launch_.threads; ++i, ++thread) {
       if (i % kWarpThreads == 0) block.warps[i / kWarpThreads].meeting = {thread, kWarpThreads};
-      thread->place = {i,    launch_.threads,        first_block + rank, launch_.blocks,
-                       rank, launch_.cluster_blocks, block.shared.get(), thread};
+      thread->place = {i,
+                       launch_.threads,
+                       first_block + rank,
+                       launch_.blocks,
+                       rank,
+                       launch_.cluster_blocks,
+                       block.shared.get(),
+                       thread,
+                       &thread->products};
       thread->block = &block;
+      thread->products.block = &block.products;
     }
   }
   make_runnable(runnable_, cluster.threads.data(), cluster.threads.size());
@@ -378,6 +398,7 @@ void Grid::run_current() {
     __asan_unpoison_memory_region(block.shared.get(), launch_.shared_bytes);
   try {
     launch_.thread();
+    if (!failure_) end_products(block.returned + 1 == launch_.threads);
   } catch (const Abandoned&) {
   } catch (...) {
     if (!failure_) failure_ = std::current_exception();
@@ -492,11 +513,11 @@ void Grid::part_barrier(int barrier, unsigned threads, bool waits) {
 }
 
 /// The block of the cluster whose shared memory the place is in.
-Block& Grid::block_of(const void* place, std::size_t bytes, const char* name) const {
+Block& Grid::block_of(const void* place, std::size_t bytes, std::size_t alignment, const char* name) const {
   for (Block& block : current_->block->cluster->blocks) {
     const auto offset = reinterpret_cast<std::uintptr_t>(place) - reinterpret_cast<std::uintptr_t>(block.shared.get());
     if (block.shared == nullptr || offset >= launch_.shared_bytes) continue;
-    if (offset % bytes != 0)
+    if (offset % alignment != 0)
       refuse(std::string(name) + ": a place of " + std::to_string(bytes) + " bytes is not aligned");
     if (offset + bytes > launch_.shared_bytes) refuse(std::string(name) + ": a place beyond the shared memory");
     if (!block.begun) refuse(std::string(name) + ": a place of a block that has not begun");
@@ -506,14 +527,14 @@ Block& Grid::block_of(const void* place, std::size_t bytes, const char* name) co
 }
 
 Transactions Grid::own_transactions(const std::uint64_t* barrier, const char* name) const {
-  if (&block_of(barrier, sizeof *barrier, name) != current_->block)
+  if (&block_of(barrier, sizeof *barrier, sizeof *barrier, name) != current_->block)
     refuse(std::string(name) + ": the barrier of another block");
   if (!Transactions::initialised(*barrier)) refuse(std::string(name) + ": the barrier is not initialised");
   return Transactions::of(*barrier);
 }
 
 void Grid::init_transactions(std::uint64_t* barrier, unsigned arrivals) const {
-  if (&block_of(barrier, sizeof *barrier, "init_transactions") != current_->block)
+  if (&block_of(barrier, sizeof *barrier, sizeof *barrier, "init_transactions") != current_->block)
     refuse("init_transactions: the barrier of another block");
   if (arrivals == 0 || arrivals > 0x7ff) refuse("init_transactions of " + std::to_string(arrivals) + " arrivals");
   *barrier = Transactions{0, arrivals, arrivals, 0}.word();
@@ -542,19 +563,30 @@ bool Grid::transactions_ended(const Place& waiting, const std::uint64_t* barrier
 }
 
 void Grid::store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* barrier) {
-  Store store{&block_of(to, bytes, "store_async"), static_cast<std::byte*>(to), barrier, bytes, {}};
-  if (&block_of(barrier, sizeof *barrier, "store_async") != store.block)
-    refuse("store_async: the barrier is not of the block that is written to");
-  if (!Transactions::initialised(*barrier)) refuse("store_async: the barrier is not initialised");
+  Store store{&block_of(to, bytes, bytes, "store_async"), static_cast<std::byte*>(to), barrier, bytes};
   std::memcpy(store.value, value, bytes);
+  send(store, "store_async");
+}
+
+void Grid::copy_bulk(void* to, const void* from, std::size_t bytes, std::uint64_t* barrier) {
+  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    refuse("copy_bulk of " + std::to_string(bytes) + " bytes: not at and in multiples of 16 bytes");
+  const Store store{&block_of(to, bytes, 16, "copy_bulk"), static_cast<std::byte*>(to), barrier, bytes, from};
+  if (store.block != current_->block) refuse("copy_bulk: a place of another block");
+  send(store, "copy_bulk");
+}
+
+void Grid::send(const Store& store, const char* name) {
+  if (&block_of(store.barrier, sizeof *store.barrier, sizeof *store.barrier, name) != store.block)
+    refuse(std::string(name) + ": the barrier is not of the block that is written to");
+  if (!Transactions::initialised(*store.barrier)) refuse(std::string(name) + ": the barrier is not initialised");
   std::vector<Store>& stores = current_->block->cluster->stores;
   stores.push_back(store);
-  if (order_ == Order::kForward || (order_ == Order::kRandom && random_() % 4 == 0)) {
-    if (order_ == Order::kRandom) std::swap(stores.back(), stores[random_() % stores.size()]);
-    const Store lands = stores.back();
-    stores.pop_back();
-    land(lands);
-  }
+  if (!happens_at_once()) return;
+  if (order_ == Order::kRandom) std::swap(stores.back(), stores[random_() % stores.size()]);
+  const Store lands = stores.back();
+  stores.pop_back();
+  land(lands);
 }
 
 /// What is on its way to that barrier; null: to all of the cluster.
@@ -570,7 +602,13 @@ void Grid::land(Cluster& cluster, const std::uint64_t* barrier) {
 
 void Grid::land(const Store& store) const {
   Transactions counts = Transactions::of(*store.barrier);
-  std::memcpy(store.to, store.value, store.bytes);
+  std::memcpy(store.to, store.from != nullptr ? store.from : store.value, store.bytes);
+  if (store.from != nullptr) {
+    // Products see it; a fence is for what threads have written.
+    BlockProducts& products = store.block->products;
+    products.seen.resize(products.bytes);
+    std::memcpy(&products.seen[static_cast<std::size_t>(store.to - store.block->shared.get())], store.to, store.bytes);
+  }
   counts.bytes -= static_cast<std::int64_t>(store.bytes);
   counts.end_phase();
   *store.barrier = counts.word();
@@ -690,6 +728,14 @@ void store_async(void* to, const void* value, std::size_t bytes, std::uint64_t* 
   grid->store_async(to, value, bytes, barrier);
 }
 
+void copy_bulk(void* to, const void* from, std::size_t bytes, std::uint64_t* barrier) {
+  grid->copy_bulk(to, from, bytes, barrier);
+}
+
 void let_stores_land() { grid->let_stores_land(); }
+
+void refuse(const std::string& why) { grid->refuse(why); }
+
+bool happens_at_once() { return grid->happens_at_once(); }
 
 }  // namespace simt

@@ -25,4 +25,11 @@ struct GridLaunch {
 /// Returns how often threads waited. Throws KernelError, and what a thread throws.
 std::int64_t run_grid(const GridLaunch& launch, Order order, std::mt19937_64& random);
 
+/// Throws KernelError, for the thread that runs.
+[[noreturn]] void refuse(const std::string& why);
+
+/// Of asynchronous work that the thread that runs begins: whether it happens now, by the order of the grid, and not as
+/// late as possible.
+bool happens_at_once();
+
 }  // namespace simt

@@ -1,4 +1,5 @@
-// Rules for the text of cuda/: kernels.txt lists every kernel, and kernels reach the machine through device.cuh alone.
+// Rules for the text of cuda/: kernels.txt lists every kernel, and kernels reach the machine through device.cuh and
+// tensor.cuh alone.
 // Each rule is first shown to fail on planted text.
 #include "kernel_list.h"
 
@@ -62,7 +63,7 @@ bool is_kernel_name(const std::string& name) {
   return std::regex_match(name, pattern);
 }
 
-/// What reaches the machine past device.cuh.
+/// What reaches the machine past device.cuh and tensor.cuh.
 std::vector<std::string> machine_words_in(const std::string& text) {
   static const std::regex word(
       R"(__(shared__|syncthreads|syncwarp|shfl|ballot|any_sync|all_sync|activemask|match_|reduce_|threadfence|nanosleep|cluster_dims__)\w*|)"
@@ -100,7 +101,7 @@ TEST(KernelList, RuleFindsPlantedMachineWords) {
   EXPECT_EQ(machine_words_in("shared<Layout>(); block_barrier(); // threadIdx, <<<\nx << y; thread_index();"), Names{});
 }
 
-TEST(KernelList, HoldsEveryKernelAndTheyKeepToDeviceCuh) {
+TEST(KernelList, HoldsEveryKernelAndTheyKeepToDeviceCuhAndTensorCuh) {
   std::set<std::string> found;
   int files = 0;
   for (const auto& entry : fs::recursive_directory_iterator(DEVICELOOP_SOURCE_DIR "/cuda")) {
@@ -109,7 +110,7 @@ TEST(KernelList, HoldsEveryKernelAndTheyKeepToDeviceCuh) {
     text << std::ifstream(entry.path()).rdbuf();
     ++files;
     const fs::path path = entry.path().lexically_relative(DEVICELOOP_SOURCE_DIR "/cuda");
-    if (path != fs::path("runtime") / "device.cuh") {
+    if (path != fs::path("runtime") / "device.cuh" && path != fs::path("runtime") / "tensor.cuh") {
       EXPECT_EQ(machine_words_in(text.str()), Names{}) << path;
     }
     for (const std::string& name : kernels_in(text.str())) {

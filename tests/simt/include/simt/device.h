@@ -26,11 +26,14 @@ struct Copy {
   std::size_t bytes;
 };
 
+struct ThreadProducts;
+
 /// Where a thread stands, and the shared memory of its block.
 struct Place {
   unsigned thread = 0, threads = 0, block = 0, blocks = 0, rank = 0, cluster_blocks = 0;
   void* shared = nullptr;
   void* owner = nullptr;  ///< the fixture's own record of the thread
+  ThreadProducts* products = nullptr;
   mutable std::vector<Copy> copies{};
 };
 
@@ -71,7 +74,8 @@ void warp_barrier();
 /// The `bits` of the lane whose index differs by `mask`, all lanes having called it with the same `mask` and `bytes`.
 std::uint64_t warp_shuffle_xor(std::uint64_t bits, std::size_t bytes, unsigned mask);
 
-/// All lanes of the warp call it with `count` words each; `all` then holds those of lane 0, of lane 1, ...
+/// All lanes of the warp call it with `count` words each, which may be none; `all` then holds those of lane 0, of
+/// lane 1, ...
 void warp_gather(const char* name, const std::uint32_t* mine, unsigned count, std::uint32_t* all);
 
 // Barriers of transactions. Each throws KernelError where PTX would leave the behaviour undefined.
@@ -103,7 +107,7 @@ inline unsigned grid_blocks() { return simt::place->blocks; }
 
 template <class Layout>
 Layout& shared() {
-  static_assert(alignof(Layout) <= 16, "a block's shared memory lies on 16 bytes");
+  static_assert(alignof(Layout) <= 1024, "a block's shared memory lies on 1024 bytes");
   return *static_cast<Layout*>(simt::shared_memory(sizeof(Layout)));
 }
 

@@ -1,0 +1,58 @@
+// One launch that trains a narrow network for many steps, each on all rows, by products of bf16 on Hopper's tensor
+// cores: host/planning/fused_layout.h says how. Sums, parameters and what the optimizer keeps are float. Hidden layers
+// are relu, the loss is the sum of squared errors. Pointers are of the current device; only the launch is checked for
+// errors. Compute capability 9.0 alone.
+//
+// What is rounded to bf16, to nearest: the inputs, the weights, each hidden layer, the gradient of the outputs and
+// those of the hidden layers; biases are added, and the loss is taken, in float. Steps in one launch and in several
+// have the same bits. `*failed` is 0 before the launch. A wait that lasts until timeout_ns after its block began (0: no
+// limit) ends the grid with fused_code() in `*failed`; then neither the parameters nor the losses of that launch may be
+// used.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../../host/planning/fused_layout.h"
+
+namespace deviceloop::cuda {
+
+/// A parameter and what the optimizer keeps for it, in global memory.
+struct FusedParameter {
+  float* values = nullptr;  ///< null: a bias that there is not
+  float* states[elementwise::kMostStates] = {};
+};
+
+struct FusedArguments {
+  const std::uint32_t* tiles = nullptr;  ///< of the inputs, by launch_fused_tiles
+  const float* y = nullptr;              ///< [rows, outputs]
+  int widths[kFusedHidden + 2] = {};     ///< inputs, hidden layers, outputs
+  FusedParameter weights[kFusedHidden + 1], biases[kFusedHidden + 1];
+  OptimizerKind optimizer{};
+  const elementwise::StepScalars<float>* scalars = nullptr;
+  std::int32_t scalar_stride = 0;  ///< from step to step; 0 where all have the same
+
+  std::int64_t first_step = 0;  ///< steps that were taken before
+  std::int64_t steps = 0;
+  double* losses = nullptr;  ///< [steps]
+
+  // For the kernel's own use.
+  unsigned char* operands = nullptr;  ///< [operand_bytes], zero before the first launch, at a multiple of 16 bytes
+  float* slots = nullptr;             ///< [blocks, slots().count(), 4], at a multiple of 16 bytes
+  double* loss_parts = nullptr;       ///< [blocks]
+  unsigned* arrivals = nullptr;       ///< 0 before each launch
+  std::uint64_t timeout_ns = 0;
+  std::uint64_t* failed = nullptr;
+};
+
+/// x [rows, inputs] as tiles in bf16, [tiles, tile_bytes], of the layout; with zeros beyond x.
+void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
+                        cudaStream_t stream);
+
+/// Once for a layout, on the current device.
+void prepare_fused(const FusedLayout& layout);
+
+void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, cudaStream_t stream);
+
+}  // namespace deviceloop::cuda

@@ -1,0 +1,115 @@
+// How one launch trains a narrow network at a large batch by tensor cores (cuda/kernels/fused.cu), one block a
+// multiprocessor. Samples are cut into tiles of 64 rows, which the blocks take in turn. In a block some warpgroups, the
+// chains, take a tile each through all layers forth and back; others, the gradient groups, add the gradients of the
+// weights over all tiles of a step, in registers; and a thread of a last warpgroup fetches the tiles. At the end of a
+// step each block leaves its sums in a slot, and after a barrier of the grid each block adds some elements of all
+// slots, updates these parameters and writes them as operands, for all blocks to fetch after a second barrier.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernel_layout.h"
+
+namespace deviceloop::cuda {
+
+/// A panel: 64 rows of 64 values in bf16.
+inline constexpr int kFusedRows = 64;  ///< of a tile
+inline constexpr int kFusedPanelWidth = 64;
+inline constexpr int kFusedPanelBytes = kFusedRows * 128;
+inline constexpr int kFusedOutputs = 8;                        ///< the most, and so many with zeros beyond
+inline constexpr int kFusedTargetBytes = kFusedOutputs * 128;  ///< gradients of the outputs, [outputs, rows of a tile]
+inline constexpr int kFusedHidden = 6;  ///< hidden layers, the most; of two panels 2: for more a block has no registers
+inline constexpr int kFusedMostChains = 2, kFusedMostStages = 2, kFusedMostGroups = 2;
+
+/// Threads of a warpgroup.
+inline constexpr int kFusedGroupThreads = 128;
+
+struct FusedShape {
+  std::int64_t rows = 1;             ///< samples of a step
+  std::vector<std::int64_t> widths;  ///< inputs, hidden layers, outputs
+};
+
+struct FusedDevice {
+  int compute_capability = 90;
+  int multiprocessors = 132;
+  int shared_bytes = 227 << 10;  ///< of a block
+};
+
+/// What a block sums, in fours of floats in the order of the slots: slabs of 64 rows of each hidden layer's weights, as
+/// a warpgroup holds them, then those of the last layer, then biases.
+struct FusedSlots {
+  int hidden = 1;  ///< layers
+  int panels = 1;
+
+  DEVICELOOP_HOST_DEVICE constexpr int width() const { return panels * kFusedPanelWidth; }
+  DEVICELOOP_HOST_DEVICE constexpr int fours_of_slab() const { return width() / 8 * kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_weights_at() const { return hidden * panels * fours_of_slab(); }
+  DEVICELOOP_HOST_DEVICE constexpr int biases_at() const { return last_weights_at() + panels * kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_bias_at() const { return biases_at() + hidden * width() / 4; }
+  DEVICELOOP_HOST_DEVICE constexpr int count() const { return last_bias_at() + kFusedOutputs / 4; }
+};
+
+struct FusedLayout {
+  std::int64_t rows = 1, tiles = 1;
+  int blocks = 1;
+  int hidden = 1;  ///< layers
+  int panels = 1;  ///< of the inputs and of each hidden layer, with zeros beyond the values that there are: 1 or 2
+  int chains = 1;  ///< warpgroups that take tiles through the layers
+  int stages = 1;  ///< tiles that each of them can have at once: with two, gradients of one are added beside the next
+  int groups = 1;  ///< warpgroups that add gradients
+  int slabs_of_group = 2;  ///< 2 or 3: the first group has those of the last layers, the next those before
+  int sum_lanes = 1;       ///< threads beside each other that add slots; the others take other blocks' slots
+  // Of shared memory, in bytes from its beginning.
+  int biases_at = 0, stages_at = 0, control_at = 0, shared_bytes = 0;
+
+  DEVICELOOP_HOST_DEVICE constexpr int computing_threads() const { return (chains + groups) * kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr int threads() const { return computing_threads() + kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr FusedSlots slots() const { return {hidden, panels}; }
+  DEVICELOOP_HOST_DEVICE constexpr int width() const { return panels * kFusedPanelWidth; }
+  DEVICELOOP_HOST_DEVICE constexpr int tile_bytes() const { return panels * kFusedPanelBytes; }
+  /// Of a hidden layer's weights, [inputs, outputs], and of the last layer's, [outputs, inputs] with 16 rows.
+  DEVICELOOP_HOST_DEVICE constexpr int weight_bytes() const { return panels * width() * 128; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_weight_bytes() const { return panels * 16 * 128; }
+  /// The gradient group that has the weights of a hidden layer, 0 the first one, and the first of that group's layers.
+  DEVICELOOP_HOST_DEVICE constexpr int group_of(int layer) const {
+    return (hidden - 1 - layer) * panels / slabs_of_group;
+  }
+  DEVICELOOP_HOST_DEVICE constexpr int first_layer(int group) const {
+    const int first = hidden - (group + 1) * slabs_of_group / panels;
+    return first > 0 ? first : 0;
+  }
+  /// Of a stage: the tile of inputs, of each hidden layer and of each of its gradients, then the gradients of the
+  /// outputs.
+  DEVICELOOP_HOST_DEVICE constexpr int stage_bytes() const {
+    return (2 * hidden + 1) * tile_bytes() + kFusedTargetBytes;
+  }
+  /// Of the weights and biases as operands, in global memory and at the beginning of shared memory.
+  DEVICELOOP_HOST_DEVICE constexpr int operand_bytes() const {
+    return biases_at + (hidden * width() + kFusedOutputs) * 4;
+  }
+};
+
+/// A layout, or why there is none: one sentence.
+struct FusedDecision {
+  FusedLayout layout;
+  std::string refusal;
+};
+
+FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device);
+
+/// What the kernel keeps at control_at: barriers, a loss of each warp of the chains, when waits end, two flags of each
+/// warpgroup and two of the block.
+inline constexpr int kFusedControlBytes = kFusedMostChains * kFusedMostStages * (kFusedMostGroups + 2) * 8 +
+                                          kFusedMostChains * 4 * 8 + 8 +
+                                          2 * (kFusedMostChains + kFusedMostGroups + 1) * 4;
+
+/// The phases of late_wait_code.
+enum class FusedPhase : std::int64_t { kTile = 1, kForward = 2, kGradients = 3, kGrid = 4 };
+
+DEVICELOOP_HOST_DEVICE constexpr std::uint64_t fused_code(FusedPhase phase, std::int64_t step) {
+  return late_wait_code(static_cast<std::int64_t>(phase), step);
+}
+
+}  // namespace deviceloop::cuda
