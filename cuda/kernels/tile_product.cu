@@ -148,7 +148,7 @@ __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, 
 }
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(kThreads) tile_product_kernel(TileProduct<T> of) {
+__global__ void __launch_bounds__(kThreads, 1) tile_product_kernel(TileProduct<T> of) {
   auto& memory = shared<TileMemory<T, Shape>>();
   const ProductShape& shape = of.shape;
   const std::int64_t across = Shape::tiles_across(shape);
