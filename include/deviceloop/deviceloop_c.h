@@ -181,11 +181,7 @@ enum { DEVICELOOP_DEVICE_AUTOMATIC = 0, DEVICELOOP_DEVICE_CPU = 1, DEVICELOOP_DE
 
 /// The kernel by which the plan `persistent` trains.
 typedef int32_t deviceloop_form;
-enum {
-  DEVICELOOP_FORM_AUTOMATIC = 0,
-  DEVICELOOP_FORM_TWO_LAYER = 1,
-  DEVICELOOP_FORM_ON_CHIP = 2
-};
+enum { DEVICELOOP_FORM_AUTOMATIC = 0, DEVICELOOP_FORM_TWO_LAYER = 1, DEVICELOOP_FORM_ON_CHIP = 2 };
 
 /// Which executor runs a training; automatic where one is asked for, never in an answer.
 typedef int32_t deviceloop_executor;
