@@ -165,6 +165,8 @@ TEST_P(Watching, EveryLossAndItsAccuracyInPanelsOfRows) {
       if (kHostFixture && (reduction == Reduction::mean) != has_classes) continue;
       SCOPED_TRACE(static_cast<int>(loss) * 4 + (has_classes ? 2 : 0) + static_cast<int>(reduction));
       Watched watched = Watched::random(GetParam(), {5, 37}, 30, kHostFixture ? 1030 : 2100);
+      if (GetParam().form == PersistentForm::two_layer)  // which has but one loss
+        watched.problem.training.form = PersistentForm::automatic;
       watched.problem.training.reduction = reduction;
       watched.set_loss(loss, has_classes);
       Trainer trainer = watched.trainer(GetParam());
