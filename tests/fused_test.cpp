@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../cuda/kernels/fused.h"
-#include "support/cuda_test.h"
+#include "support/hopper_test.h"
 
 namespace deviceloop {
 namespace {
@@ -192,16 +192,8 @@ Outcome reference(const Problem& problem, int steps, bool& exact) {
   return outcome;
 }
 
-class Fused : public testing::CudaTest {
+class Fused : public testing::HopperTest {
  protected:
-  void SetUp() override {
-    CudaTest::SetUp();
-    if (IsSkipped() || HasFatalFailure()) return;
-    cudaDeviceProp gpu;
-    DEVICELOOP_CHECK_CUDA(cudaGetDeviceProperties(&gpu, 0));
-    if (gpu.major != 9 || gpu.minor != 0) GTEST_SKIP() << "products of a warpgroup need compute capability 9.0";
-  }
-
   /// On a GPU of that many multiprocessors.
   static FusedLayout layout_of(const Problem& problem, int multiprocessors = 3) {
     cuda::FusedDevice device;

@@ -14,7 +14,7 @@
 
 #include "../cuda/runtime/launch.h"
 #include "../cuda/runtime/tensor.cuh"
-#include "support/cuda_test.h"
+#include "support/hopper_test.h"
 
 namespace deviceloop {
 namespace {
@@ -148,16 +148,8 @@ std::vector<float> product_of(const std::vector<float>& a, const std::vector<flo
   return out;
 }
 
-class Tensor : public testing::CudaTest {
+class Tensor : public testing::HopperTest {
  protected:
-  void SetUp() override {
-    CudaTest::SetUp();
-    if (IsSkipped() || HasFatalFailure()) return;
-    cudaDeviceProp gpu;
-    DEVICELOOP_CHECK_CUDA(cudaGetDeviceProperties(&gpu, 0));
-    if (gpu.major != 9 || gpu.minor != 0) GTEST_SKIP() << "products of a warpgroup need compute capability 9.0";
-  }
-
   template <TensorType type, bool in_registers, Major a_major, Major b_major, int columns>
   static void expect_exact() {
     SCOPED_TRACE(std::string(type == TensorType::kBf16 ? "bf16" : "tf32") + ", A " +
