@@ -4,9 +4,14 @@
 
 #include "../runtime/launch.h"
 #include "../runtime/tensor.cuh"
+#include "fused_parts.cuh"
 
 namespace deviceloop::cuda {
 namespace {
+
+using fused::BlockParts;
+using fused::Element;
+using fused::Four;
 
 constexpr TensorType kType = TensorType::kBf16;
 constexpr int kDepth = 16;  // of a product
@@ -19,27 +24,6 @@ constexpr int kFetchingRegisters = 24;
 template <int panels>
 constexpr int kChainRegisters = panels == 1 ? 120 : 136;
 constexpr int kGradientRegisters = 176;
-
-static_assert(kFusedGroupThreads == kWarpgroupThreads);
-
-struct alignas(1024) FusedShared {
-  unsigned char bytes[1024];
-};
-
-struct FusedControl {
-  TransactionBarrier tile_arrived[kFusedMostChains][kFusedMostStages];
-  TransactionBarrier stage_free[kFusedMostChains][kFusedMostStages];
-  TransactionBarrier ready[kFusedMostChains][kFusedMostStages][kFusedMostGroups];  // all operands of a gradient group
-  double losses[kFusedMostChains * 4];
-  std::uint64_t end;  // of waits, by clock_ns(); 0 for never
-  unsigned failed[2][kFusedMostChains + kFusedMostGroups];
-  unsigned goes_on[2];
-};
-static_assert(sizeof(FusedControl) == kFusedControlBytes);
-
-struct alignas(16) Four {
-  float values[4];
-};
 
 __device__ inline float bf16_value(std::uint32_t bits) {
   const std::uint32_t word = bits << 16;
@@ -54,56 +38,15 @@ __device__ inline float masked(float gradient, std::uint32_t hidden_bits) {
   return (hidden_bits & 0xffffu) == 0x8000u ? 0.0f : gradient;
 }
 
-/// Where an element of a slot belongs.
-struct Element {
-  int layer, row, column;
-  bool is_bias;
-};
-
-/// Of the float `i` of the four with index `q`.
-__device__ inline Element element_of(const FusedSlots& slots, int q, int i) {
-  const int thread = q % kFusedGroupThreads, lane = thread % 32;
-  const int row = 16 * (thread / 32) + lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-  if (q < slots.last_weights_at()) {
-    const int slab = q / slots.fours_of_slab(), eight = q % slots.fours_of_slab() / kFusedGroupThreads;
-    return {slab / slots.panels, slab % slots.panels * kFusedPanelWidth + row, 8 * eight + column, false};
-  }
-  if (q < slots.biases_at()) {
-    const int panel = (q - slots.last_weights_at()) / kFusedGroupThreads;
-    return {slots.hidden, panel * kFusedPanelWidth + row, column, false};
-  }
-  const int bias = (q - slots.biases_at()) * 4 + i;
-  if (q < slots.last_bias_at()) return {bias / slots.width(), 0, bias % slots.width(), true};
-  return {slots.hidden, 0, bias - slots.hidden * slots.width(), true};
-}
-
-/// What one thread of a block does. Warpgroups are the chains, then the gradient groups, then that which fetches tiles.
 template <int panels, int slabs_of_group>
-struct FusedBlock {
+struct FusedBlock : BlockParts {
   static constexpr int kWidth = panels * kFusedPanelWidth;
   static constexpr int kProducts = kWidth / kDepth;  // over the inputs of a layer
   static constexpr int kWeightPanelBytes = kWidth * 128, kLastPanelBytes = 16 * 128;
 
-  const FusedArguments& arguments;
-  const FusedLayout& layout;
-  unsigned char* memory;
-  unsigned group_waits = 0;
-  unsigned meetings = 0;
-
   __device__ FusedBlock(const FusedArguments& of, const FusedLayout& cut, unsigned char* at)
-      : arguments(of), layout(cut), memory(at) {}
+      : BlockParts(of, cut, at) {}
 
-  // Computed again, and read again, instead of being kept in registers.
-  static __device__ int thread() { return static_cast<int>(thread_index_again()); }
-  static __device__ int group() { return thread() / kFusedGroupThreads; }
-  static __device__ int warp() { return thread() / 32 % 4; }  // of its warpgroup
-  static __device__ int lane() { return thread() % 32; }
-  __device__ Deadline deadline() const { return {control().end, arguments.failed}; }
-
-  __device__ FusedControl& control() const { return *reinterpret_cast<FusedControl*>(memory + layout.control_at); }
-  __device__ unsigned char* stage(int chain, int which) const {
-    return memory + layout.stages_at + (chain * layout.stages + which) * layout.stage_bytes();
-  }
   /// Hidden layer `index`, 0 the inputs, and the gradient of hidden layer `index`, 1 the first.
   __device__ unsigned char* hidden(unsigned char* stage, int index) const {
     return stage + index * layout.tile_bytes();
@@ -115,36 +58,6 @@ struct FusedBlock {
     return stage + (2 * layout.hidden + 1) * layout.tile_bytes();
   }
   __device__ const unsigned char* weights(int layer) const { return memory + layer * layout.weight_bytes(); }
-  __device__ const float* bias(int layer) const {
-    return reinterpret_cast<const float*>(memory + layout.biases_at) + layer * kWidth;
-  }
-
-  /// Of the tiles of a step: how many this block has, and how many of them one of its chains.
-  __device__ int block_tiles() const {
-    const auto block = static_cast<std::int64_t>(block_index());
-    return static_cast<int>((layout.tiles - block + layout.blocks - 1) / layout.blocks);
-  }
-  __device__ unsigned chain_tiles(int chain) const {
-    return static_cast<unsigned>((block_tiles() - chain + layout.chains - 1) / layout.chains);
-  }
-  __device__ std::int64_t tile_of(int k) const {
-    return static_cast<std::int64_t>(block_index()) + static_cast<std::int64_t>(k) * layout.blocks;
-  }
-  /// The place of tile k of a step among all tiles of its chain in this launch.
-  __device__ unsigned number_of(std::int64_t step, int k) const {
-    return static_cast<unsigned>(step) * chain_tiles(k % layout.chains) + static_cast<unsigned>(k / layout.chains);
-  }
-
-  /// All threads of a warpgroup wait, and have the same answer: false if the wait of one of them has failed. The flags
-  /// alternate, because a thread() may be at the next wait while another still reads that of this one.
-  __device__ bool group_waits_for(const TransactionBarrier* barrier, unsigned parity, FusedPhase phase,
-                                  std::int64_t step) {
-    unsigned& failed = control().failed[group_waits++ % 2][group()];
-    if (!wait_transactions(barrier, parity, deadline(), fused_code(phase, arguments.first_step + step))) failed = 1;
-    part_barrier(2 + group(), kFusedGroupThreads);
-    return failed == 0;
-  }
-
   /// This warp() has stored its part of the gradient behind hidden layer `layer`, 0 the first one, and all behind that:
   /// where no more is missing for a gradient group(), it goes on.
   __device__ void report_gradient(int chain, unsigned which, int layer) const {
@@ -153,53 +66,6 @@ struct FusedBlock {
     fence_async_proxy();
     warp_barrier();
     if (lane() == 0) arrive(&control().ready[chain][which][to]);
-  }
-
-  /// Barrier of the grid for the computing threads; false once a wait has failed anywhere.
-  __device__ bool meet(std::int64_t step) {
-    ++meetings;
-    unsigned& goes_on = control().goes_on[meetings % 2];
-    part_barrier(1, layout.computing_threads());
-    if (thread() == 0) {
-      arrive(arguments.arrivals);
-      goes_on = wait_until(arguments.arrivals, meetings * grid_blocks(), deadline(),
-                           fused_code(FusedPhase::kGrid, arguments.first_step + step)) &&
-                        !has_failed(deadline())
-                    ? 1
-                    : 0;
-    }
-    part_barrier(1, layout.computing_threads());
-    return goes_on != 0;
-  }
-
-  // Fetching tiles.
-
-  __device__ void fetch() const {
-    if (thread() % kFusedGroupThreads != 0) return;
-    const int tiles = block_tiles();
-    for (std::int64_t step = 0; step < arguments.steps; ++step)
-      for (int k = 0; k < tiles; ++k) {
-        const int chain = k % layout.chains;
-        const unsigned number = number_of(step, k), turn = number / static_cast<unsigned>(layout.stages);
-        const unsigned which = number % static_cast<unsigned>(layout.stages);
-        if (!wait_transactions(&control().stage_free[chain][which], turn % 2 ^ 1, deadline(),
-                               fused_code(FusedPhase::kTile, arguments.first_step + step)))
-          return let_stores_land();
-        TransactionBarrier* const arrived = &control().tile_arrived[chain][which];
-        arrive_expecting(arrived, static_cast<unsigned>(layout.tile_bytes()));
-        copy_bulk(stage(chain, static_cast<int>(which)), arguments.tiles + tile_of(k) * (layout.tile_bytes() / 4),
-                  static_cast<unsigned>(layout.tile_bytes()), arrived);
-      }
-    // The block may not end before its copies have landed, even if its other threads no longer wait for them.
-    for (int chain = 0; chain < layout.chains; ++chain) {
-      const unsigned count = static_cast<unsigned>(arguments.steps) * chain_tiles(chain);
-      for (unsigned last = 1; last <= static_cast<unsigned>(layout.stages) && last <= count; ++last) {
-        const unsigned turn = (count - last) / static_cast<unsigned>(layout.stages);
-        if (!wait_transactions(&control().tile_arrived[chain][(count - last) % static_cast<unsigned>(layout.stages)],
-                               turn % 2, deadline(), fused_code(FusedPhase::kTile, arguments.first_step)))
-          return let_stores_land();
-      }
-    }
   }
 
   // The chains.
@@ -250,26 +116,11 @@ struct FusedBlock {
     }
   }
 
-  /// use(i, row, output) for those of this thread()'s four outputs of a tile that there are.
-  template <class Use>
-  __device__ void for_outputs(std::int64_t tile, const Use& use) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::int64_t row = tile * kFusedRows + 16 * warp() + lane() / 4 + 8 * (i / 2);
-      const int output = 2 * (lane() % 4) + i % 2;
-      if (row < layout.rows && output < arguments.widths[layout.hidden + 1]) use(i, row, output);
-    }
-  }
-
   /// The gradient of this thread()'s outputs of a tile as a fragment and in shared memory; adds to the loss.
   __device__ void end_outputs(std::uint32_t (&fragment)[1][4], Accumulator<kFusedOutputs>& sums,
                               const float (&targets)[4], unsigned char* to, std::int64_t tile, double& loss) const {
     float gradients[4] = {};
-    for_outputs(tile, [&](int i, std::int64_t, int output) {
-      const float difference = sums[i] + bias(layout.hidden)[output] - targets[i];
-      loss += static_cast<double>(difference * difference);
-      gradients[i] = elementwise::squared_error_gradient(difference);
-    });
+    BlockParts::end_outputs(gradients, sums, targets, tile, loss);
     fragment[0][0] = to_bf16(gradients[0], gradients[1]);
     fragment[0][1] = to_bf16(gradients[2], gradients[3]);
     fragment[0][2] = fragment[0][3] = 0;  // outputs 8 to 15
@@ -293,9 +144,7 @@ struct FusedBlock {
       const unsigned number = number_of(step, k), turn = number / static_cast<unsigned>(layout.stages);
       const unsigned which = number % static_cast<unsigned>(layout.stages);
       float targets[4] = {};  // on their way meanwhile
-      for_outputs(tile_of(k), [&](int i, std::int64_t row, int output) {
-        targets[i] = arguments.y[row * arguments.widths[layers + 1] + output];
-      });
+      load_targets(targets, tile_of(k));
       if (!group_waits_for(&control().tile_arrived[chain][which], turn % 2, FusedPhase::kForward, step)) break;
       unsigned char* const at = stage(chain, static_cast<int>(which));
       const auto inputs = shared_matrix<kType, Major::kK>(at, kFusedPanelBytes);
@@ -328,8 +177,7 @@ struct FusedBlock {
         report_gradient(chain, which, layer - 1);
       }
     }
-    for (unsigned bit = 16; bit > 0; bit /= 2) loss += warp_shuffle_xor(loss, bit);
-    if (lane() == 0) control().losses[chain * 4 + warp()] = loss;
+    leave_loss(loss);
   }
 
   // The gradient groups.
@@ -408,7 +256,7 @@ struct FusedBlock {
       if (lane() == 0) arrive(&control().stage_free[chain][which]);
     }
     const FusedSlots slots = layout.slots();
-    float* const slot = arguments.slots + static_cast<std::int64_t>(block_index()) * slots.count() * 4;
+    float* const slot = slot_of_block();
     const int place = thread() % kFusedGroupThreads;
 #pragma unroll
     for (int i = 0; i < slabs_of_group; ++i) {
@@ -438,21 +286,6 @@ struct FusedBlock {
 
   // The end of a step.
 
-  /// use(element, parameter, index) for the elements of the four with index q that there are.
-  template <class Use>
-  __device__ void with_parameters(int q, const Use& use) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Element element = element_of(layout.slots(), q, i);
-      const FusedParameter& parameter =
-          element.is_bias ? arguments.biases[element.layer] : arguments.weights[element.layer];
-      const int rows = element.is_bias ? 1 : arguments.widths[element.layer],
-                columns = arguments.widths[element.layer + 1];
-      if (parameter.values == nullptr || element.row >= rows || element.column >= columns) continue;
-      use(element, parameter, element.row * columns + element.column, i);
-    }
-  }
-
   /// A parameter as an operand, in global memory.
   __device__ void write_operand(const Element& element, float value) const {
     unsigned char* const to = arguments.operands;
@@ -468,40 +301,6 @@ struct FusedBlock {
                 &bits, sizeof bits);
   }
 
-  /// The elements of this block: use(q, sum) by one thread() each, with the sum over all blocks if there are any to
-  /// add.
-  template <bool adds, class Use>
-  __device__ void for_own_elements(const Use& use) const {
-    const int count = layout.slots().count(), blocks = layout.blocks;
-    const int share = (count + blocks - 1) / blocks, begin = static_cast<int>(block_index()) * share;
-    const int end = begin + share < count ? begin + share : count;
-    const int lanes = layout.sum_lanes, place = thread() % lanes, slice = thread() / lanes;
-    const int slices = layout.computing_threads() / lanes;
-    Four* const parts = reinterpret_cast<Four*>(hidden(stage(0, 0), 1));  // no chain uses it now
-    for (int first = begin; first < end; first += lanes) {
-      const int q = first + place;
-      Four sum{};
-      if (adds) {
-        if (q < end)
-#pragma unroll 4
-          for (int block = slice; block < blocks; block += slices) {
-            Four term;
-            std::memcpy(&term, arguments.slots + (static_cast<std::int64_t>(block) * count + q) * 4, sizeof term);
-            for (int i = 0; i < 4; ++i) sum.values[i] += term.values[i];
-          }
-        parts[thread()] = sum;
-        part_barrier(1, layout.computing_threads());
-      }
-      if (slice == 0 && q < end) {
-        if (adds)
-          for (int from = 1; from < slices; ++from)
-            for (int i = 0; i < 4; ++i) sum.values[i] += parts[from * lanes + place].values[i];
-        use(q, sum);
-      }
-      if (adds) part_barrier(1, layout.computing_threads());
-    }
-  }
-
   __device__ void write_operands() const {
     for_own_elements<false>([&](int q, const Four&) {
       with_parameters(q, [&](const Element& element, const FusedParameter& parameter, int index, int) {
@@ -510,74 +309,27 @@ struct FusedBlock {
     });
   }
 
-  __device__ void update(std::int64_t step) const {
-    const elementwise::StepScalars<float>& scalars = arguments.scalars[step * arguments.scalar_stride];
-    for_own_elements<true>([&](int q, const Four& gradients) {
-      with_parameters(q, [&](const Element& element, const FusedParameter& parameter, int index, int i) {
-        float value = parameter.values[index], state[elementwise::kMostStates] = {};
-        for (int j = 0; j < elementwise::kMostStates; ++j)
-          if (parameter.states[j] != nullptr) state[j] = parameter.states[j][index];
-        elementwise::update(arguments.optimizer, value, state, gradients.values[i], scalars);
-        parameter.values[index] = value;
-        for (int j = 0; j < elementwise::kMostStates; ++j)
-          if (parameter.states[j] != nullptr) parameter.states[j][index] = state[j];
-        write_operand(element, value);
-      });
-    });
-    // The loss, by the first warp() of the first block.
-    if (block_index() != 0 || thread() >= 32) return;
-    double loss = 0;
-    for (int block = lane(); block < layout.blocks; block += 32) loss += arguments.loss_parts[block];
-    for (unsigned bit = 16; bit > 0; bit /= 2) loss += warp_shuffle_xor(loss, bit);
-    if (lane() == 0) arguments.losses[step] = loss;
-  }
-
   __device__ void load_operands() const {
     for (int i = thread(); i < layout.operand_bytes() / 16; i += layout.computing_threads()) {
       Four four;
       std::memcpy(&four, arguments.operands + i * 16, sizeof four);
       std::memcpy(memory + i * 16, &four, sizeof four);
     }
-    fence_async_proxy();
-    part_barrier(1, layout.computing_threads());
   }
 
   /// All steps, of which run(step) does the part of this thread()'s warpgroup.
   template <class Run>
   __device__ void compute(const Run& run) {
     write_operands();
-    for (std::int64_t step = 0; step < arguments.steps; ++step) {
-      if (!meet(step)) return;
-      load_operands();
-      run(step);
-      part_barrier(1, layout.computing_threads());
-      if (thread() == 0) {
-        double loss = 0;
-        for (int i = 0; i < layout.chains * 4; ++i) loss += control().losses[i];
-        arguments.loss_parts[block_index()] = loss;
-      }
-      if (!meet(step)) return;
-      update(step);
-    }
+    BlockParts::compute([&] { load_operands(); }, run,
+                        [&](const Element& element, float value) { write_operand(element, value); });
   }
 };
 
 template <int panels, int slabs_of_group>
 __global__ void __launch_bounds__(kMostThreads, 1) fused_kernel(FusedArguments arguments, FusedLayout layout) {
-  FusedBlock<panels, slabs_of_group> block(arguments, layout, shared<FusedShared>().bytes);
-  FusedControl& control = block.control();
-  if (block.thread() == 0) {
-    for (int chain = 0; chain < layout.chains; ++chain)
-      for (int stage = 0; stage < layout.stages; ++stage) {
-        init_transactions(&control.tile_arrived[chain][stage], 1);
-        init_transactions(&control.stage_free[chain][stage], static_cast<unsigned>(4 * layout.groups));
-        for (int i = 0; i < layout.groups; ++i) init_transactions(&control.ready[chain][stage][i], 4);
-      }
-    fence_transactions_init();
-    control.end = arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns;
-    for (unsigned(&flags)[kFusedMostChains + kFusedMostGroups] : control.failed)
-      for (unsigned& flag : flags) flag = 0;
-  }
+  FusedBlock<panels, slabs_of_group> block(arguments, layout, shared<fused::FusedShared>().bytes);
+  if (block.thread() == 0) block.init_control();
   block_barrier();
   if (block.group() >= layout.chains + layout.groups) {
     lower_registers<kFetchingRegisters>();
@@ -613,12 +365,6 @@ __global__ void fused_tiles_kernel(std::uint32_t* tiles, const float* x, std::in
   }
 }
 
-LaunchConfig config_of(const FusedLayout& layout) {
-  LaunchConfig config{layout.blocks, layout.threads(), layout.shared_bytes};
-  config.cooperative = true;
-  return config;
-}
-
 auto kernel_of(const FusedLayout& layout) {
   if (layout.panels == 2) return fused_kernel<2, 2>;
   return layout.slabs_of_group == 2 ? fused_kernel<1, 2> : fused_kernel<1, 3>;
@@ -634,11 +380,11 @@ void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const 
 }
 
 void prepare_fused(const FusedLayout& layout) {
-  prepare_kernel(reinterpret_cast<const void*>(kernel_of(layout)), config_of(layout));
+  prepare_kernel(reinterpret_cast<const void*>(kernel_of(layout)), fused::config_of(layout));
 }
 
 void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, cudaStream_t stream) {
-  launch(kernel_of(layout), config_of(layout), stream, arguments, layout);
+  launch(kernel_of(layout), fused::config_of(layout), stream, arguments, layout);
 }
 
 }  // namespace deviceloop::cuda

@@ -85,6 +85,12 @@ struct FusedLayout {
   DEVICELOOP_HOST_DEVICE constexpr int stage_bytes() const {
     return (2 * hidden + 1) * tile_bytes() + kFusedTargetBytes;
   }
+  /// Where a tile of inputs of a chain lies in shared memory, a stage's first; and where the blocks' sums are added, in
+  /// the tile behind that, which no chain uses then.
+  DEVICELOOP_HOST_DEVICE constexpr int input_at(int chain, int which) const {
+    return stages_at + (chain * stages + which) * stage_bytes();
+  }
+  DEVICELOOP_HOST_DEVICE constexpr int sums_at() const { return stages_at + tile_bytes(); }
   /// Of the weights and biases as operands, in global memory and at the beginning of shared memory.
   DEVICELOOP_HOST_DEVICE constexpr int operand_bytes() const {
     return biases_at + (hidden * width() + kFusedOutputs) * 4;
