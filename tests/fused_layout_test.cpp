@@ -51,21 +51,73 @@ TEST(FusedLayout, FitsForAllDepthsAndBatches) {
   EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}}, {}).layout.stages, 2);
 }
 
+TEST(FusedLayout, FitsInTf32ForAllDepthsAndBatches) {
+  for (const Precision precision : {Precision::tf32, Precision::tf32x3})
+    for (int hidden = 1; hidden <= (precision == Precision::tf32 ? kFusedTf32Hidden : kFusedTf32x3Hidden); ++hidden)
+      for (const std::int64_t rows :
+           {std::int64_t{1}, std::int64_t{64}, std::int64_t{8448}, std::int64_t{8449}, std::int64_t{1} << 33}) {
+        const int parts = precision == Precision::tf32 ? 1 : 2;
+        SCOPED_TRACE(std::to_string(hidden) + " hidden layers, parts " + std::to_string(parts) + ", rows " +
+                     std::to_string(rows));
+        std::vector<std::int64_t> widths(static_cast<std::size_t>(hidden) + 2, 33);
+        widths.back() = 8;
+        const FusedDecision decision = decide_fused({rows, widths, precision}, {});
+        ASSERT_EQ(decision.refusal, "");
+        const FusedLayout& layout = decision.layout;
+        EXPECT_EQ(layout.precision, precision);
+        EXPECT_EQ(layout.parts, parts);
+        EXPECT_EQ(layout.width(), 64);
+        EXPECT_EQ(layout.tile_bytes(), 64 * 64 * 4);
+        EXPECT_EQ(layout.groups, 1);
+        EXPECT_EQ(layout.chains, hidden * parts <= 3 ? 2 : 1);
+        EXPECT_EQ(layout.threads(), 128 * (layout.chains + 2));
+        EXPECT_LE(layout.shared_bytes, 227 << 10);
+        // Weights forward and back, the last layer's forward as 8 rows and back as 64 of 128 bytes.
+        EXPECT_EQ(layout.biases_at, parts * ((2 * hidden - 1) * 16384 + 2048) + 8192);
+        EXPECT_GE(layout.stages_at, layout.biases_at + (hidden * 64 + 8) * 4);
+        // Of each chain the hidden layers, the outputs' gradients and the inputs, none over another.
+        EXPECT_EQ(layout.sums_at(), layout.stages_at);
+        int end = layout.stages_at;
+        for (int chain = 0; chain < layout.chains; ++chain) {
+          end += parts * (hidden * 16384 + 2048);
+          for (int stage = 0; stage < layout.stages; ++stage, end += 16384) {
+            EXPECT_EQ(layout.input_at(chain, stage), end);
+            EXPECT_EQ(end % 1024, 0);
+          }
+        }
+        EXPECT_EQ(layout.masks_at, end);
+        EXPECT_EQ(layout.control_at, end + layout.chains * hidden * 128 * 4);
+        EXPECT_EQ(layout.shared_bytes, layout.control_at + kFusedControlBytes);
+        EXPECT_EQ(layout.slots().count(), hidden * (64 * 64 / 4 + 64 / 4) + 64 * 8 / 4 + 8 / 4);
+        EXPECT_LE(layout.computing_threads() * 16, layout.tile_bytes()) << "sums of slots";
+      }
+  EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}, Precision::tf32}, {}).layout.stages, 2);
+  EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}, Precision::tf32x3}, {}).layout.stages, 2);
+}
+
 TEST(FusedLayout, RefusesInOneSentence) {
-  const auto refusal_of = [](const std::vector<std::int64_t>& widths, const FusedDevice& device = {}) {
-    return decide_fused({1000, widths}, device).refusal;
+  const auto refusal_of = [](const std::vector<std::int64_t>& widths, const FusedDevice& device = {},
+                             Precision precision = Precision::bf16) {
+    return decide_fused({1000, widths, precision}, device).refusal;
   };
   FusedDevice older, smaller;
   older.compute_capability = 89;
   smaller.shared_bytes = 48 << 10;
   EXPECT_MENTIONS(refusal_of({64, 64, 1}, older), "compute capability 9.0, and the GPU has 8.9");
   EXPECT_MENTIONS(refusal_of({64, 64, 64, 1}, smaller), "bytes of shared memory, and a block has 49152");
-  EXPECT_MENTIONS(refusal_of({64, 1}), "1 to 6 hidden layers of that width, and there are 0");
-  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(9, 1)), "1 to 6 hidden layers of that width, and there are 7");
-  EXPECT_MENTIONS(refusal_of({64, 65, 64, 64, 1}), "1 to 2 hidden layers of that width, and there are 3");
-  EXPECT_MENTIONS(refusal_of({64, 129, 1}), "at most 128 values, and one has 129");
-  EXPECT_MENTIONS(refusal_of({784, 64, 1}), "at most 128 values, and one has 784");
+  EXPECT_MENTIONS(refusal_of({64, 64, 64, 1}, smaller, Precision::tf32x3), "of shared memory, and a block has 49152");
+  EXPECT_MENTIONS(refusal_of({64, 1}), "1 to 6 hidden layers of that width in bf16, and there are 0");
+  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(9, 1)), "1 to 6 hidden layers of that width in bf16, and there");
+  EXPECT_MENTIONS(refusal_of({64, 65, 64, 64, 1}), "1 to 2 hidden layers of that width in bf16, and there are 3");
+  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(7, 1), {}, Precision::tf32),
+                  "1 to 4 hidden layers of that width in tf32, and there are 5");
+  EXPECT_MENTIONS(refusal_of({64, 64, 64, 64, 1}, {}, Precision::tf32x3),
+                  "1 to 2 hidden layers of that width in tf32x3, and there are 3");
+  EXPECT_MENTIONS(refusal_of({64, 129, 1}), "at most 128 values in bf16, and one has 129");
+  EXPECT_MENTIONS(refusal_of({65, 64, 1}, {}, Precision::tf32), "at most 64 values in tf32, and one has 65");
+  EXPECT_MENTIONS(refusal_of({784, 64, 1}), "at most 128 values in bf16, and one has 784");
   EXPECT_MENTIONS(refusal_of({64, 64, 10}), "at most 8 outputs, and there are 10");
+  EXPECT_MENTIONS(refusal_of({64, 64, 1}, {}, Precision::fp32), "in bf16, tf32 and tf32x3, not in fp32");
 }
 
 }  // namespace

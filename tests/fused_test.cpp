@@ -1,5 +1,5 @@
-// The kernel that trains a narrow network by tensor cores, on a GPU or on the host by tests/simt: against the equations
-// in double with operands rounded to bf16.
+// The kernels that train a narrow network by tensor cores, in every precision, on a GPU or on the host by tests/simt:
+// against the equations in double with operands rounded as the precision says.
 #include <gtest/gtest.h>
 
 #include <cuda_runtime_api.h>
@@ -13,9 +13,16 @@
 #include <vector>
 
 #include "../cuda/kernels/fused.h"
+#include "../host/names.h"
 #include "support/hopper_test.h"
+#if defined(DEVICELOOP_SIMT)
+#include "simt/control.h"
+#endif
 
 namespace deviceloop {
+
+void PrintTo(Precision precision, std::ostream* out) { *out << name(precision); }
+
 namespace {
 
 using cuda::FusedArguments;
@@ -24,19 +31,35 @@ using testing::DeviceArray;
 using testing::random_integers;
 using testing::random_values;
 
-/// To nearest, ties to even; in the range of normal numbers.
-double bf16(double value) {
+/// To so many bits, to nearest, ties to even; in the range of normal numbers.
+double rounded(double value, int bits) {
   if (value == 0 || !std::isfinite(value)) return value;
   int exponent;
   const double mantissa = std::frexp(value, &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, bits)), exponent - bits);
 }
+
+/// What a product of that precision reads for a value.
+double operand(double value, Precision precision) {
+  if (precision == Precision::bf16) return rounded(value, 8);
+  const double first = rounded(value, 11);
+  return precision == Precision::tf32x3 ? first + rounded(value - first, 11) : first;
+}
+
+/// How the reference computes.
+enum class Arithmetic {
+  kOperandsRounded,  ///< in double, but operands as the precision says
+  kDouble,
+  kFloat  ///< by multiply-adds, one after the other
+};
 
 /// A sum that can tell whether float has it exactly, in whatever order it is computed.
 class Sum {
  public:
-  void add(double term) {
+  void add(double a, double b = 1) {
+    const double term = a * b;
     if (term == 0) return;
+    in_float_ = std::fma(static_cast<float>(a), static_cast<float>(b), in_float_);
     value_ += term;
     total_ += std::abs(term);
     int exponent;
@@ -44,22 +67,27 @@ class Sum {
     exponent += std::countr_zero(static_cast<std::uint64_t>(mantissa)) - 53;
     smallest_bit_ = std::min(smallest_bit_, exponent);
   }
-  double value(bool& exact) const {
+  double value(bool& exact, Arithmetic arithmetic) const {
     if (total_ != 0 && !(std::ldexp(total_, -smallest_bit_) <= 0x1p24)) exact = false;
-    return value_;
+    return arithmetic == Arithmetic::kFloat ? in_float_ : value_;
   }
 
  private:
   double value_ = 0, total_ = 0;
+  float in_float_ = 0;
   int smallest_bit_ = std::numeric_limits<int>::max();
 };
 
 struct Problem {
+  Precision precision;
   std::vector<std::int64_t> widths;
   std::int64_t rows = 1;
   bool has_bias = true;
   float rate = 0x1p-6f;
-  float momentum = 0;  ///< with the optimizer sgd; 0: gradient descent
+  float momentum = 0;  ///< with the optimizer sgd; 0: gradient descent, or `scalars`
+  OptimizerKind optimizer = OptimizerKind::gradient_descent;
+  elementwise::StepScalars<float> scalars{};  ///< beside rate and momentum
+  float state = 0;                            ///< what optimizers keep for each parameter begins with it
 
   std::vector<float> x{}, y{};
   std::vector<std::vector<float>> weights{}, biases{};  ///< [inputs, outputs], [outputs]
@@ -68,8 +96,9 @@ struct Problem {
 };
 
 /// Small integers, of which each hidden unit takes three inputs, so that sums stay small.
-Problem integers(const std::vector<std::int64_t>& widths, std::int64_t rows, bool has_bias = true) {
-  Problem problem{widths, rows, has_bias};
+Problem integers(Precision precision, const std::vector<std::int64_t>& widths, std::int64_t rows,
+                 bool has_bias = true) {
+  Problem problem{precision, widths, rows, has_bias};
   problem.x = random_integers<float>(rows * widths.front(), 2, 1);
   problem.y = random_integers<float>(rows * widths.back(), 2, 2);
   for (float& target : problem.y) target += 3;
@@ -88,8 +117,8 @@ Problem integers(const std::vector<std::int64_t>& widths, std::int64_t rows, boo
 }
 
 /// As of a training.
-Problem reals(const std::vector<std::int64_t>& widths, std::int64_t rows, float rate) {
-  Problem problem{widths, rows, true, rate};
+Problem reals(Precision precision, const std::vector<std::int64_t>& widths, std::int64_t rows, float rate) {
+  Problem problem{precision, widths, rows, true, rate};
   problem.x = random_values<float>(rows * widths.front(), 1);
   problem.y = random_values<float>(rows * widths.back(), 2);
   for (std::size_t layer = 0; layer + 1 < widths.size(); ++layer) {
@@ -106,6 +135,8 @@ Problem reals(const std::vector<std::int64_t>& widths, std::int64_t rows, float 
 struct Outcome {
   std::vector<double> losses;
   std::vector<std::vector<float>> weights, biases;
+  std::vector<double> predictions;                                   ///< the reference's, of the last step
+  std::vector<std::vector<float>> states[elementwise::kMostStates];  ///< of each layer's weights and biases
   std::uint64_t failed = 0;
 
   bool operator==(const Outcome& other) const {
@@ -114,37 +145,43 @@ struct Outcome {
 };
 
 /// The equations; `exact`: whether float has all sums exactly.
-Outcome reference(const Problem& problem, int steps, bool& exact) {
+Outcome reference(const Problem& problem, int steps, bool& exact,
+                  Arithmetic arithmetic = Arithmetic::kOperandsRounded) {
   using Matrix = std::vector<double>;
   const std::size_t layers = problem.layers();
   const auto rows = static_cast<std::size_t>(problem.rows);
   const auto width = [&](std::size_t layer) { return static_cast<std::size_t>(problem.widths[layer]); };
+  const auto read = [&](double value) {
+    return arithmetic == Arithmetic::kOperandsRounded ? operand(value, problem.precision) : value;
+  };
   Outcome outcome;
   outcome.weights = problem.weights;
   outcome.biases = problem.biases;
   std::vector<Matrix> momenta(2 * layers);
   for (int step = 0; step < steps; ++step) {
     std::vector<Matrix> hidden(layers), passes(layers), weights(layers);
-    for (const float value : problem.x) hidden[0].push_back(bf16(value));
+    for (const float value : problem.x) hidden[0].push_back(read(value));
     Matrix gradient;
     double loss = 0;
     for (std::size_t layer = 0; layer < layers; ++layer) {
-      for (const float value : outcome.weights[layer]) weights[layer].push_back(bf16(value));
+      for (const float value : outcome.weights[layer]) weights[layer].push_back(read(value));
       Matrix next, pass;
       for (std::size_t row = 0; row < rows; ++row)
         for (std::size_t unit = 0; unit < width(layer + 1); ++unit) {
           Sum sum;
           for (std::size_t i = 0; i < width(layer); ++i)
-            sum.add(hidden[layer][row * width(layer) + i] * weights[layer][i * width(layer + 1) + unit]);
+            sum.add(hidden[layer][row * width(layer) + i], weights[layer][i * width(layer + 1) + unit]);
           if (problem.has_bias) sum.add(outcome.biases[layer][unit]);
-          const double z = sum.value(exact);
+          const double z = sum.value(exact, arithmetic);
           if (layer + 1 < layers) {
             pass.push_back(z < 0 ? 0 : 1);
-            next.push_back(z < 0 ? 0 : bf16(z));
+            next.push_back(z < 0 ? 0 : read(z));
           } else {
+            if (unit == 0 && row == 0) outcome.predictions.clear();
+            outcome.predictions.push_back(z);
             const double difference = z - problem.y[row * width(layers) + unit];
             loss += difference * difference;
-            gradient.push_back(bf16(2 * difference));
+            gradient.push_back(read(2 * difference));
           }
         }
       if (layer + 1 < layers) {
@@ -155,7 +192,7 @@ Outcome reference(const Problem& problem, int steps, bool& exact) {
     outcome.losses.push_back(loss);
     for (std::size_t layer = layers; layer-- > 0;) {
       const auto update = [&](float& parameter, const Sum& sum, std::size_t momentum, std::size_t index) {
-        double change = sum.value(exact);
+        double change = sum.value(exact, arithmetic);
         if (problem.momentum != 0) {
           Matrix& kept = momenta[momentum];
           if (kept.size() <= index) kept.resize(index + 1, 0.0);
@@ -170,14 +207,15 @@ Outcome reference(const Problem& problem, int steps, bool& exact) {
           for (std::size_t i = 0; i < width(layer); ++i) {
             Sum sum;
             for (std::size_t unit = 0; unit < width(layer + 1); ++unit)
-              sum.add(gradient[row * width(layer + 1) + unit] * weights[layer][i * width(layer + 1) + unit]);
-            before.push_back(passes[layer - 1][row * width(layer) + i] != 0 ? bf16(sum.value(exact)) : 0);
+              sum.add(gradient[row * width(layer + 1) + unit], weights[layer][i * width(layer + 1) + unit]);
+            const double value = sum.value(exact, arithmetic);
+            before.push_back(passes[layer - 1][row * width(layer) + i] != 0 ? read(value) : 0);
           }
       for (std::size_t unit = 0; unit < width(layer + 1); ++unit) {
         for (std::size_t i = 0; i < width(layer); ++i) {
           Sum sum;
           for (std::size_t row = 0; row < rows; ++row)
-            sum.add(hidden[layer][row * width(layer) + i] * gradient[row * width(layer + 1) + unit]);
+            sum.add(hidden[layer][row * width(layer) + i], gradient[row * width(layer + 1) + unit]);
           const std::size_t index = i * width(layer + 1) + unit;
           update(outcome.weights[layer][index], sum, 2 * layer, index);
         }
@@ -192,13 +230,13 @@ Outcome reference(const Problem& problem, int steps, bool& exact) {
   return outcome;
 }
 
-class Fused : public testing::HopperTest {
+class FusedRuns : public testing::HopperTest {
  protected:
   /// On a GPU of that many multiprocessors.
   static FusedLayout layout_of(const Problem& problem, int multiprocessors = 3) {
     cuda::FusedDevice device;
     device.multiprocessors = multiprocessors;
-    const cuda::FusedDecision decision = cuda::decide_fused({problem.rows, problem.widths}, device);
+    const cuda::FusedDecision decision = cuda::decide_fused({problem.rows, problem.widths, problem.precision}, device);
     EXPECT_EQ(decision.refusal, "");
     return decision.layout;
   }
@@ -210,26 +248,29 @@ class Fused : public testing::HopperTest {
     const DeviceArray<float> x(problem.x), y(problem.y);
     const DeviceArray<std::uint32_t> tiles(layout.tiles * layout.tile_bytes() / 4);
     cuda::launch_fused_tiles(tiles.data(), x.data(), static_cast<int>(problem.widths.front()), layout, stream.get());
-    elementwise::StepScalars<float> of_step;
+    elementwise::StepScalars<float> of_step = problem.scalars;
     of_step.learning_rate = problem.rate;
     of_step.momentum = problem.momentum;
     of_step.clip_value = HUGE_VALF;
+    const OptimizerKind optimizer = problem.momentum != 0 ? OptimizerKind::sgd : problem.optimizer;
+    const auto states_used = elementwise::states_of(optimizer).size();
     const auto* const bytes = reinterpret_cast<const unsigned char*>(&of_step);
     const DeviceArray<unsigned char> scalars(std::vector<unsigned char>(bytes, bytes + sizeof of_step));
-    std::vector<DeviceArray<float>> weights, biases, states;
+    std::vector<DeviceArray<float>> weights, biases, states[elementwise::kMostStates];
     FusedArguments arguments;
     arguments.tiles = tiles.data();
     arguments.y = y.data();
     std::copy(problem.widths.begin(), problem.widths.end(), arguments.widths);
-    arguments.optimizer = problem.momentum == 0 ? OptimizerKind::gradient_descent : OptimizerKind::sgd;
+    arguments.optimizer = optimizer;
     for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
       const auto add = [&](cuda::FusedParameter& parameter, std::vector<DeviceArray<float>>& arrays,
                            const std::vector<float>& values) {
         arrays.emplace_back(values);
         parameter.values = arrays.back().data();
-        if (problem.momentum == 0) return;
-        states.emplace_back(std::vector<float>(values.size(), 0.0f));
-        parameter.states[0] = states.back().data();
+        for (std::size_t i = 0; i < states_used; ++i) {
+          states[i].emplace_back(std::vector<float>(values.size(), problem.state));
+          parameter.states[i] = states[i].back().data();
+        }
       };
       add(arguments.weights[layer], weights, problem.weights[layer]);
       if (problem.has_bias) add(arguments.biases[layer], biases, problem.biases[layer]);
@@ -263,6 +304,8 @@ class Fused : public testing::HopperTest {
     for (const auto& array : weights) outcome.weights.push_back(array.read(stream));
     for (std::size_t layer = 0; layer < problem.layers(); ++layer)
       outcome.biases.push_back(problem.has_bias ? biases[layer].read(stream) : std::vector<float>());
+    for (std::size_t i = 0; i < states_used; ++i)
+      for (const auto& array : states[i]) outcome.states[i].push_back(array.read(stream));
     return outcome;
   }
 
@@ -296,43 +339,125 @@ class Fused : public testing::HopperTest {
   }
 };
 
-TEST_F(Fused, OneStepIsExactOnSmallIntegers) {
-  expect_exact(integers({6, 8, 1}, 20));
-  expect_exact(integers({64, 64, 64, 1}, 300));
-  expect_exact(integers({16, 32, 3}, 64, false));
-  expect_exact(integers({40, 64, 8, 33, 8}, 200));
-  expect_exact(integers({9, 12, 10, 11, 9, 16, 17, 2}, 130));
-  expect_exact(integers({100, 70, 8}, 200));
-  expect_exact(integers({128, 128, 128, 1}, 130));
+class Fused : public FusedRuns, public ::testing::WithParamInterface<Precision> {};
+class FusedTf32x3 : public FusedRuns {};
+
+/// The most hidden layers of 64 units.
+int most_hidden(Precision precision) {
+  return precision == Precision::bf16   ? cuda::kFusedHidden
+         : precision == Precision::tf32 ? cuda::kFusedTf32Hidden
+                                        : cuda::kFusedTf32x3Hidden;
 }
 
-TEST_F(Fused, StepsFollowTheEquationsWithOperandsInBf16) {
-  Problem problem = reals({20, 64, 48, 3}, 400, 0x1p-14f);
+TEST_P(Fused, OneStepIsExactOnSmallIntegers) {
+  const std::vector<std::int64_t> some[] = {
+      {6, 8, 1}, {64, 64, 64, 1}, {40, 64, 33, 8}, {40, 64, 8, 33, 8}, {9, 12, 10, 11, 9, 2}};
+  for (const auto& widths : some)
+    if (static_cast<int>(widths.size()) - 2 <= most_hidden(GetParam()))
+      expect_exact(integers(GetParam(), widths, widths.front() == 6 ? 20 : 300));
+  expect_exact(integers(GetParam(), {16, 32, 3}, 64, false));
+  if (GetParam() != Precision::bf16) return;
+  expect_exact(integers(GetParam(), {9, 12, 10, 11, 9, 16, 17, 2}, 130));
+  expect_exact(integers(GetParam(), {100, 70, 8}, 200));
+  expect_exact(integers(GetParam(), {128, 128, 128, 1}, 130));
+}
+
+/// Integers of 13 bits, which TF32 rounds, wherever sums still are exact: as inputs, then as weights, each time with
+/// small differences from the targets, then as these differences.
+TEST_F(FusedTf32x3, OneStepIsExactOnIntegersBeyondTf32) {
+  constexpr int kMost = 8191;
+  const auto near = [](Problem problem) {
+    bool exact = true;
+    const std::vector<double> predictions = reference(problem, 1, exact).predictions;
+    for (std::size_t i = 0; i < problem.y.size(); ++i)
+      problem.y[i] += static_cast<float>(predictions[i] - 3);  // integers() has added 3
+    return problem;
+  };
+  const std::vector<std::int64_t> widths = {40, 64, 2};
+  Problem inputs = integers(Precision::tf32x3, widths, 20);
+  inputs.x = random_integers<float>(20 * 40, kMost, 3);
+  inputs.rate = 1;
+  expect_exact(near(inputs));
+  for (const std::size_t layer : {std::size_t{0}, std::size_t{1}}) {
+    Problem weights = integers(Precision::tf32x3, widths, 20);
+    for (float& weight : weights.weights[layer]) weight *= 4099;
+    weights.rate = 1;
+    expect_exact(near(weights));
+  }
+  Problem differences = integers(Precision::tf32x3, widths, 20);
+  differences.y = random_integers<float>(20 * 2, 3000, 4);  // whose squares float has
+  differences.rate = 1;
+  expect_exact(differences);
+  Problem hidden = integers(Precision::tf32x3, {40, 64, 64, 2}, 5);
+  hidden.biases[0] = random_integers<float>(64, kMost, 5);
+  hidden.rate = 1;
+  expect_exact(near(hidden));
+}
+
+TEST_P(Fused, StepsFollowTheEquationsWithRoundedOperands) {
+  Problem problem = reals(GetParam(), {20, 64, 48, 3}, 400, 0x1p-14f);
+  // Where a sum in float is on the other side of where it is rounded than that in double, the operand differs.
+  const double bound = GetParam() == Precision::bf16 ? 1e-3 : GetParam() == Precision::tf32 ? 1e-4 : 2e-5;
+  const double loss_bound = GetParam() == Precision::bf16 ? 1e-5 : GetParam() == Precision::tf32 ? 1e-6 : 1e-6;
   for (const float momentum : {0.0f, 0.9f}) {
     problem.momentum = momentum;
     bool exact = true;
     const Outcome expected = reference(problem, 3, exact), outcome = run(problem, layout_of(problem), {3});
     EXPECT_FALSE(exact);
     for (std::size_t step = 0; step < 3; ++step)
-      EXPECT_NEAR(outcome.losses[step] / expected.losses[step], 1, 1e-5) << step;
+      EXPECT_NEAR(outcome.losses[step] / expected.losses[step], 1, loss_bound) << step;
     EXPECT_LT(expected.losses[2], 0.98 * expected.losses[0]);
     for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
-      EXPECT_LT(relative(outcome.weights[layer], expected.weights[layer], problem.weights[layer]), 1e-3) << layer;
-      EXPECT_LT(relative(outcome.biases[layer], expected.biases[layer], problem.biases[layer]), 1e-3) << layer;
+      EXPECT_LT(relative(outcome.weights[layer], expected.weights[layer], problem.weights[layer]), bound) << layer;
+      EXPECT_LT(relative(outcome.biases[layer], expected.biases[layer], problem.biases[layer]), bound) << layer;
     }
   }
 }
 
-TEST_F(Fused, StepsHaveTheSameBitsInOneLaunchAndInSeveral) {
-  const Problem problem = reals({20, 30, 40, 50, 2}, 230, 0x1p-14f);
+/// The errors against the equations in double, without any rounding: in bf16 and tf32 so large that operands must have
+/// been rounded, and in tf32x3 those of float. Where rounding changes the sign of a Z, a layer's error is more than
+/// that.
+TEST_P(Fused, ErrorsAreThoseOfThePrecision) {
+  const Problem problem = reals(GetParam(), {20, 64, 48, 3}, 400, 0x1p-14f);
+  bool exact = true;
+  const Outcome right = reference(problem, 1, exact, Arithmetic::kDouble);
+  const Outcome in_float = reference(problem, 1, exact, Arithmetic::kFloat);
+  const Outcome outcome = run(problem, layout_of(problem), {1});
+  for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
+    SCOPED_TRACE("layer " + std::to_string(layer));
+    const auto error_of = [&](const Outcome& of) {
+      return relative(of.weights[layer], right.weights[layer], problem.weights[layer]);
+    };
+    const double error = error_of(outcome), error_of_float = error_of(in_float);
+    EXPECT_TRUE(error_of_float > 1e-7 && error_of_float < 1e-5) << error_of_float;
+    if (GetParam() == Precision::tf32x3) {
+      EXPECT_LT(error, 8 * error_of_float);  // a tensor core's sums are not rounded but cut off
+      continue;
+    }
+    const double least = GetParam() == Precision::tf32 ? 1e-4 : 1e-3;
+    const bool is_last = layer + 1 == problem.layers();
+    EXPECT_TRUE(error > least && error < (is_last ? 10 : 200) * least) << error;
+  }
+}
+
+TEST_P(Fused, StepsHaveTheSameBitsInOneLaunchAndInSeveral) {
+  const Problem problem = GetParam() == Precision::bf16 ? reals(GetParam(), {20, 30, 40, 50, 2}, 230, 0x1p-14f)
+                                                        : reals(GetParam(), {20, 30, 50, 2}, 460, 0x1p-14f);
   const FusedLayout layout = layout_of(problem);
   const Outcome whole = run(problem, layout, {3});
   EXPECT_TRUE(whole == run(problem, layout, {3}));
   EXPECT_TRUE(whole == run(problem, layout, {1, 2}));
+#if defined(DEVICELOOP_SIMT)
+  for (std::uint64_t seed = 10; seed < 12; ++seed) {
+    simt::set_order(simt::Order::kRandom, seed);
+    EXPECT_TRUE(whole == run(problem, layout, {3})) << "in random order " << seed;
+  }
+  simt::reset();
+#endif
 }
 
-TEST_F(Fused, NaNShows) {
-  Problem problem = reals({20, 30, 2}, 100, 0x1p-14f);
+TEST_P(Fused, NaNShows) {
+  Problem problem = reals(GetParam(), {20, 30, 2}, 100, 0x1p-14f);
   problem.x[70 * 20 + 3] = std::numeric_limits<float>::quiet_NaN();
   const Outcome outcome = run(problem, layout_of(problem), {2});
   EXPECT_TRUE(std::isnan(outcome.losses[0]));
@@ -340,15 +465,18 @@ TEST_F(Fused, NaNShows) {
   EXPECT_TRUE(std::isnan(outcome.weights[0][3 * 30]));
 }
 
-TEST_F(Fused, AWaitThatLastsEndsTheGrid) {
-  const Problem problem = reals({20, 30, 2}, 400, 0x1p-14f);
+TEST_P(Fused, AWaitThatLastsEndsTheGrid) {
+  const Problem problem = reals(GetParam(), {20, 30, 2}, 400, 0x1p-14f);
   const Outcome outcome = run(problem, layout_of(problem), {2}, 20'000'000, ~0u - 100);
-  EXPECT_EQ(outcome.failed, cuda::fused_code(cuda::FusedPhase::kGrid, 0));
+  // The barrier of the grid never ends, nor is there a place for all tiles of the next step.
+  EXPECT_TRUE(outcome.failed == cuda::fused_code(cuda::FusedPhase::kGrid, 0) ||
+              outcome.failed == cuda::fused_code(cuda::FusedPhase::kTile, 1))
+      << outcome.failed;
 }
 
 /// Where time is up in the middle of a step, threads at every kind of wait must find the way out.
-TEST_F(Fused, ADeadlineEndsTheGridAtAnyTime) {
-  const Problem problem = reals({20, 30, 2}, 400, 0x1p-14f);
+TEST_P(Fused, ADeadlineEndsTheGridAtAnyTime) {
+  const Problem problem = reals(GetParam(), {20, 30, 2}, 400, 0x1p-14f);
   const FusedLayout layout = layout_of(problem);
   const Outcome whole = run(problem, layout, {2});
   int ended = 0;
@@ -362,6 +490,82 @@ TEST_F(Fused, ADeadlineEndsTheGridAtAnyTime) {
   }
   EXPECT_GT(ended, 0);
 }
+
+struct Updated {
+  double parameter, states[2];
+};
+
+/// As <deviceloop/spec.h> says, of a step that is not the first.
+Updated updated(OptimizerKind kind, double p, double state, double g, const elementwise::StepScalars<float>& scalars) {
+  constexpr double kBeta1 = 0.9, kBeta2 = 0.99;
+  const double rate = scalars.learning_rate, decay = scalars.weight_decay;
+  const double steps = static_cast<double>(scalars.step) + 1;
+  if (kind == OptimizerKind::gradient_descent) return {p - rate * g, {}};
+  if (kind == OptimizerKind::adamw)
+    p -= rate * decay * p;
+  else
+    g += decay * p;
+  if (kind == OptimizerKind::sgd) {
+    const double v = scalars.momentum * state + g;
+    return {p - rate * v, {v}};
+  }
+  const double second = kBeta2 * state + (1 - kBeta2) * g * g;
+  if (kind == OptimizerKind::rmsprop) {
+    const double w = scalars.momentum * state + g / (std::sqrt(second) + scalars.epsilon);
+    return {p - rate * w, {second, w}};
+  }
+  const double first = kBeta1 * state + (1 - kBeta1) * g;
+  const double unbiased = first / (1 - std::pow(kBeta1, steps)), root = second / (1 - std::pow(kBeta2, steps));
+  return {p - rate * unbiased / (std::sqrt(root) + scalars.epsilon), {first, second}};
+}
+
+TEST_P(Fused, EveryOptimizerUpdatesParametersAndWhatItKeeps) {
+  Problem problem = integers(GetParam(), {6, 8, 2}, 20);
+  problem.rate = 1;
+  bool exact = true;
+  const Outcome moved = reference(problem, 1, exact);
+  ASSERT_TRUE(exact);
+  for (const OptimizerKind kind : {OptimizerKind::gradient_descent, OptimizerKind::sgd, OptimizerKind::adam,
+                                   OptimizerKind::adamw, OptimizerKind::rmsprop}) {
+    SCOPED_TRACE(name_or_null(kind));
+    Problem trained = problem;
+    trained.optimizer = kind;
+    trained.rate = 0x1p-4f;
+    trained.state = 0.75f;
+    elementwise::StepScalars<float>& scalars = trained.scalars;
+    scalars.step = 2;
+    scalars.weight_decay = 0.125f;
+    if (kind == OptimizerKind::adamw) scalars.kept_weight = 1 - trained.rate * scalars.weight_decay;
+    scalars.one_minus_beta1 = 0.1f;
+    scalars.beta2 = 0.99f;
+    scalars.one_minus_beta2 = 0.01f;
+    scalars.epsilon = 0x1p-10f;
+    scalars.adam_rate = trained.rate / static_cast<float>(1 - std::pow(0.9, 3));
+    scalars.root_correction = static_cast<float>(std::sqrt(1 - std::pow(0.99, 3)));
+    if (kind == OptimizerKind::sgd) trained.momentum = 0.5f;
+    const Outcome outcome = run(trained, layout_of(trained), {1});
+    scalars.learning_rate = trained.rate;
+    scalars.momentum = trained.momentum;
+    const std::size_t kept = elementwise::states_of(kind).size();
+    const auto check = [&](const std::vector<float>& before, const std::vector<float>& after,
+                           const std::vector<float>& changed, std::size_t which) {
+      for (std::size_t i = 0; i < before.size(); ++i) {
+        const double gradient = static_cast<double>(before[i]) - after[i];
+        const Updated expected = updated(kind, before[i], 0.75, gradient, scalars);
+        EXPECT_NEAR(changed[i], expected.parameter, 1e-5 * (1 + std::abs(expected.parameter)));
+        for (std::size_t j = 0; j < kept; ++j)
+          EXPECT_NEAR(outcome.states[j][which][i], expected.states[j], 1e-5 * (1 + std::abs(expected.states[j])));
+      }
+    };
+    for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
+      check(problem.weights[layer], moved.weights[layer], outcome.weights[layer], 2 * layer);
+      check(problem.biases[layer], moved.biases[layer], outcome.biases[layer], 2 * layer + 1);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Precisions, Fused, ::testing::Values(Precision::bf16, Precision::tf32, Precision::tf32x3),
+                         [](const auto& each) { return std::string(name(each.param)); });
 
 }  // namespace
 }  // namespace deviceloop

@@ -14,6 +14,7 @@
 
 #include "../cuda/runtime/launch.h"
 #include "../cuda/runtime/tensor.cuh"
+#include "../host/precision.h"
 #include "support/hopper_test.h"
 
 namespace deviceloop {
@@ -324,6 +325,52 @@ TEST_F(Tensor, RoundsToNearestBf16AndTiesToEven) {
     EXPECT_NE(words[i] & 0x7fu, 0u);
     EXPECT_NE(words[i] & 0x7f0000u, 0u);
   }
+}
+
+__global__ void round_tf32_kernel(std::uint32_t* out, const float* in, int count) {
+  for (int i = static_cast<int>(cuda::thread_index()); i < count; i += 32) out[i] = cuda::to_tf32(in[i]);
+}
+
+TEST_F(Tensor, RoundsToNearestTf32AndTiesToEvenAsTheHostDoes) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kMost = std::numeric_limits<float>::max();
+  struct Rounding {
+    float value, rounded;
+  };
+  const std::vector<Rounding> cases = {
+      {1.0f, 1.0f},
+      {1 + 0x1p-11f, 1.0f},              // a tie, down to even
+      {1 + 0x1.8p-10f, 1 + 0x1p-9f},     // a tie, up to even
+      {1 + 0x1.002p-11f, 1 + 0x1p-10f},  // beside ties
+      {1 + 0x1.ffep-12f, 1.0f},
+      {2 - 0x1p-12f, 2.0f},  // a carry into the exponent
+      {HUGE_VALF, HUGE_VALF},
+      {kMost, HUGE_VALF},            // rounded up, beyond the largest TF32
+      {0x1.ffcp127f, 0x1.ffcp127f},  // the largest
+      {0x1p-136f, 0x1p-136f},        // the smallest
+      {0x1p-137f, 0.0f},             // a tie of subnormal ones
+      {0x1.8p-136f, 0x1p-135f},
+      {0.0f, 0.0f},
+  };
+  std::vector<float> values;
+  for (const Rounding& each : cases)
+    for (const float sign : {1.0f, -1.0f}) values.push_back(sign * each.value);
+  for (const float value : testing::random_values<float>(1000, 6)) values.push_back(value);
+  values.push_back(kNaN);
+  const int count = static_cast<int>(values.size());
+  const DeviceArray<float> in(values);
+  const DeviceArray<std::uint32_t> out(count);
+  const cuda::StreamOwner stream;
+  cuda::launch(round_tf32_kernel, {1, 32}, stream.get(), out.data(), in.data(), count);
+  const std::vector<std::uint32_t> words = out.read(stream);
+  for (std::size_t i = 0; i < cases.size(); ++i)
+    for (const std::size_t sign : {std::size_t{0}, std::size_t{1}}) {
+      const float expected = sign == 0 ? cases[i].rounded : -cases[i].rounded;
+      EXPECT_EQ(words[2 * i + sign], rounding::bits_of(expected)) << cases[i].value;
+    }
+  for (std::size_t i = 0; i + 1 < values.size(); ++i)
+    EXPECT_EQ(words[i], rounding::bits_of(rounding::rounded<rounding::Tf32>(values[i]))) << values[i];
+  EXPECT_EQ(words.back() & 0x7f800000u, 0x7f800000u);
+  EXPECT_NE(words.back() & 0x7fe000u, 0u);
 }
 
 }  // namespace

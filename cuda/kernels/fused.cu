@@ -5,6 +5,7 @@
 #include "../runtime/launch.h"
 #include "../runtime/tensor.cuh"
 #include "fused_parts.cuh"
+#include "fused_tf32.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -57,7 +58,15 @@ struct FusedBlock : BlockParts {
   __device__ unsigned char* output_gradient(unsigned char* stage) const {
     return stage + (2 * layout.hidden + 1) * layout.tile_bytes();
   }
-  __device__ const unsigned char* weights(int layer) const { return memory + layer * layout.weight_bytes(); }
+  __device__ const unsigned char* weights(int layer) const { return memory + layer * panels * kWeightPanelBytes; }
+  // As in BlockParts, for this precision.
+  __device__ unsigned char* stage(int chain, int which) const {
+    return memory + layout.stages_at + (chain * layout.stages + which) * layout.stage_bytes();
+  }
+  __device__ const float* bias(int layer) const {
+    return reinterpret_cast<const float*>(memory + layout.biases_at) + layer * kWidth;
+  }
+
   /// This warp() has stored its part of the gradient behind hidden layer `layer`, 0 the first one, and all behind that:
   /// where no more is missing for a gradient group(), it goes on.
   __device__ void report_gradient(int chain, unsigned which, int layer) const {
@@ -374,16 +383,19 @@ auto kernel_of(const FusedLayout& layout) {
 
 void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
                         cudaStream_t stream) {
+  if (!layout.is_bf16()) return launch_fused_tf32_tiles(tiles, x, inputs, layout, stream);
   const std::int64_t count = layout.tiles * (layout.tile_bytes() / 16);
   launch(fused_tiles_kernel, {divide_up(count, kThreads), kThreads}, stream, tiles, x, layout.rows, inputs,
          layout.panels, count);
 }
 
 void prepare_fused(const FusedLayout& layout) {
+  if (!layout.is_bf16()) return prepare_fused_tf32(layout);
   prepare_kernel(reinterpret_cast<const void*>(kernel_of(layout)), fused::config_of(layout));
 }
 
 void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, cudaStream_t stream) {
+  if (!layout.is_bf16()) return launch_fused_tf32(arguments, layout, stream);
   launch(kernel_of(layout), fused::config_of(layout), stream, arguments, layout);
 }
 

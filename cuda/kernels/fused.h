@@ -1,13 +1,13 @@
-// One launch that trains a narrow network for many steps, each on all rows, by products of bf16 on Hopper's tensor
-// cores: host/planning/fused_layout.h says how. Sums, parameters and what the optimizer keeps are float. Hidden layers
-// are relu, the loss is the sum of squared errors. Pointers are of the current device; only the launch is checked for
-// errors. Compute capability 9.0 alone.
+// One launch that trains a narrow network for many steps, each on all rows, by products of bf16, tf32 or tf32x3 on
+// Hopper's tensor cores: host/planning/fused_layout.h says how. Sums, parameters and what the optimizer keeps are
+// float. Hidden layers are relu, the loss is the sum of squared errors. Pointers are of the current device; only the
+// launch is checked for errors. Compute capability 9.0 alone.
 //
-// What is rounded to bf16, to nearest: the inputs, the weights, each hidden layer, the gradient of the outputs and
-// those of the hidden layers; biases are added, and the loss is taken, in float. Steps in one launch and in several
-// have the same bits. `*failed` is 0 before the launch. A wait that lasts until timeout_ns after its block began (0: no
-// limit) ends the grid with fused_code() in `*failed`; then neither the parameters nor the losses of that launch may be
-// used.
+// What is rounded to bf16 (for tf32 see fused_tf32.h), to nearest: the inputs, the weights, each hidden layer, the
+// gradient of the outputs and those of the hidden layers; biases are added, and the loss is taken, in float. Steps in
+// one launch and in several have the same bits. `*failed` is 0 before the launch. A wait that lasts until timeout_ns
+// after its block began (0: no limit) ends the grid with fused_code() in `*failed`; then neither the parameters nor the
+// losses of that launch may be used.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -38,7 +38,7 @@ struct FusedArguments {
   double* losses = nullptr;  ///< [steps]
 
   // For the kernel's own use.
-  unsigned char* operands = nullptr;  ///< [operand_bytes], zero before the first launch, at a multiple of 16 bytes
+  unsigned char* operands = nullptr;  ///< bf16: [operand_bytes], 0 before the first launch, at a multiple of 16 bytes
   float* slots = nullptr;             ///< [blocks, slots().count(), 4], at a multiple of 16 bytes
   double* loss_parts = nullptr;       ///< [blocks]
   unsigned* arrivals = nullptr;       ///< 0 before each launch
@@ -46,7 +46,7 @@ struct FusedArguments {
   std::uint64_t* failed = nullptr;
 };
 
-/// x [rows, inputs] as tiles in bf16, [tiles, tile_bytes], of the layout; with zeros beyond x.
+/// x [rows, inputs] as tiles in the layout's precision, [tiles, tile_bytes]; with zeros beyond x.
 void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
                         cudaStream_t stream);
 

@@ -21,6 +21,7 @@ struct FusedControl {
   TransactionBarrier tile_arrived[kFusedMostChains][kFusedMostStages];
   TransactionBarrier stage_free[kFusedMostChains][kFusedMostStages];
   TransactionBarrier ready[kFusedMostChains][kFusedMostStages][kFusedMostGroups];  // all operands of a gradient group
+  TransactionBarrier taken[kFusedMostChains];  // in tf32, where `ready` has one barrier a chain: what was ready
   double losses[kFusedMostChains * 4];
   std::uint64_t end;  // of waits, by clock_ns(); 0 for never
   unsigned failed[2][kFusedMostChains + kFusedMostGroups];
@@ -99,12 +100,14 @@ struct BlockParts {
   /// By one thread, before anybody uses them.
   __device__ void init_control() const {
     FusedControl& parts = control();
-    for (int chain = 0; chain < layout.chains; ++chain)
+    for (int chain = 0; chain < layout.chains; ++chain) {
+      init_transactions(&parts.taken[chain], 4);
       for (int stage = 0; stage < layout.stages; ++stage) {
         init_transactions(&parts.tile_arrived[chain][stage], 1);
         init_transactions(&parts.stage_free[chain][stage], static_cast<unsigned>(4 * layout.groups));
         for (int i = 0; i < layout.groups; ++i) init_transactions(&parts.ready[chain][stage][i], 4);
       }
+    }
     fence_transactions_init();
     parts.end = arguments.timeout_ns == 0 ? 0 : clock_ns() + arguments.timeout_ns;
     for (unsigned(&flags)[kFusedMostChains + kFusedMostGroups] : parts.failed)

@@ -346,6 +346,19 @@ __device__ inline std::uint32_t to_bf16(float low, float high) {
 #endif
 }
 
+/// The bits of a value rounded to TF32: to nearest, ties to even, as operands that host/precision.h rounds
+/// (cvt.rn.tf32.f32).
+__device__ inline std::uint32_t to_tf32(float value) {
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t bits;
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+#else
+  __trap();
+  return 0;
+#endif
+}
+
 }  // namespace deviceloop::cuda
 
 #else

@@ -4,11 +4,17 @@
 // weights over all tiles of a step, in registers; and a thread of a last warpgroup fetches the tiles. At the end of a
 // step each block leaves its sums in a slot, and after a barrier of the grid each block adds some elements of all
 // slots, updates these parameters and writes them as operands, for all blocks to fetch after a second barrier.
+//
+// In tf32 and tf32x3 (cuda/kernels/fused_tf32.cu) operands take twice and four times the memory, and the weights, which
+// tensor cores take in TF32 along the index of the sum only, have one operand forward and another one back. Hidden
+// layers and their gradients share their place, so that a chain and the one gradient group go through a tile in step.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include <deviceloop/spec.h>
 
 #include "kernel_layout.h"
 
@@ -21,6 +27,9 @@ inline constexpr int kFusedPanelBytes = kFusedRows * 128;
 inline constexpr int kFusedOutputs = 8;                        ///< the most, and so many with zeros beyond
 inline constexpr int kFusedTargetBytes = kFusedOutputs * 128;  ///< gradients of the outputs, [outputs, rows of a tile]
 inline constexpr int kFusedHidden = 6;  ///< hidden layers, the most; of two panels 2: for more a block has no registers
+/// In tf32 and tf32x3: values of the inputs and of a hidden layer, with zeros beyond those that there are; and hidden
+/// layers, the most: for more a block has no shared memory.
+inline constexpr int kFusedTf32Width = 64, kFusedTf32Hidden = 4, kFusedTf32x3Hidden = 2;
 inline constexpr int kFusedMostChains = 2, kFusedMostStages = 2, kFusedMostGroups = 2;
 
 /// Threads of a warpgroup.
@@ -29,6 +38,7 @@ inline constexpr int kFusedGroupThreads = 128;
 struct FusedShape {
   std::int64_t rows = 1;             ///< samples of a step
   std::vector<std::int64_t> widths;  ///< inputs, hidden layers, outputs
+  Precision precision = Precision::bf16;
 };
 
 struct FusedDevice {
@@ -51,27 +61,37 @@ struct FusedSlots {
   DEVICELOOP_HOST_DEVICE constexpr int count() const { return last_bias_at() + kFusedOutputs / 4; }
 };
 
+/// Warpgroups that take tiles through the layers in tf32 or, with operands of two parts, in tf32x3: two where a block
+/// has shared memory for the tiles of both.
+DEVICELOOP_HOST_DEVICE constexpr int fused_tf32_chains(int parts, int hidden) { return parts * hidden <= 3 ? 2 : 1; }
+
 struct FusedLayout {
+  Precision precision = Precision::bf16;
   std::int64_t rows = 1, tiles = 1;
   int blocks = 1;
   int hidden = 1;  ///< layers
   int panels = 1;  ///< of the inputs and of each hidden layer, with zeros beyond the values that there are: 1 or 2
+  int parts = 1;   ///< values that an operand is the sum of: in tf32x3 2
   int chains = 1;  ///< warpgroups that take tiles through the layers
   int stages = 1;  ///< tiles that each of them can have at once: with two, gradients of one are added beside the next
   int groups = 1;  ///< warpgroups that add gradients
   int slabs_of_group = 2;  ///< 2 or 3: the first group has those of the last layers, the next those before
   int sum_lanes = 1;       ///< threads beside each other that add slots; the others take other blocks' slots
   // Of shared memory, in bytes from its beginning.
-  int biases_at = 0, stages_at = 0, control_at = 0, shared_bytes = 0;
+  int biases_at = 0, stages_at = 0, masks_at = 0, control_at = 0, shared_bytes = 0;
 
   DEVICELOOP_HOST_DEVICE constexpr int computing_threads() const { return (chains + groups) * kFusedGroupThreads; }
   DEVICELOOP_HOST_DEVICE constexpr int threads() const { return computing_threads() + kFusedGroupThreads; }
-  DEVICELOOP_HOST_DEVICE constexpr FusedSlots slots() const { return {hidden, panels}; }
-  DEVICELOOP_HOST_DEVICE constexpr int width() const { return panels * kFusedPanelWidth; }
+  DEVICELOOP_HOST_DEVICE constexpr FusedSlots slots() const { return {hidden, width() / kFusedPanelWidth}; }
+  DEVICELOOP_HOST_DEVICE constexpr bool is_bf16() const { return precision == Precision::bf16; }
+  DEVICELOOP_HOST_DEVICE constexpr int width() const { return is_bf16() ? panels * kFusedPanelWidth : kFusedTf32Width; }
   DEVICELOOP_HOST_DEVICE constexpr int tile_bytes() const { return panels * kFusedPanelBytes; }
-  /// Of a hidden layer's weights, [inputs, outputs], and of the last layer's, [outputs, inputs] with 16 rows.
-  DEVICELOOP_HOST_DEVICE constexpr int weight_bytes() const { return panels * width() * 128; }
-  DEVICELOOP_HOST_DEVICE constexpr int last_weight_bytes() const { return panels * 16 * 128; }
+  /// Of a hidden layer's weights, [inputs, outputs], and of the last layer's, [outputs, inputs] with 16 rows. In tf32
+  /// of one of a layer's two operands, and of both operands of the last layer.
+  DEVICELOOP_HOST_DEVICE constexpr int weight_bytes() const { return parts * panels * width() * 128; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_weight_bytes() const {
+    return is_bf16() ? panels * 16 * 128 : parts * panels * kFusedOutputs * 128 + width() * 128;
+  }
   /// The gradient group that has the weights of a hidden layer, 0 the first one, and the first of that group's layers.
   DEVICELOOP_HOST_DEVICE constexpr int group_of(int layer) const {
     return (hidden - 1 - layer) * panels / slabs_of_group;
@@ -85,15 +105,26 @@ struct FusedLayout {
   DEVICELOOP_HOST_DEVICE constexpr int stage_bytes() const {
     return (2 * hidden + 1) * tile_bytes() + kFusedTargetBytes;
   }
-  /// Where a tile of inputs of a chain lies in shared memory, a stage's first; and where the blocks' sums are added, in
-  /// the tile behind that, which no chain uses then.
-  DEVICELOOP_HOST_DEVICE constexpr int input_at(int chain, int which) const {
-    return stages_at + (chain * stages + which) * stage_bytes();
+  /// Of a chain: its stages; in tf32 the tile of each hidden layer and of its gradient, the gradients of the outputs,
+  /// and the tiles of inputs, one a stage.
+  DEVICELOOP_HOST_DEVICE constexpr int chain_bytes() const {
+    return is_bf16() ? stages * stage_bytes() : inputs_at() + stages * tile_bytes();
   }
-  DEVICELOOP_HOST_DEVICE constexpr int sums_at() const { return stages_at + tile_bytes(); }
-  /// Of the weights and biases as operands, in global memory and at the beginning of shared memory.
+  /// Where a tile of inputs of a chain lies in shared memory; and where the blocks' sums are added, in a hidden layer's
+  /// tile, which no chain uses then.
+  DEVICELOOP_HOST_DEVICE constexpr int input_at(int chain, int which) const {
+    return stages_at + chain * chain_bytes() + (is_bf16() ? which * stage_bytes() : inputs_at() + which * tile_bytes());
+  }
+  DEVICELOOP_HOST_DEVICE constexpr int sums_at() const { return stages_at + (is_bf16() ? tile_bytes() : 0); }
+  /// Of the weights and biases as operands, at the beginning of shared memory and in bf16 in global memory too.
   DEVICELOOP_HOST_DEVICE constexpr int operand_bytes() const {
     return biases_at + (hidden * width() + kFusedOutputs) * 4;
+  }
+
+ private:
+  /// In tf32, of a chain.
+  DEVICELOOP_HOST_DEVICE constexpr int inputs_at() const {
+    return parts * (hidden * tile_bytes() + panels * kFusedOutputs * 128);
   }
 };
 
@@ -105,9 +136,9 @@ struct FusedDecision {
 
 FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device);
 
-/// What the kernel keeps at control_at: barriers, a loss of each warp of the chains, when waits end, two flags of each
-/// warpgroup and two of the block.
-inline constexpr int kFusedControlBytes = kFusedMostChains * kFusedMostStages * (kFusedMostGroups + 2) * 8 +
+/// What the kernel keeps at control_at: barriers, two of each stage, two of its gradient groups and one of each chain,
+/// a loss of each warp of the chains, when waits end, two flags of each warpgroup and two of the block.
+inline constexpr int kFusedControlBytes = kFusedMostChains * (kFusedMostStages * (kFusedMostGroups + 2) + 1) * 8 +
                                           kFusedMostChains * 4 * 8 + 8 +
                                           2 * (kFusedMostChains + kFusedMostGroups + 1) * 4;
 

@@ -205,4 +205,10 @@ inline std::uint32_t to_bf16(float low, float high) {
   return rounded(low) | rounded(high) << 16;
 }
 
+inline std::uint32_t to_tf32(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if (value != value) return 0x7fffffff;
+  return (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+}
+
 }  // namespace deviceloop::cuda
