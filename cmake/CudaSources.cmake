@@ -2,6 +2,7 @@
 target_sources(deviceloop_objects PRIVATE
   cuda/device_arrays.cpp
   cuda/device_query.cpp
+  cuda/executors/fused_executor.cpp
   cuda/executors/graph_executor.cpp
   cuda/executors/persistent_executor.cpp
   cuda/kernels/arrays.cu
@@ -27,7 +28,18 @@ target_sources(deviceloop_objects PRIVATE
   cuda/runtime/owners.cpp)
 target_include_directories(deviceloop_objects SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)
-set_target_properties(deviceloop_objects PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_SEPARABLE_COMPILATION OFF)
+
+# Kernels for Hopper's tensor cores, which are compiled for other architectures than the rest: their objects go wherever
+# those of deviceloop_objects go.
+add_library(deviceloop_hopper_objects OBJECT cuda/kernels/fused.cu cuda/kernels/fused_tf32.cu)
+target_include_directories(deviceloop_hopper_objects PRIVATE "${PROJECT_SOURCE_DIR}/include")
+target_link_libraries(deviceloop_hopper_objects PRIVATE deviceloop_options)
+set_target_properties(deviceloop_hopper_objects PROPERTIES CUDA_ARCHITECTURES "${deviceloop_hopper_architectures}"
+                      POSITION_INDEPENDENT_CODE ON)
+target_sources(deviceloop_objects INTERFACE $<TARGET_OBJECTS:deviceloop_hopper_objects>)
+list(APPEND deviceloop_library_objects $<TARGET_OBJECTS:deviceloop_hopper_objects>)
+set_target_properties(deviceloop_objects deviceloop_hopper_objects PROPERTIES
+                      CUDA_VISIBILITY_PRESET hidden CUDA_SEPARABLE_COMPILATION OFF)
 set_source_files_properties(cuda/runtime/check.cpp PROPERTIES
                             COMPILE_DEFINITIONS "DEVICELOOP_CUDA_ARCHITECTURES=\"${deviceloop_cuda_code}\"")
 

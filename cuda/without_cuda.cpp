@@ -27,6 +27,10 @@ std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec&, const Tra
                                                    const Surroundings&) {
   refuse(ExecutorKind::persistent);
 }
+std::unique_ptr<Executor> make_fused_executor(const NetworkSpec&, const TrainingSpec&, const Decision&,
+                                              const Surroundings&) {
+  refuse(ExecutorKind::fused);
+}
 
 void check_device_range(const void*, std::uint64_t, int, const std::string& what) {
   throw Unsupported(what + " lies in device memory: built without CUDA; pass a view of host memory");

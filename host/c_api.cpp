@@ -82,7 +82,8 @@ static_assert(is(PersistentForm::automatic, DEVICELOOP_FORM_AUTOMATIC) &&
               is(PersistentForm::two_layer, DEVICELOOP_FORM_TWO_LAYER) &&
               is(PersistentForm::on_chip, DEVICELOOP_FORM_ON_CHIP));
 static_assert(is(ExecutorKind::cpu, DEVICELOOP_EXECUTOR_CPU) && is(ExecutorKind::graph, DEVICELOOP_EXECUTOR_GRAPH) &&
-              is(ExecutorKind::persistent, DEVICELOOP_EXECUTOR_PERSISTENT));
+              is(ExecutorKind::persistent, DEVICELOOP_EXECUTOR_PERSISTENT) &&
+              is(ExecutorKind::fused, DEVICELOOP_EXECUTOR_FUSED));
 static_assert(is(EndOfRun::all_steps, DEVICELOOP_END_ALL_STEPS) && is(EndOfRun::callback, DEVICELOOP_END_CALLBACK) &&
               is(EndOfRun::patience, DEVICELOOP_END_PATIENCE) && is(EndOfRun::target_loss, DEVICELOOP_END_TARGET_LOSS));
 static_assert(kMaxWidth == DEVICELOOP_MAX_WIDTH && kMaxThreads == DEVICELOOP_MAX_THREADS &&
@@ -394,6 +395,7 @@ deviceloop_gpu_caps to_c(const GpuCaps& gpu) {
   caps.l2_bytes = gpu.l2_bytes;
   caps.shared_bytes = gpu.shared_bytes;
   caps.no_code_reason = gpu.no_code_reason.c_str();
+  caps.no_hopper_code_reason = gpu.no_hopper_code_reason.c_str();
   return caps;
 }
 
@@ -594,7 +596,8 @@ deviceloop_status deviceloop_caps_add_gpu(deviceloop_caps* caps, const deviceloo
                                        .l2_bytes = set.l2_bytes,
                                        .shared_bytes = set.shared_bytes,
                                        .cooperative = set.cooperative != 0,
-                                       .no_code_reason = text_or_empty(set.no_code_reason)});
+                                       .no_code_reason = text_or_empty(set.no_code_reason),
+                                       .no_hopper_code_reason = text_or_empty(set.no_hopper_code_reason)});
   });
 }
 

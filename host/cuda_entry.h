@@ -33,6 +33,8 @@ std::unique_ptr<Executor> make_graph_executor(const NetworkSpec& network, const 
                                               const Decision& decision, const Surroundings& surroundings);
 std::unique_ptr<Executor> make_persistent_executor(const NetworkSpec& network, const TrainingSpec& training,
                                                    const Decision& decision, const Surroundings& surroundings);
+std::unique_ptr<Executor> make_fused_executor(const NetworkSpec& network, const TrainingSpec& training,
+                                              const Decision& decision, const Surroundings& surroundings);
 /// @}
 
 /// Throws InvalidArgument unless the range lies in memory of that device; `what` names it in the message. Runs nothing.

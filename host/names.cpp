@@ -179,6 +179,8 @@ const char* name_or_null(ExecutorKind kind) {
       return "graph";
     case ExecutorKind::persistent:
       return "persistent";
+    case ExecutorKind::fused:
+      return "fused";
   }
   return nullptr;
 }

@@ -165,7 +165,7 @@ TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   for (const char* axis : {"loss=huber", "optimizer=sgd", "batch=some", "batch=0"})
     EXPECT_THROW(make_cases(train_blocks({}), {parse_axis(axis)}), UsageError) << axis;
   EXPECT_EQ(persistent_plan_names(), (Names{"persistent:two-layer", "persistent:on-chip"}));
-  EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent"}));
+  EXPECT_EQ(plan_names(), (Names{"cpu", "graph", "persistent", "fused"}));
   EXPECT_EQ(formulation_names().front(), "primal");
 }
 

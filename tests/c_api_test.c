@@ -297,8 +297,9 @@ static void test_caps_and_plans(void) {
   deviceloop_caps *caps = NULL, *own = NULL;
   deviceloop_plan* plan = NULL;
   deviceloop_caps_info info = {sizeof info, 0, 0, 0, -1, NULL, NULL};
-  deviceloop_gpu_caps gpu = {sizeof gpu, "Test GPU", 3, 90, 132, 1, (uint64_t)80 << 30, 3000, 50 << 20, 232448, NULL};
-  deviceloop_gpu_caps back = {sizeof back, NULL, 0, 0, 0, 0, 0, 0, 0, 0, NULL};
+  deviceloop_gpu_caps gpu = {sizeof gpu,         "Test GPU", 3,        90,     132,  1,
+                             (uint64_t)80 << 30, 3000,       50 << 20, 232448, NULL, "not for Hopper"};
+  deviceloop_gpu_caps back = {sizeof back, NULL, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL};
   deviceloop_plan_info plan_info = {sizeof plan_info, 0, 0, NULL, 0, 0, 0, 0, 0, 0};
   deviceloop_candidate candidate = {sizeof candidate, 0, 0, NULL, 0, 0, 0};
   CHECK_OK(deviceloop_caps_query(&caps));
@@ -326,7 +327,7 @@ static void test_caps_and_plans(void) {
   CHECK(strcmp(back.name, "Test GPU") == 0 && back.index == 3 && back.compute_capability == 90);
   CHECK(back.multiprocessors == 132 && back.cooperative == 1 && back.memory_bytes == (uint64_t)80 << 30);
   CHECK(back.memory_gb_per_s == 3000 && back.l2_bytes == 50 << 20 && back.shared_bytes == 232448);
-  CHECK(strcmp(back.no_code_reason, "") == 0);
+  CHECK(strcmp(back.no_code_reason, "") == 0 && strcmp(back.no_hopper_code_reason, "not for Hopper") == 0);
   CHECK_REFUSED(deviceloop_caps_gpu(own, 2, &back), "deviceloop_caps_gpu: there is no GPU 2 of 2, counted from 0");
   CHECK_REFUSED(deviceloop_caps_gpu(own, -1, &back), "there is no GPU -1");
   CHECK_REFUSED(deviceloop_caps_get(NULL, &info), "'caps' is null");
@@ -341,7 +342,7 @@ static void test_caps_and_plans(void) {
   training.precision = DEVICELOOP_PRECISION_FP64; /* in fp32 so small products need no cuBLASLt */
   CHECK_OK(deviceloop_plan_create(&network, &training, own, DEVICELOOP_EXECUTOR_AUTOMATIC, &plan));
   CHECK_OK(deviceloop_plan_get(plan, &plan_info));
-  CHECK(plan_info.executor == DEVICELOOP_EXECUTOR_PERSISTENT && plan_info.device == 1 && plan_info.candidates == 3);
+  CHECK(plan_info.executor == DEVICELOOP_EXECUTOR_PERSISTENT && plan_info.device == 1 && plan_info.candidates == 4);
   CHECK(plan_info.bytes > 0 && plan_info.predicted_us_per_step > 0 && plan_info.floor_us_per_step > 0);
   CHECK(plan_info.predicted_us_per_step > plan_info.floor_us_per_step && plan_info.reason[0] != '\0');
   CHECK(plan_info.formulation == DEVICELOOP_FORMULATION_PRIMAL && plan_info.threads >= 1);
@@ -350,9 +351,12 @@ static void test_caps_and_plans(void) {
   CHECK(candidate.bytes == plan_info.bytes && candidate.predicted_us_per_step == plan_info.predicted_us_per_step);
   CHECK(candidate.floor_us_per_step == plan_info.floor_us_per_step);
   CHECK_OK(deviceloop_plan_candidate(plan, 1, &candidate));
+  CHECK(candidate.executor == DEVICELOOP_EXECUTOR_FUSED && candidate.accepted == 0);
+  CHECK(strstr(candidate.reason, "it multiplies in bf16, not in fp64") != NULL);
+  CHECK_OK(deviceloop_plan_candidate(plan, 2, &candidate));
   CHECK(candidate.executor == DEVICELOOP_EXECUTOR_GRAPH && candidate.accepted == 0);
   CHECK(strstr(candidate.reason, "not here") != NULL);
-  CHECK_REFUSED(deviceloop_plan_candidate(plan, 3, &candidate), "there is no candidate 3 of 3");
+  CHECK_REFUSED(deviceloop_plan_candidate(plan, 4, &candidate), "there is no candidate 4 of 4");
   CHECK_REFUSED(deviceloop_plan_candidate(plan, 0, NULL), "'candidate' is null");
   CHECK_REFUSED(deviceloop_plan_get(NULL, &plan_info), "'plan' is null");
   deviceloop_plan_destroy(plan);
@@ -484,7 +488,7 @@ static void test_the_starting_case(void) {
   deviceloop_plan_destroy(plan);
   CHECK_OK(deviceloop_trainer_plan(trainer, &plan));
   CHECK_OK(deviceloop_plan_get(plan, &plan_info));
-  CHECK(plan_info.executor == DEVICELOOP_EXECUTOR_CPU && plan_info.candidates == 3);
+  CHECK(plan_info.executor == DEVICELOOP_EXECUTOR_CPU && plan_info.candidates == 4);
   deviceloop_plan_destroy(plan);
   CHECK_OK(deviceloop_trainer_steps_done(trainer, &steps));
   CHECK(steps == STEPS);

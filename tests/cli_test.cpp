@@ -296,7 +296,8 @@ TEST(Command, RefusesWhatIsNoChoice) {
   expect_refused({"train", "--init", "zero"}, {"--init", "normal, he or xavier", "'zero'"});
   expect_refused({"train", "--header", "true"}, {"--header", "auto, yes or no", "'true'"});
   expect_refused({"train", "--precision", "fp8"}, {"--precision", "fp32, fp64, tf32, tf32x3, bf16 or fp16", "'fp8'"});
-  expect_refused({"train", "--plan", "GPU"}, {"--plan", "auto, cpu, graph, persistent, or persistent:FORM", "'GPU'"});
+  expect_refused({"train", "--plan", "GPU"},
+                 {"--plan", "auto, cpu, graph, persistent, fused, or persistent:FORM", "'GPU'"});
   for (const std::string device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:4294967296", ""})
     expect_refused({"train", "--device", device}, {"--device", "cuda:N", "'" + device + "'"});
 }
@@ -2811,15 +2812,16 @@ TEST(PlanCommand, ShowsEveryCandidateAndTheChoice) {
   EXPECT_TRUE(holds(result.out, "^--layers 1000,100,1, 128 samples$"));
   if (query_device_caps().gpus.empty()) {
     const std::vector<std::string> shown = lines(result.out);
-    ASSERT_EQ(shown.size(), 6u) << result.out;
+    ASSERT_EQ(shown.size(), 7u) << result.out;
     EXPECT_TRUE(is_all(shown[1], "executor +verdict +memory +predicted us a step +floor +reason"));
     EXPECT_TRUE(is_all(shown[2], "persistent +refused +- +- +- +.+"));
-    EXPECT_TRUE(is_all(shown[3], "graph +refused +- +- +- +.+"));
-    EXPECT_TRUE(is_all(shown[4], "cpu +accepted +[0-9.]+ MiB +[0-9.]+ +- +no GPU to use: .+")) << shown[4];
-    EXPECT_TRUE(is_all(shown[5], "plan cpu: .+"));
+    EXPECT_TRUE(is_all(shown[3], "fused +refused +- +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[4], "graph +refused +- +- +- +.+"));
+    EXPECT_TRUE(is_all(shown[5], "cpu +accepted +[0-9.]+ MiB +[0-9.]+ +- +no GPU to use: .+")) << shown[5];
+    EXPECT_TRUE(is_all(shown[6], "plan cpu: .+"));
     // The columns are aligned.
-    EXPECT_EQ(shown[4].find("no GPU"), shown[1].find("reason"));
-    EXPECT_EQ(shown[4].find("accepted"), shown[1].find("verdict"));
+    EXPECT_EQ(shown[5].find("no GPU"), shown[1].find("reason"));
+    EXPECT_EQ(shown[5].find("accepted"), shown[1].find("verdict"));
   }
 }
 

@@ -119,7 +119,7 @@ TEST(CudaEntry, AnExecutorThatIsNotThereIsUnsupported) {
     EXPECT_MENTIONS(refusal<Unsupported>("", [&] { row.make(network, {}, decision, {CudaOptions{}}); }),
                     built_with_cuda() ? "no GPU can be used" : "use the plan 'cpu'");
   }
-  EXPECT_EQ(on_gpu, 2);
+  EXPECT_EQ(on_gpu, 3);
 }
 
 TEST(CudaEntry, ThePublicKernelsAreUnsupportedWithoutAGpu) {

@@ -65,6 +65,14 @@ TEST(CudaCheck, CodeRunsOnGpusOfItsOwnGenerationAndPtxOnAllThatAreNewer) {
   EXPECT_FALSE(runs_on("", 90));
 }
 
+TEST(CudaCheck, HoppersTensorCoresNeedCodeForHopper) {
+  EXPECT_TRUE(holds_hopper_code("sm_80, sm_90, compute_90"));
+  EXPECT_TRUE(holds_hopper_code("sm_90a"));
+  EXPECT_FALSE(holds_hopper_code("sm_80, compute_80"));
+  EXPECT_FALSE(holds_hopper_code("sm_100a, compute_120"));
+  EXPECT_FALSE(holds_hopper_code("none"));
+}
+
 TEST(CudaCheck, AStreamOfAnotherDeviceIsAnInvalidArgument) {
   EXPECT_MENTIONS(refusal("relu_kernel: the stream is not one of the current device",
                           [&] {

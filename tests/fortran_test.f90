@@ -154,9 +154,9 @@ contains
     call check(deviceloop_plan_create(network, c_loc(training), caps, DEVICELOOP_EXECUTOR_AUTOMATIC, plan) == &
                DEVICELOOP_OK, 'plan')
     call check(deviceloop_plan_get(plan, plan_info) == DEVICELOOP_OK, 'plan')
-    call check(plan_info%executor == DEVICELOOP_EXECUTOR_PERSISTENT .and. plan_info%candidates == 3, 'plan')
+    call check(plan_info%executor == DEVICELOOP_EXECUTOR_PERSISTENT .and. plan_info%candidates == 4, 'plan')
     call check(plan_info%bytes > 0 .and. plan_info%predicted_us_per_step > plan_info%floor_us_per_step, 'plan')
-    call check(deviceloop_plan_candidate(plan, 2_c_int64_t, candidate) == DEVICELOOP_OK, 'candidate')
+    call check(deviceloop_plan_candidate(plan, 3_c_int64_t, candidate) == DEVICELOOP_OK, 'candidate')
     call check(candidate%executor == DEVICELOOP_EXECUTOR_CPU .and. candidate%accepted == 1, 'candidate')
     call check(candidate%bytes > 0 .and. candidate%predicted_us_per_step > 0, 'candidate')
     call check(deviceloop_text(candidate%reason) == '', 'no reason')

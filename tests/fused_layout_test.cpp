@@ -42,6 +42,10 @@ TEST(FusedLayout, FitsForAllDepthsAndBatches) {
         EXPECT_EQ(layout.stage_bytes() % 1024, 0);
         EXPECT_GE(layout.control_at, layout.stages_at + layout.chains * layout.stages * layout.stage_bytes());
         EXPECT_EQ(layout.control_at % 8, 0);
+        EXPECT_EQ(layout.samples_at % 8, 0);
+        EXPECT_FALSE(layout.gathers());
+        EXPECT_EQ(layout.data_tiles(), layout.tiles);
+        EXPECT_GT(layout.estimated_us, 0);
         const int width = 64 * panels;
         EXPECT_EQ(layout.slots().count(), hidden * (width * width / 4 + width / 4) + width * 8 / 4 + 8 / 4);
         EXPECT_EQ(layout.computing_threads() % layout.sum_lanes, 0);
@@ -49,38 +53,45 @@ TEST(FusedLayout, FitsForAllDepthsAndBatches) {
       }
   EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}}, {}).layout.chains, 2);
   EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}}, {}).layout.stages, 2);
+  EXPECT_EQ(decide_fused({8449, {64, 64, 64, 64, 64, 1}}, {}).layout.chains, 2);
 }
 
 TEST(FusedLayout, FitsInTf32ForAllDepthsAndBatches) {
-  for (const Precision precision : {Precision::tf32, Precision::tf32x3})
-    for (int hidden = 1; hidden <= (precision == Precision::tf32 ? kFusedTf32Hidden : kFusedTf32x3Hidden); ++hidden)
+  struct Case {
+    Precision precision;
+    int panels, most_hidden, most_with_two_chains;
+  };
+  for (const Case& each : {Case{Precision::tf32, 1, 6, 6}, Case{Precision::tf32, 2, 4, 3},
+                           Case{Precision::tf32x3, 1, 6, 4}, Case{Precision::tf32x3, 2, 2, 1}})
+    for (int hidden = 1; hidden <= each.most_hidden; ++hidden)
       for (const std::int64_t rows :
            {std::int64_t{1}, std::int64_t{64}, std::int64_t{8448}, std::int64_t{8449}, std::int64_t{1} << 33}) {
-        const int parts = precision == Precision::tf32 ? 1 : 2;
-        SCOPED_TRACE(std::to_string(hidden) + " hidden layers, parts " + std::to_string(parts) + ", rows " +
-                     std::to_string(rows));
-        std::vector<std::int64_t> widths(static_cast<std::size_t>(hidden) + 2, 33);
+        const int parts = each.precision == Precision::tf32 ? 1 : 2, width = 32 * each.panels;
+        SCOPED_TRACE(std::to_string(hidden) + " hidden layers, width " + std::to_string(width) + ", parts " +
+                     std::to_string(parts) + ", rows " + std::to_string(rows));
+        std::vector<std::int64_t> widths(static_cast<std::size_t>(hidden) + 2, width - 31);
+        widths[0] = width;
         widths.back() = 8;
-        const FusedDecision decision = decide_fused({rows, widths, precision}, {});
+        const FusedDecision decision = decide_fused({rows, widths, each.precision}, {});
         ASSERT_EQ(decision.refusal, "");
         const FusedLayout& layout = decision.layout;
-        EXPECT_EQ(layout.precision, precision);
+        EXPECT_EQ(layout.precision, each.precision);
         EXPECT_EQ(layout.parts, parts);
-        EXPECT_EQ(layout.width(), 64);
-        EXPECT_EQ(layout.tile_bytes(), 64 * 64 * 4);
+        EXPECT_EQ(layout.width(), width);
+        EXPECT_EQ(layout.tile_bytes(), 64 * width * 4);
         EXPECT_EQ(layout.groups, 1);
-        EXPECT_EQ(layout.chains, hidden * parts <= 3 ? 2 : 1);
+        EXPECT_EQ(layout.chains, hidden <= each.most_with_two_chains ? 2 : 1);
         EXPECT_EQ(layout.threads(), 128 * (layout.chains + 2));
         EXPECT_LE(layout.shared_bytes, 227 << 10);
-        // Weights forward and back, the last layer's forward as 8 rows and back as 64 of 128 bytes.
-        EXPECT_EQ(layout.biases_at, parts * ((2 * hidden - 1) * 16384 + 2048) + 8192);
-        EXPECT_GE(layout.stages_at, layout.biases_at + (hidden * 64 + 8) * 4);
+        // Weights forward and back; the last layer's forward as 8 rows and back as rows of 128 bytes.
+        EXPECT_EQ(layout.biases_at, parts * ((2 * hidden - 1) * width * width * 4 + 8 * width * 4) + width * 128);
+        EXPECT_GE(layout.stages_at, layout.biases_at + (hidden * width + 8) * 4);
         // Of each chain the hidden layers, the outputs' gradients and the inputs, none over another.
         EXPECT_EQ(layout.sums_at(), layout.stages_at);
         int end = layout.stages_at;
         for (int chain = 0; chain < layout.chains; ++chain) {
-          end += parts * (hidden * 16384 + 2048);
-          for (int stage = 0; stage < layout.stages; ++stage, end += 16384) {
+          end += parts * (hidden * layout.tile_bytes() + 2048);
+          for (int stage = 0; stage < layout.stages; ++stage, end += layout.tile_bytes()) {
             EXPECT_EQ(layout.input_at(chain, stage), end);
             EXPECT_EQ(end % 1024, 0);
           }
@@ -88,11 +99,31 @@ TEST(FusedLayout, FitsInTf32ForAllDepthsAndBatches) {
         EXPECT_EQ(layout.masks_at, end);
         EXPECT_EQ(layout.control_at, end + layout.chains * hidden * 128 * 4);
         EXPECT_EQ(layout.shared_bytes, layout.control_at + kFusedControlBytes);
-        EXPECT_EQ(layout.slots().count(), hidden * (64 * 64 / 4 + 64 / 4) + 64 * 8 / 4 + 8 / 4);
+        EXPECT_EQ(layout.slots().count(),
+                  hidden * (64 * width / 4 + width / 4) + 64 * 8 / 4 + 8 / 4);  // of a slab of 64 rows
         EXPECT_LE(layout.computing_threads() * 16, layout.tile_bytes()) << "sums of slots";
       }
   EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}, Precision::tf32}, {}).layout.stages, 2);
   EXPECT_EQ(decide_fused({8449, {64, 64, 64, 1}, Precision::tf32x3}, {}).layout.stages, 2);
+}
+
+TEST(FusedLayout, AlsoFitsWhereItGathersRows) {
+  for (const int panels : {1, 2})
+    for (int hidden = 1; hidden <= (panels == 1 ? kFusedHidden : 2); ++hidden)
+      for (const std::int64_t rows : {1, 64, 256, 20000}) {
+        std::vector<std::int64_t> widths(static_cast<std::size_t>(hidden) + 2, 64 * panels);
+        widths.back() = 1;
+        const FusedDecision decision = decide_fused({rows, widths, Precision::bf16, 65000}, {});
+        ASSERT_EQ(decision.refusal, "") << hidden << " hidden layers, panels " << panels << ", rows " << rows;
+        const FusedLayout& layout = decision.layout;
+        EXPECT_TRUE(layout.gathers());
+        EXPECT_EQ(layout.tiles, (rows + 63) / 64);
+        EXPECT_EQ(layout.data_rows(), 65000);
+        EXPECT_EQ(layout.data_tiles(), 1016);
+        EXPECT_LE(layout.chains * layout.stages, kFusedFetchingWarps);
+        EXPECT_GE(layout.shared_bytes, layout.samples_at + (layout.chains * layout.stages + 4) * 64 * 8);
+        EXPECT_LE(layout.shared_bytes, 227 << 10);
+      }
 }
 
 TEST(FusedLayout, RefusesInOneSentence) {
@@ -106,11 +137,14 @@ TEST(FusedLayout, RefusesInOneSentence) {
   EXPECT_MENTIONS(refusal_of({64, 64, 1}, older), "compute capability 9.0, and the GPU has 8.9");
   EXPECT_MENTIONS(refusal_of({64, 64, 64, 1}, smaller), "bytes of shared memory, and a block has 49152");
   EXPECT_MENTIONS(refusal_of({64, 64, 64, 1}, smaller, Precision::tf32x3), "of shared memory, and a block has 49152");
-  EXPECT_MENTIONS(refusal_of({64, 1}), "1 to 6 hidden layers of that width in bf16, and there are 0");
-  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(9, 1)), "1 to 6 hidden layers of that width in bf16, and there");
+  EXPECT_MENTIONS(refusal_of({64, 1}), "1 to 8 hidden layers of that width in bf16, and there are 0");
+  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(11, 1)),
+                  "1 to 8 hidden layers of that width in bf16, and there");
   EXPECT_MENTIONS(refusal_of({64, 65, 64, 64, 1}), "1 to 2 hidden layers of that width in bf16, and there are 3");
-  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(7, 1), {}, Precision::tf32),
+  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(7, 33), {}, Precision::tf32),
                   "1 to 4 hidden layers of that width in tf32, and there are 5");
+  EXPECT_MENTIONS(refusal_of(std::vector<std::int64_t>(9, 32), {}, Precision::tf32x3),
+                  "1 to 6 hidden layers of that width in tf32x3, and there are 7");
   EXPECT_MENTIONS(refusal_of({64, 64, 64, 64, 1}, {}, Precision::tf32x3),
                   "1 to 2 hidden layers of that width in tf32x3, and there are 3");
   EXPECT_MENTIONS(refusal_of({64, 129, 1}), "at most 128 values in bf16, and one has 129");

@@ -18,6 +18,7 @@ REPORTED = 99  # the exit status that compute-sanitizer is told to end with wher
 EXACT = "*EXACT*"
 KERNELS = "*OfIntegers*:*BitForBit*:*SgdUpdate*:*SameSamplesOfEachMatrix*"
 GENERAL = {"small_product_test": "*OfIntegers*", "tensor_test": "*SumsGoOn*", "fused_test": "*OneStepIsExact*",
+           "fused_executor_test": "*OneStepIsExact*",
            "cuda_optimizer_test": "*InTheMiddleOfAnEpoch*", "cuda_device_arrays_test": "*PredictIsTaken*/graph",
            "cuda_watching_test": "*ValidationDataOutlive*"}
 TESTS = {

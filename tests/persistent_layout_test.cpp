@@ -76,9 +76,9 @@ TEST(PersistentLayout, PiecesOfTheArenaLieApart) {
     add(layout.failed, 1, 8);
     add(layout.loss, 1, 8);
     add(layout.losses, 2 * layout.steps_per_launch, 8);
-    add(layout.predict_input, layout.predict_rows * 40);
-    add(layout.predict_even, layout.predict_rows * 30);
-    add(layout.predict_odd, layout.predict_rows * 30);
+    add(layout.prediction.input, layout.prediction.rows * 40);
+    add(layout.prediction.even, layout.prediction.rows * 30);
+    add(layout.prediction.odd, layout.prediction.rows * 30);
     std::uint64_t end = 0;
     for (const auto& [begin, piece_end] : pieces) {
       EXPECT_GE(begin, end);

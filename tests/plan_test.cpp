@@ -55,21 +55,28 @@ std::string message_of(const NetworkSpec& network, const TrainingSpec& training,
 
 #define EXPECT_CONTAINS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
+/// The answer of one of the plan's candidates.
+const Candidate& answer_of(const Plan& plan, ExecutorKind kind) {
+  return *std::find_if(plan.candidates.begin(), plan.candidates.end(),
+                       [&](const Candidate& candidate) { return candidate.executor == kind; });
+}
+
 TEST(MakePlan, TakesTheCpuWhereThereIsNoGpuAndSaysWhy) {
   const Plan plan = make_plan(network_of({1000, 100, 1}), training_of(128), machine());
   EXPECT_EQ(plan.executor, ExecutorKind::cpu);
   EXPECT_CONTAINS(plan.reason, "no NVIDIA driver found");
-  ASSERT_EQ(plan.candidates.size(), 3u);
+  ASSERT_EQ(plan.candidates.size(), 4u);
   EXPECT_EQ(plan.candidates[0].executor, ExecutorKind::persistent);
-  EXPECT_EQ(plan.candidates[1].executor, ExecutorKind::graph);
-  EXPECT_EQ(plan.candidates[2].executor, ExecutorKind::cpu);
-  for (int i : {0, 1}) {
+  EXPECT_EQ(plan.candidates[1].executor, ExecutorKind::fused);
+  EXPECT_EQ(plan.candidates[2].executor, ExecutorKind::graph);
+  EXPECT_EQ(plan.candidates[3].executor, ExecutorKind::cpu);
+  for (int i : {0, 1, 2}) {
     EXPECT_FALSE(plan.candidates[static_cast<std::size_t>(i)].accepted);
     EXPECT_EQ(plan.candidates[static_cast<std::size_t>(i)].reason, "no NVIDIA driver found");
   }
-  EXPECT_TRUE(plan.candidates[2].accepted);
+  EXPECT_TRUE(plan.candidates[3].accepted);
   EXPECT_GT(plan.bytes, 1000000u);
-  EXPECT_EQ(plan.bytes, plan.candidates[2].bytes);
+  EXPECT_EQ(plan.bytes, plan.candidates[3].bytes);
   EXPECT_GT(plan.predicted_us_per_step, 0);
 }
 
@@ -90,7 +97,7 @@ TEST(MakePlan, ThreadsAreOneForShortStepsAndAllCoresForLongOnes) {
 }
 
 TEST(MakePlan, AForcedPlanThatTheMachineLacksIsUnsupportedWithItsReason) {
-  for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent}) {
+  for (const ExecutorKind kind : {ExecutorKind::graph, ExecutorKind::persistent, ExecutorKind::fused}) {
     const std::string message = message_of<Unsupported>(network_of({3, 1}), training_of(5), machine(), kind);
     EXPECT_CONTAINS(message, "no NVIDIA driver found");
     EXPECT_CONTAINS(message, name(kind));
@@ -187,7 +194,7 @@ TEST(MakePlan, TakesWhatIsPredictedToBeFasterOnAGpu) {
   EXPECT_EQ(plan.executor, ExecutorKind::persistent);
   EXPECT_CONTAINS(plan.reason, "one launch for many steps");
   EXPECT_EQ(plan.bytes, plan.candidates[0].bytes);
-  EXPECT_LT(plan.predicted_us_per_step, plan.candidates[1].predicted_us_per_step);
+  EXPECT_LT(plan.predicted_us_per_step, answer_of(plan, ExecutorKind::graph).predicted_us_per_step);
   EXPECT_GT(plan.predicted_us_per_step, 0);
   EXPECT_EQ(plan.device, 0);
 
@@ -234,7 +241,7 @@ TEST(MakePlan, WithoutCublasLtTheGraphTakesSmallProductsAndNarrowLayers) {
   const auto graph_of = [&](std::int64_t hidden, Precision precision) {
     TrainingSpec training = training_of(128);
     training.precision = precision;
-    return make_plan(network_of({1000, hidden, 1}), training, caps).candidates[1];
+    return make_plan(network_of({1000, hidden, 1}), training, caps).candidates[2];
   };
   EXPECT_TRUE(graph_of(16, Precision::fp64).accepted);
   EXPECT_FALSE(graph_of(17, Precision::fp64).accepted);
@@ -254,6 +261,109 @@ TEST(MakePlan, SmallNetworksTakeThreeProductsOfTf32OnChip) {
   training.precision = Precision::fp32;
   EXPECT_LT(plan.predicted_us_per_step,
             make_plan(network_of({64, 64, 64, 1}), training, machine_with_gpu()).predicted_us_per_step);
+}
+
+TrainingSpec bf16_training_of(std::int64_t samples, std::int64_t batch_size = 0) {
+  TrainingSpec training = training_of(samples);
+  training.precision = Precision::bf16;
+  training.batch_size = batch_size;
+  return training;
+}
+
+TEST(MakePlan, ANarrowNetworkInBf16TakesTheFusedPlan) {
+  const DeviceCaps caps = machine_with_gpu();
+  const NetworkSpec network = network_of({64, 64, 64, 1});
+  const Plan plan = make_plan(network, bf16_training_of(1 << 16), caps);
+  EXPECT_EQ(plan.executor, ExecutorKind::fused);
+  EXPECT_CONTAINS(plan.reason,
+                  "one launch for many steps: 132 blocks of 512 threads; tensor cores take tiles of 64 rows through 2 "
+                  "hidden layers of 64 columns in bf16, at most 16384 steps a launch");
+  EXPECT_GT(plan.floor_us_per_step, 0);
+  EXPECT_LT(plan.floor_us_per_step, plan.predicted_us_per_step);
+  // Inputs in fp32 and as tiles, targets, and what 132 blocks sum.
+  const std::uint64_t data = (std::uint64_t{1} << 16) * (64 * 4 + 64 * 2 + 4), slots = 132 * 2210 * 16;
+  EXPECT_GE(plan.bytes, data + slots);
+  EXPECT_LE(plan.bytes, data + slots + (2 << 20));
+  const Plan batches = make_plan(network, bf16_training_of(1 << 16, 4096), caps);
+  EXPECT_EQ(batches.executor, ExecutorKind::fused);
+  EXPECT_CONTAINS(batches.reason, "64 blocks of 384 threads; tensor cores take tiles of 64 gathered rows");
+  EXPECT_LT(batches.predicted_us_per_step, plan.predicted_us_per_step);
+
+  const Plan in_fp32 = make_plan(network, training_of(1 << 16), caps);
+  EXPECT_NE(in_fp32.executor, ExecutorKind::fused);
+  EXPECT_EQ(answer_of(in_fp32, ExecutorKind::fused).reason,
+            "it multiplies in bf16, not in fp32; set the precision to that");
+}
+
+TEST(MakePlan, TheFusedPlanSaysWhatPaddingCosts) {
+  const auto reason_of = [](std::int64_t width, std::int64_t samples) {
+    return make_plan(network_of({width, width, width, 1}), bf16_training_of(samples), machine_with_gpu()).reason;
+  };
+  EXPECT_CONTAINS(reason_of(48, 1 << 16), ", 44 % of the products are of padding to whole tiles and columns,");
+  EXPECT_CONTAINS(reason_of(64, 96), ", 25 % of the products are of padding to whole tiles and columns,");
+  EXPECT_EQ(reason_of(128, 1 << 16).find("padding"), std::string::npos);
+}
+
+TEST(MakePlan, TheFusedPlanRefusesInOneSentence) {
+  const auto message = [](const NetworkSpec& network, const TrainingSpec& training, const DeviceCaps& caps) {
+    return message_of<Unsupported>(network, training, caps, ExecutorKind::fused);
+  };
+  const NetworkSpec network = network_of({64, 64, 1});
+  const TrainingSpec training = bf16_training_of(1000);
+  DeviceCaps caps = machine_with_gpu();
+  EXPECT_EQ(make_plan(network, training, caps, ExecutorKind::fused).executor, ExecutorKind::fused);
+  const std::string start = "plan 'fused': ", end = "; use the plan 'cpu' or 'auto'";
+  for (const Precision precision : {Precision::fp32, Precision::fp64, Precision::tf32, Precision::tf32x3}) {
+    TrainingSpec other = training;
+    other.precision = precision;
+    EXPECT_EQ(message(network, other, caps),
+              start + "it multiplies in bf16, not in " + name(precision) + "; set the precision to that" + end);
+  }
+  NetworkSpec tanh = network, last = network;
+  tanh.activation = Activation::tanh;
+  last.output_activation = Activation::relu;
+  EXPECT_EQ(message(tanh, training, caps),
+            start + "it is for the activation 'relu', not 'tanh'; choose that or another plan" + end);
+  EXPECT_EQ(message(last, training, caps),
+            start + "it is for the output activation 'identity', not 'relu'; choose that or another plan" + end);
+  TrainingSpec huber = training, weighted = training, clipped = training;
+  huber.loss = Loss::huber;
+  weighted.sample_weights = true;
+  clipped.optimizer = {.kind = OptimizerKind::sgd, .clip_norm = 1};
+  EXPECT_EQ(message(network, huber, caps),
+            start + "it is for the loss 'squared_error', not 'huber'; choose that or another plan" + end);
+  EXPECT_EQ(message(network, weighted, caps),
+            start + "it has no weights of samples; leave them out or choose another plan" + end);
+  EXPECT_EQ(message(network, clipped, caps),
+            start +
+                "it does not clip gradients by their norm; clip them by their value (clip_value) or choose another "
+                "plan" +
+                end);
+  EXPECT_CONTAINS(message(network_of({784, 64, 10}), training, caps), "at most 128 values, and one has 784");
+  EXPECT_CONTAINS(message(network_of({64, 64, 10}), training, caps), "at most 8 outputs, and there are 10");
+  EXPECT_CONTAINS(message(network_of({64, 1}), training, caps), "1 to 6 hidden layers of that width, and there are 0");
+  EXPECT_CONTAINS(message(network_of({64, 65, 64, 64, 1}), training, caps), "and there are 3");
+  caps.gpus[0].shared_bytes = 48 << 10;
+  EXPECT_CONTAINS(message(network_of({64, 64, 64, 1}), training, caps),
+                  "bytes of shared memory, and a block has 49152");
+  caps = machine_with_gpu();
+  caps.gpus[0].cooperative = false;
+  EXPECT_CONTAINS(message(network, training, caps), "GPU 0 does not promise that all blocks of a launch run at once");
+  caps.gpus[0].no_hopper_code_reason = "this build holds none; build it with CUDAARCHS";
+  EXPECT_EQ(message(network, training, caps), start + "this build holds none; build it with CUDAARCHS" + end);
+  for (const int capability : {89, 100}) {
+    caps.gpus[0].compute_capability = capability;
+    EXPECT_CONTAINS(message(network, training, caps), "instructions of compute capability 9.0, and the GPU has ");
+  }
+  caps = machine_with_gpu(std::uint64_t{15} << 20);
+  EXPECT_CONTAINS(message(network, bf16_training_of(1 << 20), caps), "of the GPU's memory, which is 15.0 MiB");
+}
+
+// A network that only predicts has no step to predict the time of.
+TEST(MakePlan, TheFusedPlanTakesANetworkThatOnlyPredicts) {
+  const Plan plan = make_plan(network_of({64, 64, 1}), bf16_training_of(0), machine_with_gpu(), ExecutorKind::fused);
+  EXPECT_EQ(plan.predicted_us_per_step, 0);
+  EXPECT_GT(plan.bytes, 0u);
 }
 
 TEST(MakePlan, WherePrecisionsBelowFp32AreTheCpus) {
@@ -277,7 +387,7 @@ TEST(MakePlan, WherePrecisionsBelowFp32AreTheCpus) {
     for (const Candidate& candidate : plan.candidates)
       EXPECT_EQ(candidate.accepted, candidate.executor == ExecutorKind::cpu);
     EXPECT_EQ(plan.candidates[0].reason.find(persistent), 0u) << plan.candidates[0].reason;
-    EXPECT_EQ(plan.candidates[1].reason, reason);
+    EXPECT_EQ(answer_of(plan, ExecutorKind::graph).reason, reason);
     EXPECT_EQ(message_of<Unsupported>(network, training, machine_with_gpu(), ExecutorKind::graph),
               "plan 'graph': " + reason + "; use the plan 'cpu' or 'auto'");
     // Rounded copies of data, weights and, of each sample, hidden values and gradients.
@@ -479,7 +589,9 @@ TEST(MakePlan, TellsTheNameOrTheNumberOfAValue) {
 TEST(Decide, HoldsTheLayoutThatItsPlanWasMadeBy) {
   const DeviceCaps caps = machine_with_gpu();
   for (const ExecutorRow& row : executor_rows()) {
-    const Decision decision = decide(network_of({20, 10, 1}), training_of(64), caps, row.kind);
+    const bool is_fused = row.kind == ExecutorKind::fused;
+    const Decision decision =
+        decide(network_of({20, 10, 1}), is_fused ? bf16_training_of(64) : training_of(64), caps, row.kind);
     EXPECT_EQ(decision.plan.executor, row.kind);
     ASSERT_TRUE(decision.layout.has_value());
   }

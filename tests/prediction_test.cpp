@@ -13,6 +13,7 @@
 
 #include <deviceloop/plan.h>
 
+#include "planning/fused_layout.h"
 #include "planning/graph_layout.h"
 #include "planning/two_layer_layout.h"
 
@@ -191,6 +192,33 @@ TEST_P(Prediction, TwoLayersAreEstimatedAsTheyWereMeasured) {
     EXPECT_LT(estimated, measured.us * 1.3) << measured.name;
   }
   EXPECT_EQ(checked, 8);
+}
+
+// The kernel itself waits for a GPU: a prototype of it, on an H100.
+TEST(FusedPrediction, IsThatOfThePrototype) {
+  struct Prototype {
+    std::int64_t width, rows;
+    double us;
+  };
+  for (const Prototype& of :
+       {Prototype{64, 8448, 7.9}, Prototype{64, 1 << 14, 8.9}, Prototype{64, 1 << 16, 14.1},
+        Prototype{64, 1 << 18, 32.5}, Prototype{64, 1 << 20, 107}, Prototype{128, 1 << 14, 22.7},
+        Prototype{128, 1 << 16, 39.4}, Prototype{128, 1 << 18, 103}, Prototype{128, 1 << 20, 347}}) {
+    const cuda::FusedDecision decision = cuda::decide_fused({of.rows, {of.width, of.width, of.width, 1}}, {});
+    ASSERT_EQ(decision.refusal, "");
+    EXPECT_NEAR(decision.layout.estimated_us / of.us, 1, 0.06) << of.width << " x " << of.rows;
+  }
+}
+
+// Half the multiprocessors take twice as long, and so do twice as many products, where the tiles are many.
+TEST(FusedPrediction, FollowsTheMultiprocessorsAndTheLayers) {
+  const auto us = [](int multiprocessors, std::vector<std::int64_t> widths) {
+    cuda::FusedDevice device;
+    device.multiprocessors = multiprocessors;
+    return cuda::decide_fused({1 << 20, std::move(widths)}, device).layout.estimated_us;
+  };
+  EXPECT_NEAR(us(66, {64, 64, 64, 1}) / us(132, {64, 64, 64, 1}), 2, 0.1);
+  EXPECT_NEAR(us(132, {64, 64, 64, 64, 1}) / us(132, {64, 64, 64, 1}), 8.0 / 5, 0.1);
 }
 
 INSTANTIATE_TEST_SUITE_P(H100, Prediction, ::testing::ValuesIn(kEvidence), [](const auto& evidence) {

@@ -78,7 +78,7 @@ class Reports(unittest.TestCase):
     def test_every_candidate_of_the_plan_is_there_with_its_reason(self):
         words = self.words(self.page("--steps", "2"))
         table = self.run_command("plan").stdout.decode().splitlines()[2:-1]
-        self.assertEqual(len(table), 3)
+        self.assertEqual(len(table), 4)
         for line in table:
             executor, verdict = line.split()[:2]
             self.assertIn(executor, words)

@@ -18,6 +18,7 @@
 #include "../kernels/two_layer.h"
 #include "device_executor.h"
 #include "scalar_queue.h"
+#include "tile_predictions.h"
 
 namespace deviceloop {
 namespace cuda {
@@ -140,23 +141,12 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   typename Base::PredictRoom predict_room() const override {
-    return {at<T>(layout_.predict_input), layout_.predict_rows};
+    return {at<T>(layout_.prediction.input), layout_.prediction.rows};
   }
   const T* enqueue_predict(std::int64_t rows) const override {
-    std::uint64_t in = layout_.predict_input, out = layout_.predict_even;
-    for (const StepOperation& layer : layout_.step.inference) {
-      TileProduct<T> product;
-      product.shape = {rows, layer.columns, layer.inner};
-      product.out = at<T>(out);
-      product.a = at<T>(in);
-      product.b = tensor(layer.b);
-      product.bias = tensor(layer.bias);
-      if (layer.activation) product.activation = *layer.activation;
-      launch_tile_product(product, stream());
-      in = out;
-      out = in == layout_.predict_even ? layout_.predict_odd : layout_.predict_even;
-    }
-    return at<T>(in);
+    return enqueue_tile_predictions<T>(
+        layout_.prediction, layout_.step, rows, [this](std::uint64_t offset) { return at<T>(offset); },
+        [this](TensorId id) { return tensor(id); }, stream());
   }
 
   void check_run() override {

@@ -21,10 +21,13 @@ constexpr int kMostThreads = 4 * kFusedGroupThreads;
 constexpr int kStepsOfRows = kFusedRows / kDepth;  // products over the rows of a tile
 
 // Registers of a thread: 128 at first, 65536 of all threads.
-constexpr int kFetchingRegisters = 24;
-template <int panels>
-constexpr int kChainRegisters = panels == 1 ? 120 : 136;
-constexpr int kGradientRegisters = 176;
+constexpr int kFetchingRegisters = 32;
+template <int panels, int slabs_of_group>
+constexpr int kChainRegisters = panels == 2           ? 128
+                                : slabs_of_group == 4 ? 112
+                                                      : 120;
+template <int slabs_of_group>
+constexpr int kGradientRegisters = slabs_of_group == 4 ? 184 : 176;
 
 __device__ inline float bf16_value(std::uint32_t bits) {
   const std::uint32_t word = bits << 16;
@@ -39,7 +42,8 @@ __device__ inline float masked(float gradient, std::uint32_t hidden_bits) {
   return (hidden_bits & 0xffffu) == 0x8000u ? 0.0f : gradient;
 }
 
-template <int panels, int slabs_of_group>
+/// `relu`: whether hidden layers are known to be, so that the kernel has no other activation.
+template <int panels, int slabs_of_group, bool relu>
 struct FusedBlock : BlockParts {
   static constexpr int kWidth = panels * kFusedPanelWidth;
   static constexpr int kProducts = kWidth / kDepth;  // over the inputs of a layer
@@ -96,9 +100,29 @@ struct FusedBlock : BlockParts {
            panel_offset(16 * warp() + lane() % 8 + lane() / 8 % 2 * 8, (i % 4 * 2 + lane() / 16) * 16);
   }
 
+  /// The hidden layer sums + bias as fragments and in a tile. Of activations other than relu the derivative goes to
+  /// where the gradient will be.
+  __device__ void activate(std::uint32_t (&fragments)[kProducts][4], Accumulator<kWidth>& sums, unsigned char* stage,
+                           int layer) const {
+    if (relu || arguments.activation.kind == Activation::relu)
+      activate_relu(fragments, sums, bias(layer), hidden(stage, layer + 1));
+    else
+      fused::with_formula(arguments.activation, [&](const auto& formula) {
+        other_activation(formula, fragments, sums, bias(layer), hidden(stage, layer + 1), gradient(stage, layer + 1));
+      });
+  }
+  /// The gradient of hidden layer `index`, 1 the first, from that by its values.
+  __device__ void pass_back(std::uint32_t (&fragments)[kProducts][4], Accumulator<kWidth>& sums, unsigned char* stage,
+                            int index) const {
+    if (relu || arguments.activation.kind == Activation::relu)
+      mask(fragments, sums, hidden(stage, index), gradient(stage, index));
+    else
+      multiply_derivative(fragments, sums, gradient(stage, index));
+  }
+
   /// relu(sums + bias) as fragments and in a tile.
-  __device__ void activate(std::uint32_t (&fragments)[kProducts][4], Accumulator<kWidth>& sums, const float* bias,
-                           unsigned char* tile) const {
+  __device__ void activate_relu(std::uint32_t (&fragments)[kProducts][4], Accumulator<kWidth>& sums, const float* bias,
+                                unsigned char* tile) const {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i) {
 #pragma unroll
@@ -125,11 +149,62 @@ struct FusedBlock : BlockParts {
     }
   }
 
+  /// An activation is many instructions: there are copies of it for four elements, and the others move through the
+  /// registers of these, because registers cannot be indexed. The fragments are read back from the tile.
+  template <class Formula>
+  __device__ void other_activation(const Formula& formula, std::uint32_t (&fragments)[kProducts][4],
+                                   Accumulator<kWidth>& sums, const float* bias, unsigned char* tile,
+                                   unsigned char* derivative_tile) const {
+    std::uint32_t values[4] = {}, derivatives[4] = {};
+#pragma unroll 1
+    for (int eight = 0; eight < kWidth / 8; ++eight) {
+      // The sums of eight columns are two words of a fragment: of this thread()'s two rows.
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        float h[2], derivative[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float z = sums[2 * row + i] + bias[8 * eight + 2 * (lane() % 4) + i];
+          h[i] = formula.value(z);
+          derivative[i] = formula.gradient(Formula::may_keep_pre_activation ? z : h[i], 1.0f);
+        }
+        values[row] = values[2 + row];
+        values[2 + row] = to_bf16(h[0], h[1]);
+        derivatives[row] = derivatives[2 + row];
+        derivatives[2 + row] = to_bf16(derivative[0], derivative[1]);
+      }
+#pragma unroll
+      for (int i = 4; i < kWidth / 2; ++i) sums[i - 4] = sums[i];
+      if (eight % 2 == 0) continue;
+      store_matrices(tile + fragment_offset(eight / 2), values);
+      store_matrices(derivative_tile + fragment_offset(eight / 2), derivatives);
+    }
+    warp_barrier();
+#pragma unroll
+    for (int i = 0; i < kProducts; ++i) load_matrices(fragments[i], tile + fragment_offset(i));
+  }
+
+  /// The gradient behind such an activation as fragments and in the tile of the derivatives.
+  __device__ void multiply_derivative(std::uint32_t (&fragments)[kProducts][4], Accumulator<kWidth>& sums,
+                                      unsigned char* tile) const {
+#pragma unroll
+    for (int i = 0; i < kProducts; ++i) {
+      std::uint32_t d[4];
+      load_matrices(d, tile + fragment_offset(i));
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        fragments[i][j] =
+            to_bf16(sums[8 * i + 2 * j] * bf16_value(d[j] & 0xffffu), sums[8 * i + 2 * j + 1] * bf16_value(d[j] >> 16));
+      store_matrices(tile + fragment_offset(i), fragments[i]);
+    }
+  }
+
   /// The gradient of this thread()'s outputs of a tile as a fragment and in shared memory; adds to the loss.
   __device__ void end_outputs(std::uint32_t (&fragment)[1][4], Accumulator<kFusedOutputs>& sums,
-                              const float (&targets)[4], unsigned char* to, std::int64_t tile, double& loss) const {
+                              const float (&targets)[4], unsigned char* to, std::int64_t tile,
+                              const std::int64_t* samples, double& loss) const {
     float gradients[4] = {};
-    BlockParts::end_outputs(gradients, sums, targets, tile, loss);
+    BlockParts::end_outputs(gradients, sums, targets, tile, samples, loss);
     fragment[0][0] = to_bf16(gradients[0], gradients[1]);
     fragment[0][1] = to_bf16(gradients[2], gradients[3]);
     fragment[0][2] = fragment[0][3] = 0;  // outputs 8 to 15
@@ -153,8 +228,9 @@ struct FusedBlock : BlockParts {
       const unsigned number = number_of(step, k), turn = number / static_cast<unsigned>(layout.stages);
       const unsigned which = number % static_cast<unsigned>(layout.stages);
       float targets[4] = {};  // on their way meanwhile
-      load_targets(targets, tile_of(k));
-      if (!group_waits_for(&control().tile_arrived[chain][which], turn % 2, FusedPhase::kForward, step)) break;
+      if (!layout.gathers()) load_targets(targets, tile_of(k), nullptr);
+      if (!group_waits_for(&control().tile_arrived[chain][which], turn % 2, number, FusedPhase::kForward, step)) break;
+      if (layout.gathers()) load_targets(targets, tile_of(k), samples(chain, static_cast<int>(which)));
       unsigned char* const at = stage(chain, static_cast<int>(which));
       const auto inputs = shared_matrix<kType, Major::kK>(at, kFusedPanelBytes);
       const auto first = shared_matrix<kType, Major::kMn>(weights(0), kWeightPanelBytes);
@@ -163,26 +239,27 @@ struct FusedBlock : BlockParts {
       for (int i = 0; i < kProducts; ++i) multiply_async(sums, inputs.k_step(i), first.k_step(i), i > 0);
       commit_products();
       wait_products<0>(sums);
-      activate(fragments, sums, bias(0), hidden(at, 1));
+      activate(fragments, sums, at, 0);
 #pragma unroll 1
       for (int layer = 1; layer < layers; ++layer) {
         multiply(sums, fragments, shared_matrix<kType, Major::kMn>(weights(layer), kWeightPanelBytes));
-        activate(fragments, sums, bias(layer), hidden(at, layer + 1));
+        activate(fragments, sums, at, layer);
       }
       Accumulator<kFusedOutputs> outputs;
       multiply(outputs, fragments, last);
       std::uint32_t gradients[1][4];
-      end_outputs(gradients, outputs, targets, output_gradient(at), tile_of(k), loss);
+      end_outputs(gradients, outputs, targets, output_gradient(at), tile_of(k),
+                  layout.gathers() ? samples(chain, static_cast<int>(which)) : nullptr, loss);
       begin_products(sums, gradients);
       multiply_async(sums, gradients[0], last_back, false);
       commit_products();
       wait_products<0>(sums);
-      mask(fragments, sums, hidden(at, layers), gradient(at, layers));
+      pass_back(fragments, sums, at, layers);
       report_gradient(chain, which, layers - 1);
 #pragma unroll 1
       for (int layer = layers - 1; layer > 0; --layer) {
         multiply(sums, fragments, shared_matrix<kType, Major::kK>(weights(layer), kWeightPanelBytes));
-        mask(fragments, sums, hidden(at, layer), gradient(at, layer));
+        pass_back(fragments, sums, at, layer);
         report_gradient(chain, which, layer - 1);
       }
     }
@@ -224,7 +301,8 @@ struct FusedBlock : BlockParts {
       const unsigned which = number % static_cast<unsigned>(layout.stages);
       unsigned char* const at = stage(chain, static_cast<int>(which));
       const TransactionBarrier* const ready = &control().ready[chain][which][group() - layout.chains];
-      if (!group_waits_for(ready, parity, FusedPhase::kGradients, step)) break;
+      const unsigned wait = static_cast<unsigned>(step) * static_cast<unsigned>(tiles) + static_cast<unsigned>(k);
+      if (!group_waits_for(ready, parity, wait, FusedPhase::kGradients, step)) break;
       const auto last_gradient = shared_matrix<kType, Major::kK>(output_gradient(at), kFusedTargetBytes);
 #pragma unroll
       for (int panel = 0; panel < panels; ++panel) {
@@ -328,29 +406,32 @@ struct FusedBlock : BlockParts {
 
   /// All steps, of which run(step) does the part of this thread()'s warpgroup.
   template <class Run>
-  __device__ void compute(const Run& run) {
+  __device__ __forceinline__ void compute(const Run& run) {
     write_operands();
     BlockParts::compute([&] { load_operands(); }, run,
                         [&](const Element& element, float value) { write_operand(element, value); });
   }
 };
 
-template <int panels, int slabs_of_group>
+template <int panels, int slabs_of_group, bool relu>
 __global__ void __launch_bounds__(kMostThreads, 1) fused_kernel(FusedArguments arguments, FusedLayout layout) {
-  FusedBlock<panels, slabs_of_group> block(arguments, layout, shared<fused::FusedShared>().bytes);
+  constexpr int kChain = kChainRegisters<panels, slabs_of_group>, kGradient = kGradientRegisters<slabs_of_group>;
+  static_assert(kFetchingRegisters + 2 * kChain + kGradient <= 65536 / kFusedGroupThreads);
+  static_assert(kFetchingRegisters + kChain + 2 * kGradient <= 65536 / kFusedGroupThreads);
+  FusedBlock<panels, slabs_of_group, relu> block(arguments, layout, shared<fused::FusedShared>().bytes);
   if (block.thread() == 0) block.init_control();
   block_barrier();
   if (block.group() >= layout.chains + layout.groups) {
     lower_registers<kFetchingRegisters>();
-    block.fetch();
+    block.bring_tiles();
   } else if (block.group() < layout.chains) {
-    if constexpr (kChainRegisters<panels> < 128)
-      lower_registers<kChainRegisters<panels>>();
+    if constexpr (kChain < 128)
+      lower_registers<kChain>();
     else
-      raise_registers<kChainRegisters<panels>>();
+      raise_registers<kChain>();
     block.compute([&](std::int64_t step) { block.run_chain(step); });
   } else {
-    raise_registers<kGradientRegisters>();
+    raise_registers<kGradient>();
     block.compute([&](std::int64_t step) { block.run_gradients(step); });
   }
 }
@@ -374,9 +455,11 @@ __global__ void fused_tiles_kernel(std::uint32_t* tiles, const float* x, std::in
   }
 }
 
+template <bool relu>
 auto kernel_of(const FusedLayout& layout) {
-  if (layout.panels == 2) return fused_kernel<2, 2>;
-  return layout.slabs_of_group == 2 ? fused_kernel<1, 2> : fused_kernel<1, 3>;
+  if (layout.panels == 2) return fused_kernel<2, 2, relu>;
+  if (layout.slabs_of_group == 4) return fused_kernel<1, 4, relu>;
+  return layout.slabs_of_group == 3 ? fused_kernel<1, 3, relu> : fused_kernel<1, 2, relu>;
 }
 
 }  // namespace
@@ -384,19 +467,22 @@ auto kernel_of(const FusedLayout& layout) {
 void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
                         cudaStream_t stream) {
   if (!layout.is_bf16()) return launch_fused_tf32_tiles(tiles, x, inputs, layout, stream);
-  const std::int64_t count = layout.tiles * (layout.tile_bytes() / 16);
-  launch(fused_tiles_kernel, {divide_up(count, kThreads), kThreads}, stream, tiles, x, layout.rows, inputs,
+  const std::int64_t count = layout.data_tiles() * (layout.tile_bytes() / 16);
+  launch(fused_tiles_kernel, {divide_up(count, kThreads), kThreads}, stream, tiles, x, layout.data_rows(), inputs,
          layout.panels, count);
 }
 
 void prepare_fused(const FusedLayout& layout) {
   if (!layout.is_bf16()) return prepare_fused_tf32(layout);
-  prepare_kernel(reinterpret_cast<const void*>(kernel_of(layout)), fused::config_of(layout));
+  for (const auto kernel : {kernel_of<true>(layout), kernel_of<false>(layout)})
+    prepare_kernel(reinterpret_cast<const void*>(kernel), fused::config_of(layout));
 }
 
 void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, cudaStream_t stream) {
   if (!layout.is_bf16()) return launch_fused_tf32(arguments, layout, stream);
-  launch(kernel_of(layout), fused::config_of(layout), stream, arguments, layout);
+  const bool relu = arguments.activation.kind == Activation::relu;
+  launch(relu ? kernel_of<true>(layout) : kernel_of<false>(layout), fused::config_of(layout), stream, arguments,
+         layout);
 }
 
 }  // namespace deviceloop::cuda

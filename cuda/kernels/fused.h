@@ -14,6 +14,9 @@
 
 #include <cstdint>
 
+#include "../../host/activations.h"
+#include "../../host/losses.h"
+#include "../../host/permutation.h"
 #include "../../host/planning/fused_layout.h"
 
 namespace deviceloop::cuda {
@@ -26,16 +29,22 @@ struct FusedParameter {
 
 struct FusedArguments {
   const std::uint32_t* tiles = nullptr;  ///< of the inputs, by launch_fused_tiles
-  const float* y = nullptr;              ///< [rows, outputs]
+  const float* y = nullptr;              ///< [data_rows, outputs], or [data_rows, 1] of classes
+  const float* row_weights = nullptr;    ///< [data_rows]; null: the rows have none
+  BatchOrder order;                      ///< where a step gathers its rows
+  SampleNetwork network;                 ///< of order.samples
   int widths[kFusedHidden + 2] = {};     ///< inputs, hidden layers, outputs
   FusedParameter weights[kFusedHidden + 1], biases[kFusedHidden + 1];
+  ActivationOfStep activation{Activation::relu}, output_activation{};
+  LossOfStep loss{};
   OptimizerKind optimizer{};
   const elementwise::StepScalars<float>* scalars = nullptr;
   std::int32_t scalar_stride = 0;  ///< from step to step; 0 where all have the same
 
   std::int64_t first_step = 0;  ///< steps that were taken before
   std::int64_t steps = 0;
-  double* losses = nullptr;  ///< [steps]
+  bool forward_only = false;  ///< only the loss is wanted: nothing is updated
+  double* losses = nullptr;   ///< [steps]
 
   // For the kernel's own use.
   unsigned char* operands = nullptr;  ///< bf16: [operand_bytes], 0 before the first launch, at a multiple of 16 bytes
@@ -46,7 +55,7 @@ struct FusedArguments {
   std::uint64_t* failed = nullptr;
 };
 
-/// x [rows, inputs] as tiles in the layout's precision, [tiles, tile_bytes]; with zeros beyond x.
+/// x [data_rows, inputs] as tiles in the layout's precision, [data_tiles, tile_bytes]; with zeros beyond x.
 void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
                         cudaStream_t stream);
 

@@ -3,7 +3,9 @@
 // barriers of a step, and its end, where the blocks' sums are added and the parameters updated.
 #pragma once
 
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "../runtime/launch.h"
 #include "../runtime/tensor.cuh"
@@ -11,7 +13,7 @@
 
 namespace deviceloop::cuda::fused {
 
-static_assert(kFusedGroupThreads == kWarpgroupThreads);
+static_assert(kFusedGroupThreads == kWarpgroupThreads && kFusedMostChains * kFusedMostStages <= kFusedFetchingWarps);
 
 struct alignas(1024) FusedShared {
   unsigned char bytes[1024];
@@ -45,15 +47,40 @@ __device__ inline Element element_of(const FusedSlots& slots, int q, int i) {
   const int row = 16 * (thread / 32) + lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
   if (q < slots.last_weights_at()) {
     const int slab = q / slots.fours_of_slab(), eight = q % slots.fours_of_slab() / kFusedGroupThreads;
-    return {slab / slots.panels, slab % slots.panels * kFusedPanelWidth + row, 8 * eight + column, false};
+    return {slab / slots.slabs(), slab % slots.slabs() * kFusedSlabRows + row, 8 * eight + column, false};
   }
   if (q < slots.biases_at()) {
-    const int panel = (q - slots.last_weights_at()) / kFusedGroupThreads;
-    return {slots.hidden, panel * kFusedPanelWidth + row, column, false};
+    const int slab = (q - slots.last_weights_at()) / kFusedGroupThreads;
+    return {slots.hidden, slab * kFusedSlabRows + row, column, false};
   }
   const int bias = (q - slots.biases_at()) * 4 + i;
-  if (q < slots.last_bias_at()) return {bias / slots.width(), 0, bias % slots.width(), true};
-  return {slots.hidden, 0, bias - slots.hidden * slots.width(), true};
+  if (q < slots.last_bias_at()) return {bias / slots.width, 0, bias % slots.width, true};
+  return {slots.hidden, 0, bias - slots.hidden * slots.width, true};
+}
+
+/// Whether it is the sum of squared errors of the last sums themselves.
+__device__ inline bool has_plain_loss(const FusedArguments& arguments) {
+  return arguments.output_activation.kind == Activation::identity && arguments.loss.kind == Loss::squared_error &&
+         arguments.loss.scale == 1 && arguments.row_weights == nullptr;
+}
+
+/// use(the formula), unless that calls functions, which products of a warpgroup do not run beside.
+template <class Use>
+__device__ inline void with_formula(const ActivationOfStep& activation, const Use& use) {
+  activations::with_activation<float>(activation, [&](const auto& formula) {
+    if constexpr (!std::is_same_v<std::decay_t<decltype(formula)>, activations::Sine>) use(formula);
+  });
+}
+
+/// The sum, or what `combine` makes, of the lanes that share a row of outputs, in all of them.
+template <class T, class Combine>
+__device__ inline T over_row(T value, const Combine& combine) {
+  for (unsigned bit = 1; bit < 4; bit *= 2) value = combine(value, warp_shuffle_xor(value, bit));
+  return value;
+}
+template <class T>
+__device__ inline T row_sum(T value) {
+  return over_row(value, [](T a, T b) { return a + b; });
 }
 
 /// What one thread of a block does. Warpgroups are the chains, then the gradient groups, then that which fetches tiles.
@@ -61,8 +88,6 @@ struct BlockParts {
   const FusedArguments& arguments;
   const FusedLayout& layout;
   unsigned char* memory;
-  unsigned group_waits = 0;
-  unsigned meetings = 0;
 
   __device__ BlockParts(const FusedArguments& of, const FusedLayout& cut, unsigned char* at)
       : arguments(of), layout(cut), memory(at) {}
@@ -79,6 +104,15 @@ struct BlockParts {
   __device__ unsigned char* stage(int chain, int which) const { return memory + layout.input_at(chain, which); }
   __device__ const float* bias(int layer) const {
     return reinterpret_cast<const float*>(memory + layout.biases_at) + layer * layout.width();
+  }
+
+  /// Which samples the rows of a stage's tile are, where they are gathered.
+  __device__ std::int64_t* samples(int chain, int which) const {
+    return reinterpret_cast<std::int64_t*>(memory + layout.samples_at) + (chain * layout.stages + which) * kFusedRows;
+  }
+  /// The same of the tile that a warp of the fetching warpgroup takes next.
+  __device__ std::int64_t* samples_found(int fetching_warp) const {
+    return samples(layout.chains, 0) + fetching_warp * kFusedRows;
   }
 
   /// Of the tiles of a step: how many this block has, and how many of them one of its chains.
@@ -115,18 +149,20 @@ struct BlockParts {
   }
 
   /// All threads of a warpgroup wait, and have the same answer: false if the wait of one of them has failed. The flags
-  /// alternate, because a thread() may be at the next wait while another still reads that of this one.
-  __device__ bool group_waits_for(const TransactionBarrier* barrier, unsigned parity, FusedPhase phase,
-                                  std::int64_t step) {
-    unsigned& failed = control().failed[group_waits++ % 2][group()];
+  /// alternate from `wait` to wait, because a thread() may be at the next one while another still reads that of this
+  /// one.
+  __device__ bool group_waits_for(const TransactionBarrier* barrier, unsigned parity, unsigned wait, FusedPhase phase,
+                                  std::int64_t step) const {
+    unsigned& failed = control().failed[wait % 2][group()];
     if (!wait_transactions(barrier, parity, deadline(), fused_code(phase, arguments.first_step + step))) failed = 1;
     part_barrier(2 + group(), kFusedGroupThreads);
     return failed == 0;
   }
 
-  /// Barrier of the grid for the computing threads; false once a wait has failed anywhere.
-  __device__ bool meet(std::int64_t step) {
-    ++meetings;
+  /// Barrier of the grid for the computing threads, the first or `second` of a step; false once a wait has failed
+  /// anywhere.
+  __device__ bool meet(std::int64_t step, bool second) const {
+    const unsigned meetings = 2 * static_cast<unsigned>(step) + (second ? 2 : 1);
     unsigned& goes_on = control().goes_on[meetings % 2];
     part_barrier(1, layout.computing_threads());
     if (thread() == 0) {
@@ -171,32 +207,170 @@ struct BlockParts {
     }
   }
 
+  /// Each warp gathers the tiles of one stage of one chain: a lane finds the samples of two rows while the stage is not
+  /// free yet, and copies pieces of 16 bytes of all.
+  __device__ void gather() const {
+    if (warp() >= layout.chains * layout.stages) return;
+    const auto chain = [&] { return warp() / layout.stages; };
+    const auto which = [&] { return warp() % layout.stages; };
+    if (chain_tiles(chain()) == 0) return;
+    unsigned step = 0;
+    for (auto number = static_cast<unsigned>(which());; number += static_cast<unsigned>(layout.stages)) {
+      while (number - step * chain_tiles(chain()) >= chain_tiles(chain())) ++step;
+      if (step >= arguments.steps) return;
+      const std::int64_t tile =
+          tile_of(chain() + static_cast<int>(number - step * chain_tiles(chain())) * layout.chains);
+#pragma unroll 1
+      for (int row = lane(); row < kFusedRows; row += 32) {
+        const std::int64_t in_batch = tile * kFusedRows + row;
+        samples_found(warp())[row] =
+            in_batch < layout.rows
+                ? arguments.order.sample((arguments.first_step + step) * layout.rows + in_batch, arguments.network)
+                : -1;
+      }
+      const bool is_free = wait_transactions(&control().stage_free[chain()][which()],
+                                             number / static_cast<unsigned>(layout.stages) % 2 ^ 1, deadline(),
+                                             fused_code(FusedPhase::kTile, arguments.first_step + step));
+      if (warp_ballot(!is_free) != 0) return;
+      warp_barrier();
+      unsigned char* const to = stage(chain(), which());
+      const auto* const from = reinterpret_cast<const unsigned char*>(arguments.tiles);
+      const int piece = lane() % 8 * 16;
+#pragma unroll 1
+      for (int row = lane() / 8; row < kFusedRows; row += 4) {
+        const std::int64_t sample = samples_found(warp())[row];
+        if (piece == 0) samples(chain(), which())[row] = sample;
+        for (int panel = 0; panel < layout.panels; ++panel) {
+          auto* const four = reinterpret_cast<Four*>(to + panel * kFusedPanelBytes + panel_offset(row, piece));
+          if (sample < 0)
+            *four = {};
+          else
+            copy_async(four, reinterpret_cast<const Four*>(
+                                 from + (sample / kFusedRows * layout.panels + panel) * kFusedPanelBytes +
+                                 panel_offset(static_cast<int>(sample % kFusedRows), piece)));
+        }
+      }
+      wait_copies();
+      fence_async_proxy();
+      warp_barrier();
+      if (lane() == 0) arrive(&control().tile_arrived[chain()][which()]);
+    }
+  }
+
+  /// As the layout says, by the threads of the last warpgroup.
+  __device__ void bring_tiles() const {
+    if (layout.gathers())
+      gather();
+    else
+      fetch();
+  }
+
   // The chains.
 
-  /// use(i, row, output) for those of this thread()'s four outputs of a tile that there are.
+  /// use(i, row of the tile, output) for those of this thread()'s four outputs of a tile that there are.
   template <class Use>
   __device__ void for_outputs(std::int64_t tile, const Use& use) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::int64_t row = tile * kFusedRows + 16 * warp() + lane() / 4 + 8 * (i / 2);
-      const int output = 2 * (lane() % 4) + i % 2;
-      if (row < layout.rows && output < arguments.widths[layout.hidden + 1]) use(i, row, output);
+      const int row = 16 * warp() + lane() / 4 + 8 * (i / 2), output = 2 * (lane() % 4) + i % 2;
+      if (tile * kFusedRows + row < layout.rows && output < arguments.widths[layout.hidden + 1]) use(i, row, output);
     }
   }
-  __device__ void load_targets(float (&targets)[4], std::int64_t tile) const {
-    for_outputs(tile, [&](int i, std::int64_t row, int output) {
-      targets[i] = arguments.y[row * arguments.widths[layout.hidden + 1] + output];
+  /// Which sample a row of a tile is; `samples` tells it where the tile is gathered, else null.
+  static __device__ std::int64_t sample_of(std::int64_t tile, int row, const std::int64_t* samples) {
+    return samples != nullptr ? samples[row] : tile * kFusedRows + row;
+  }
+  __device__ void load_targets(float (&targets)[4], std::int64_t tile, const std::int64_t* samples) const {
+    const int outputs = arguments.widths[layout.hidden + 1];
+    for_outputs(tile, [&](int i, int row, int output) {
+      const std::int64_t sample = sample_of(tile, row, samples);
+      targets[i] = arguments.y[arguments.loss.has_classes ? sample : sample * outputs + output];
     });
   }
 
   /// The gradients of this thread()'s outputs of a tile, of its sums; adds to the loss.
   __device__ void end_outputs(float (&gradients)[4], Accumulator<kFusedOutputs>& sums, const float (&targets)[4],
-                              std::int64_t tile, double& loss) const {
-    for_outputs(tile, [&](int i, std::int64_t, int output) {
+                              std::int64_t tile, const std::int64_t* samples, double& loss) const {
+    if (!has_plain_loss(arguments)) return other_loss(gradients, sums, targets, tile, samples, loss);
+    for_outputs(tile, [&](int i, int, int output) {
       const float difference = sums[i] + bias(layout.hidden)[output] - targets[i];
       loss += static_cast<double>(difference * difference);
       gradients[i] = elementwise::squared_error_gradient(difference);
     });
+  }
+
+  /// The same for any activation of the outputs and any loss.
+  __device__ void other_loss(float (&gradients)[4], Accumulator<kFusedOutputs>& sums, const float (&targets)[4],
+                             std::int64_t tile, const std::int64_t* samples, double& loss) const {
+    float z[4], predictions[4], weights[2] = {1, 1};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[i] = predictions[i] = sums[i] + bias(layout.hidden)[2 * (lane() % 4) + i % 2];
+    if (arguments.output_activation.kind != Activation::identity)
+      with_formula(arguments.output_activation, [&](const auto& formula) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) predictions[i] = formula.value(z[i]);
+      });
+    if (arguments.row_weights != nullptr)
+      for_outputs(tile,
+                  [&](int i, int row, int) { weights[i / 2] = arguments.row_weights[sample_of(tile, row, samples)]; });
+    if (arguments.loss.kind == Loss::cross_entropy) {
+      cross_entropy(gradients, predictions, targets, weights, tile, loss);
+    } else {
+      for_outputs(tile, [&](int i, int, int) {
+        elementwise::LossTerm<float> term = elementwise::loss_term(arguments.loss, predictions[i], targets[i]);
+        if (arguments.row_weights != nullptr) term = elementwise::weighted(term, weights[i / 2]);
+        loss += static_cast<double>(term.value);
+        gradients[i] = term.gradient;
+      });
+    }
+    if (arguments.output_activation.kind != Activation::identity)
+      with_formula(arguments.output_activation, [&](const auto& formula) {
+        constexpr bool keeps_z = std::decay_t<decltype(formula)>::may_keep_pre_activation;
+        for_outputs(tile, [&](int i, int, int) {
+          gradients[i] = formula.gradient(keeps_z ? z[i] : predictions[i], gradients[i]);
+        });
+      });
+  }
+
+  /// Of rows of logits, four lanes having a row.
+  __device__ void cross_entropy(float (&gradients)[4], const float (&logits)[4], const float (&targets)[4],
+                                const float (&weights)[2], std::int64_t tile, double& loss) const {
+    const bool has_classes = arguments.loss.has_classes;
+    float largest[2] = {-HUGE_VALF, -HUGE_VALF}, totals[2] = {};
+    for_outputs(tile, [&](int i, int, int) {
+      if (largest[i / 2] < logits[i]) largest[i / 2] = logits[i];
+      totals[i / 2] += targets[i];
+    });
+    double exact_sums[2] = {};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      largest[row] = over_row(largest[row], [](float a, float b) { return a < b ? b : a; });
+      totals[row] = has_classes ? 1.0f : row_sum(totals[row]);
+    }
+    for_outputs(tile, [&](int i, int, int) {
+      exact_sums[i / 2] += static_cast<double>(elementary::exp(logits[i] - largest[i / 2]));
+    });
+    float sums[2], log_sums[2], of_rows[2] = {};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      exact_sums[row] = row_sum(exact_sums[row]);
+      sums[row] = static_cast<float>(exact_sums[row]);
+      log_sums[row] = elementary::log1p(static_cast<float>(exact_sums[row] - 1));
+    }
+    for_outputs(tile, [&](int i, int, int output) {
+      const int row = i / 2;
+      const float probability = !has_classes ? targets[i] : output == static_cast<int>(targets[i]) ? 1.0f : 0.0f;
+      const float shifted = logits[i] - largest[row];
+      const elementwise::LossTerm<float> term = elementwise::cross_entropy_term(
+          shifted, elementary::exp(shifted), sums[row], log_sums[row], probability, totals[row]);
+      of_rows[row] += term.value;
+      gradients[i] = term.gradient * (static_cast<float>(arguments.loss.scale) * weights[row]);
+    });
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      of_rows[row] = row_sum(of_rows[row]);
+      if (lane() % 4 == 0) loss += static_cast<double>(of_rows[row] * weights[row]);
+    }
   }
 
   /// The loss of a step's tiles that this thread() has.
@@ -267,32 +441,33 @@ struct BlockParts {
   template <class Written>
   __device__ void update(std::int64_t step, const Written& written) const {
     const elementwise::StepScalars<float>& scalars = arguments.scalars[step * arguments.scalar_stride];
-    for_own_elements<true>([&](int q, const Four& gradients) {
-      with_parameters(q, [&](const Element& element, const FusedParameter& parameter, int index, int i) {
-        float value = parameter.values[index], state[elementwise::kMostStates] = {};
-        for (int j = 0; j < elementwise::kMostStates; ++j)
-          if (parameter.states[j] != nullptr) state[j] = parameter.states[j][index];
-        elementwise::update(arguments.optimizer, value, state, gradients.values[i], scalars);
-        parameter.values[index] = value;
-        for (int j = 0; j < elementwise::kMostStates; ++j)
-          if (parameter.states[j] != nullptr) parameter.states[j][index] = state[j];
-        written(element, value);
+    if (!arguments.forward_only)
+      for_own_elements<true>([&](int q, const Four& gradients) {
+        with_parameters(q, [&](const Element& element, const FusedParameter& parameter, int index, int i) {
+          float value = parameter.values[index], state[elementwise::kMostStates] = {};
+          for (int j = 0; j < elementwise::kMostStates; ++j)
+            if (parameter.states[j] != nullptr) state[j] = parameter.states[j][index];
+          elementwise::update(arguments.optimizer, value, state, gradients.values[i], scalars);
+          parameter.values[index] = value;
+          for (int j = 0; j < elementwise::kMostStates; ++j)
+            if (parameter.states[j] != nullptr) parameter.states[j][index] = state[j];
+          written(element, value);
+        });
       });
-    });
     // The loss, by the first warp() of the first block.
     if (block_index() != 0 || thread() >= 32) return;
     double loss = 0;
     for (int block = lane(); block < layout.blocks; block += 32) loss += arguments.loss_parts[block];
     for (unsigned bit = 16; bit > 0; bit /= 2) loss += warp_shuffle_xor(loss, bit);
-    if (lane() == 0) arguments.losses[step] = loss;
+    if (lane() == 0) arguments.losses[step] = loss * arguments.loss.scale;
   }
 
   /// All steps: load() brings the operands that written(element, value) has written to shared memory, and run(step)
   /// does the part of this thread()'s warpgroup.
   template <class Load, class Run, class Written>
-  __device__ void compute(const Load& load, const Run& run, const Written& written) {
+  __device__ __forceinline__ void compute(const Load& load, const Run& run, const Written& written) {
     for (std::int64_t step = 0; step < arguments.steps; ++step) {
-      if (!meet(step)) return;
+      if (!meet(step, false)) return;
       load();
       fence_async_proxy();
       part_barrier(1, layout.computing_threads());
@@ -303,7 +478,7 @@ struct BlockParts {
         for (int i = 0; i < layout.chains * 4; ++i) loss += control().losses[i];
         arguments.loss_parts[block_index()] = loss;
       }
-      if (!meet(step)) return;
+      if (!meet(step, true)) return;
       update(step, written);
     }
   }

@@ -16,13 +16,12 @@ using fused::Four;
 constexpr TensorType kType = TensorType::kTf32;
 using Matrix = SharedMatrix<kType, Major::kK>;  // the only one that tensor cores take in TF32
 constexpr int kDepth = 8;                       // of a product
-constexpr int kWidth = kFusedTf32Width;
-constexpr int kProducts = kWidth / kDepth;  // over the inputs of a layer, and over the rows of a tile
 constexpr int kPanelWidth = 32;
-constexpr int kTileBytes = kWidth / kPanelWidth * kFusedPanelBytes;
-constexpr int kLastPanelBytes = kFusedOutputs * kPanelRowBytes;  // of 32 values of each output
-constexpr int kLastTileBytes = kWidth / kPanelWidth * kLastPanelBytes;
-static_assert(kFusedRows == kWidth && kFusedPanelBytes == kWidth * kPanelRowBytes);
+constexpr int kRowProducts = kFusedRows / kDepth;                  // over the rows of a tile
+constexpr int kRowPanels = kFusedRows / kPanelWidth;               // of an operand whose rows are units or outputs
+constexpr int kOutputPanelBytes = kFusedOutputs * kPanelRowBytes;  // of 32 values of each output
+constexpr int kOutputTileBytes = kRowPanels * kOutputPanelBytes;
+static_assert(kFusedPanelBytes == kFusedRows * kPanelRowBytes);
 
 /// Where value `i` of those over which a product sums lies, in all operands: within eight, the even ones first. A
 /// thread's sums of columns 2 c and 2 c + 1 then are columns c and c + 4 of a next product's fragment, as they must be.
@@ -78,17 +77,17 @@ __device__ void multiply(Accumulator<columns>& sums, std::uint32_t (&a)[parts][s
   for (int i = 0; i < steps; ++i) multiply_async(sums, a[0][i], b[0].k_step(i), parts == 2 || i > 0);
   commit_products();
 }
-template <int columns, int parts>
+template <int steps, int columns, int parts>
 __device__ void multiply(Accumulator<columns>& sums, const Matrix (&a)[parts], const Matrix (&b)[parts]) {
   begin_products(sums);
   if constexpr (parts == 2) {
 #pragma unroll
-    for (int i = 0; i < kProducts; ++i) multiply_async(sums, a[1].k_step(i), b[0].k_step(i), i > 0);
+    for (int i = 0; i < steps; ++i) multiply_async(sums, a[1].k_step(i), b[0].k_step(i), i > 0);
 #pragma unroll
-    for (int i = 0; i < kProducts; ++i) multiply_async(sums, a[0].k_step(i), b[1].k_step(i), true);
+    for (int i = 0; i < steps; ++i) multiply_async(sums, a[0].k_step(i), b[1].k_step(i), true);
   }
 #pragma unroll
-  for (int i = 0; i < kProducts; ++i) multiply_async(sums, a[0].k_step(i), b[0].k_step(i), parts == 2 || i > 0);
+  for (int i = 0; i < steps; ++i) multiply_async(sums, a[0].k_step(i), b[0].k_step(i), parts == 2 || i > 0);
   commit_products();
 }
 /// @}
@@ -111,13 +110,17 @@ __device__ void multiply(Accumulator<columns>& sums, const Matrix (&a)[parts], c
 // its threads; acquire by the thread that waits, before another one), which orders them behind all updates of the step
 // before. They are written to shared memory when all products of that step have ended, and before fence_async_proxy of
 // all threads and their barrier.
-template <int parts, int layers>
+//   Of layers of 32 units the group's products read 64 rows: those beyond the units are what lies behind a panel of the
+// layer, whatever that is, and their sums belong to no parameter.
+template <int parts, int panels, int most_hidden>
 struct FusedTf32Block : BlockParts {
-  // Of shared memory, in bytes: operands of the weights, forward from the first layer on, then back from the second
-  // one, then of the last layer.
-  static constexpr int kWeightBytes = parts * kTileBytes;
-  static constexpr int kLastAt = (2 * layers - 1) * kWeightBytes, kLastBackAt = kLastAt + parts * kLastTileBytes;
-  static constexpr unsigned kPhases = layers + 1;  // of a tile
+  static constexpr int kWidth = panels * kPanelWidth;
+  static constexpr int kProducts = kWidth / kDepth;  // over the inputs of a layer
+  static constexpr int kTileBytes = panels * kFusedPanelBytes;
+  static constexpr int kPanelBytes = kWidth * kPanelRowBytes;  // of operands whose rows are units
+  static constexpr int kWeightPartBytes = panels * kPanelBytes, kWeightBytes = parts * kWeightPartBytes;
+  static constexpr int kLastPartBytes = panels * kOutputPanelBytes;
+  static_assert(kTileBytes == kRowPanels * kPanelBytes);
 
   __device__ FusedTf32Block(const FusedArguments& of, const FusedLayout& cut, unsigned char* at)
       : BlockParts(of, cut, at) {}
@@ -129,36 +132,50 @@ struct FusedTf32Block : BlockParts {
     for (int part = 0; part < parts; ++part)
       operand[part] = shared_matrix<kType, Major::kK>(at + part * part_bytes, panel_bytes);
   }
+  /// Of a hidden layer or its gradient, and of weights.
   static __device__ void set_tile(Operand& operand, const unsigned char* at) {
-    set_operand(operand, at, kTileBytes, kFusedPanelBytes);
+    set_operand(operand, at, kTileBytes, kPanelBytes);
+  }
+  static __device__ void set_weights(Operand& operand, const unsigned char* at) {
+    set_operand(operand, at, kWeightPartBytes, kPanelBytes);
   }
 
+  // Operands of the weights: forward from the first layer on, then back from the second one, then of the last layer.
   __device__ unsigned char* forward_weights(int layer) const { return memory + layer * kWeightBytes; }
-  __device__ unsigned char* back_weights(int layer) const { return memory + (layers + layer - 1) * kWeightBytes; }
+  __device__ unsigned char* back_weights(int layer) const { return memory + (layers() + layer - 1) * kWeightBytes; }
+  __device__ unsigned char* last_weights() const { return memory + (2 * layers() - 1) * kWeightBytes; }
+  __device__ unsigned char* last_back_weights() const { return last_weights() + parts * kLastPartBytes; }
+  __device__ const float* bias(int layer) const {
+    return reinterpret_cast<const float*>(memory + layout.biases_at) + layer * kWidth;
+  }
   /// Of a chain: hidden layer `index`, 1 the first, or its gradient, transposed: [units, rows of the tile].
   __device__ unsigned char* hidden(int chain, int index) const {
     return memory + layout.stages_at + chain * layout.chain_bytes() + (index - 1) * parts * kTileBytes;
   }
   /// The gradient of the outputs, [outputs, rows of the tile].
-  __device__ unsigned char* output_gradient(int chain) const { return hidden(chain, layers + 1); }
+  __device__ unsigned char* output_gradient(int chain) const { return hidden(chain, layers() + 1); }
+  /// Hidden ones, a constant where it can be.
+  __device__ int layers() const { return most_hidden == 1 ? 1 : layout.hidden; }
+  /// The phases of a tile.
+  __device__ unsigned phases() const { return static_cast<unsigned>(layers()) + 1; }
   /// Which of this thread()'s units of a hidden layer pass their gradients.
   __device__ std::uint32_t& mask(int chain, int index) const {
     return reinterpret_cast<std::uint32_t*>(
-        memory + layout.masks_at)[(chain * layers + index - 1) * kFusedGroupThreads + thread() % kFusedGroupThreads];
+        memory + layout.masks_at)[(chain * layers() + index - 1) * kFusedGroupThreads + thread() % kFusedGroupThreads];
   }
 
   // The weights.
 
   /// All elements of the hidden layers' weights, then those of the last layer's, are cut into 32, which a warp takes:
   /// eight columns of every other of eight rows, so that its stores fall into different banks.
-  static constexpr int kSquares = kWidth * kWidth / 32, kAllPieces = layers * kSquares + kWidth * kFusedOutputs / 32;
+  static constexpr int kPieces = kWidth * kWidth / 32;  // of a layer
 
   struct Weight {
     int layer, row, column;
   };
-  static __device__ Weight weight_of(int piece) {
-    const int layer = piece / kSquares, left = piece % kSquares;
-    const int across = layer == layers ? kFusedOutputs / 8 : kWidth / 8;
+  __device__ Weight weight_of(int piece) const {
+    const int layer = piece / kPieces, left = piece % kPieces;
+    const int across = layer == layers() ? kFusedOutputs / 8 : kWidth / 8;
     return {layer, left / 2 / across * 8 + lane() / 8 * 2 + left % 2, left / 2 % across * 8 + lane() % 8};
   }
 
@@ -168,16 +185,16 @@ struct FusedTf32Block : BlockParts {
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
       const std::uint32_t word = split.words[part];
-      if (at.layer == layers) {
-        std::memcpy(memory + kLastAt + part * kLastTileBytes + operand_offset(o, i, kLastPanelBytes), &word,
+      if (at.layer == layers()) {
+        std::memcpy(last_weights() + part * kLastPartBytes + operand_offset(o, i, kOutputPanelBytes), &word,
                     sizeof word);
-        std::memcpy(memory + kLastBackAt + panel_offset(i, (part * kDepth + position(o)) * 4), &word, sizeof word);
+        std::memcpy(last_back_weights() + panel_offset(i, (part * kDepth + position(o)) * 4), &word, sizeof word);
         continue;
       }
-      std::memcpy(forward_weights(at.layer) + part * kTileBytes + operand_offset(o, i, kFusedPanelBytes), &word,
+      std::memcpy(forward_weights(at.layer) + part * kWeightPartBytes + operand_offset(o, i, kPanelBytes), &word,
                   sizeof word);
       if (at.layer > 0)
-        std::memcpy(back_weights(at.layer) + part * kTileBytes + operand_offset(i, o, kFusedPanelBytes), &word,
+        std::memcpy(back_weights(at.layer) + part * kWeightPartBytes + operand_offset(i, o, kPanelBytes), &word,
                     sizeof word);
     }
   }
@@ -185,13 +202,14 @@ struct FusedTf32Block : BlockParts {
   __device__ void load_weights() const {
     constexpr int kAtOnce = 8;  // on their way
     const int warps = layout.computing_threads() / 32;
+    const int pieces = layers() * kPieces + kWidth * kFusedOutputs / 32;
 #pragma unroll 1
-    for (int first = thread() / 32; first < kAllPieces; first += kAtOnce * warps) {
+    for (int first = thread() / 32; first < pieces; first += kAtOnce * warps) {
       float values[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         values[i] = 0;
-        if (first + i * warps >= kAllPieces) continue;
+        if (first + i * warps >= pieces) continue;
         const Weight at = weight_of(first + i * warps);
         const int columns = arguments.widths[at.layer + 1];
         if (at.row < arguments.widths[at.layer] && at.column < columns)
@@ -199,10 +217,10 @@ struct FusedTf32Block : BlockParts {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i)
-        if (first + i * warps < kAllPieces) store_weight(weight_of(first + i * warps), values[i]);
+        if (first + i * warps < pieces) store_weight(weight_of(first + i * warps), values[i]);
     }
     auto* const to = reinterpret_cast<float*>(memory + layout.biases_at);
-    for (int i = thread(); i < layers * kWidth + kFusedOutputs; i += layout.computing_threads()) {
+    for (int i = thread(); i < layers() * kWidth + kFusedOutputs; i += layout.computing_threads()) {
       const int layer = i / kWidth, column = i % kWidth;
       const float* const from = arguments.biases[layer].values;
       to[i] = from != nullptr && column < arguments.widths[layer + 1] ? from[column] : 0.0f;
@@ -218,8 +236,8 @@ struct FusedTf32Block : BlockParts {
     if (lane() == 0) arrive(&control().ready[chain][0][0]);
   }
   /// The gradient group has read what it needed in a phase.
-  __device__ bool waits_until_taken(int chain, unsigned phase, std::int64_t step) {
-    return group_waits_for(&control().taken[chain], phase % 2, FusedPhase::kGradients, step);
+  __device__ bool waits_until_taken(int chain, unsigned phase, unsigned wait, std::int64_t step) const {
+    return group_waits_for(&control().taken[chain], phase % 2, wait, FusedPhase::kGradients, step);
   }
 
   /// A tile of inputs, as it lies in memory, as fragments.
@@ -241,7 +259,7 @@ struct FusedTf32Block : BlockParts {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int unit = 2 * (lane() % 4) + i % 2, row = 16 * warp() + lane() / 4 + 8 * (i / 2);
-      unsigned char* const to = tile + operand_offset(unit, row, kFusedPanelBytes);
+      unsigned char* const to = tile + operand_offset(unit, row, kPanelBytes);
 #pragma unroll
       for (int part = 0; part < parts; ++part)
 #pragma unroll
@@ -293,7 +311,7 @@ struct FusedTf32Block : BlockParts {
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
         fragment[part][0][in_fragment(i)] = split.words[part];
-        std::memcpy(to + part * kLastTileBytes + operand_offset(output, row, kLastPanelBytes), &split.words[part],
+        std::memcpy(to + part * kOutputTileBytes + operand_offset(output, row, kOutputPanelBytes), &split.words[part],
                     sizeof(std::uint32_t));
       }
     }
@@ -303,53 +321,57 @@ struct FusedTf32Block : BlockParts {
   __device__ bool take_tile(std::int64_t step, int k, double& loss) {
     const int chain = group();
     const unsigned number = number_of(step, k), turn = number / static_cast<unsigned>(layout.stages);
-    const unsigned which = number % static_cast<unsigned>(layout.stages), phase = number * kPhases;
+    const unsigned which = number % static_cast<unsigned>(layout.stages), phase = number * phases();
+    unsigned wait = number * (phases() + 1);
     Accumulator<kWidth> sums;
     Fragments<parts, kProducts> fragments;
     Operand operand;
     float targets[4] = {};  // on their way meanwhile
-    load_targets(targets, tile_of(k));
-    if (!group_waits_for(&control().tile_arrived[chain][which], turn % 2, FusedPhase::kForward, step)) return false;
+    const std::int64_t* const found = layout.gathers() ? samples(chain, static_cast<int>(which)) : nullptr;
+    if (found == nullptr) load_targets(targets, tile_of(k), nullptr);
+    if (!group_waits_for(&control().tile_arrived[chain][which], turn % 2, wait++, FusedPhase::kForward, step))
+      return false;
+    if (found != nullptr) load_targets(targets, tile_of(k), found);
     const unsigned char* const inputs = stage(chain, static_cast<int>(which));
-    set_tile(operand, forward_weights(0));
+    set_weights(operand, forward_weights(0));
     if constexpr (parts == 1) {
       Operand tile;
-      set_tile(tile, inputs);
-      multiply(sums, tile, operand);
+      set_operand(tile, inputs, 0, kFusedPanelBytes);
+      multiply<kProducts>(sums, tile, operand);
     } else {
       load_inputs(fragments, inputs);
       multiply(sums, fragments, operand);
     }
     wait_products<0>(sums);
-    if (!waits_until_taken(chain, phase - 1, step)) return false;  // all of the tile before
+    if (!waits_until_taken(chain, phase - 1, wait++, step)) return false;  // all of the tile before
     activate(fragments, sums, chain, 1);
 #pragma unroll 1
-    for (int layer = 1; layer < layers; ++layer) {
-      set_tile(operand, forward_weights(layer));
+    for (int layer = 1; layer < layers(); ++layer) {
+      set_weights(operand, forward_weights(layer));
       multiply(sums, fragments, operand);
       wait_products<0>(sums);
       activate(fragments, sums, chain, layer + 1);
     }
     Accumulator<kFusedOutputs> outputs;
-    set_operand(operand, memory + kLastAt, kLastTileBytes, kLastPanelBytes);
+    set_operand(operand, last_weights(), kLastPartBytes, kOutputPanelBytes);
     multiply(outputs, fragments, operand);
     wait_products<0>(outputs);
     float gradients[4] = {};
-    end_outputs(gradients, outputs, targets, tile_of(k), loss);
+    end_outputs(gradients, outputs, targets, tile_of(k), found, loss);
     Fragments<parts, 1> of_outputs;
     store_outputs(of_outputs, gradients, output_gradient(chain));
     report(chain);
-    set_operand(operand, memory + kLastBackAt, kDepth * 4, kFusedPanelBytes);
+    set_operand(operand, last_back_weights(), kDepth * 4, kPanelBytes);
     multiply(sums, of_outputs, operand);
     wait_products<0>(sums);
 #pragma unroll 1
-    for (int layer = layers;; --layer) {
+    for (int layer = layers();; --layer) {
       mask_gradient(fragments, sums, chain, layer);
-      if (!waits_until_taken(chain, phase + static_cast<unsigned>(layers - layer), step)) return false;
+      if (!waits_until_taken(chain, phase + static_cast<unsigned>(layers() - layer), wait++, step)) return false;
       store(fragments, hidden(chain, layer));
       report(chain);
       if (layer == 1) return true;
-      set_tile(operand, back_weights(layer - 1));
+      set_weights(operand, back_weights(layer - 1));
       multiply(sums, fragments, operand);
       wait_products<0>(sums);
     }
@@ -365,15 +387,16 @@ struct FusedTf32Block : BlockParts {
 
   // The gradient group.
 
-  /// The inputs of a tile, transposed, as fragments: rows are inputs.
-  __device__ void load_transposed(Fragments<parts, kProducts>& fragments, const unsigned char* tile) const {
+  /// The inputs of a tile, transposed, as fragments: rows are inputs, and zero beyond.
+  __device__ void load_transposed(Fragments<parts, kRowProducts>& fragments, const unsigned char* tile) const {
+    const bool is_beyond = 16 * warp() >= kWidth;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int input = 16 * warp() + lane() / 4 + 8 * (j % 2), row = 2 * (lane() % 4) + j / 2;
       const unsigned char* const from = tile + operand_offset(row, input, kFusedPanelBytes);
 #pragma unroll
-      for (int i = 0; i < kProducts; ++i) {
-        const Split<parts> split(load_float(from + i * 8 * kPanelRowBytes));
+      for (int i = 0; i < kRowProducts; ++i) {
+        const Split<parts> split(is_beyond ? 0.0f : load_float(from + i * 8 * kPanelRowBytes));
 #pragma unroll
         for (int part = 0; part < parts; ++part) fragments[part][i][j] = split.words[part];
       }
@@ -384,12 +407,13 @@ struct FusedTf32Block : BlockParts {
   __device__ float sum_of_unit(const unsigned char* tile) const {
     const int unit = 16 * warp() + lane() / 2, half = lane() % 2;
     float sum = 0;
+    if (unit >= kWidth) return sum;
 #pragma unroll
     for (int part = 0; part < parts; ++part)
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         Four four;  // the halves begin apart, in different banks
-        std::memcpy(&four, tile + part * kTileBytes + half * kFusedPanelBytes + panel_offset(unit, (i ^ 4 * half) * 16),
+        std::memcpy(&four, tile + part * kTileBytes + half * kPanelBytes + panel_offset(unit, (i ^ 4 * half) * 16),
                     sizeof four);
         sum += four.values[0] + four.values[1] + (four.values[2] + four.values[3]);
       }
@@ -403,7 +427,7 @@ struct FusedTf32Block : BlockParts {
     for (int part = 0; part < parts; ++part) {
       Four four;
       std::memcpy(&four,
-                  tile + part * kLastTileBytes + piece / 8 * kLastPanelBytes + panel_offset(output, piece % 8 * 16),
+                  tile + part * kOutputTileBytes + piece / 8 * kOutputPanelBytes + panel_offset(output, piece % 8 * 16),
                   sizeof four);
       sum += four.values[0] + four.values[1] + (four.values[2] + four.values[3]);
     }
@@ -418,23 +442,25 @@ struct FusedTf32Block : BlockParts {
   /// What the gradient group sums over a step's tiles. Sums of a tile are the tensor cores', which cut them off; these
   /// are rounded.
   struct Gradients {
-    float weights[layers][kWidth / 2] = {}, last[kFusedOutputs / 2] = {};
-    float biases[layers] = {}, output = 0;
+    float weights[most_hidden][kWidth / 2] = {}, last[kFusedOutputs / 2] = {};
+    float biases[most_hidden] = {}, output = 0;
   };
 
   /// Adds one tile; false if a wait has failed.
   __device__ bool add_tile(Gradients& sums, std::int64_t step, int k) {
     const int chain = k % layout.chains;
     const unsigned number = number_of(step, k), which = number % static_cast<unsigned>(layout.stages);
-    const unsigned phase = number * kPhases;
+    const unsigned phase = number * phases();
     const TransactionBarrier* const ready = &control().ready[chain][0][0];
+    unsigned wait =
+        (static_cast<unsigned>(step) * static_cast<unsigned>(block_tiles()) + static_cast<unsigned>(k)) * phases();
     Operand of_inputs, of_gradient;
-    if (!group_waits_for(ready, phase % 2, FusedPhase::kGradients, step)) return false;
+    if (!group_waits_for(ready, phase % 2, wait++, FusedPhase::kGradients, step)) return false;
     {
       Accumulator<kFusedOutputs> product;
-      set_tile(of_inputs, hidden(chain, layers));
-      set_operand(of_gradient, output_gradient(chain), kLastTileBytes, kLastPanelBytes);
-      multiply(product, of_inputs, of_gradient);
+      set_tile(of_inputs, hidden(chain, layers()));
+      set_operand(of_gradient, output_gradient(chain), kOutputTileBytes, kOutputPanelBytes);
+      multiply<kRowProducts>(product, of_inputs, of_gradient);
       sums.output += sum_of_output(output_gradient(chain));
       wait_products<0>(product);
 #pragma unroll
@@ -443,18 +469,20 @@ struct FusedTf32Block : BlockParts {
     }
     Accumulator<kWidth> product;
 #pragma unroll
-    for (int layer = layers - 1; layer >= 0; --layer) {
+    for (int layer = most_hidden - 1; layer >= 0; --layer) {
+      if (layer >= layers()) continue;
       const unsigned char* const gradient = hidden(chain, layer + 1);
-      Fragments<parts, kProducts> inputs;
+      Fragments<parts, kRowProducts> inputs;
       if (layer == 0) load_transposed(inputs, stage(chain, static_cast<int>(which)));
-      if (!group_waits_for(ready, (phase + static_cast<unsigned>(layers - layer)) % 2, FusedPhase::kGradients, step))
+      if (!group_waits_for(ready, (phase + static_cast<unsigned>(layers() - layer)) % 2, wait++, FusedPhase::kGradients,
+                           step))
         return false;
       set_tile(of_gradient, gradient);
       if (layer == 0) {
         multiply(product, inputs, of_gradient);
       } else {
         set_tile(of_inputs, hidden(chain, layer));
-        multiply(product, of_inputs, of_gradient);
+        multiply<kRowProducts>(product, of_inputs, of_gradient);
       }
       sums.biases[layer] += sum_of_unit(gradient);
       wait_products<0>(product);
@@ -475,7 +503,8 @@ struct FusedTf32Block : BlockParts {
     float* const slot = slot_of_block();
     const int place = thread() % kFusedGroupThreads;
 #pragma unroll
-    for (int layer = 0; layer < layers; ++layer) {
+    for (int layer = 0; layer < most_hidden; ++layer) {
+      if (layer >= layers()) continue;
 #pragma unroll
       for (int j = 0; j < kProducts; ++j) {
         const float* const four = sums.weights[layer] + 4 * j;
@@ -484,7 +513,7 @@ struct FusedTf32Block : BlockParts {
                     sizeof values);
       }
       const float sum = sums.biases[layer] + warp_shuffle_xor(sums.biases[layer], 1);
-      if (lane() % 2 == 0) slot[slots.biases_at() * 4 + layer * kWidth + place / 2] = sum;
+      if (lane() % 2 == 0 && place / 2 < kWidth) slot[slots.biases_at() * 4 + layer * kWidth + place / 2] = sum;
     }
     const Four last{sums.last[0], sums.last[1], sums.last[2], sums.last[3]};
     std::memcpy(slot + (slots.last_weights_at() + place) * 4, &last, sizeof last);
@@ -494,59 +523,59 @@ struct FusedTf32Block : BlockParts {
   }
 
   template <class Run>
-  __device__ void compute(const Run& run) {
+  __device__ __forceinline__ void compute(const Run& run) {
     BlockParts::compute([&] { load_weights(); }, run, [](const Element&, float) {});
   }
 };
 
-template <int parts, int layers>
-constexpr int kChains = fused_tf32_chains(parts, layers);
-template <int parts, int layers>
-constexpr int kBlockThreads = (kChains<parts, layers> + 2) * kFusedGroupThreads;
+template <int parts, int panels, int most_hidden>
+constexpr int kChains = fused_tf32_chains(parts, panels, most_hidden);
+template <int parts, int panels, int most_hidden>
+constexpr int kBlockThreads = (kChains<parts, panels, most_hidden> + 2) * kFusedGroupThreads;
 
 // Registers of a thread, 65536 of all.
 constexpr int kFetchingRegisters = 24;
-template <int parts, int layers>
-constexpr int kChainRegisters = kChains<parts, layers> == 1 ? 240
-                                : parts == 1                ? 144
-                                                            : 152;
-template <int parts, int layers>
-constexpr int kGradientRegisters = kChains<parts, layers> == 1 ? 240
-                                   : parts == 1                ? 200
-                                                               : 184;
+template <int parts, int chains>
+constexpr int kChainRegisters = chains == 1  ? 240
+                                : parts == 1 ? 144
+                                             : 152;
+template <int parts, int chains>
+constexpr int kGradientRegisters = chains == 1  ? 240
+                                   : parts == 1 ? 200
+                                                : 184;
 
 /// One step after another, of each of which the block takes every `blocks`th tile. Blocks are resident together.
-template <int parts, int layers>
-__global__ void __launch_bounds__((kBlockThreads<parts, layers>), 1)
+template <int parts, int panels, int most_hidden>
+__global__ void __launch_bounds__((kBlockThreads<parts, panels, most_hidden>), 1)
     fused_tf32_kernel(FusedArguments arguments, FusedLayout layout) {
-  static_assert(kFetchingRegisters + kChains<parts, layers> * kChainRegisters<parts, layers> +
-                    kGradientRegisters<parts, layers> <=
+  constexpr int kOfBlock = kChains<parts, panels, most_hidden>;
+  static_assert(kFetchingRegisters + kOfBlock * kChainRegisters<parts, kOfBlock> +
+                    kGradientRegisters<parts, kOfBlock> <=
                 65536 / kFusedGroupThreads);
-  FusedTf32Block<parts, layers> block(arguments, layout, shared<fused::FusedShared>().bytes);
+  FusedTf32Block<parts, panels, most_hidden> block(arguments, layout, shared<fused::FusedShared>().bytes);
   if (block.thread() == 0) block.init_control();
   block_barrier();
-  if (block.group() > layout.chains) {
+  if (block.group() > kOfBlock) {
     lower_registers<kFetchingRegisters>();
-    block.fetch();
-  } else if (block.group() < layout.chains) {
-    raise_registers<kChainRegisters<parts, layers>>();
+    block.bring_tiles();
+  } else if (block.group() < kOfBlock) {
+    raise_registers<kChainRegisters<parts, kOfBlock>>();
     block.compute([&](std::int64_t step) { block.run_chain(step); });
   } else {
-    raise_registers<kGradientRegisters<parts, layers>>();
+    raise_registers<kGradientRegisters<parts, kOfBlock>>();
     block.compute([&](std::int64_t step) { block.run_gradients(step); });
   }
 }
 
 /// A thread writes 16 bytes of a tile, of which tf32 has values in TF32 and tf32x3 those that there are.
-__global__ void fused_tf32_tiles_kernel(std::uint32_t* tiles, const float* x, std::int64_t rows, int inputs,
+__global__ void fused_tf32_tiles_kernel(std::uint32_t* tiles, const float* x, std::int64_t rows, int inputs, int panels,
                                         bool is_split, std::int64_t count) {
-  constexpr int kPieces = kWidth / 4;  // of a row
   const std::int64_t i = static_cast<std::int64_t>(block_index()) * kThreads + thread_index();
   if (i >= count) return;
-  const std::int64_t row = i / kPieces;
-  const int piece = static_cast<int>(i % kPieces);
+  const std::int64_t row = i / (8 * panels);
+  const int piece = static_cast<int>(i % (8 * panels));
   const int in_tile = piece / 8 * kFusedPanelBytes + panel_offset(static_cast<int>(row % kFusedRows), piece % 8 * 16);
-  std::uint32_t* const to = tiles + (row / kFusedRows * kTileBytes + in_tile) / 4;
+  std::uint32_t* const to = tiles + (row / kFusedRows * panels * kFusedPanelBytes + in_tile) / 4;
   for (int j = 0; j < 4; ++j) {
     const int column = piece / 2 * 8 + 2 * j + piece % 2;  // whose position is 4 * piece + j
     const float value = row < rows && column < inputs ? x[row * inputs + column] : 0.0f;
@@ -555,27 +584,23 @@ __global__ void fused_tf32_tiles_kernel(std::uint32_t* tiles, const float* x, st
   }
 }
 
-using Kernel = void (*)(FusedArguments, FusedLayout);
-
-template <int parts, int layers>
-Kernel kernel_with(int hidden) {
-  if constexpr (layers > 1)
-    if (hidden < layers) return kernel_with<parts, layers - 1>(hidden);
-  return fused_tf32_kernel<parts, layers>;
-}
-
-Kernel kernel_of(const FusedLayout& layout) {
-  return layout.parts == 1 ? kernel_with<1, kFusedTf32Hidden>(layout.hidden)
-                           : kernel_with<2, kFusedTf32x3Hidden>(layout.hidden);
+/// A kernel has registers for as many hidden layers as it can, by the chains that there are.
+auto kernel_of(const FusedLayout& layout) {
+  if (layout.panels == 1) {
+    if (layout.parts == 1) return fused_tf32_kernel<1, 1, kFusedTf32NarrowHidden>;
+    return layout.chains == 2 ? fused_tf32_kernel<2, 1, 4> : fused_tf32_kernel<2, 1, kFusedTf32NarrowHidden>;
+  }
+  if (layout.parts == 1) return layout.chains == 2 ? fused_tf32_kernel<1, 2, 3> : fused_tf32_kernel<1, 2, 4>;
+  return layout.chains == 2 ? fused_tf32_kernel<2, 2, 1> : fused_tf32_kernel<2, 2, 2>;
 }
 
 }  // namespace
 
 void launch_fused_tf32_tiles(std::uint32_t* tiles, const float* x, int inputs, const FusedLayout& layout,
                              cudaStream_t stream) {
-  const std::int64_t count = layout.tiles * (layout.tile_bytes() / 16);
-  launch(fused_tf32_tiles_kernel, {divide_up(count, kThreads), kThreads}, stream, tiles, x, layout.rows, inputs,
-         layout.parts == 2, count);
+  const std::int64_t count = layout.data_tiles() * (layout.tile_bytes() / 16);
+  launch(fused_tf32_tiles_kernel, {divide_up(count, kThreads), kThreads}, stream, tiles, x, layout.data_rows(), inputs,
+         layout.panels, layout.parts == 2, count);
 }
 
 void prepare_fused_tf32(const FusedLayout& layout) {

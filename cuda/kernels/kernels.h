@@ -214,6 +214,8 @@ struct TileProduct {
   const T* bias = nullptr;
   T addend = 0;
   ActivationOfStep activation{Activation::identity};
+  /// Operands of float are rounded as in steps of bf16 and tf32; in tf32x3, which has fp32's accuracy, they are not.
+  Precision precision = Precision::fp32;
 };
 template <class T>
 void launch_tile_product(const TileProduct<T>& product, cudaStream_t stream);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../../host/precision.h"
 #include "../runtime/launch.h"
 #include "activation_calls.cuh"
 #include "groups.cuh"
@@ -18,7 +19,8 @@ struct Operand {
   const T* data;
   std::int64_t stride;  ///< in elements, along the dimension that is not contiguous
   bool by_inner;
-  std::int64_t outer;  ///< size of the outer dimension: rows, or columns, of the product
+  std::int64_t outer;   ///< size of the outer dimension: rows, or columns, of the product
+  Precision precision;  ///< that it is rounded to
 };
 
 /// A block's shared memory for one shape of tile. Rows of panels are aligned to 16 bytes, and longer than a tile so
@@ -63,8 +65,19 @@ struct PanelPart {
     }
   }
 
+  /// Rounded, where the operand is.
   template <int width>
-  __device__ void store(T (&panel)[kDepth][width], bool by_inner, int thread) const {
+  __device__ void store(T (&panel)[kDepth][width], const Operand<T>& operand, int thread) {
+    const bool by_inner = operand.by_inner;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (operand.precision == Precision::bf16) {
+#pragma unroll
+        for (T& value : values) value = rounding::rounded<rounding::Bf16>(value);
+      } else if (operand.precision == Precision::tf32) {
+#pragma unroll
+        for (T& value : values) value = rounding::rounded<rounding::Tf32>(value);
+      }
+    }
     const int extent_along = by_inner ? kDepth : extent;
     const int along = thread % extent_along, across = thread / extent_along;
     const int step = kGroupThreads / extent_along;
@@ -120,8 +133,8 @@ __device__ void tile_product(TileMemory<T, Shape>& memory, const Operand<T>& a, 
     auto& panel_a = memory.panels.a[group];
     auto& panel_b = memory.panels.b[group];
     if (round > 0) block_barrier();  // the previous panels have been read
-    part_a.store(panel_a, a.by_inner, thread);
-    part_b.store(panel_b, b.by_inner, thread);
+    part_a.store(panel_a, a, thread);
+    part_b.store(panel_b, b, thread);
     block_barrier();
     if (round + 1 < rounds) {
       const std::int64_t next = (round + 1) * kRoundDepth + group * kDepth;
@@ -155,9 +168,9 @@ __global__ void __launch_bounds__(kThreads, 1) tile_product_kernel(TileProduct<T
   const std::int64_t first_row = block_index() / across * Shape::rows;
   const std::int64_t first_column = block_index() % across * Shape::columns;
   const bool a_by_inner = !shape.transpose_a, b_by_inner = shape.transpose_b;
-  tile_product<T, Shape>(memory, {of.a, a_by_inner ? shape.inner : shape.rows, a_by_inner, shape.rows},
-                         {of.b, b_by_inner ? shape.inner : shape.columns, b_by_inner, shape.columns}, shape.inner,
-                         first_row, first_column);
+  tile_product<T, Shape>(memory, {of.a, a_by_inner ? shape.inner : shape.rows, a_by_inner, shape.rows, of.precision},
+                         {of.b, b_by_inner ? shape.inner : shape.columns, b_by_inner, shape.columns, of.precision},
+                         shape.inner, first_row, first_column);
   constexpr int kElements = Shape::rows * Shape::columns / kThreads;
 #pragma unroll 1
   for (int i = 0; i < kElements; ++i) {

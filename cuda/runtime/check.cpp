@@ -81,6 +81,10 @@ bool runs_on(const std::string& architectures, int compute_capability) {
   return false;
 }
 
+bool holds_hopper_code(const std::string& architectures) {
+  return architectures.find("sm_90") != std::string::npos || architectures.find("compute_90") != std::string::npos;
+}
+
 void throw_cuda_error(cudaError_t code, const char* expression, const char* file, int line, const std::string& kernel) {
   cudaGetLastError();  // clears an error that is not sticky, so that the host application's next check does not see it
   const std::string what = std::string(cudaGetErrorName(code)) + " (" + std::to_string(static_cast<int>(code)) + ", " +

@@ -36,6 +36,10 @@ std::string built_architectures();
 /// architecture alone (sm_90a) runs on no other.
 bool runs_on(const std::string& architectures, int compute_capability);
 
+/// Whether a build for `architectures` has code for Hopper's tensor cores: deviceloop_hopper_architectures in
+/// cmake/Cuda.cmake follows the same rule.
+bool holds_hopper_code(const std::string& architectures);
+
 }  // namespace deviceloop::cuda
 
 /// Checks a call into CUDA's runtime.

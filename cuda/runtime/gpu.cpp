@@ -28,6 +28,10 @@ GpuCaps query_gpu(int index) {
     gpu.no_code_reason = "this build holds code for " + built_architectures() + ", none for " + gpu.name +
                          ", which is sm_" + std::to_string(gpu.compute_capability) +
                          "; build it with CMAKE_CUDA_ARCHITECTURES=" + std::to_string(gpu.compute_capability);
+  else if (gpu.compute_capability == 90 && !holds_hopper_code(built_architectures()))
+    gpu.no_hopper_code_reason =
+        "this build holds no code for the tensor cores of " + gpu.name + ", only " + built_architectures() +
+        "; build it with CMAKE_CUDA_ARCHITECTURES, or CUDAARCHS in the environment, that hold 90";
   return gpu;
 }
 

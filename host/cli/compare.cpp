@@ -43,7 +43,7 @@ namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
 constexpr const char* kWords =
-    "cpu, graph, persistent[:FORM], cuda[:N], fp32, fp64, primal, gram and threads=N, with commas between";
+    "cpu, graph, persistent[:FORM], fused, cuda[:N], fp32, fp64, primal, gram and threads=N, with commas between";
 
 struct Side {
   Side(const char* name_of_option, OptionSet options_of_run) : option(name_of_option), options(options_of_run) {}
@@ -71,7 +71,7 @@ void take_word(Side& side, const std::string& word, std::set<std::string>& named
   if (taking.empty())
     throw InvalidArgument(
         start + "there is no " + in_quotes(word) +
-        suggestion(word, {"cpu", "graph", "persistent", "cuda", "fp32", "fp64", "primal", "gram", "threads"}) +
+        suggestion(word, {"cpu", "graph", "persistent", "fused", "cuda", "fp32", "fp64", "primal", "gram", "threads"}) +
         "; a side is of " + kWords);
   for (const std::string& option : taking) {
     if (!named.insert(option).second)

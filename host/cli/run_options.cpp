@@ -52,7 +52,8 @@ bool parse_plan(std::string_view text, std::optional<ExecutorKind>& forced, Pers
   forced = std::nullopt;
   form = PersistentForm::automatic;
   if (text == "auto") return true;
-  for (const ExecutorKind kind : {ExecutorKind::cpu, ExecutorKind::graph, ExecutorKind::persistent})
+  for (const ExecutorKind kind :
+       {ExecutorKind::cpu, ExecutorKind::graph, ExecutorKind::persistent, ExecutorKind::fused})
     if (text == name(kind)) {
       forced = kind;
       return true;
@@ -192,7 +193,7 @@ Precision read_precision(const OptionSet& options) { return choose(options, "--p
 
 void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
-  options.add("--plan", "NAME", "auto", "auto, cpu, graph or persistent[:FORM]");
+  options.add("--plan", "NAME", "auto", "auto, cpu, graph, persistent[:FORM] or fused");
   options.add("--threads", "N", "0", "CPU threads; 0: as many as make it faster");
   options.add("--deadline", "MS", "10000", "longest wait inside a launch");
 }
@@ -205,7 +206,8 @@ std::optional<ExecutorKind> read_execution(const OptionSet& options, TrainingSpe
   training.deadline_ms = options.integer("--deadline", 0, kMaxCount);
   std::optional<ExecutorKind> forced;
   if (!parse_plan(options.text("--plan"), forced, training.form))
-    options.refuse("--plan", "be auto, cpu, graph, persistent, or persistent:FORM with the form two-layer or on-chip");
+    options.refuse("--plan",
+                   "be auto, cpu, graph, persistent, fused, or persistent:FORM with the form two-layer or on-chip");
   if (forced && training.device.kind != DeviceKind::automatic &&
       row_of(*forced).is_on_gpu != (training.device.kind == DeviceKind::cuda))
     throw InvalidArgument("--plan " + options.text("--plan") + " does not run on --device " + options.text("--device") +

@@ -39,7 +39,8 @@ std::vector<Fact> system_facts(const DeviceCaps& caps) {
                        gpu.name + ", compute capability " + std::to_string(gpu.compute_capability / 10) + "." +
                            std::to_string(gpu.compute_capability % 10) + ", " + std::to_string(gpu.multiprocessors) +
                            " multiprocessors, " + bytes_text(gpu.memory_bytes) +
-                           (gpu.no_code_reason.empty() ? "" : "; " + gpu.no_code_reason));
+                           (gpu.no_code_reason.empty() ? "" : "; " + gpu.no_code_reason) +
+                           (gpu.no_hopper_code_reason.empty() ? "" : "; " + gpu.no_hopper_code_reason));
   return facts;
 }
 

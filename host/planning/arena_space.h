@@ -12,6 +12,9 @@
 
 namespace deviceloop {
 
+/// Where there is nothing.
+constexpr std::uint64_t kNone = ~std::uint64_t{0};
+
 /// Every piece starts at a multiple of `alignment`. Throws InvalidArgument where sizes overflow.
 class ArenaSpace {
  public:

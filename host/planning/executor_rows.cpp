@@ -6,6 +6,7 @@
 #include "../names.h"
 #include "cpu_layout.h"
 #include "decision.h"
+#include "fused_executor_layout.h"
 #include "graph_layout.h"
 #include "persistent_layout.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 constexpr ExecutorRow kRows[] = {
     {ExecutorKind::persistent, true, ask_persistent, make_persistent_executor},
+    {ExecutorKind::fused, true, ask_fused, make_fused_executor},
     {ExecutorKind::graph, true, ask_graph, make_graph_executor},
     {ExecutorKind::cpu, false, ask_cpu, make_cpu_executor},
 };

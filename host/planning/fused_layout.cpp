@@ -1,9 +1,11 @@
 #include "fused_layout.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "../names.h"
 #include "../precision.h"
+#include "gpu_costs.h"
 
 namespace deviceloop::cuda {
 namespace {
@@ -18,7 +20,40 @@ void place(FusedLayout& layout) {
   layout.masks_at = layout.stages_at + layout.chains * layout.chain_bytes();
   layout.control_at = layout.masks_at;
   if (!layout.is_bf16()) layout.control_at += layout.chains * layout.hidden * kFusedGroupThreads * 4;
-  layout.shared_bytes = layout.control_at + kFusedControlBytes;
+  layout.samples_at = layout.control_at + kFusedControlBytes;
+  layout.shared_bytes = layout.samples_at;
+  if (layout.gathers())
+    layout.shared_bytes += (layout.chains * layout.stages + kFusedFetchingWarps) * kFusedSampleBytes;
+}
+
+/// Of the hidden layers' products, those that are not of zeros beyond the columns and rows that there are.
+double used_share(const FusedShape& shape, const FusedLayout& layout) {
+  double used = 0;
+  for (std::size_t layer = 0; layer < static_cast<std::size_t>(layout.hidden); ++layer)
+    used += static_cast<double>(shape.widths[layer] * shape.widths[layer + 1]);
+  const double all = static_cast<double>(layout.width()) * layout.width() * layout.hidden;
+  return used / all * static_cast<double>(shape.rows) / static_cast<double>(layout.tiles * kFusedRows);
+}
+
+/// What each block sums passes through the L2 and back, its tiles through the tensor cores: of a hidden layer the
+/// product forward, that of its weights' gradient and, but of the first one, that of its inputs' gradient.
+double estimated_us(const FusedLayout& layout) {
+  using namespace gpu_costs;
+  const FusedSlots slots = layout.slots();
+  const double block_tiles = static_cast<double>(divide_up(layout.tiles, layout.blocks));
+  const double products = 3 * layout.hidden - 1;
+  const double product_fma = static_cast<double>(kFusedRows) * layout.width() * layout.width();
+  const double rounds = static_cast<double>(divide_up(divide_up(slots.count(), layout.blocks), layout.sum_lanes));
+  double operands_us = 0, product_us = kFusedProductUs + product_fma / kFusedFmaPerUs;
+  if (layout.precision == Precision::tf32) {
+    operands_us = kFusedTf32OperandsUs;
+    product_us = kFusedProductUs + product_fma / kFusedTf32FmaPerUs;
+  } else if (layout.precision == Precision::tf32x3) {
+    operands_us = kFusedTf32x3OperandsUs;
+    product_us = kFusedProductUs + 3 * product_fma / kFusedTf32x3FmaPerUs;
+  }
+  return kFusedUs + operands_us + slots.count() * kFusedSlotFourUs + (rounds - 1) * kFusedUpdateRoundUs +
+         block_tiles * products * product_us;
 }
 
 }  // namespace
@@ -39,15 +74,16 @@ FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device) {
   const std::string in_precision = " in " + std::string(deviceloop::name(shape.precision));
   const auto hidden = static_cast<std::int64_t>(shape.widths.size()) - 2;
   const std::int64_t widest = *std::max_element(shape.widths.begin(), shape.widths.end() - 1);
-  const int most = is_bf16 ? 2 * kFusedPanelWidth : kFusedTf32Width;
-  if (widest > most)
-    return refuse("inputs and hidden layers have at most " + std::to_string(most) + " values" + in_precision +
-                  ", and one has " + std::to_string(widest));
-  const int parts = operand_parts(shape.precision);
-  const int panels = is_bf16 && widest <= kFusedPanelWidth ? 1 : 2;
-  const int most_hidden = !is_bf16      ? parts == 1 ? kFusedTf32Hidden : kFusedTf32x3Hidden
-                          : panels == 1 ? kFusedHidden
-                                        : kFusedMostGroups;  // registers of a group are for two wide slabs
+  const int panel_width = is_bf16 ? kFusedPanelWidth : kFusedTf32PanelWidth;
+  if (widest > 2 * panel_width)
+    return refuse("inputs and hidden layers have at most " + std::to_string(2 * panel_width) + " values" +
+                  in_precision + ", and one has " + std::to_string(widest));
+  const int parts = operand_parts(shape.precision), panels = widest <= panel_width ? 1 : 2;
+  const int most_hidden =
+      is_bf16       ? panels == 1 ? kFusedHidden : kFusedMostGroups  // a group has registers for two wide slabs
+      : panels == 1 ? kFusedTf32NarrowHidden
+      : parts == 1  ? kFusedTf32Hidden
+                    : kFusedTf32x3Hidden;
   if (hidden < 1 || hidden > most_hidden)
     return refuse("it takes 1 to " + std::to_string(most_hidden) + " hidden layers of that width" + in_precision +
                   ", and there are " + std::to_string(hidden));
@@ -57,16 +93,19 @@ FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device) {
   FusedLayout& layout = decision.layout;
   layout.precision = shape.precision;
   layout.rows = shape.rows;
+  layout.samples = shape.samples;
   layout.tiles = divide_up(shape.rows, kFusedRows);
   layout.blocks = static_cast<int>(std::min<std::int64_t>(layout.tiles, device.multiprocessors));
   layout.hidden = static_cast<int>(hidden);
   layout.panels = panels;
   layout.parts = parts;
   if (is_bf16) {
-    layout.slabs_of_group = panels == 2 || hidden <= 2 ? 2 : 3;
+    // As few groups as there can be, with no more room than they need.
+    layout.slabs_of_group = 2;
+    if (panels == 1 && hidden > 2) layout.slabs_of_group = hidden == 4 || hidden > 6 ? 4 : 3;
     layout.groups = static_cast<int>(divide_up(hidden * panels, layout.slabs_of_group));
   } else {
-    layout.slabs_of_group = layout.hidden * panels;
+    layout.slabs_of_group = layout.hidden;
   }
   layout.sum_lanes = power_of_two(divide_up(layout.slots().count(), layout.blocks), kFusedGroupThreads);
   // More chains hide the latency of products, more stages the gradients, or in tf32 the way of the inputs. A block has
@@ -74,15 +113,46 @@ FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device) {
   for (const int chains : {2, 1})
     for (const int stages : {2, 1}) {
       if (is_bf16 ? chains > 1 && (layout.groups > 1 || layout.tiles <= layout.blocks)
-                  : chains != fused_tf32_chains(parts, layout.hidden))
+                  : chains != fused_tf32_chains(parts, panels, layout.hidden))
         continue;
       layout.chains = chains;
       layout.stages = stages;
       place(layout);
-      if (layout.shared_bytes <= device.shared_bytes) return decision;
+      if (layout.shared_bytes > device.shared_bytes) continue;
+      layout.estimated_us = estimated_us(layout);
+      layout.padding = 1 - used_share(shape, layout);
+      return decision;
     }
   return refuse("it needs " + std::to_string(layout.shared_bytes) + " bytes of shared memory, and a block has " +
                 std::to_string(device.shared_bytes));
+}
+
+std::string describe(const FusedLayout& layout) {
+  const auto counted = [](std::int64_t count, const std::string& what) {
+    return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+  };
+  std::string text = counted(layout.blocks, "block") + " of " + std::to_string(layout.threads()) +
+                     " threads; tensor cores take tiles of " + std::to_string(kFusedRows) +
+                     (layout.gathers() ? " gathered" : "") + " rows through " + counted(layout.hidden, "hidden layer") +
+                     " of " + std::to_string(layout.width()) + " columns in " + deviceloop::name(layout.precision);
+  const auto percent = static_cast<int>(std::lround(100 * layout.padding));
+  if (percent > 0)
+    text += ", " + std::to_string(percent) + " % of the products are of padding to whole tiles and columns";
+  return text;
+}
+
+const char* name(FusedPhase phase) {
+  switch (phase) {
+    case FusedPhase::kTile:
+      return "a free place for a tile";
+    case FusedPhase::kForward:
+      return "arrival of a tile";
+    case FusedPhase::kGradients:
+      return "gradients of a tile";
+    case FusedPhase::kGrid:
+      return "barrier of the grid";
+  }
+  return "unknown";
 }
 
 }  // namespace deviceloop::cuda

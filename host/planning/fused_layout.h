@@ -1,9 +1,11 @@
 // How one launch trains a narrow network at a large batch by tensor cores (cuda/kernels/fused.cu), one block a
 // multiprocessor. Samples are cut into tiles of 64 rows, which the blocks take in turn. In a block some warpgroups, the
 // chains, take a tile each through all layers forth and back; others, the gradient groups, add the gradients of the
-// weights over all tiles of a step, in registers; and a thread of a last warpgroup fetches the tiles. At the end of a
-// step each block leaves its sums in a slot, and after a barrier of the grid each block adds some elements of all
-// slots, updates these parameters and writes them as operands, for all blocks to fetch after a second barrier.
+// weights over all tiles of a step, in registers; and a last warpgroup fetches the tiles: a thread of it where a step
+// takes all samples, which then lie in memory as in shared memory; else each of its warps gathers the rows of a tile.
+// At the end of a step each block leaves its sums in a slot, and after a barrier of the grid each block adds some
+// elements of all slots, updates these parameters and writes them as operands, for all blocks to fetch after a second
+// barrier.
 //
 // In tf32 and tf32x3 (cuda/kernels/fused_tf32.cu) operands take twice and four times the memory, and the weights, which
 // tensor cores take in TF32 along the index of the sum only, have one operand forward and another one back. Hidden
@@ -26,11 +28,16 @@ inline constexpr int kFusedPanelWidth = 64;
 inline constexpr int kFusedPanelBytes = kFusedRows * 128;
 inline constexpr int kFusedOutputs = 8;                        ///< the most, and so many with zeros beyond
 inline constexpr int kFusedTargetBytes = kFusedOutputs * 128;  ///< gradients of the outputs, [outputs, rows of a tile]
-inline constexpr int kFusedHidden = 6;  ///< hidden layers, the most; of two panels 2: for more a block has no registers
-/// In tf32 and tf32x3: values of the inputs and of a hidden layer, with zeros beyond those that there are; and hidden
-/// layers, the most: for more a block has no shared memory.
-inline constexpr int kFusedTf32Width = 64, kFusedTf32Hidden = 4, kFusedTf32x3Hidden = 2;
+inline constexpr int kFusedHidden = 8;  ///< hidden layers, the most; of two panels 2: for more a block has no registers
+/// In tf32 and tf32x3 a panel has 32 values, and there are two at most; hidden layers of one panel, the most, and of
+/// two: for more a block has no shared memory.
+inline constexpr int kFusedTf32PanelWidth = 32, kFusedTf32NarrowHidden = 6, kFusedTf32Hidden = 4,
+                     kFusedTf32x3Hidden = 2;
+inline constexpr int kFusedSlabRows = 64;  ///< of a weight's gradient, that a gradient group sums together
 inline constexpr int kFusedMostChains = 2, kFusedMostStages = 2, kFusedMostGroups = 2;
+
+inline constexpr int kFusedFetchingWarps = 4;
+inline constexpr int kFusedSampleBytes = kFusedRows * 8;  ///< which samples the rows of a gathered tile are
 
 /// Threads of a warpgroup.
 inline constexpr int kFusedGroupThreads = 128;
@@ -39,6 +46,7 @@ struct FusedShape {
   std::int64_t rows = 1;             ///< samples of a step
   std::vector<std::int64_t> widths;  ///< inputs, hidden layers, outputs
   Precision precision = Precision::bf16;
+  std::int64_t samples = 0;  ///< that a step gathers its rows from; 0: it takes all, in their order
 };
 
 struct FusedDevice {
@@ -51,40 +59,54 @@ struct FusedDevice {
 /// a warpgroup holds them, then those of the last layer, then biases.
 struct FusedSlots {
   int hidden = 1;  ///< layers
-  int panels = 1;
+  int width = 64;  ///< of each of them
 
-  DEVICELOOP_HOST_DEVICE constexpr int width() const { return panels * kFusedPanelWidth; }
-  DEVICELOOP_HOST_DEVICE constexpr int fours_of_slab() const { return width() / 8 * kFusedGroupThreads; }
-  DEVICELOOP_HOST_DEVICE constexpr int last_weights_at() const { return hidden * panels * fours_of_slab(); }
-  DEVICELOOP_HOST_DEVICE constexpr int biases_at() const { return last_weights_at() + panels * kFusedGroupThreads; }
-  DEVICELOOP_HOST_DEVICE constexpr int last_bias_at() const { return biases_at() + hidden * width() / 4; }
+  /// Of a layer.
+  DEVICELOOP_HOST_DEVICE constexpr int slabs() const { return (width + kFusedSlabRows - 1) / kFusedSlabRows; }
+  DEVICELOOP_HOST_DEVICE constexpr int fours_of_slab() const { return width / 8 * kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_weights_at() const { return hidden * slabs() * fours_of_slab(); }
+  DEVICELOOP_HOST_DEVICE constexpr int biases_at() const { return last_weights_at() + slabs() * kFusedGroupThreads; }
+  DEVICELOOP_HOST_DEVICE constexpr int last_bias_at() const { return biases_at() + hidden * width / 4; }
   DEVICELOOP_HOST_DEVICE constexpr int count() const { return last_bias_at() + kFusedOutputs / 4; }
 };
 
 /// Warpgroups that take tiles through the layers in tf32 or, with operands of two parts, in tf32x3: two where a block
 /// has shared memory for the tiles of both.
-DEVICELOOP_HOST_DEVICE constexpr int fused_tf32_chains(int parts, int hidden) { return parts * hidden <= 3 ? 2 : 1; }
+DEVICELOOP_HOST_DEVICE constexpr int fused_tf32_chains(int parts, int panels, int hidden) {
+  return parts * hidden <= (panels == 1 ? 8 : 3) ? 2 : 1;
+}
 
 struct FusedLayout {
   Precision precision = Precision::bf16;
-  std::int64_t rows = 1, tiles = 1;
+  std::int64_t rows = 1, tiles = 1;  ///< of a step
+  std::int64_t samples = 0;          ///< as in FusedShape
   int blocks = 1;
   int hidden = 1;  ///< layers
   int panels = 1;  ///< of the inputs and of each hidden layer, with zeros beyond the values that there are: 1 or 2
   int parts = 1;   ///< values that an operand is the sum of: in tf32x3 2
   int chains = 1;  ///< warpgroups that take tiles through the layers
-  int stages = 1;  ///< tiles that each of them can have at once: with two, gradients of one are added beside the next
-  int groups = 1;  ///< warpgroups that add gradients
-  int slabs_of_group = 2;  ///< 2 or 3: the first group has those of the last layers, the next those before
+  /// Tiles that each of them can have at once: with two, gradients of one are added beside the next. In tf32 tiles of
+  /// inputs, of which the next is on its way.
+  int stages = 1;
+  int groups = 1;          ///< warpgroups that add gradients
+  int slabs_of_group = 2;  ///< 2, 3 or 4 in bf16: the first group has those of the last layers, the next those before
   int sum_lanes = 1;       ///< threads beside each other that add slots; the others take other blocks' slots
   // Of shared memory, in bytes from its beginning.
-  int biases_at = 0, stages_at = 0, masks_at = 0, control_at = 0, shared_bytes = 0;
+  int biases_at = 0, stages_at = 0, masks_at = 0, control_at = 0, samples_at = 0, shared_bytes = 0;
+  double estimated_us = 0;  ///< of a step
+  double padding = 0;       ///< the share of the products that is of columns and rows beyond those that there are
 
+  DEVICELOOP_HOST_DEVICE constexpr bool gathers() const { return samples > 0; }
+  /// Of the data.
+  DEVICELOOP_HOST_DEVICE constexpr std::int64_t data_rows() const { return gathers() ? samples : rows; }
+  std::int64_t data_tiles() const { return divide_up(data_rows(), kFusedRows); }
   DEVICELOOP_HOST_DEVICE constexpr int computing_threads() const { return (chains + groups) * kFusedGroupThreads; }
   DEVICELOOP_HOST_DEVICE constexpr int threads() const { return computing_threads() + kFusedGroupThreads; }
-  DEVICELOOP_HOST_DEVICE constexpr FusedSlots slots() const { return {hidden, width() / kFusedPanelWidth}; }
+  DEVICELOOP_HOST_DEVICE constexpr FusedSlots slots() const { return {hidden, width()}; }
   DEVICELOOP_HOST_DEVICE constexpr bool is_bf16() const { return precision == Precision::bf16; }
-  DEVICELOOP_HOST_DEVICE constexpr int width() const { return is_bf16() ? panels * kFusedPanelWidth : kFusedTf32Width; }
+  DEVICELOOP_HOST_DEVICE constexpr int width() const {
+    return panels * (is_bf16() ? kFusedPanelWidth : kFusedTf32PanelWidth);
+  }
   DEVICELOOP_HOST_DEVICE constexpr int tile_bytes() const { return panels * kFusedPanelBytes; }
   /// Of a hidden layer's weights, [inputs, outputs], and of the last layer's, [outputs, inputs] with 16 rows. In tf32
   /// of one of a layer's two operands, and of both operands of the last layer.
@@ -124,9 +146,18 @@ struct FusedLayout {
  private:
   /// In tf32, of a chain.
   DEVICELOOP_HOST_DEVICE constexpr int inputs_at() const {
-    return parts * (hidden * tile_bytes() + panels * kFusedOutputs * 128);
+    return parts * (hidden * tile_bytes() + kFusedRows * kFusedOutputs * 4);
   }
 };
+
+/// Whether the kernels have an activation. The sine of large numbers is a function that is called, beside which no
+/// products run; in tf32 a hidden layer and its gradient share their place, where others leave a derivative.
+/// @{
+constexpr bool fused_has_output(Activation activation) { return activation != Activation::sine; }
+constexpr bool fused_has_hidden(Activation activation, Precision precision) {
+  return activation == Activation::relu || (precision == Precision::bf16 && fused_has_output(activation));
+}
+/// @}
 
 /// A layout, or why there is none: one sentence.
 struct FusedDecision {
@@ -136,6 +167,9 @@ struct FusedDecision {
 
 FusedDecision decide_fused(const FusedShape& shape, const FusedDevice& device);
 
+/// "132 blocks of 512 threads ...": for reports.
+std::string describe(const FusedLayout& layout);
+
 /// What the kernel keeps at control_at: barriers, two of each stage, two of its gradient groups and one of each chain,
 /// a loss of each warp of the chains, when waits end, two flags of each warpgroup and two of the block.
 inline constexpr int kFusedControlBytes = kFusedMostChains * (kFusedMostStages * (kFusedMostGroups + 2) + 1) * 8 +
@@ -144,6 +178,8 @@ inline constexpr int kFusedControlBytes = kFusedMostChains * (kFusedMostStages *
 
 /// The phases of late_wait_code.
 enum class FusedPhase : std::int64_t { kTile = 1, kForward = 2, kGradients = 3, kGrid = 4 };
+
+const char* name(FusedPhase phase);
 
 DEVICELOOP_HOST_DEVICE constexpr std::uint64_t fused_code(FusedPhase phase, std::int64_t step) {
   return late_wait_code(static_cast<std::int64_t>(phase), step);

@@ -76,6 +76,22 @@ constexpr double kOnChipTileClocks = 150;   ///< a tile, beside that
 constexpr double kOnChipTensorClocks = 80;       ///< a warp alone, for eight of the inner dimension of 16 rows,
 constexpr double kOnChipTensorColumnClocks = 1;  ///< and a column of each of several warps
 
+// The kernel that trains narrow networks by tensor cores, which waits for a GPU. Fitted to a prototype on an H100,
+// whose steps of 64-64-64-1 took 7.9 us (8448 rows), 8.9 (2^14), 14.1 (2^16), 32.5 (2^18) and 107 (2^20), and those of
+// 128-128-128-1 22.7 (2^14), 39.4 (2^16), 103 (2^18) and 347 (2^20); it had a chain more than the kernel.
+constexpr double kFusedUs = 3.5;              ///< a step's barriers, and the way of a tile that nothing hides
+constexpr double kFusedSlotFourUs = 1.68e-3;  ///< 16 bytes that each block sums, to the L2 and back
+constexpr double kFusedUpdateRoundUs =
+    1.34;  ///< an update of 16 bytes a thread behind another: two reads from L2; assumed
+constexpr double kFusedProductUs = 0.037;  ///< a product of a tile, beside
+constexpr double kFusedFmaPerUs = 2.14e6;  ///< its multiply-adds by the tensor cores of a multiprocessor
+// In tf32 that prototype took 12.4, 24.7, 74 and 267 us at 2^14, 2^16, 2^18 and 2^20 rows, and in tf32x3, where of five
+// products two were of three passes, 14.5, 30.2, 93 and 343; the kernel takes three passes for all.
+constexpr double kFusedTf32OperandsUs = 1.1, kFusedTf32x3OperandsUs = 2.1;  ///< a step, for larger operands
+constexpr double kFusedTf32FmaPerUs = 6.95e5;                               ///< as kFusedFmaPerUs
+constexpr double kFusedTf32x3FmaPerUs = 1.03e6;                             ///< of a pass
+constexpr double kTensorBf16Lanes = 2048;  ///< fused multiply-adds of a multiprocessor and clock, at the peak
+
 /// Fused multiply-adds of a multiprocessor in a microsecond.
 constexpr double fma_per_us(std::uint64_t element_bytes) {
   return kLanes * 4 / static_cast<double>(element_bytes) * kClockGhz * 1e3;

@@ -10,7 +10,6 @@
 #include "../precision.h"
 #include "../step/scalars.h"
 #include "../text.h"
-#include "arena_space.h"
 #include "gpu_costs.h"
 #include "kernel_layout.h"
 
@@ -19,7 +18,6 @@ namespace {
 
 constexpr std::uint64_t kAlignment = 256;
 constexpr std::int64_t kMostStepsPerLaunch = 16384;
-constexpr std::int64_t kPredictRows = 1024;
 
 /// A form, cut for the run, or why it is none.
 struct Way {
@@ -261,12 +259,7 @@ class Builder {
       if (step().gram)
         layout_.slots = arena_.take(cuda::column_sums_slots(batch_, network_.widths[1]), 1, sizeof(double));
     }
-    std::int64_t widest = 0;
-    for (const Step::Layer& layer : step().layers) widest = std::max(widest, layer.out_features);
-    layout_.predict_rows = kPredictRows;
-    layout_.predict_input = arena_.take(layout_.predict_rows, network_.widths.front(), element_);
-    layout_.predict_even = arena_.take(layout_.predict_rows, widest, element_);
-    layout_.predict_odd = arena_.take(layout_.predict_rows, widest, element_);
+    layout_.prediction = take_prediction_space(arena_, network_, element_);
     layout_.bytes = arena_.used();
   }
 

@@ -15,12 +15,10 @@
 #include "../step/step.h"
 #include "decision.h"
 #include "on_chip_layout.h"
+#include "prediction_space.h"
 #include "two_layer_layout.h"
 
 namespace deviceloop {
-
-/// Where there is no operand.
-constexpr std::uint64_t kNone = ~std::uint64_t{0};
 
 /// What a device runs at once, where an executor has asked it: at most so many clusters of 1, 2, 4, 8 and 16 blocks of
 /// the form `two_layer`, and blocks of the form `on_chip`.
@@ -62,10 +60,7 @@ struct PersistentLayout {
   std::uint64_t losses = 0;      ///< double [2, steps_per_launch]
   std::uint64_t loss = 0;        ///< double: of a launch that asks for the loss alone
   std::uint64_t loss_parts = 0;  ///< with the form `on_chip`: double [steps_per_launch, blocks]
-  std::int64_t predict_rows = 0;
-  std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
-  std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
-  std::uint64_t predict_odd = 0;
+  PredictionSpace prediction;
   std::uint64_t bytes = 0;
 
   /// "25 clusters of 4 blocks of 512 threads ..., at most 16384 steps a launch": for reports.

@@ -51,16 +51,28 @@ std::string why_not_gram(const TrainingSpec& training) {
 
 /// Whether an executor trains in a precision.
 bool takes(ExecutorKind executor, Precision precision) {
-  if (operand_parts(precision) == 0) return true;
   switch (executor) {
     case ExecutorKind::cpu:
       return true;
     case ExecutorKind::persistent:
-      return precision == Precision::tf32x3;
+      return operand_parts(precision) == 0 || precision == Precision::tf32x3;
+    case ExecutorKind::fused:
+      return precision == Precision::bf16 || precision == Precision::tf32 || precision == Precision::tf32x3;
     case ExecutorKind::graph:
       break;
   }
-  return false;
+  return operand_parts(precision) == 0;
+}
+
+std::string why_not_precision(ExecutorKind executor, Precision precision) {
+  if (takes(executor, precision)) return "";
+  std::vector<std::string> taken;
+  for (int i = 0; name_or_null(static_cast<Precision>(i)) != nullptr; ++i)
+    if (takes(executor, static_cast<Precision>(i))) taken.push_back(name(static_cast<Precision>(i)));
+  std::string text = taken.front();
+  for (std::size_t i = 1; i < taken.size(); ++i) text += (i + 1 < taken.size() ? ", " : " and ") + taken[i];
+  return "it multiplies in " + text + ", not in " + name(precision) + "; set the precision to " +
+         (taken.size() == 1 ? "that" : "one of these");
 }
 
 template <class Enum>
@@ -255,11 +267,8 @@ Answer ask(const ExecutorRow& row, const Request& request) {
   else if (row.is_on_gpu && device.index >= static_cast<int>(request.caps.gpus.size()))
     candidate.reason = "there is no CUDA device " + std::to_string(device.index) + ", only " +
                        std::to_string(request.caps.gpus.size()) + ", counted from 0";
-  else if (!takes(row.kind, request.training.precision))
-    candidate.reason =
-        std::string(row.kind == ExecutorKind::persistent ? "it multiplies in fp32, fp64 and tf32x3, not in "
-                                                         : "it multiplies in fp32 and fp64, not in ") +
-        name(request.training.precision) + "; set the precision to one of these";
+  else if (const std::string reason = why_not_precision(row.kind, request.training.precision); !reason.empty())
+    candidate.reason = reason;
   else
     row.ask(request, answer);
   return answer;

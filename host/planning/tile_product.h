@@ -1,5 +1,5 @@
-// How a block takes a tile of a matrix product, for the products that the persistent executor launches beside its
-// steps: predictions, and what the Gram formulation begins and ends with. Plain functions of the sizes.
+// How a block takes a tile of a matrix product, for the products that executors launch beside steps that are
+// kernels of their own: predictions, and what the Gram formulation begins and ends with. Plain functions of the sizes.
 #pragma once
 
 #include <cstdint>

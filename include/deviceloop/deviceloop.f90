@@ -70,6 +70,7 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_CPU = 0
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_GRAPH = 1
   integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_PERSISTENT = 2
+  integer(c_int32_t), parameter :: DEVICELOOP_EXECUTOR_FUSED = 3
   integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_X = 1
   integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_Y = 2
   integer(c_int32_t), parameter :: DEVICELOOP_IN_PLACE_SAMPLE_WEIGHTS = 4
@@ -166,7 +167,7 @@ module deviceloop
   end type
 
   type, bind(c) :: deviceloop_gpu_caps
-    integer(c_size_t) :: struct_size = 72
+    integer(c_size_t) :: struct_size = 80
     type(c_ptr) :: name = c_null_ptr
     integer(c_int32_t) :: index = 0
     integer(c_int32_t) :: compute_capability = 0
@@ -177,6 +178,7 @@ module deviceloop
     integer(c_int64_t) :: l2_bytes = 0
     integer(c_int64_t) :: shared_bytes = 0
     type(c_ptr) :: no_code_reason = c_null_ptr
+    type(c_ptr) :: no_hopper_code_reason = c_null_ptr
   end type
 
   type, bind(c) :: deviceloop_plan_info

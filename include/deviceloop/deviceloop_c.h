@@ -189,7 +189,8 @@ enum {
   DEVICELOOP_EXECUTOR_AUTOMATIC = -1,
   DEVICELOOP_EXECUTOR_CPU = 0,
   DEVICELOOP_EXECUTOR_GRAPH = 1,
-  DEVICELOOP_EXECUTOR_PERSISTENT = 2
+  DEVICELOOP_EXECUTOR_PERSISTENT = 2,
+  DEVICELOOP_EXECUTOR_FUSED = 3
 };
 
 /// The name of a value, as in messages: "cpu", "fp32", "gram", "two-layer"; "unknown" for numbers that are none.
@@ -300,7 +301,8 @@ typedef struct deviceloop_gpu_caps {
   double memory_gb_per_s;
   uint64_t l2_bytes;
   uint64_t shared_bytes;
-  const char* no_code_reason;  ///< empty if this build's kernels can run on it
+  const char* no_code_reason;         ///< empty if this build's kernels can run on it
+  const char* no_hopper_code_reason;  ///< empty unless its kernels for Hopper's tensor cores cannot
 } deviceloop_gpu_caps;
 
 /// What this process can use now. An absent GPU is no error.

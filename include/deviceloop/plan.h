@@ -14,10 +14,11 @@
 namespace deviceloop {
 
 /// What runs a training. cpu: the host. graph: cuBLASLt and the library's CUDA kernels, captured once in a graph and
-/// replayed. persistent: one launch for many steps.
-enum class ExecutorKind { cpu, graph, persistent };
+/// replayed. persistent: one launch for many steps. fused: the same of narrow networks by Hopper's tensor cores, at
+/// precisions below fp32.
+enum class ExecutorKind { cpu, graph, persistent, fused };
 
-/// "cpu", "graph", "persistent".
+/// "cpu", "graph", "persistent", "fused".
 DEVICELOOP_EXPORT const char* name(ExecutorKind kind);
 /// "fp32", "fp64", "tf32", "tf32x3", "bf16", "fp16".
 DEVICELOOP_EXPORT const char* name(Precision precision);
@@ -45,6 +46,8 @@ struct GpuCaps {
   std::uint64_t shared_bytes = 0;  ///< the largest shared memory of a block
   bool cooperative = false;        ///< it can guarantee that all blocks of a launch are resident
   std::string no_code_reason{};    ///< why this build's kernels cannot run on it; empty if they can
+  /// Why those for Hopper's tensor cores cannot; empty if they can, and on other GPUs, which have no such.
+  std::string no_hopper_code_reason{};
 };
 
 /// What a machine offers, as plain data.

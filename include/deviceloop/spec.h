@@ -269,8 +269,8 @@ struct TrainingSpec {
   /// run.
   bool deterministic = true;
   DeviceChoice device{};
-  /// How long, in milliseconds, the blocks of one launch of the plan `persistent` may wait for each other. After that
-  /// the run ends with a DeviceError, and no longer occupies the GPU. A launch takes half a second. 0: no limit.
+  /// How long, in milliseconds, blocks of one launch of the plans `persistent` and `fused` may wait for each other.
+  /// Then the run ends with a DeviceError, and no longer occupies the GPU. A launch takes half a second. 0: no limit.
   std::int64_t deadline_ms = 10000;
   PersistentForm form = PersistentForm::automatic;  ///< of the plan `persistent`
   int threads = 0;         ///< CPU threads, at most kMaxThreads; 0: one if a step is short, else all available cores

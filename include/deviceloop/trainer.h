@@ -66,8 +66,8 @@ struct TrainReport {
   EndOfRun end = EndOfRun::all_steps;
   std::vector<Evaluation> evaluations{};  ///< at the borders that the run came to, in order
   /// On a GPU, with the plan `graph`: the cuBLASLt algorithm of each matrix product of a step, or how the library's own
-  /// cuts it, one line each; with the plan `persistent`: one line that says how a launch divides a step among its
-  /// blocks.
+  /// cuts it, one line each; with the plans `persistent` and `fused`: one line that says how a launch divides a step
+  /// among its blocks.
   std::vector<std::string> algorithms{};
 
   /// Steps done by this call.
@@ -153,11 +153,11 @@ class DEVICELOOP_EXPORT Trainer {
   /// Arrays in the memory of the plan's GPU stay the caller's, who keeps them alive until the next set_data or the
   /// trainer's end, and may write new samples to them, see data_changed. The plan `graph` reads such an array where it
   /// lies, without a copy, if its elements have the working precision, its rows are contiguous and it is aligned to 256
-  /// bytes, as what cudaMalloc returns is; so do the forms `two_layer` and `on_chip` of the plan `persistent`, x and y
-  /// in the primal formulation. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream
-  /// the arrays are complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its
-  /// elements are looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the
-  /// plan's GPU or whose memory ends before the array does, before anything runs.
+  /// bytes, as what cudaMalloc returns is; so do the plans `persistent`, x and y in the primal formulation, and
+  /// `fused`, y. Otherwise a kernel converts it into the executor's memory. Without CudaOptions::stream the arrays are
+  /// complete when the call is made. DeviceKind::automatic then means a GPU. The call waits once, as its elements are
+  /// looked at on the GPU. Throws as above, and InvalidArgument for a pointer that is not to memory of the plan's GPU
+  /// or whose memory ends before the array does, before anything runs.
   /// @{
   void set_data(ConstMatrix x, ConstMatrix y);
   void set_data(ConstMatrix x, ConstMatrix y, ConstMatrix sample_weights);
