@@ -80,6 +80,10 @@ std::vector<Rate> ThisMachine::rates(Device device) {
       if (const double rate = gemm(device, precision, threads); rate > 0)
         rates.push_back({device, "GEMM " + size, deviceloop::name(precision), threads, rate});
     }
+  if (!on_cpu)
+    for (const Precision precision : {Precision::tf32, Precision::bf16})
+      if (const double rate = gemm(device, precision, 0); rate > 0)
+        rates.push_back({device, "GEMM " + std::to_string(kGpuGemmSize), deviceloop::name(precision), 0, rate});
   for (const int threads : numbers)
     rates.push_back({device, on_cpu ? "copy beyond the caches" : "copy", "", threads,
                      pass(device, 1, 1, on_cpu ? beyond_caches() : 0, threads), "GB/s"});

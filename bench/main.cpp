@@ -240,7 +240,9 @@ int parse_and_run(int argc, char** argv) {
       ->capture_default_str();
   serving->add_option("--batch-size", served.batch_size, "rows of a step, in the order that seed 0 draws; default: all")
       ->check(number_from(std::int64_t{1}, std::int64_t{1} << 40));
-  serving->add_option("--precision", precision, "fp32 or fp64")->required()->check(CLI::IsMember({"fp32", "fp64"}));
+  serving->add_option("--precision", precision, "fp32, fp64, tf32, tf32x3 or bf16")
+      ->required()
+      ->check(CLI::IsMember({"fp32", "fp64", "tf32", "tf32x3", "bf16"}));
   serving->add_option("--device", device, "cpu or cuda")->required()->check(CLI::IsMember({"cpu", "cuda"}));
   serving->add_option("--threads", served.threads, "CPU threads")->required()->check(number_from(1, kMaxThreads));
   try {
@@ -249,7 +251,8 @@ int parse_and_run(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   if (serving->parsed()) {
-    served.precision = precision == "fp32" ? Precision::fp32 : Precision::fp64;
+    for (const Precision each : {Precision::fp32, Precision::fp64, Precision::tf32, Precision::tf32x3, Precision::bf16})
+      if (precision == deviceloop::name(each)) served.precision = each;
     served.device = device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
     serve(served, std::cin, std::cout);
     return 0;

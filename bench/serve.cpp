@@ -20,6 +20,7 @@
 #include "../host/files/weights.h"
 #include "../host/machine.h"
 #include "../host/planning/decision.h"
+#include "../host/precision.h"
 #include "case.h"
 #include "objective.h"
 
@@ -62,10 +63,9 @@ class Row {
     const Plan& plan = trainer_.plan();
     std::string note = std::string("plan ") + deviceloop::name(plan.executor);
     if (plan.formulation == Formulation::gram) note = "gram: less work than all other rows do, " + note;
-    const bool is_fp32 = options_.precision == Precision::fp32;
     return {{"name", name_},
             {"includes",
-             {{"precision", is_fp32 ? "true fp32" : deviceloop::name(options_.precision)},
+             {{"precision", precision_text()},
               {"bias", trainer_.network().bias},
               {"loss", options_.loss},
               {"optimizer", options_.optimizer},
@@ -80,6 +80,12 @@ class Row {
   }
 
  private:
+  std::string precision_text() const {
+    const std::string text = deviceloop::name(options_.precision);
+    if (options_.precision == Precision::fp32) return "true fp32";
+    return operand_parts(options_.precision) == 0 ? text : text + " products, fp32 weights";
+  }
+
   std::string name_;
   const ServeOptions& options_;
   const Samples& samples_;

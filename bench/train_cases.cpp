@@ -140,6 +140,10 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", on_gpu}, tuned}));
   add(true, training_axes({wide}, {"1024"}, single, {{"plan", on_gpu}, tuned}));
   add(false, training_axes({widest}, {"8192"}, single, {{"plan", on_gpu}, tuned}));
+  // By tensor cores, in TF32 and bf16.
+  const std::vector<std::string> lower = {"tf32", "bf16"};
+  add(true, training_axes({wide}, {"1024"}, lower, {{"plan", {"graph"}}}));
+  add(true, training_axes({widest}, {"8192"}, lower, {{"plan", {"graph"}}}));
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", persistent_plan_names()}, formulations}));
   const auto jobs = [](const std::string& layers, const std::string& samples, const std::string& loss,
                        std::vector<std::string> batches) {
@@ -160,6 +164,7 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   add(false, training_axes({"784-128-10"}, {"64"}, both, {{"bias", {"no", "yes"}}, formulations}));
   add(false, training_axes({"1000-100-1"}, {"128"}, both, {{"steps", {"500", "20000"}}, formulations}));
   add(false, training_axes({wide}, {"1024"}, both));
+  add(false, training_axes({wide, widest}, {"1024", "8192"}, {"tf32", "tf32x3", "bf16"}, {{"plan", {"graph"}}, tuned}));
   return blocks;
 }
 

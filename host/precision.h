@@ -33,6 +33,22 @@ constexpr int operand_parts(Precision precision) {
 }
 inline constexpr int kMostOperandParts = 2;
 
+/// Bytes of a rounded element where a GPU's library of products reads it.
+constexpr std::uint64_t operand_bytes(Precision precision) {
+  switch (precision) {
+    case Precision::fp64:
+      return 8;
+    case Precision::fp32:
+    case Precision::tf32:
+    case Precision::tf32x3:
+      break;
+    case Precision::bf16:
+    case Precision::fp16:
+      return 2;
+  }
+  return 4;
+}
+
 /// Whether the gradient of the loss is scaled; see LossScaling.
 constexpr bool scales_loss(Precision precision) { return precision == Precision::fp16; }
 
@@ -90,6 +106,39 @@ DEVICELOOP_ELEMENT inline float rounded(float value) {
   kept = magnitude > kInfinity ? (magnitude | kQuiet) & kMask : kept;
   return with_bits(kept | (bits & 0x80000000));
 }
+
+/// The same with the format chosen at run time: for kernels, which take each element alone. Precisions without a single
+/// part leave the value as it is.
+DEVICELOOP_HOST_DEVICE inline float rounded(Precision precision, float value) {
+  switch (precision) {
+    case Precision::fp32:
+    case Precision::fp64:
+    case Precision::tf32x3:
+      break;
+    case Precision::tf32:
+      return rounded<Tf32>(value);
+    case Precision::bf16:
+      return rounded<Bf16>(value);
+    case Precision::fp16:
+      return rounded<Fp16>(value);
+  }
+  return value;
+}
+
+/// The 16 bits of a value that is rounded to the format.
+/// @{
+DEVICELOOP_HOST_DEVICE inline std::uint16_t bf16_bits(float value) {
+  return static_cast<std::uint16_t>(bits_of(value) >> 16);
+}
+DEVICELOOP_HOST_DEVICE inline std::uint16_t fp16_bits(float value) {
+  constexpr std::uint32_t kInfinity = 0x7f800000, kLeastNormal = 113u << 23, kBias = 112u << 23;
+  const std::uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffff;
+  std::uint32_t half = (magnitude - kBias) >> 13;
+  if (magnitude >= kInfinity) half = 0x7c00 | ((magnitude >> 13) & 0x3ff);
+  if (magnitude < kLeastNormal) half = static_cast<std::uint32_t>(with_bits(magnitude) * 0x1p24f);
+  return static_cast<std::uint16_t>(half | (bits & 0x80000000) >> 16);
+}
+/// @}
 
 }  // namespace rounding
 

@@ -363,6 +363,49 @@ TEST_P(DeviceArrays, AStepIsTakenIntoTheCallersGraph) {
                   "cudaMalloc");
 }
 
+// What products read of them is a rounded copy, which follows what is written to them.
+TEST_P(DeviceArrays, AreRoundedAnewWhenTheyChange) {
+  for (const Precision precision : lower_precisions(GetParam())) {
+    SCOPED_TRACE(name(precision));
+    Problem of = problem();
+    of.training.precision = precision;
+    of.training.reduction = Reduction::mean;
+    Trainer on_host = of.trainer(1, GetParam().kind);
+    const StreamOwner stream;
+    OnDevice<float> x(of.x), y(of.y), out(of.y);
+    Trainer trainer = trainer_of(of, {.stream = stream.get()});
+    trainer.set_data(x, y);
+    EXPECT_EQ(losses_of(trainer, 3), losses_of(on_host, 3));
+    Table samples = other_samples(of.x, 31), expected = of.y;
+    x.write(samples, stream.get());
+    trainer.data_changed();
+    on_host.set_data(Problem::view(samples), Problem::view(of.y));
+    EXPECT_EQ(losses_of(trainer, 3), losses_of(on_host, 3));
+    trainer.predict(x, out);
+    on_host.predict(Problem::view(samples), Matrix(expected.values.data(), static_cast<std::int64_t>(of.y.rows), 2));
+    EXPECT_EQ(out.read(stream.get()).values, expected.values);
+    const Table many = other_samples(Table(1100, 20), 34);
+    Table expected_of_many(1100, 2);
+    const OnDevice<float> all(many), made(expected_of_many);
+    trainer.predict(all, made);  // the first 1024 in place
+    on_host.predict(Problem::view(many), Matrix(expected_of_many.values.data(), 1100, 2));
+    EXPECT_EQ(made.read(stream.get()).values, expected_of_many.values);
+    const DeviceBuffer loss(sizeof(double));
+    auto* const at = static_cast<double*>(loss.data());
+    const CallersGraph graph(stream.get(), [&] { trainer.enqueue_step(at); });
+    for (const std::uint64_t seed : {32, 33}) {
+      samples = other_samples(of.x, seed);
+      x.write(samples, stream.get());
+      graph.launch(stream.get());
+      double value = 0;
+      DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(&value, at, sizeof value, cudaMemcpyDeviceToHost, stream.get()));
+      stream.wait();
+      on_host.set_data(Problem::view(samples), Problem::view(of.y));
+      EXPECT_EQ(value, losses_of(on_host, 1).front());
+    }
+  }
+}
+
 // What waits, or takes host memory, would break a capture: it is refused, and the capture goes on.
 TEST_P(DeviceArrays, OtherCallsRefuseAStreamThatIsCaptured) {
   const Problem of = problem();

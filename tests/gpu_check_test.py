@@ -696,8 +696,8 @@ sys.exit(99 if report else status)
 
     def outcome(self, reports=None, blind=""):
         for name in ("cuda_kernels_test", "cuda_gpu_test", "cuda_optimizer_test", "cuda_device_arrays_test",
-                     "cuda_watching_test", "on_chip_test", "small_product_test", "tensor_test", "fused_test",
-                     "fused_executor_test"):
+                     "cuda_watching_test", "cuda_precision_test", "on_chip_test", "small_product_test",
+                     "tensor_test", "fused_test", "fused_executor_test"):
             self.add_program(name, 2)
         text = self.TOOL.replace("@reports@", repr(reports or {})).replace("@blind@", repr(blind))
         write_script(self.tools / "compute-sanitizer", text)

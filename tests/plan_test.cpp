@@ -148,7 +148,9 @@ TEST(MakePlan, NoPredictionIsBelowItsFloor) {
       {{64, 64, 64, 1}, 256}, {{30, 20, 10, 5}, 40}, {{4096, 4096, 4096}, 8192}};
   for (const auto& [widths, samples] : cases)
     for (const Formulation formulation : {Formulation::primal, Formulation::gram})
-      for (const Precision precision : {Precision::fp32, Precision::fp64}) {
+      for (const Precision precision :
+           {Precision::fp32, Precision::fp64, Precision::tf32, Precision::tf32x3, Precision::bf16, Precision::fp16}) {
+        if (formulation == Formulation::gram && operand_parts(precision) > 0) continue;
         TrainingSpec training = training_of(samples);
         training.formulation = formulation;
         training.precision = precision;
@@ -292,7 +294,7 @@ TEST(MakePlan, ANarrowNetworkInBf16TakesTheFusedPlan) {
   const Plan in_fp32 = make_plan(network, training_of(1 << 16), caps);
   EXPECT_NE(in_fp32.executor, ExecutorKind::fused);
   EXPECT_EQ(answer_of(in_fp32, ExecutorKind::fused).reason,
-            "it multiplies in bf16, not in fp32; set the precision to that");
+            "it multiplies in tf32, tf32x3 and bf16, not in fp32; set the precision to one of these");
 }
 
 TEST(MakePlan, TheFusedPlanSaysWhatPaddingCosts) {
@@ -313,27 +315,30 @@ TEST(MakePlan, TheFusedPlanRefusesInOneSentence) {
   DeviceCaps caps = machine_with_gpu();
   EXPECT_EQ(make_plan(network, training, caps, ExecutorKind::fused).executor, ExecutorKind::fused);
   const std::string start = "plan 'fused': ", end = "; use the plan 'cpu' or 'auto'";
-  for (const Precision precision : {Precision::fp32, Precision::fp64, Precision::tf32, Precision::tf32x3}) {
+  for (const Precision precision : {Precision::fp32, Precision::fp64, Precision::fp16}) {
     TrainingSpec other = training;
     other.precision = precision;
-    EXPECT_EQ(message(network, other, caps),
-              start + "it multiplies in bf16, not in " + name(precision) + "; set the precision to that" + end);
+    EXPECT_EQ(message(network, other, caps), start + "it multiplies in tf32, tf32x3 and bf16, not in " +
+                                                 name(precision) + "; set the precision to one of these" + end);
   }
-  NetworkSpec tanh = network, last = network;
+  NetworkSpec sine = network, tanh = network, last = network;
+  sine.activation = Activation::sine;
   tanh.activation = Activation::tanh;
-  last.output_activation = Activation::relu;
-  EXPECT_EQ(message(tanh, training, caps),
-            start + "it is for the activation 'relu', not 'tanh'; choose that or another plan" + end);
+  last.output_activation = Activation::sine;
+  EXPECT_EQ(message(sine, training, caps),
+            start + "it has no activation 'sine'; choose another activation or another plan" + end);
   EXPECT_EQ(message(last, training, caps),
-            start + "it is for the output activation 'identity', not 'relu'; choose that or another plan" + end);
-  TrainingSpec huber = training, weighted = training, clipped = training;
-  huber.loss = Loss::huber;
-  weighted.sample_weights = true;
+            start + "it has no output activation 'sine'; choose another activation or another plan" + end);
+  TrainingSpec in_tf32 = training, clipped = training;
+  in_tf32.precision = Precision::tf32;
+  EXPECT_EQ(message(tanh, in_tf32, caps),
+            start +
+                "in tf32 it is for the activation 'relu', not 'tanh'; choose that, the precision 'bf16' or another "
+                "plan" +
+                end);
+  EXPECT_EQ(make_plan(tanh, training, caps, ExecutorKind::fused).executor, ExecutorKind::fused);
+  EXPECT_EQ(make_plan(network, in_tf32, caps, ExecutorKind::fused).executor, ExecutorKind::fused);
   clipped.optimizer = {.kind = OptimizerKind::sgd, .clip_norm = 1};
-  EXPECT_EQ(message(network, huber, caps),
-            start + "it is for the loss 'squared_error', not 'huber'; choose that or another plan" + end);
-  EXPECT_EQ(message(network, weighted, caps),
-            start + "it has no weights of samples; leave them out or choose another plan" + end);
   EXPECT_EQ(message(network, clipped, caps),
             start +
                 "it does not clip gradients by their norm; clip them by their value (clip_value) or choose another "
@@ -341,7 +346,8 @@ TEST(MakePlan, TheFusedPlanRefusesInOneSentence) {
                 end);
   EXPECT_CONTAINS(message(network_of({784, 64, 10}), training, caps), "at most 128 values, and one has 784");
   EXPECT_CONTAINS(message(network_of({64, 64, 10}), training, caps), "at most 8 outputs, and there are 10");
-  EXPECT_CONTAINS(message(network_of({64, 1}), training, caps), "1 to 6 hidden layers of that width, and there are 0");
+  EXPECT_CONTAINS(message(network_of({64, 1}), training, caps),
+                  "1 to 8 hidden layers of that width in bf16, and there are 0");
   EXPECT_CONTAINS(message(network_of({64, 65, 64, 64, 1}), training, caps), "and there are 3");
   caps.gpus[0].shared_bytes = 48 << 10;
   EXPECT_CONTAINS(message(network_of({64, 64, 64, 1}), training, caps),
@@ -366,7 +372,7 @@ TEST(MakePlan, TheFusedPlanTakesANetworkThatOnlyPredicts) {
   EXPECT_GT(plan.bytes, 0u);
 }
 
-TEST(MakePlan, WherePrecisionsBelowFp32AreTheCpus) {
+TEST(MakePlan, PrecisionsBelowFp32AreThoseOfTheGraphAndTheCpu) {
   const NetworkSpec network = network_of({1000, 100, 1});
   TrainingSpec on_one_thread = training_of(128);
   on_one_thread.threads = 1;
@@ -376,28 +382,37 @@ TEST(MakePlan, WherePrecisionsBelowFp32AreTheCpus) {
     training.precision = precision;
     const std::string not_in = std::string(", not in ") + name(precision),
                       remedy = "; set the precision to one of these";
-    const std::string reason = "it multiplies in fp32 and fp64" + not_in + remedy;
     const std::string persistent =
         precision == Precision::tf32x3
             ? "the form 'two-layer' multiplies in fp32 and fp64" + not_in + ", and the parameters"
             : "it multiplies in fp32, fp64 and tf32x3" + not_in + remedy;
-    const Plan plan = make_plan(network, training, machine_with_gpu());
+    const Plan on_gpu = make_plan(network, training, machine_with_gpu());
+    EXPECT_EQ(on_gpu.executor, ExecutorKind::graph);
+    EXPECT_EQ(on_gpu.candidates[0].reason.find(persistent), 0u) << on_gpu.candidates[0].reason;
+    EXPECT_EQ(answer_of(on_gpu, ExecutorKind::graph).reason, "GPU 0 replays captured steps");
+    EXPECT_LE(on_gpu.floor_us_per_step, on_gpu.predicted_us_per_step);
+    // Of an older GPU.
+    DeviceCaps turing = machine_with_gpu();
+    turing.gpus = {gpu_of("Turing", 0, 75, 40, std::uint64_t{1} << 34)};
+    if (precision == Precision::fp16) {
+      EXPECT_EQ(make_plan(network, training, turing).executor, ExecutorKind::graph);
+    } else {
+      const std::string reason = std::string("products in ") + name(precision) +
+                                 " need compute capability 8.0, and Turing has 7.5; set the precision to fp32, fp64 or "
+                                 "fp16";
+      EXPECT_EQ(answer_of(make_plan(network, training, turing), ExecutorKind::graph).reason, reason);
+      EXPECT_EQ(message_of<Unsupported>(network, training, turing, ExecutorKind::graph),
+                "plan 'graph': " + reason + "; use the plan 'cpu' or 'auto'");
+    }
+    training.device.kind = DeviceKind::cpu;
+    const Plan plan = make_plan(network, training, machine());
     EXPECT_EQ(plan.executor, ExecutorKind::cpu);
-    EXPECT_EQ(plan.reason, "no executor of a GPU takes it");
-    for (const Candidate& candidate : plan.candidates)
-      EXPECT_EQ(candidate.accepted, candidate.executor == ExecutorKind::cpu);
-    EXPECT_EQ(plan.candidates[0].reason.find(persistent), 0u) << plan.candidates[0].reason;
-    EXPECT_EQ(answer_of(plan, ExecutorKind::graph).reason, reason);
-    EXPECT_EQ(message_of<Unsupported>(network, training, machine_with_gpu(), ExecutorKind::graph),
-              "plan 'graph': " + reason + "; use the plan 'cpu' or 'auto'");
     // Rounded copies of data, weights and, of each sample, hidden values and gradients.
     const int copies = precision == Precision::tf32x3 ? 2 : 1;
     const std::uint64_t elements = 128 * 1000 + 1000 * 100 + 100 + 128 * (100 + 100 + 1);
     EXPECT_GE(make_plan(network, training, machine()).bytes,
               in_fp32.bytes + static_cast<std::uint64_t>(copies) * elements * 4);
     EXPECT_GT(plan.predicted_us_per_step, (precision == Precision::tf32x3 ? 3 : 1) * in_fp32.predicted_us_per_step - 3);
-    training.device = {DeviceKind::cuda, 0};
-    EXPECT_CONTAINS(message_of<Unsupported>(network, training, machine_with_gpu()), reason);
     training.device = {};
     training.formulation = Formulation::gram;
     EXPECT_CONTAINS(message_of<InvalidArgument>(network, training),
@@ -623,6 +638,93 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   // The same, with what the optimizer keeps.
   EXPECT_EQ(nodes({1000, 100, 1}, 128, true, Formulation::gram, OptimizerKind::sgd), 5);
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 3);
+}
+
+// What the library multiplies lies beside its tensor in rounded form, which the launch that makes it writes: no launch
+// of its own in a step.
+TEST(GraphLayout, RoundsOperandsWhereTheyAreMade) {
+  struct Found {
+    int products = 0, rounding = 0, stored = 0;
+    bool operator==(const Found&) const = default;
+  };
+  const auto found = [](const std::vector<GraphOperation>& operations) {
+    Found sum;
+    for (const GraphOperation& op : operations) {
+      sum.products += op.kind == GraphOperation::Kind::gemm;
+      sum.rounding += op.kind == GraphOperation::Kind::round;
+      sum.stored += op.rounded != kNotRounded;
+      for (const GraphOperation::Gathered& of : op.gathered) sum.stored += of.rounded != kNotRounded;
+      EXPECT_NE(op.kind, GraphOperation::Kind::product);
+    }
+    return sum;
+  };
+  TrainingSpec training = training_of(128);
+  training.precision = Precision::bf16;
+  NetworkSpec network = network_of({1000, 100, 50, 1});
+  network.bias = true;
+  const GraphLayout layout = make_graph_layout(network, training);
+  // Stored: two hidden layers' gradients, the first one's values, the weights.
+  EXPECT_EQ(found(layout.operations), (Found{2 + 1 + 2, 0, 4}));
+  EXPECT_EQ(found(layout.predict), (Found{2, 1, 2}));
+  EXPECT_EQ(layout.rounded_of(layout.step.data_x).front() != kNoOperand, true);
+  EXPECT_EQ(layout.rounded_of(layout.step.layers[1].output), kNotRounded);  // the narrow layer rounds it
+  EXPECT_EQ(layout.rounded_of(layout.step.layers[2].weight), kNotRounded);
+  EXPECT_FALSE(layout.updates_by_gradients);
+  // What products read is aligned, also where it lies among other parameters.
+  for (const RoundedParts& parts : layout.rounded) EXPECT_TRUE(parts == kNotRounded || parts.front() % 256 == 0);
+
+  training.precision = Precision::tf32x3;
+  EXPECT_EQ(found(make_graph_layout(network, training).operations), (Found{3 * 5, 0, 4}));
+  training.precision = Precision::fp32;
+  EXPECT_EQ(make_graph_layout(network_of({1025, 1025, 1025}), training).rounded.size(), 0u);
+
+  // Of a minibatch only what is multiplied.
+  training.precision = Precision::bf16;
+  training.batch_size = 64;
+  const GraphLayout batches = make_graph_layout(network, training);
+  EXPECT_EQ(found(batches.operations), (Found{5, 0, 5}));
+  EXPECT_EQ(batches.at(batches.step.x), kNoOperand);
+  const GraphLayout narrow = make_graph_layout(network_of({1000, 10, 1}), training);
+  EXPECT_EQ(found(narrow.operations), (Found{0, 0, 0}));
+  EXPECT_NE(narrow.at(narrow.step.x), kNoOperand);
+}
+
+TEST(GraphLayout, ScalesTheLossInFp16ByOneFactorOfAllGradients) {
+  TrainingSpec training = training_of(128);
+  NetworkSpec network = network_of({30, 100, 1});
+  network.bias = true;
+  const auto nodes = [&](Precision precision, double clip_norm) {
+    training.precision = precision;
+    training.optimizer = {.kind = OptimizerKind::sgd, .clip_norm = clip_norm};
+    const GraphLayout layout = make_graph_layout(network, training);
+    const auto factor = std::find_if(layout.operations.begin(), layout.operations.end(), [](const GraphOperation& op) {
+      return op.kind == GraphOperation::Kind::gradient_factor;
+    });
+    EXPECT_EQ(factor != layout.operations.end(), precision == Precision::fp16 || clip_norm > 0);
+    EXPECT_EQ(layout.at(layout.step.loss_scaling) != kNoOperand, precision == Precision::fp16);
+    return layout.nodes_per_step();
+  };
+  // Product, ReLU, layer and error, its gradient with the bias beside it, product, update with the other bias.
+  EXPECT_EQ(nodes(Precision::bf16, 0), 6);
+  EXPECT_EQ(nodes(Precision::bf16, 1), 8);  // column sums, factor
+  EXPECT_EQ(nodes(Precision::fp16, 0), 8);
+  EXPECT_EQ(nodes(Precision::fp16, 1), 8);
+}
+
+// The rates of cuBLASLt that an H100 reached at 8192: the floor of large layers is theirs.
+TEST(GraphLayout, LargeProductsTakeTheRateOfTheirPrecision) {
+  const GpuCaps gpu = machine_with_gpu().gpus[0];
+  const auto floor_us = [&](Precision precision) {
+    TrainingSpec training = training_of(8192);
+    training.precision = precision;
+    return graph_step_time(make_graph_layout(network_of({4096, 4096, 4096, 4096, 4096}), training), gpu).floor_us;
+  };
+  const double flops = 11 * 2 * 8192.0 * 4096 * 4096;
+  EXPECT_NEAR(flops / floor_us(Precision::tf32) / 1e6, 371, 12);
+  EXPECT_NEAR(flops / floor_us(Precision::bf16) / 1e6, 674, 30);
+  EXPECT_EQ(floor_us(Precision::fp16) > floor_us(Precision::bf16), true);  // the factor
+  EXPECT_NEAR(floor_us(Precision::tf32x3) / floor_us(Precision::tf32), 3, 0.05);
+  EXPECT_LT(floor_us(Precision::tf32), floor_us(Precision::fp32) / 5);
 }
 
 TEST(GraphLayout, SumsBiasGradientsBesideThoseOfWeightsOrInTheLaunchThatUpdatesAll) {

@@ -27,7 +27,7 @@ class GpuGemmWork final : public Work {
         workspace_(static_cast<std::int64_t>(kGemmWorkspaceBytes)),
         library_(workspace_.data()),
         gemm_(library_, {shape.m, shape.n, shape.k, shape.transpose_a, shape.transpose_b},
-              sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_64F) {
+              sizeof(T) == 4 ? Precision::fp32 : Precision::fp64) {
     fill_random(a_, seed, kFirst, false, stream_);
     fill_random(b_, seed, kSecond, false, stream_);
     const T factors[] = {1, 0};

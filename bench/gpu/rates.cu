@@ -1,8 +1,12 @@
 // What the current GPU reaches at best, and gpu_blocks.
+#include <type_traits>
+
+#include "../../cuda/kernels/kernels.h"
 #include "../../cuda/runtime/device.cuh"
 #include "../../cuda/runtime/gemm.h"
 #include "../../cuda/runtime/launch.h"
 #include "../../host/matrix_ops.h"
+#include "../../host/precision.h"
 #include "../gpu.h"
 #include "../random_data.h"
 #include "cases.h"
@@ -68,7 +72,7 @@ double fma_gflops() {
 }
 
 template <class T>
-double gemm_gflops(std::int64_t size) {
+double gemm_gflops(std::int64_t size, Precision precision) {
   const cuda::StreamOwner stream;
   const DeviceArray<T> a(size * size), b(size * size), out(size * size), factors(2);
   const DeviceArray<char> workspace(static_cast<std::int64_t>(kGemmWorkspaceBytes));
@@ -78,7 +82,18 @@ double gemm_gflops(std::int64_t size) {
   DEVICELOOP_CHECK_CUDA(
       cudaMemcpyAsync(factors.data(), host_factors, sizeof host_factors, cudaMemcpyHostToDevice, stream.get()));
   const cuda::GemmLibrary library(workspace.data());
-  const cuda::Gemm gemm(library, {size, size, size, false, false}, sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_64F);
+  // In the place of the elements their rounded form.
+  if constexpr (std::is_same_v<T, float>)
+    for (const DeviceArray<T>* operand : {&a, &b})
+      if (operand_parts(precision) > 0) {
+        const DeviceArray<T> values(size * size);
+        DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(values.data(), operand->data(),
+                                              static_cast<std::size_t>(size * size) * sizeof(T),
+                                              cudaMemcpyDeviceToDevice, stream.get()));
+        cuda::launch_round({operand->data(), nullptr, precision}, values.data(), size * size, stream.get());
+        DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream.get()));
+      }
+  const cuda::Gemm gemm(library, {size, size, size, false, false}, precision);
   const double us = fastest_us(stream, [&](cudaStream_t on) {
     gemm.run(factors.data(), a.data(), b.data(), factors.data() + 1, out.data(), on);
   });
@@ -180,7 +195,7 @@ double measure_gpu_fma_gflops(Precision precision) {
 }
 
 double measure_gpu_gemm_gflops(Precision precision, std::int64_t size) {
-  return with_type(element_type(precision), [=]<class T>(T*) { return gemm_gflops<T>(size); });
+  return with_type(element_type(precision), [=]<class T>(T*) { return gemm_gflops<T>(size, precision); });
 }
 
 double measure_gpu_memcpy_gb_per_s() {

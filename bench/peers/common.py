@@ -34,8 +34,8 @@ import numpy_loop  # noqa: E402, found through the line above
 
 @dataclasses.dataclass
 class Case:
-    """One training run. The arrays are in the precision of the case, weights as [in, out], biases None or [out]; with
-    the loss cross-entropy y [samples] are the numbers of classes, int64."""
+    """One training run. The arrays are in the precision of the case, float32 where it is tf32, tf32x3 or bf16, weights as
+    [in, out], biases None or [out]; with the loss cross-entropy y [samples] are the numbers of classes, int64."""
 
     x: np.ndarray
     y: np.ndarray
@@ -88,7 +88,7 @@ def read_case() -> Case:
     options = parser.parse_args()
     if (options.batch_size > 0) != (options.order is not None):
         parser.error("--batch-size and --order belong together")
-    dtype = {"fp32": np.float32, "fp64": np.float64}[options.precision]
+    dtype = np.float64 if options.precision == "fp64" else np.float32
     arrays = np.load(options.data)
     weights, biases = numpy_loop.read_weights([options.weights])
     y = arrays["y"]
@@ -110,7 +110,8 @@ def read_case() -> Case:
 def includes(case: Case, **changes: object) -> dict:
     """What a row says of itself; compare prints it."""
     values = {
-        "precision": {"fp32": "true fp32", "fp64": "fp64"}[case.precision],
+        "precision": {"fp32": "true fp32", "tf32": "TF32", "bf16": "bf16 products, fp32 weights"}.get(
+            case.precision, case.precision),
         "bias": case.biases is not None,
         "loss": case.loss,
         "optimizer": case.optimizer,
@@ -168,6 +169,17 @@ def serve(case: Case, name: str, version: str, rows: "list[Row]", missing: "dict
     _say({"ready": name, "version": version, "once": True, "rows": described, "missing": missing})
     for line in sys.stdin:
         _answer(by_name[line.split(None, 1)[1].strip()])
+
+
+def only_in(case: Case, name: str, *precisions: str) -> None:
+    """Ends a peer that has no row in the case's precision."""
+    if case.precision not in precisions:
+        cannot(case, name, f"it has no row in {case.precision}, only in {', '.join(precisions)}")
+
+
+def products_of(torch: typing.Any, case: Case) -> typing.ContextManager:
+    """In which PyTorch multiplies in bf16, where the case does; weights stay float32."""
+    return torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16")
 
 
 def plain_only(case: Case, name: str) -> None:

@@ -10,6 +10,7 @@ os.environ["CUPY_TF32"] = "0"
 
 def main() -> None:
     case = common.read_case()
+    common.only_in(case, "cupy", "fp32", "fp64")
     common.plain_only(case, "cupy")
     if case.device != "cuda":
         common.cannot(case, "cupy", "runs on a GPU only")

@@ -1,4 +1,5 @@
-"""JAX: one jitted step, and lax.scan over all steps; gradients by jax.value_and_grad. Adam is written out."""
+"""JAX: one jitted step, and lax.scan over all steps; gradients by jax.value_and_grad. Adam is written out. In bf16 the
+operands of each product are converted, and parameters stay float32."""
 
 import math
 import os
@@ -16,8 +17,9 @@ def restrict(threads: int) -> None:
 def make_loss(jax, jnp, case):
     def loss_of(parameters, x, y):
         h = x
+        low = jnp.bfloat16 if case.precision == "bf16" else x.dtype
         for layer, (weight, bias) in enumerate(parameters):
-            h = h @ weight
+            h = (h.astype(low) @ weight.astype(low)).astype(x.dtype)
             h = h if bias is None else h + bias
             h = jax.nn.relu(h) if layer + 1 < len(parameters) else h
         if case.loss == "cross-entropy":
@@ -65,7 +67,9 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
+    common.only_in(case, "jax", "fp32", "fp64", *(["tf32", "bf16"] if case.device == "cuda" else []))
+    # "highest" is no TF32.
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.precision == "tf32" else "highest")
     jax.config.update("jax_enable_x64", case.precision == "fp64")
     try:
         jax.devices()

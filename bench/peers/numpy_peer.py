@@ -24,6 +24,7 @@ def blas() -> str:
 
 def main() -> None:
     case = common.read_case()
+    common.only_in(case, "numpy", "fp32", "fp64")
     common.plain_only(case, "numpy")
 
     def prepare():

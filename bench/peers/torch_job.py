@@ -41,7 +41,9 @@ class Job:
             self.torch.cuda.synchronize()
 
     def loss_of(self, rows):
-        return self.loss_function(self.network(self.x[rows]), self.y[rows])
+        with common.products_of(self.torch, self.case):
+            outputs = self.network(self.x[rows])
+        return self.loss_function(outputs.to(self.x.dtype), self.y[rows])
 
     def step(self, rows, loss_of):
         loss = loss_of(rows)

@@ -3,6 +3,9 @@ steps. By hand means as a user who cares writes it: the update is folded into th
 
 A gradient is blocked where the ReLU's output is 0, which PyTorch does too; ours blocks where its input is below 0. The
 two differ only for an input of exactly 0. Cases with minibatches and Adam have rows of their own, in torch_job.py.
+
+In tf32 the products of float32 are by TF32. In bf16 weights stay float32: by hand the operands of each product are
+converted, the weights' once a step; elsewhere torch.autocast does so.
 """
 
 import common
@@ -14,10 +17,34 @@ GRAPH_STEPS = 100  # at most so many steps in one CUDA graph
 class Manual:
     """One step that changes weights and biases in place, on tensors that stay where they are."""
 
-    def __init__(self, torch, x, y, weights, biases, rate):
+    def __init__(self, torch, x, y, weights, biases, rate, is_bf16):
+        self.is_bf16 = is_bf16
         self.torch, self.x, self.y, self.weights, self.biases, self.rate = torch, x, y, weights, biases, rate
 
     def __call__(self):
+        return self.in_bf16() if self.is_bf16 else self.in_their_type()
+
+    def in_bf16(self):
+        torch, low = self.torch, self.torch.bfloat16
+        inputs, weights = [self.x.to(low)], [weight.to(low) for weight in self.weights]
+        for layer, weight in enumerate(weights):
+            z = inputs[-1] @ weight
+            if self.biases:
+                z = z + self.biases[layer].to(low)
+            inputs.append(torch.relu(z) if layer + 1 < len(weights) else z)
+        difference = inputs.pop().float() - self.y
+        loss = difference.square().sum()
+        slope = (difference * 2).to(low)
+        for layer in reversed(range(len(weights))):
+            below = slope @ weights[layer].t() if layer else None
+            self.weights[layer].sub_(inputs[layer].t() @ slope, alpha=self.rate)
+            if self.biases:
+                self.biases[layer].sub_(slope.sum(0, dtype=torch.float32), alpha=self.rate)
+            if layer:
+                slope = torch.ops.aten.threshold_backward(below, inputs[layer], 0)
+        return loss
+
+    def in_their_type(self):
         torch, inputs = self.torch, [self.x]
         for layer, weight in enumerate(self.weights):
             z = torch.addmm(self.biases[layer], inputs[-1], weight) if self.biases else inputs[-1] @ weight
@@ -64,7 +91,7 @@ class Peer:
 
     def manual_step(self):
         weights, biases = self.case.copies(self.tensor)
-        return Manual(self.torch, self.x, self.y, weights, biases, self.case.rate)
+        return Manual(self.torch, self.x, self.y, weights, biases, self.case.rate, self.case.precision == "bf16")
 
     def manual(self):
         run = self.loop(self.manual_step())
@@ -83,10 +110,11 @@ class Peer:
 
         def step():
             h = self.x
-            for layer, weight in enumerate(weights):
-                h = torch.addmm(biases[layer], h, weight) if biases else h @ weight
-                h = torch.relu(h) if layer + 1 < len(weights) else h
-            loss = (h - self.y).square().sum()
+            with common.products_of(torch, self.case):
+                for layer, weight in enumerate(weights):
+                    h = torch.addmm(biases[layer], h, weight) if biases else h @ weight
+                    h = torch.relu(h) if layer + 1 < len(weights) else h
+            loss = (h.to(self.y.dtype) - self.y).square().sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -97,8 +125,8 @@ class Peer:
     def prepare_compiled(self):
         """Compiled once for all runs: the tensors are arguments, and the code belongs to their shapes."""
         if not hasattr(self, "compiled"):
-            torch, rate = self.torch, self.case.rate
-            self.compiled = torch.compile(lambda x, y, w, b: Manual(torch, x, y, w, b, rate)(), dynamic=False)
+            torch, rate, is_bf16 = self.torch, self.case.rate, self.case.precision == "bf16"
+            self.compiled = torch.compile(lambda x, y, w, b: Manual(torch, x, y, w, b, rate, is_bf16)(), dynamic=False)
         weights, biases = self.case.copies(self.tensor)
 
         def step():
@@ -166,10 +194,11 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(case.threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    common.only_in(case, "torch", "fp32", "fp64", *(["tf32", "bf16"] if case.device == "cuda" else []))
+    torch.backends.cuda.matmul.allow_tf32 = case.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = False
     if hasattr(torch, "set_float32_matmul_precision"):
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("high" if case.precision == "tf32" else "highest")
     if case.device == "cuda" and not torch.cuda.is_available():
         common.cannot(case, "torch", "this PyTorch finds no CUDA device")
     many = max(count for count in range(1, GRAPH_STEPS + 1) if case.steps % count == 0)

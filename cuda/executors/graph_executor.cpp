@@ -31,9 +31,6 @@ namespace cuda {
 namespace {
 
 template <class T>
-constexpr cudaDataType_t kDataType = std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_64F;
-
-template <class T>
 class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   using Base = DeviceExecutor<T>;
   using Base::alive;
@@ -64,6 +61,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       this->take_data(data, {.x = copy_of(layout_.step.data_x),
                              .y = copy_of(layout_.step.data_y),
                              .sample_weights = copy_of(layout_.step.data_weights)});
+      round_tensor(layout_.step.data_x);
     });
   }
 
@@ -71,6 +69,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     alive([&] {
       if (gram_) gram_->before_data();
       this->take_device_data();
+      round_tensor(layout_.step.data_x);
     });
   }
 
@@ -87,6 +86,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (gram_) refuse("with the Gram formulation parameters follow from a sum over steps");
     if (scalars_->varies()) refuse("steps have a learning rate, a batch or a correction of their own");
     this->capturable([&] {
+      if (borrowed_[kBorrowedX] != nullptr) round_tensor(layout_.step.data_x);  // replayed with what lies there then
       enqueue_all(layout_.operations, scalars_at(0), {}, {loss != nullptr ? loss : at<double>(layout_.loss)});
     });
   }
@@ -105,7 +105,10 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->take_matrix(state_at(info), in); };
+      const auto write = [&] {
+        this->take_matrix(state_at(info), in);
+        round_tensor(layout_.step.tensor_of(info));
+      };
       if (gram_)
         gram_->write(info, write);
       else
@@ -167,12 +170,17 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (!panels_.empty()) return;
     std::int64_t widest = 1;
     for (const std::int64_t width : network_.widths) widest = std::max(widest, width);
-    const std::int64_t row_bytes = 2 * widest * static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t rounded_bytes = widest * static_cast<std::int64_t>(operand_bytes(training_.precision));
+    const std::int64_t row_bytes =
+        2 * widest * static_cast<std::int64_t>(sizeof(T)) + operand_parts(training_.precision) * rounded_bytes;
     std::int64_t rows = layout_.predict_rows;
     while (kPanelFactor * rows * row_bytes <= kPanelBytes) rows *= kPanelFactor;
     panel_memory_.emplace(static_cast<std::size_t>(rows * row_bytes), this->options_);
     borrowed_[kPanelEven] = static_cast<T*>(panel_memory_->data());
     borrowed_[kPanelOdd] = borrowed_[kPanelEven] + rows * widest;
+    borrowed_[kPanelRounded] = borrowed_[kPanelOdd] + rows * widest;
+    borrowed_[kPanelRoundedLow] =
+        borrowed_[kPanelRounded] + rows * rounded_bytes / static_cast<std::int64_t>(sizeof(T));
     std::vector<Panel> made;
     for (; rows >= layout_.predict_rows; rows /= kPanelFactor) {
       made.push_back({rows, predict_panel(layout_, rows, static_cast<int>(gemms_.size()))});
@@ -198,6 +206,24 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return offset >= kBorrowed ? borrowed_[offset - kBorrowed] : at<T>(offset);
   }
   T* tensor(TensorId id) const { return operand(layout_.at(id)); }
+  /// Null where there is none.
+  void* place(std::uint64_t offset) const {
+    if (offset == kNoOperand || offset >= kBorrowed) return operand(offset);
+    return at<std::byte>(offset);
+  }
+  RoundedCopy rounded(const RoundedParts& parts) const {
+    return {place(parts[0]), place(parts[1]), training_.precision};
+  }
+  /// Of one that products read in rounded form, what has changed; of others nothing.
+  void round_tensor(TensorId id) const {
+    if (layout_.rounded_of(id) == kNotRounded) return;
+    const StepTensor& shape = layout_.step.tensor(id);
+    round(layout_.rounded_of(id), tensor(id), shape.rows * shape.columns);
+  }
+  void round(const RoundedParts& parts, const T* values, std::int64_t count) const {
+    if constexpr (std::is_same_v<T, float>) launch_round(rounded(parts), values, count, stream());
+  }
+  T* loss_scaling() const { return tensor(layout_.step.loss_scaling); }
   const T* weights_of(const GraphOperation& op) const { return operand(op.weights); }
   /// Of a step of a launch.
   const Scalars* scalars_at(std::int64_t step) const {
@@ -265,7 +291,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       if (op.kind != Kind::gemm) continue;
       std::optional<Gemm>& made = gemms_[static_cast<std::size_t>(op.product)];
       if (!made)
-        made.emplace(*library_, GemmShape{op.rows, op.columns, op.inner, op.transpose_a, op.transpose_b}, kDataType<T>);
+        made.emplace(*library_, GemmShape{op.rows, op.columns, op.inner, op.transpose_a, op.transpose_b},
+                     training_.precision);
     }
   }
 
@@ -279,7 +306,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     return op.updates ? &scalars->negative_rate : &scalars->one;
   }
   static const T* beta(const GraphOperation& op, const Scalars* scalars) {
-    return op.updates ? &scalars->one : &scalars->zero;
+    return op.updates || op.adds ? &scalars->one : &scalars->zero;
   }
   /// @}
 
@@ -327,16 +354,25 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   void narrow_gradient(const GraphOperation& op, const Scalars* scalars, const LossRing& ring) const {
     const bool masked = op.activation.has_value();
-    launch_narrow_linear_gradient<T>(masked, operand(op.below), gradient_end(op, scalars), sums_end(op, scalars),
-                                     operand(op.a), operand(op.b), operand(op.weight), op.inner, op.rows,
-                                     static_cast<int>(op.columns), slots(), stream(),
-                                     op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{});
+    launch_narrow_linear_gradient<T>(
+        masked, operand(op.below), gradient_end(op, scalars), sums_end(op, scalars), operand(op.a), operand(op.b),
+        operand(op.weight), op.inner, op.rows, static_cast<int>(op.columns), slots(), stream(),
+        op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{}, training_.precision, rounded(op.rounded));
+  }
+
+  void take_loss(const GraphOperation& op, const LossRing& ring) const {
+    const LossGradient<T> gradient(operand(op.out), loss_scaling(), rounded(op.rounded));
+    const T *const predictions = operand(op.a), *const targets = operand(op.b);
+    if (op.loss_blocks > 0)
+      return launch_loss_blocks(op.loss, at<double>(layout_.loss_slots), gradient, predictions, targets, weights_of(op),
+                                op.rows, op.columns, stream());
+    launch_loss(op.loss, ring, gradient, predictions, targets, weights_of(op), op.rows, op.columns, slots(), stream());
   }
 
   void gather(const GraphOperation& op, const Scalars* scalars) const {
     std::vector<GatheredRows<T>> matrices;
     for (const GraphOperation::Gathered& of : op.gathered)
-      matrices.push_back({operand(of.out), operand(of.data), of.columns});
+      matrices.push_back({operand(of.out), operand(of.data), of.columns, rounded(of.rounded)});
     launch_gather_rows<T>(matrices, layout_.step.order, &scalars->step, op.rows, stream());
   }
 
@@ -350,8 +386,9 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       summed.push_back({operand(of.matrix), operand(of.out) - operand(op.out), of.rows, of.columns});
     UpdateSums<T> sums{summed};
     if (op.loss_blocks > 0) sums.loss = loss_sum(op, ring);
-    launch_update<T>(op.optimizer, operand(op.out), optimizer_state(op.state), operand(op.a), operand(op.b), sums,
-                     scalars, op.rows * op.columns, stream());
+    const GradientFactor<T> factor{operand(op.b), loss_scaling() != nullptr};
+    launch_update<T>(op.optimizer, operand(op.out), optimizer_state(op.state), operand(op.a), factor, sums, scalars,
+                     op.rows * op.columns, stream(), rounded(op.rounded));
   }
 
   void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares,
@@ -362,37 +399,40 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     const T* const bias = operand(op.bias);
     switch (op.kind) {
       case Kind::gemm:
-        return gemm(op).run(alpha(op, scalars), a, b, beta(op, scalars), out, stream());
+        return gemm(op).run(alpha(op, scalars), place(op.a), place(op.b), beta(op, scalars), out, stream());
       case Kind::product:
         return product(op, scalars, ring);
       case Kind::gather:
         return gather(op, scalars);
       case Kind::narrow_linear:
-        return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream());
+        return launch_narrow_linear(out, a, b, bias, op.rows, op.inner, static_cast<int>(op.columns), stream(),
+                                    training_.precision);
       case Kind::narrow_gradient:
         return narrow_gradient(op, scalars, ring);
       case Kind::narrow_loss:
         return launch_narrow_loss(op.loss, at<double>(layout_.loss_slots), out, operand(op.below), operand(op.weight),
-                                  bias, b, weights_of(op), op.rows, op.inner, static_cast<int>(op.columns), stream());
+                                  bias, b, weights_of(op), op.rows, op.inner, static_cast<int>(op.columns), stream(),
+                                  loss_scaling(), training_.precision);
       case Kind::bias_activation:
-        return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream());
+        return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream(),
+                                      rounded(op.rounded));
       case Kind::add_bias:
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
       case Kind::loss:
-        if (op.loss_blocks > 0)
-          return launch_loss_blocks(op.loss, at<double>(layout_.loss_slots), out, a, b, weights_of(op), op.rows,
-                                    op.columns, stream());
-        return launch_loss(op.loss, ring, out, a, b, weights_of(op), op.rows, op.columns, slots(), stream());
+        return take_loss(op, ring);
       case Kind::through_activation:
-        return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream());
+        return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream(),
+                                          rounded(op.rounded));
       case Kind::column_sums:
         return launch_column_sums<T>(gradient_end(op, scalars), a, op.rows, op.columns, slots(), stream());
-      case Kind::clip_factor:
-        return launch_clip_factor(out, a, op.clip_norm, op.columns, slots(), stream());
+      case Kind::gradient_factor:
+        return launch_gradient_factor(out, loss_scaling(), a, op.clip_norm, op.columns, slots(), stream());
       case Kind::update:
         return update(op, scalars, ring);
       case Kind::copy:
         return copy(out, a, op.rows * op.columns);
+      case Kind::round:
+        return round(op.rounded, a, op.rows * op.columns);
       case Kind::start_rebuild:
         return launch_weighted_sum(out, static_cast<T>(shares.of_start(op.rebuilt_state)), a,
                                    static_cast<T>(shares.of_start_state(op.rebuilt_state)), b, op.rows * op.columns,
@@ -417,8 +457,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       enqueue_launch(layout_.operations[layout_.forward_operations], scalars_at(0), {}, loss_ring());
       return launch_end_loss(loss_sum(op, {at<double>(layout_.loss)}), stream());
     }
-    launch_loss(op.loss, {at<double>(layout_.loss)}, static_cast<T*>(nullptr), operand(op.a), operand(op.b),
-                weights_of(op), op.rows, op.columns, slots(), stream());
+    launch_loss(op.loss, {at<double>(layout_.loss)}, nullptr, operand(op.a), operand(op.b), weights_of(op), op.rows,
+                op.columns, slots(), stream());
   }
 
   void copy(T* to, const T* from, std::int64_t count) const {
@@ -456,6 +496,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// stream is captured. So everything of a run is done once, on memory that is 0 and stays 0.
   void rehearse() {
     const Range range("deviceloop: rehearse");
+    round_operands();
     if (!has_steps()) {
       enqueue_all(layout_.predict);
     } else {
@@ -475,6 +516,12 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (borrowed_[kBorrowedX] != nullptr || borrowed_[kBorrowedY] != nullptr || borrowed_[kBorrowedWeights] != nullptr)
       clear_all();
     DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
+  }
+
+  /// Of what is there before a step.
+  void round_operands() const {
+    round_tensor(layout_.step.data_x);
+    for (const Step::Layer& layer : layout_.step.layers) round_tensor(layer.weight);
   }
 
   void clear_all() {
@@ -509,10 +556,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (training_.sample_weights) fill_tensor(step.data_weights, 1);
     for (const Step::Layer& layer : step.layers)
       fill_tensor(layer.weight, std::sqrt(2.0 / static_cast<double>(layer.in_features)));
+    round_operands();
     if (gram_) gram_->before_step();
     for (const GraphOperation& op : layout_.operations) {
       if (op.kind == Kind::gemm)
-        gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, scalars_at(0)), operand(op.a), operand(op.b),
+        gemms_[static_cast<std::size_t>(op.product)]->tune(alpha(op, scalars_at(0)), place(op.a), place(op.b),
                                                            beta(op, scalars_at(0)), operand(op.out), stream());
       enqueue_launch(op, scalars_at(0), {}, loss_ring());
     }

@@ -6,18 +6,19 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "operands.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
 namespace {
 
-/// h = formula.value(z + bias), and with `keeps` z + bias to `kept`, for [rows, groups * width] matrices without gaps.
-/// A thread has one group of columns, whose biases it loads once, and takes kGroupsPerThread rows, all loaded before
-/// the first store where the formula is short: h and kept may be z.
+/// h = formula.value(z + bias), and with `keeps` z + bias to `kept`, and h to `rounded`, for [rows, groups * width]
+/// matrices without gaps. A thread has one group of columns, whose biases it loads once, and takes kGroupsPerThread
+/// rows, all loaded before the first store where the formula is short: h and kept may be z.
 template <class T, int width, class Formula, bool keeps>
 __global__ void __launch_bounds__(kThreads)
     bias_activation_kernel(T* h, const T* z, const T* bias, std::int64_t rows, std::int64_t groups, PanelLayout layout,
-                           T* kept, Formula formula) {
+                           T* kept, Formula formula, RoundedCopy rounded) {
   wait_for_grids_before();
   const PanelPlace place = panel_place(layout, rows, block_index(), static_cast<int>(thread_index()));
   if (place.column >= groups) return;
@@ -46,18 +47,19 @@ __global__ void __launch_bounds__(kThreads)
       }
       if constexpr (keeps) store_group<true>(kept + row * columns, pre_activation, place.column * width, columns);
       store_group<true>(h + row * columns, sums[item], place.column * width, columns);
+      store_rounded(rounded, sums[item], row * columns + place.column * width, (row + 1) * columns);
     }
   }
 }
 
 template <bool keeps, class Formula, class T>
 void launch_bias(Formula formula, T* h, T* kept, const T* z, const T* bias, std::int64_t rows, std::int64_t columns,
-                 cudaStream_t stream) {
+                 cudaStream_t stream, const RoundedCopy& rounded = {}) {
   const auto launch_groups = [&](auto width) {
     const std::int64_t groups = columns / width();
     const PanelLayout layout = panel_layout(rows, groups, kThreads, kGroupsPerThread);
     launch(bias_activation_kernel<T, width(), Formula, keeps>, waiting({layout.blocks(), kThreads, 0}), stream, h, z,
-           bias, rows, groups, layout, kept, formula);
+           bias, rows, groups, layout, kept, formula, rounded);
   };
   if (columns % kVector<T> == 0 && aligned_to_16(h, z, bias) && aligned_to_16(kept))
     launch_groups(std::integral_constant<int, kVector<T>>());
@@ -95,12 +97,13 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch_bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias,
-                            std::int64_t batch, std::int64_t features, cudaStream_t stream) {
+                            std::int64_t batch, std::int64_t features, cudaStream_t stream,
+                            const RoundedCopy& rounded) {
   activations::with_activation<T>(activation, [=](auto formula) {
     using Formula = decltype(formula);
     if constexpr (Formula::may_keep_pre_activation)
-      if (kept != nullptr) return launch_bias<true>(formula, h, kept, z, bias, batch, features, stream);
-    launch_bias<false, Formula, T>(formula, h, nullptr, z, bias, batch, features, stream);
+      if (kept != nullptr) return launch_bias<true>(formula, h, kept, z, bias, batch, features, stream, rounded);
+    launch_bias<false, Formula, T>(formula, h, nullptr, z, bias, batch, features, stream, rounded);
   });
 }
 
@@ -124,9 +127,9 @@ void launch_column_sums(const GradientEnd<T>& sums, const T* matrix, std::int64_
 }
 
 template void launch_bias_activation(const ActivationOfStep&, float*, float*, const float*, const float*, std::int64_t,
-                                     std::int64_t, cudaStream_t);
+                                     std::int64_t, cudaStream_t, const RoundedCopy&);
 template void launch_bias_activation(const ActivationOfStep&, double*, double*, const double*, const double*,
-                                     std::int64_t, std::int64_t, cudaStream_t);
+                                     std::int64_t, std::int64_t, cudaStream_t, const RoundedCopy&);
 template void launch_column_sums(const GradientEnd<float>&, const float*, std::int64_t, std::int64_t, double*,
                                  cudaStream_t);
 template void launch_column_sums(const GradientEnd<double>&, const double*, std::int64_t, std::int64_t, double*,

@@ -9,13 +9,15 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "operands.cuh"
 
 namespace deviceloop::cuda {
 namespace {
 
-/// out[i] = function(in[i]...) for the groups of this thread, `at_once` of which are loaded before they are stored.
-template <int width, int at_once = kGroupsPerThread, class T, class Function, class... In>
-__device__ inline void map_groups(T* out, std::int64_t count, Function function, const In*... in) {
+/// out[i] = function(in[i]...) for the groups of this thread, `at_once` of which are loaded before they are stored, as
+/// store(out, group, first, count) does.
+template <int width, int at_once = kGroupsPerThread, class T, class Function, class Store, class... In>
+__device__ inline void map_groups_to(T* out, std::int64_t count, Function function, Store store, const In*... in) {
   const auto thread = static_cast<int>(thread_index());
   const std::int64_t block = block_index();
 #pragma unroll 1
@@ -38,9 +40,17 @@ __device__ inline void map_groups(T* out, std::int64_t count, Function function,
         else
           result.values[i] = function(loaded[item][0].values[i], loaded[item][1].values[i]);
       }
-      store_group<true>(out, result, begin, count);
+      store(out, result, begin, count);
     }
   }
+}
+
+template <int width, class T, class Function, class... In>
+__device__ inline void map_groups(T* out, std::int64_t count, Function function, const In*... in) {
+  const auto store = [](T* to, const Group<T, width>& group, std::int64_t begin, std::int64_t end) {
+    store_group<true>(to, group, begin, end);
+  };
+  map_groups_to<width>(out, count, function, store, in...);
 }
 
 /// out = relu(in)
@@ -57,12 +67,25 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(T* dz, const T*
       dz, count, [](T at, T gradient) { return elementwise::relu_gradient(at, gradient); }, z, dh);
 }
 
-/// dz = formula.gradient(kept, dh)
+/// dz = formula.gradient(kept, dh), to `rounded` too
 template <class T, int width, class Formula>
 __global__ void __launch_bounds__(kThreads)
-    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count, Formula formula) {
-  map_groups<width, activations::kIsShort<Formula> ? kGroupsPerThread : 1>(
-      dz, count, [formula](T at, T gradient) { return formula.gradient(at, gradient); }, kept, dh);
+    activation_gradient_kernel(T* dz, const T* kept, const T* dh, std::int64_t count, Formula formula,
+                               RoundedCopy rounded) {
+  const auto store = [&rounded](T* to, const Group<T, width>& group, std::int64_t begin, std::int64_t end) {
+    store_group<true>(to, group, begin, end);
+    store_rounded(rounded, group, begin, end);
+  };
+  map_groups_to<width, activations::kIsShort<Formula> ? kGroupsPerThread : 1>(
+      dz, count, [formula](T at, T gradient) { return formula.gradient(at, gradient); }, store, kept, dh);
+}
+
+/// `rounded` = values
+__global__ void __launch_bounds__(kThreads) round_kernel(RoundedCopy rounded, const float* values, std::int64_t count) {
+  const auto store = [&rounded](float*, const Group<float, kVector<float>>& group, std::int64_t begin,
+                                std::int64_t end) { store_rounded(rounded, group, begin, end); };
+  map_groups_to<kVector<float>>(
+      static_cast<float*>(nullptr), count, [](float value) { return value; }, store, values);
 }
 
 /// weights -= learning_rate dweights
@@ -106,15 +129,20 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 
 template <class T>
 void launch_activation_gradient(const ActivationOfStep& activation, T* dz, const T* kept, const T* dh,
-                                std::int64_t count, cudaStream_t stream) {
+                                std::int64_t count, cudaStream_t stream, const RoundedCopy& rounded) {
   activations::with_activation<T>(activation, [=](auto formula) {
     using Formula = decltype(formula);
     if (aligned_to_16(dz, kept, dh))
       launch(activation_gradient_kernel<T, kVector<T>, Formula>, config_for(count, kVector<T>), stream, dz, kept, dh,
-             count, formula);
+             count, formula, rounded);
     else
-      launch(activation_gradient_kernel<T, 1, Formula>, config_for(count, 1), stream, dz, kept, dh, count, formula);
+      launch(activation_gradient_kernel<T, 1, Formula>, config_for(count, 1), stream, dz, kept, dh, count, formula,
+             rounded);
   });
+}
+
+void launch_round(const RoundedCopy& rounded, const float* values, std::int64_t count, cudaStream_t stream) {
+  launch(round_kernel, config_for(count, kVector<float>), stream, rounded, values, count);
 }
 
 template <class T>
@@ -139,9 +167,9 @@ template void launch_relu(double*, const double*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(float*, const float*, const float*, std::int64_t, cudaStream_t);
 template void launch_relu_gradient(double*, const double*, const double*, std::int64_t, cudaStream_t);
 template void launch_activation_gradient(const ActivationOfStep&, float*, const float*, const float*, std::int64_t,
-                                         cudaStream_t);
+                                         cudaStream_t, const RoundedCopy&);
 template void launch_activation_gradient(const ActivationOfStep&, double*, const double*, const double*, std::int64_t,
-                                         cudaStream_t);
+                                         cudaStream_t, const RoundedCopy&);
 template void launch_sgd_update(float*, const float*, float, std::int64_t, cudaStream_t);
 template void launch_sgd_update(double*, const double*, double, std::int64_t, cudaStream_t);
 template void launch_weighted_sum(float*, float, const float*, float, const float*, std::int64_t, cudaStream_t);

@@ -3,6 +3,7 @@
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "operands.cuh"
 
 namespace deviceloop::cuda {
 namespace {
@@ -50,8 +51,10 @@ __device__ void gather_tile(const typename Gathered<T>::Matrix& matrix, std::int
 #pragma unroll
   for (int item = 0; item < kGroupsPerThread; ++item) {
     const std::int64_t row = place.row + item * place.row_step;
-    if (row < place.end_row)
+    if (row >= place.end_row) continue;
+    if (matrix.rows.out != nullptr)
       store_group<true>(matrix.rows.out + row * columns, loaded[item], place.column * width, columns);
+    store_rounded(matrix.rows.rounded, loaded[item], row * columns + place.column * width, (row + 1) * columns);
   }
 }
 

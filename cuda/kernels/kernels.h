@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include <deviceloop/spec.h>
 
@@ -17,8 +18,21 @@
 #include "../../host/permutation.h"
 #include "../../host/planning/kernel_layout.h"
 #include "../../host/planning/small_product.h"
+#include "../../host/precision.h"
 
 namespace deviceloop::cuda {
+
+/// Where a launch also stores what it makes as operands of products in a precision that rounds them: as many elements
+/// as it makes, in their order, aligned to a group of them; float of tf32 and of the two parts of tf32x3, else 16 bits.
+/// Of T = float alone.
+struct RoundedCopy {
+  void* high = nullptr;  ///< null: nowhere
+  void* low = nullptr;   ///< null where there is one part
+  Precision precision = Precision::fp32;
+};
+
+/// Only that, of elements that lie in memory, aligned to 16 bytes.
+void launch_round(const RoundedCopy& rounded, const float* values, std::int64_t count, cudaStream_t stream);
 
 template <class T>
 void launch_relu(T* out, const T* in, std::int64_t count, cudaStream_t stream);
@@ -29,7 +43,7 @@ void launch_relu_gradient(T* dz, const T* z, const T* dh, std::int64_t count, cu
 /// dz = the gradient of the activation at `kept`, its pre-activation if it keeps that, else its value, times dh.
 template <class T>
 void launch_activation_gradient(const ActivationOfStep& activation, T* dz, const T* kept, const T* dh,
-                                std::int64_t count, cudaStream_t stream);
+                                std::int64_t count, cudaStream_t stream, const RoundedCopy& rounded = {});
 
 template <class T>
 void launch_sgd_update(T* weights, const T* dweights, T learning_rate, std::int64_t count, cudaStream_t stream);
@@ -55,15 +69,18 @@ struct GradientEnd {
 };
 
 /// *factor = clip_factor(the sum of the squares of the gradients, clip_norm). `slots` holds square_sum_slots(count)
-/// doubles, and is not used where that is 0.
+/// doubles, and is not used where that is 0. With `loss_scaling`, the state of a LossScaling, gradients are those times
+/// its scale: *factor = that over the scale, where clip_norm may be 0 for none; or NaN where a gradient is infinite or
+/// NaN. The scale then adapts.
 template <class T>
-void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::int64_t count, double* slots,
-                        cudaStream_t stream);
+void launch_gradient_factor(T* factor, T* loss_scaling, const T* gradients, double clip_norm, std::int64_t count,
+                            double* slots, cudaStream_t stream);
 
 /// h = activation(z + bias), and z + bias to `kept`, which may be null, and is null unless the activation keeps it.
 template <class T>
 void launch_bias_activation(const ActivationOfStep& activation, T* h, T* kept, const T* z, const T* bias,
-                            std::int64_t batch, std::int64_t features, cudaStream_t stream);
+                            std::int64_t batch, std::int64_t features, cudaStream_t stream,
+                            const RoundedCopy& rounded = {});
 
 /// z += bias in place.
 template <class T>
@@ -77,16 +94,29 @@ struct LossRing {
   std::int64_t size = 1;
 };
 
+/// Where the gradient of a loss goes.
+template <class T>
+struct LossGradient {
+  LossGradient(T* to = nullptr, const T* scaling = nullptr,
+               const RoundedCopy& copy = {})  // NOLINT: most have `out` alone
+      : out(to), loss_scaling(scaling), rounded(copy) {}
+  T* out;                 ///< null: nowhere
+  const T* loss_scaling;  ///< the state of a LossScaling, by whose scale it is multiplied; or null
+  RoundedCopy rounded;
+};
+
 /// The loss of predictions [rows, columns] and, unless that is null, its gradient, which may overwrite them. `slots`
 /// holds element_loss_slots<T>(rows * columns) or row_loss_slots(rows) doubles, and is not used where that is 0.
 /// `weights` [rows], which multiply the losses of their rows, may be null.
 template <class T>
-void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
-                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream);
+void launch_loss(const LossOfStep& loss, const LossRing& ring, const std::type_identity_t<LossGradient<T>>& gradient,
+                 const T* prediction, const T* target, const T* weights, std::int64_t rows, std::int64_t columns,
+                 double* slots, cudaStream_t stream);
 
 /// The same without the end: each of its loss_blocks() leaves a partial sum, which LossSum adds up.
 template <class T>
-void launch_loss_blocks(const LossOfStep& loss, double* partial_sums, T* gradient, const T* prediction, const T* target,
+void launch_loss_blocks(const LossOfStep& loss, double* partial_sums,
+                        const std::type_identity_t<LossGradient<T>>& gradient, const T* prediction, const T* target,
                         const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream);
 struct LossSum {
   LossRing ring{};
@@ -112,13 +142,20 @@ struct UpdateSums {
   LossSum loss{};
 };
 
-/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Gradients are
-/// multiplied by *factor first, unless that is null. Of the ranges of `sums`, `gradients` are not read; they need
-/// `factor` to be null.
+/// What gradients are multiplied by before an update.
+template <class T>
+struct GradientFactor {
+  const T* value = nullptr;  ///< in device memory; null: nothing
+  bool nan_skips = false;    ///< where it is NaN nothing changes
+};
+
+/// Changes parameters and state by `gradients`, as the optimizer says; all of them aligned to 16 bytes. Of the ranges
+/// of `sums`, `gradients` are not read, and nothing is rounded; they need no factor.
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, const UpdateSums<T>& sums, const elementwise::StepScalars<T>* scalars,
-                   std::int64_t count, cudaStream_t stream);
+                   const GradientFactor<T>& factor, const UpdateSums<T>& sums,
+                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream,
+                   const RoundedCopy& rounded = {});
 
 /// What evaluations of validation data leave in device memory.
 struct EvaluationState {
@@ -146,26 +183,30 @@ template <class T>
 void launch_column_sums(const GradientEnd<T>& sums, const T* matrix, std::int64_t batch, std::int64_t features,
                         double* slots, cudaStream_t stream);
 
+/// Here and below the operands of products, `in`, weights and the gradient dout, are first rounded to `precision`.
 template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
-                          std::int64_t in_features, int out_features, cudaStream_t stream);
+                          std::int64_t in_features, int out_features, cudaStream_t stream,
+                          Precision precision = Precision::fp32);
 
 /// The narrow layer and the loss of its outputs in one launch: gradient [batch, out_features] = that of the loss by the
-/// predictions, and of each of narrow_loss_blocks(batch) blocks of rows a partial sum of the loss, which LossSum adds
-/// up. `bias` and `row_weights` may be null.
+/// predictions, times the scale of `loss_scaling`, unless that is null, and of each of narrow_loss_blocks(batch) blocks
+/// of rows a partial sum of the loss, which LossSum adds up. `bias` and `row_weights` may be null.
 template <class T>
 void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradient, const T* in, const T* weights,
                         const T* bias, const T* target, const T* row_weights, std::int64_t batch,
-                        std::int64_t in_features, int out_features, cudaStream_t stream);
+                        std::int64_t in_features, int out_features, cudaStream_t stream,
+                        const std::type_identity_t<T>* loss_scaling = nullptr, Precision precision = Precision::fp32);
 
 /// dz, which may be null, is masked by the marks of h only if `masked`. `slots` holds narrow_linear_gradient_slots(...)
 /// doubles, and is not used where that is 0. dz is that of the weights before an update. Blocks more take the column
-/// sums of dout, unless dbias.out is null, and end a loss, where there is one.
+/// sums of dout, unless dbias.out is null, and end a loss, where there is one. `rounded` is of dz.
 template <class T>
 void launch_narrow_linear_gradient(bool masked, T* dz, const GradientEnd<T>& dweights, const GradientEnd<T>& dbias,
                                    const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
-                                   const LossSum& loss = {});
+                                   const LossSum& loss = {}, Precision precision = Precision::fp32,
+                                   const RoundedCopy& rounded = {});
 
 /// A product of small matrices. At most one operand is transposed. The result and `marked` are [rows, columns], and the
 /// result is no operand; a bias has a value for each column.
@@ -223,9 +264,10 @@ void launch_tile_product(const TileProduct<T>& product, cudaStream_t stream);
 /// Rows of a batch and of the data that they are taken from, both [..., columns] without gaps; they do not overlap.
 template <class T>
 struct GatheredRows {
-  T* out;
+  T* out;  ///< null: only the rounded elements
   const T* data;
   std::int64_t columns;
+  RoundedCopy rounded{};
 };
 inline constexpr std::size_t kMostGathered = 3;
 

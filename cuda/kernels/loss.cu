@@ -2,12 +2,14 @@
 #include <type_traits>
 
 #include "../../host/elementwise.h"
+#include "../../host/loss_scaling.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
 #include "loss_end.h"
 #include "loss_rows.cuh"
+#include "operands.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
@@ -35,7 +37,7 @@ struct RowWeights {
 /// the pointers are not aligned, so that the order of the sum does not depend on the addresses.
 template <class T, bool aligned, class Formula, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
-    element_loss_kernel(Finish finish, Formula formula, T* gradient, const T* prediction, const T* target,
+    element_loss_kernel(Finish finish, Formula formula, LossGradient<T> gradient, const T* prediction, const T* target,
                         std::int64_t count, Weights weights) {
   wait_for_grids_before();
   constexpr bool is_weighted = !std::is_same_v<Weights, NoWeights>;
@@ -50,6 +52,7 @@ __global__ void __launch_bounds__(kThreads)
     load_group<aligned>(predictions[item], prediction, begin, count);
     load_group<aligned>(targets[item], target, begin, count);
   }
+  const T loss_scale = gradient.loss_scaling != nullptr ? LossScaling::scale(gradient.loss_scaling) : T(1);
   T sum = 0;
 #pragma unroll
   for (int item = 0; item < kGroupsPerThread; ++item) {
@@ -71,9 +74,10 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       if (kZeroOfZeros<Formula> || begin + i < count) sum += term.value;
-      gradients.values[i] = term.gradient;
+      gradients.values[i] = term.gradient * loss_scale;
     }
-    if (gradient != nullptr) store_group<aligned>(gradient, gradients, begin, count);
+    if (gradient.out != nullptr) store_group<aligned>(gradient.out, gradients, begin, count);
+    store_rounded(gradient.rounded, gradients, begin, count);
   }
   const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
   if (thread == 0) finish(block, total);
@@ -82,11 +86,12 @@ __global__ void __launch_bounds__(kThreads)
 /// finish(block, the sum of the losses of the block's rows, times their weights). A warp takes a row after the other.
 template <class T, class Finish, class Weights>
 __global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(Finish finish, T* gradient, const T* prediction, const T* target, std::int64_t rows,
-                         std::int64_t columns, bool has_classes, T scale, Weights weights) {
+    cross_entropy_kernel(Finish finish, LossGradient<T> gradient, const T* prediction, const T* target,
+                         std::int64_t rows, std::int64_t columns, bool has_classes, T scale, Weights weights) {
   wait_for_grids_before();
   constexpr int kWarps = kThreads / kWarpThreads;
   const std::int64_t target_columns = has_classes ? 1 : columns;
+  if (gradient.loss_scaling != nullptr) scale *= LossScaling::scale(gradient.loss_scaling);
   double sum = 0;
   for (int i = 0; i < kLossRows / kWarps; ++i) {
     const std::int64_t row = std::int64_t{block_index()} * kLossRows + i * kWarps + thread_index() / kWarpThreads;
@@ -94,8 +99,11 @@ __global__ void __launch_bounds__(kThreads)
     T weight = 1;
     if constexpr (!std::is_same_v<Weights, NoWeights>) weight = weights.values[row];
     const T loss =
-        cross_entropy_row(gradient != nullptr ? gradient + row * columns : nullptr, prediction + row * columns,
+        cross_entropy_row(gradient.out != nullptr ? gradient.out + row * columns : nullptr, prediction + row * columns,
                           target + row * target_columns, columns, has_classes, scale * weight);
+    if (gradient.rounded.high != nullptr)  // each lane what it has written
+      for (std::int64_t j = thread_index() % kWarpThreads; j < columns; j += kWarpThreads)
+        store_rounded(gradient.rounded, gradient.out[row * columns + j], row * columns + j);
     if (thread_index() % kWarpThreads == 0) sum += static_cast<double>(loss * weight);
   }
   const double total = block_sum(sum, shared<WarpSums>().values);
@@ -116,8 +124,8 @@ void launch_end_loss(const LossSum& loss, cudaStream_t stream) {
 namespace {
 
 template <class T, class Finish>
-void launch_blocks(const Finish& finish, const LossOfStep& loss, T* gradient, const T* prediction, const T* target,
-                   const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
+void launch_blocks(const Finish& finish, const LossOfStep& loss, const LossGradient<T>& gradient, const T* prediction,
+                   const T* target, const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
   const std::int64_t count = rows * columns;
   const bool by_element = is_by_element(loss.kind);
   const std::int64_t blocks = loss_blocks<T>(by_element, rows, columns);
@@ -136,7 +144,7 @@ void launch_blocks(const Finish& finish, const LossOfStep& loss, T* gradient, co
                prediction, target, count, row_weights);
       };
       if constexpr (std::is_same_v<Weights, NoWeights>)
-        if (aligned_to_16(gradient, prediction, target)) return launch_aligned(std::true_type());
+        if (aligned_to_16(gradient.out, prediction, target)) return launch_aligned(std::true_type());
       launch_aligned(std::false_type());
     });
   };
@@ -149,14 +157,16 @@ void launch_blocks(const Finish& finish, const LossOfStep& loss, T* gradient, co
 }  // namespace
 
 template <class T>
-void launch_loss_blocks(const LossOfStep& loss, double* partial_sums, T* gradient, const T* prediction, const T* target,
+void launch_loss_blocks(const LossOfStep& loss, double* partial_sums,
+                        const std::type_identity_t<LossGradient<T>>& gradient, const T* prediction, const T* target,
                         const T* weights, std::int64_t rows, std::int64_t columns, cudaStream_t stream) {
   launch_blocks(Store<double>{partial_sums}, loss, gradient, prediction, target, weights, rows, columns, stream);
 }
 
 template <class T>
-void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, const T* prediction, const T* target,
-                 const T* weights, std::int64_t rows, std::int64_t columns, double* slots, cudaStream_t stream) {
+void launch_loss(const LossOfStep& loss, const LossRing& ring, const std::type_identity_t<LossGradient<T>>& gradient,
+                 const T* prediction, const T* target, const T* weights, std::int64_t rows, std::int64_t columns,
+                 double* slots, cudaStream_t stream) {
   const AppendLoss append{ring, loss.scale};
   const std::int64_t blocks = loss_blocks<T>(is_by_element(loss.kind), rows, columns);
   if (blocks == 1) return launch_blocks(append, loss, gradient, prediction, target, weights, rows, columns, stream);
@@ -164,13 +174,13 @@ void launch_loss(const LossOfStep& loss, const LossRing& ring, T* gradient, cons
   launch_sum_slots(append, slots, 1, blocks, stream);
 }
 
-template void launch_loss_blocks(const LossOfStep&, double*, float*, const float*, const float*, const float*,
-                                 std::int64_t, std::int64_t, cudaStream_t);
-template void launch_loss_blocks(const LossOfStep&, double*, double*, const double*, const double*, const double*,
-                                 std::int64_t, std::int64_t, cudaStream_t);
-template void launch_loss(const LossOfStep&, const LossRing&, float*, const float*, const float*, const float*,
-                          std::int64_t, std::int64_t, double*, cudaStream_t);
-template void launch_loss(const LossOfStep&, const LossRing&, double*, const double*, const double*, const double*,
-                          std::int64_t, std::int64_t, double*, cudaStream_t);
+template void launch_loss_blocks(const LossOfStep&, double*, const LossGradient<float>&, const float*, const float*,
+                                 const float*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_loss_blocks(const LossOfStep&, double*, const LossGradient<double>&, const double*, const double*,
+                                 const double*, std::int64_t, std::int64_t, cudaStream_t);
+template void launch_loss(const LossOfStep&, const LossRing&, const LossGradient<float>&, const float*, const float*,
+                          const float*, std::int64_t, std::int64_t, double*, cudaStream_t);
+template void launch_loss(const LossOfStep&, const LossRing&, const LossGradient<double>&, const double*, const double*,
+                          const double*, std::int64_t, std::int64_t, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

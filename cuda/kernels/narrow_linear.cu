@@ -3,11 +3,13 @@
 #include <type_traits>
 
 #include "../../host/elementwise.h"
+#include "../../host/loss_scaling.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
 #include "loss_rows.cuh"
+#include "operands.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
@@ -15,11 +17,12 @@ namespace {
 
 /// out = in weights (+ bias). A warp takes `rows` rows; its lanes take groups of inputs one after the other and add
 /// their products in order, the lanes' sums are added in a butterfly. Groups are counted from the row's begin also
-/// where rows lie askew. `outputs` is out_features or more; what is beyond is not computed.
-template <class T, int outputs, int rows, bool aligned>
+/// where rows lie askew. `outputs` is out_features or more; what is beyond is not computed. Here and below operands are
+/// read through `rounded`.
+template <class T, int outputs, int rows, bool aligned, class Rounded>
 __global__ void __launch_bounds__(kThreads)
     narrow_linear_kernel(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
-                         std::int64_t in_features, int out_features) {
+                         std::int64_t in_features, int out_features, Rounded rounded) {
   wait_for_grids_before();
   constexpr int width = kVector<T>;
   constexpr int kWarps = kThreads / kWarpThreads;
@@ -39,13 +42,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       if (feature + i >= in_features) break;
+      T input[rows];
+#pragma unroll
+      for (int row = 0; row < rows; ++row) input[row] = rounded(inputs[row].values[i]);
 #pragma unroll
       for (int output = 0; output < outputs; ++output) {
         if (output >= out_features) break;
-        const T weight = weights[(feature + i) * out_features + output];
+        const T weight = rounded(weights[(feature + i) * out_features + output]);
 #pragma unroll
-        for (int row = 0; row < rows; ++row)
-          sums[row][output] = std::fma(inputs[row].values[i], weight, sums[row][output]);
+        for (int row = 0; row < rows; ++row) sums[row][output] = std::fma(input[row], weight, sums[row][output]);
       }
     }
   }
@@ -65,12 +70,13 @@ __global__ void __launch_bounds__(kThreads)
 
 /// gradient = that of the loss by the predictions in weights (+ bias), and of each block partial_sums = the sum of its
 /// rows' losses. A warp takes a row as narrow_linear_kernel does; of it each lane has the output of its own number,
-/// whose losses are added in a butterfly in T, and the rows of a block then in double.
-template <class T, int outputs, bool aligned>
+/// whose losses are added in a butterfly in T, and the rows of a block then in double. The gradient is multiplied by
+/// the scale of `loss_scaling`, unless that is null.
+template <class T, int outputs, bool aligned, class Rounded>
 __global__ void __launch_bounds__(kThreads)
     narrow_loss_kernel(LossOfStep loss, bool by_element, double* partial_sums, T* gradient, const T* in,
                        const T* weights, const T* bias, const T* target, const T* row_weights, std::int64_t batch,
-                       std::int64_t in_features, int out_features) {
+                       std::int64_t in_features, int out_features, const T* loss_scaling, Rounded rounded) {
   wait_for_grids_before();
   constexpr int width = kVector<T>;
   const auto lane = static_cast<int>(thread_index() % kWarpThreads);
@@ -89,10 +95,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         if (feature + i >= in_features) break;
+        const T input = rounded(inputs.values[i]);
 #pragma unroll
         for (int output = 0; output < outputs; ++output)
           if (output < out_features)
-            sums[output] = std::fma(inputs.values[i], weights[(feature + i) * out_features + output], sums[output]);
+            sums[output] = std::fma(input, rounded(weights[(feature + i) * out_features + output]), sums[output]);
       }
     }
     T prediction = 0;
@@ -104,6 +111,9 @@ __global__ void __launch_bounds__(kThreads)
     if (bias != nullptr) prediction += added;
     sum = row_loss(loss, by_element, gradient + row * out_features, prediction, goal, target + row * target_columns,
                    row_weights != nullptr, weight, out_features);
+    // Each lane what it has written.
+    if (loss_scaling != nullptr && lane < out_features)
+      gradient[row * out_features + lane] *= LossScaling::scale(loss_scaling);
   }
   const double total = block_sum(lane == 0 ? sum : 0.0, shared<WarpSums>().values);
   if (thread_index() == 0) partial_sums[block_index()] = total;
@@ -133,13 +143,14 @@ union GradientSums {
 /// T in their order. The threads' sums are added in double: `lanes` threads take those of every `lanes`th thread of a
 /// column, and their sums are added pairwise; with `slots` these are sums over a tile's rows, for a second kernel. dz
 /// may be h: a thread writes only what it alone has read. Weights are updated by the only block that reads them, after
-/// it has. Blocks behind the tiles take the column sums of dout, unless dbias.out is null, and end the loss, if there
-/// is one.
-template <class T, int outputs, bool masked, bool aligned>
+/// it has. Where operands are rounded, dz is stored to `copy` too. Blocks behind the tiles take the column sums of
+/// dout, unless dbias.out is null, and end the loss, if there is one.
+template <class T, int outputs, bool masked, bool aligned, class Rounded>
 __global__ void __launch_bounds__(kThreads)
     narrow_linear_gradient_kernel(T* dz, GradientEnd<T> end, GradientEnd<T> dbias, double* slots, const T* h,
                                   const T* dout, const T* weights, std::int64_t batch, std::int64_t in_features,
-                                  int out_features, ColumnGroupLayout layout, PanelLayout bias_layout, LossSum loss) {
+                                  int out_features, ColumnGroupLayout layout, PanelLayout bias_layout, LossSum loss,
+                                  Rounded rounded, RoundedCopy copy) {
   wait_for_grids_before();
   if (block_index() >= layout.blocks()) {
     auto& memory = shared<GradientSums<T, outputs>>();
@@ -178,7 +189,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < width; ++i)
         if (output < out_features && column + i < in_features)
-          weight[output][i] = weights[(column + i) * out_features + output];
+          weight[output][i] = rounded(weights[(column + i) * out_features + output]);
     // Aligned rows are whole groups: there is no rest, nor code for one.
     const auto load_columns = [&](Group<T, width>& group, const T* row) {
       if constexpr (aligned)
@@ -191,6 +202,13 @@ __global__ void __launch_bounds__(kThreads)
         *reinterpret_cast<Group<T, width>*>(row + column) = group;
       else
         store_group<false>(row, group, column, in_features);
+    };
+    [[maybe_unused]] const auto store_copy = [&](std::int64_t row_begin, const Group<T, width>& group) {
+      if constexpr (aligned)
+        store_rounded(copy, group, row_begin + column, row_begin + in_features);
+      else
+        for (int i = 0; i < width; ++i)
+          if (column + i < in_features) store_rounded(copy, group.values[i], row_begin + column + i);
     };
     // Of the next row of this thread; `left` rows of it are still to come.
     const std::int64_t first_row = begin + thread_row;
@@ -210,7 +228,7 @@ __global__ void __launch_bounds__(kThreads)
         if (r < left) load_columns(activations[r], in);
 #pragma unroll
         for (int output = 0; output < outputs; ++output)
-          gradients[r][output] = r < left && output < out_features ? of_outputs[output] : T(0);
+          gradients[r][output] = r < left && output < out_features ? rounded(of_outputs[output]) : T(0);
         in += step;
         of_outputs += outputs_step;
       }
@@ -220,18 +238,20 @@ __global__ void __launch_bounds__(kThreads)
         Group<T, width> below;
 #pragma unroll
         for (int i = 0; i < width; ++i) {
-          const T activation = activations[r].values[i];
+          const T activation = activations[r].values[i], operand = rounded(activation);
           T dh = 0;
 #pragma unroll
           for (int output = 0; output < outputs; ++output) {
             if (output >= out_features) break;
-            dweights[output][i] = std::fma(activation, gradients[r][output], dweights[output][i]);
+            dweights[output][i] = std::fma(operand, gradients[r][output], dweights[output][i]);
             dh = std::fma(gradients[r][output], weight[output][i], dh);
           }
           below.values[i] = masked ? elementwise::relu_gradient_marked(activation, dh) : dh;
         }
         if (dz == nullptr) continue;
         store_columns(to, below);
+        if constexpr (!std::is_same_v<Rounded, AsTheyAre>)
+          if (copy.high != nullptr) store_copy(to - dz, below);
         to += step;
       }
     }
@@ -284,33 +304,41 @@ void with_outputs(int out_features, Use use) {
 
 template <class T>
 void launch_narrow_linear(T* out, const T* in, const T* weights, const T* bias, std::int64_t batch,
-                          std::int64_t in_features, int out_features, cudaStream_t stream) {
+                          std::int64_t in_features, int out_features, cudaStream_t stream, Precision precision) {
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(in);
-  with_outputs(out_features, [&](auto outputs) {
-    const auto launch_rows = [&](auto rows) {
-      const std::int64_t rows_per_block = std::int64_t{kThreads} / kWarpThreads * rows();
-      const LaunchConfig config = waiting({divide_up(batch, rows_per_block), kThreads, 0});
-      const auto kernel = aligned ? narrow_linear_kernel<T, outputs(), rows(), true>
-                                  : narrow_linear_kernel<T, outputs(), rows(), false>;
-      launch(kernel, config, stream, out, in, weights, bias, batch, in_features, out_features);
-    };
-    if (narrow_rows(batch) == 1)
-      launch_rows(std::integral_constant<int, 1>());
-    else
-      launch_rows(std::integral_constant<int, 4>());
+  with_operands<T>(precision, [&](auto rounded) {
+    using Rounded = decltype(rounded);
+    with_outputs(out_features, [&](auto outputs) {
+      const auto launch_rows = [&](auto rows) {
+        const std::int64_t rows_per_block = std::int64_t{kThreads} / kWarpThreads * rows();
+        const LaunchConfig config = waiting({divide_up(batch, rows_per_block), kThreads, 0});
+        const auto kernel = aligned ? narrow_linear_kernel<T, outputs(), rows(), true, Rounded>
+                                    : narrow_linear_kernel<T, outputs(), rows(), false, Rounded>;
+        launch(kernel, config, stream, out, in, weights, bias, batch, in_features, out_features, rounded);
+      };
+      if (narrow_rows(batch) == 1)
+        launch_rows(std::integral_constant<int, 1>());
+      else
+        launch_rows(std::integral_constant<int, 4>());
+    });
   });
 }
 
 template <class T>
 void launch_narrow_loss(const LossOfStep& loss, double* partial_sums, T* gradient, const T* in, const T* weights,
                         const T* bias, const T* target, const T* row_weights, std::int64_t batch,
-                        std::int64_t in_features, int out_features, cudaStream_t stream) {
+                        std::int64_t in_features, int out_features, cudaStream_t stream,
+                        const std::type_identity_t<T>* loss_scaling, Precision precision) {
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(in);
   const LaunchConfig config = waiting({narrow_loss_blocks(batch), kThreads, sizeof(WarpSums)});
-  with_outputs(out_features, [&](auto outputs) {
-    launch(aligned ? narrow_loss_kernel<T, outputs(), true> : narrow_loss_kernel<T, outputs(), false>, config, stream,
-           loss, is_by_element(loss.kind), partial_sums, gradient, in, weights, bias, target, row_weights, batch,
-           in_features, out_features);
+  with_operands<T>(precision, [&](auto rounded) {
+    using Rounded = decltype(rounded);
+    with_outputs(out_features, [&](auto outputs) {
+      const auto kernel =
+          aligned ? narrow_loss_kernel<T, outputs(), true, Rounded> : narrow_loss_kernel<T, outputs(), false, Rounded>;
+      launch(kernel, config, stream, loss, is_by_element(loss.kind), partial_sums, gradient, in, weights, bias, target,
+             row_weights, batch, in_features, out_features, loss_scaling, rounded);
+    });
   });
 }
 
@@ -318,40 +346,46 @@ template <class T>
 void launch_narrow_linear_gradient(bool masked, T* dz, const GradientEnd<T>& dweights, const GradientEnd<T>& dbias,
                                    const T* h, const T* dout, const T* weights, std::int64_t batch,
                                    std::int64_t in_features, int out_features, double* slots, cudaStream_t stream,
-                                   const LossSum& loss) {
+                                   const LossSum& loss, Precision precision, const RoundedCopy& copy) {
   const bool aligned = in_features % kVector<T> == 0 && aligned_to_16(h, dz);
-  with_outputs(out_features, [&](auto outputs) {
+  const auto launch_outputs = [&](auto outputs, auto rounded) {
+    using Rounded = decltype(rounded);
     const ColumnGroupLayout layout = column_group_layout(batch, in_features, kGradientWidth<T, outputs()>);
     const int more_blocks = (dbias.out != nullptr ? 1 : 0) + (loss.count > 0 ? 1 : 0);
     const LaunchConfig config = waiting({layout.blocks() + more_blocks, kThreads, sizeof(GradientSums<T, outputs()>)});
     const auto run = [&](auto kernel) {
       launch(kernel, config, stream, dz, dweights, dbias, layout.tiles_down > 1 ? slots : nullptr, h, dout, weights,
-             batch, in_features, out_features, layout, row_sum_layout(batch, out_features), loss);
+             batch, in_features, out_features, layout, row_sum_layout(batch, out_features), loss, rounded, copy);
     };
     if (masked)
-      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), true, true>
-                  : narrow_linear_gradient_kernel<T, outputs(), true, false>);
+      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), true, true, Rounded>
+                  : narrow_linear_gradient_kernel<T, outputs(), true, false, Rounded>);
     else
-      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), false, true>
-                  : narrow_linear_gradient_kernel<T, outputs(), false, false>);
+      run(aligned ? narrow_linear_gradient_kernel<T, outputs(), false, true, Rounded>
+                  : narrow_linear_gradient_kernel<T, outputs(), false, false, Rounded>);
     if (layout.tiles_down == 1) return;
     launch_sum_slots(EndGradient<T>{dweights}, slots, in_features * out_features, layout.tiles_down, stream);
+  };
+  with_operands<T>(precision, [&](auto rounded) {
+    with_outputs(out_features, [&](auto outputs) { launch_outputs(outputs, rounded); });
   });
 }
 
 template void launch_narrow_loss(const LossOfStep&, double*, float*, const float*, const float*, const float*,
-                                 const float*, const float*, std::int64_t, std::int64_t, int, cudaStream_t);
+                                 const float*, const float*, std::int64_t, std::int64_t, int, cudaStream_t,
+                                 const float*, Precision);
 template void launch_narrow_loss(const LossOfStep&, double*, double*, const double*, const double*, const double*,
-                                 const double*, const double*, std::int64_t, std::int64_t, int, cudaStream_t);
+                                 const double*, const double*, std::int64_t, std::int64_t, int, cudaStream_t,
+                                 const double*, Precision);
 template void launch_narrow_linear(float*, const float*, const float*, const float*, std::int64_t, std::int64_t, int,
-                                   cudaStream_t);
+                                   cudaStream_t, Precision);
 template void launch_narrow_linear(double*, const double*, const double*, const double*, std::int64_t, std::int64_t,
-                                   int, cudaStream_t);
+                                   int, cudaStream_t, Precision);
 template void launch_narrow_linear_gradient(bool, float*, const GradientEnd<float>&, const GradientEnd<float>&,
                                             const float*, const float*, const float*, std::int64_t, std::int64_t, int,
-                                            double*, cudaStream_t, const LossSum&);
+                                            double*, cudaStream_t, const LossSum&, Precision, const RoundedCopy&);
 template void launch_narrow_linear_gradient(bool, double*, const GradientEnd<double>&, const GradientEnd<double>&,
                                             const double*, const double*, const double*, std::int64_t, std::int64_t,
-                                            int, double*, cudaStream_t, const LossSum&);
+                                            int, double*, cudaStream_t, const LossSum&, Precision, const RoundedCopy&);
 
 }  // namespace deviceloop::cuda

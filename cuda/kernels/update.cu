@@ -1,12 +1,15 @@
 // The optimizers' updates of parameters whose gradients lie in memory.
+#include <cmath>
 #include <tuple>
 #include <type_traits>
 
 #include "../../host/elementwise.h"
+#include "../../host/loss_scaling.h"
 #include "../runtime/launch.h"
 #include "alignment.h"
 #include "groups.cuh"
 #include "kernels.h"
+#include "operands.cuh"
 #include "slots.cuh"
 
 namespace deviceloop::cuda {
@@ -64,8 +67,9 @@ __device__ void take_sums(T* parameters, const OptimizerState<T>& state, const S
 /// take what is summed.
 template <class T, int width, class Optimizer, bool sums>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, const T* factor, SumBlocks<T> summed,
-                  const elementwise::StepScalars<T>* scalars, std::int64_t count) {
+    update_kernel(T* parameters, OptimizerState<T> state, const T* gradients, GradientFactor<T> factor,
+                  SumBlocks<T> summed, const elementwise::StepScalars<T>* scalars, std::int64_t count,
+                  RoundedCopy rounded) {
   wait_for_grids_before();
   const std::int64_t begin = (std::int64_t{block_index()} * kThreads + thread_index()) * width;
   if constexpr (sums) {
@@ -76,6 +80,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (begin >= count) return;
+  const T multiplied = factor.value != nullptr ? *factor.value : T(1);
+  if (factor.nan_skips && multiplied != multiplied) return;
   Group<T, width> parameter, gradient, states[elementwise::kMostStates];
   load_group<true>(parameter, parameters, begin, count);
   load_group<true>(gradient, gradients, begin, count);
@@ -88,13 +94,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int s = 0; s < kStates<Optimizer>; ++s) kept[s] = states[s].values[i];
     T used = gradient.values[i];
-    if (factor != nullptr) used *= *factor;
+    if (factor.value != nullptr) used *= multiplied;
     if constexpr (!Optimizer::adds_gradient) used = elementwise::clipped(used, of_step);
     Optimizer::update(parameter.values[i], kept, used, of_step);
 #pragma unroll
     for (int s = 0; s < kStates<Optimizer>; ++s) states[s].values[i] = kept[s];
   }
   store_group<true>(parameters, parameter, begin, count);
+  store_rounded(rounded, parameter, begin, count);
 #pragma unroll
   for (int s = 0; s < kStates<Optimizer>; ++s) store_group<true>(state.values[s], states[s], begin, count);
 }
@@ -108,17 +115,41 @@ struct StoreClipFactor {
   }
 };
 
-/// finish(block, the sum of the squares of its kThreads kTerms values). A thread adds kTerms of them in T.
+/// By the sum of the squares of gradients, or NaN, as square_sum_kernel leaves it.
+template <class T>
+struct StoreScaledFactor {
+  T* out;
+  T* loss_scaling;
+  double clip_norm;
+  __device__ void operator()(std::int64_t, double squares) const {
+    const bool are_finite = squares == squares;
+    const T unscaled = 1 / LossScaling::scale(loss_scaling);
+    const T clipped = clip_norm > 0 ? elementwise::clip_factor<T>(squares, clip_norm) : T(1);
+    *out = are_finite ? unscaled * clipped : T(NAN);
+    LossScaling::adapt(loss_scaling, are_finite);
+  }
+};
+
+/// finish(block, the sum of the squares of its kThreads kTerms values). A thread adds kTerms of them in T. With
+/// `loss_scaling` values are divided by its scale first, and where one of them is infinite or NaN the sum is NaN, which
+/// that of finite values never is.
 template <class T, class Finish>
-__global__ void __launch_bounds__(kThreads) square_sum_kernel(Finish finish, const T* values, std::int64_t count) {
+__global__ void __launch_bounds__(kThreads)
+    square_sum_kernel(Finish finish, const T* values, std::int64_t count, const T* loss_scaling) {
+  wait_for_grids_before();
   const std::int64_t first = std::int64_t{block_index()} * kThreads * kTerms + thread_index();
+  const T unscaled = loss_scaling != nullptr ? 1 / LossScaling::scale(loss_scaling) : T(1);
   T sum = 0;
+  bool are_finite = true;
 #pragma unroll 8
   for (int term = 0; term < kTerms; ++term) {
     const std::int64_t index = first + std::int64_t{term} * kThreads;
-    const T value = index < count ? values[index] : T(0);
+    const T read = index < count ? values[index] : T(0);
+    if (!(read - read == T(0))) are_finite = false;
+    const T value = read * unscaled;
     sum += value * value;
   }
+  if (loss_scaling != nullptr && !are_finite) sum = T(NAN);
   const double total = block_sum(static_cast<double>(sum), shared<WarpSums>().values);
   if (thread_index() == 0) finish(block_index(), total);
 }
@@ -126,23 +157,30 @@ __global__ void __launch_bounds__(kThreads) square_sum_kernel(Finish finish, con
 }  // namespace
 
 template <class T>
-void launch_clip_factor(T* factor, const T* gradients, double clip_norm, std::int64_t count, double* slots,
-                        cudaStream_t stream) {
-  const StoreClipFactor<T> finish{factor, clip_norm};
+void launch_gradient_factor(T* factor, T* loss_scaling, const T* gradients, double clip_norm, std::int64_t count,
+                            double* slots, cudaStream_t stream) {
   const std::int64_t blocks = divide_up(count, std::int64_t{kThreads} * kTerms);
-  const LaunchConfig config{blocks, kThreads, sizeof(WarpSums)};
-  if (blocks == 1) {
-    launch(square_sum_kernel<T, StoreClipFactor<T>>, config, stream, finish, gradients, count);
-    return;
-  }
-  launch(square_sum_kernel<T, Store<double>>, config, stream, Store<double>{slots}, gradients, count);
-  launch_sum_slots(finish, slots, 1, blocks, stream);
+  const LaunchConfig config = waiting({blocks, kThreads, sizeof(WarpSums)});
+  const auto launch_with = [&](const auto& finish) {
+    using Finish = std::decay_t<decltype(finish)>;
+    if (blocks == 1) {
+      launch(square_sum_kernel<T, Finish>, config, stream, finish, gradients, count, loss_scaling);
+      return;
+    }
+    launch(square_sum_kernel<T, Store<double>>, config, stream, Store<double>{slots}, gradients, count, loss_scaling);
+    launch_sum_slots(finish, slots, 1, blocks, stream);
+  };
+  if (loss_scaling != nullptr)
+    launch_with(StoreScaledFactor<T>{factor, loss_scaling, clip_norm});
+  else
+    launch_with(StoreClipFactor<T>{factor, clip_norm});
 }
 
 template <class T>
 void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<T>& state, const T* gradients,
-                   const T* factor, const UpdateSums<T>& sums, const elementwise::StepScalars<T>* scalars,
-                   std::int64_t count, cudaStream_t stream) {
+                   const GradientFactor<T>& factor, const UpdateSums<T>& sums,
+                   const elementwise::StepScalars<T>* scalars, std::int64_t count, cudaStream_t stream,
+                   const RoundedCopy& rounded) {
   constexpr int width = kVector<T>;
   const std::span<const SummedGradient<T>> summed = sums.gradients;
   SumBlocks<T> ranges{};
@@ -161,18 +199,18 @@ void launch_update(OptimizerKind optimizer, T* parameters, const OptimizerState<
     using Of = decltype(of);
     const auto kernel = has_sums ? update_kernel<T, width, Of, true> : update_kernel<T, width, Of, false>;
     launch(kernel, waiting({blocks, kThreads, has_sums ? static_cast<int>(sizeof(ThreadSums)) : 0}), stream, parameters,
-           state, gradients, factor, ranges, scalars, count);
+           state, gradients, factor, ranges, scalars, count, rounded);
   });
 }
 
-template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*, const float*,
-                            const UpdateSums<float>&, const elementwise::StepScalars<float>*, std::int64_t,
-                            cudaStream_t);
-template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*, const double*,
-                            const UpdateSums<double>&, const elementwise::StepScalars<double>*, std::int64_t,
-                            cudaStream_t);
+template void launch_update(OptimizerKind, float*, const OptimizerState<float>&, const float*,
+                            const GradientFactor<float>&, const UpdateSums<float>&,
+                            const elementwise::StepScalars<float>*, std::int64_t, cudaStream_t, const RoundedCopy&);
+template void launch_update(OptimizerKind, double*, const OptimizerState<double>&, const double*,
+                            const GradientFactor<double>&, const UpdateSums<double>&,
+                            const elementwise::StepScalars<double>*, std::int64_t, cudaStream_t, const RoundedCopy&);
 
-template void launch_clip_factor(float*, const float*, double, std::int64_t, double*, cudaStream_t);
-template void launch_clip_factor(double*, const double*, double, std::int64_t, double*, cudaStream_t);
+template void launch_gradient_factor(float*, float*, const float*, double, std::int64_t, double*, cudaStream_t);
+template void launch_gradient_factor(double*, double*, const double*, double, std::int64_t, double*, cudaStream_t);
 
 }  // namespace deviceloop::cuda

@@ -31,6 +31,28 @@ Preference make_preference() {
   return preference;
 }
 
+/// What the library is told of a product. TF32 drops the bits that float has more, which are 0 here.
+struct Types {
+  cudaDataType_t operands, out;
+  cublasComputeType_t compute;
+};
+Types types_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp32:
+      break;
+    case Precision::fp64:
+      return {CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F};
+    case Precision::tf32:
+    case Precision::tf32x3:
+      return {CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+    case Precision::bf16:
+      return {CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F};
+    case Precision::fp16:
+      return {CUDA_R_16F, CUDA_R_32F, CUBLAS_COMPUTE_32F};
+  }
+  return {CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F};
+}
+
 /// An attribute of an algorithm, or -1 where it has none.
 std::int64_t attribute_of(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute) {
   std::int32_t value = -1;
@@ -56,10 +78,10 @@ Gemm::Layout Gemm::make_layout(cudaDataType_t type, std::int64_t rows, std::int6
   return Layout(layout);
 }
 
-Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type) : library_(&library) {
+Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, Precision precision) : library_(&library) {
   cublasLtMatmulDesc_t desc = nullptr;
-  const bool is_double = type == CUDA_R_64F;
-  DEVICELOOP_CHECK_CUBLASLT(cublaslt().desc_create(&desc, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, type));
+  const Types types = types_of(precision);
+  DEVICELOOP_CHECK_CUBLASLT(cublaslt().desc_create(&desc, types.compute, types.out));
   desc_.reset(desc);
   // out^T = op(b)^T op(a)^T: our a is the library's B.
   const cublasOperation_t transpose_a = shape.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -67,10 +89,12 @@ Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t ty
   set(desc, CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
   set(desc, CUBLASLT_MATMUL_DESC_TRANSB, transpose_b);
   set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, std::int32_t{CUBLASLT_POINTER_MODE_DEVICE});
-  a_ = shape.transpose_a ? make_layout(type, shape.inner, shape.rows) : make_layout(type, shape.rows, shape.inner);
-  b_ =
-      shape.transpose_b ? make_layout(type, shape.columns, shape.inner) : make_layout(type, shape.inner, shape.columns);
-  out_ = make_layout(type, shape.rows, shape.columns);
+  const auto operand = [&](bool transposed, std::int64_t rows, std::int64_t columns) {
+    return transposed ? make_layout(types.operands, columns, rows) : make_layout(types.operands, rows, columns);
+  };
+  a_ = operand(shape.transpose_a, shape.rows, shape.inner);
+  b_ = operand(shape.transpose_b, shape.inner, shape.columns);
+  out_ = make_layout(types.out, shape.rows, shape.columns);
 
   name_ = std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + " x " + std::to_string(shape.inner);
   choose(proposals(1).front());

@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <vector>
 
+#include <deviceloop/spec.h>
+
 #include "../../host/planning/kernel_layout.h"
 #include "cublaslt.h"
 
@@ -42,11 +44,13 @@ class GemmLibrary {
   void* workspace_;
 };
 
-/// One product of float or double, in exactly that precision: no TF32.
+/// One product in a precision. In fp32 and fp64 all is of that type, and nothing is rounded: no TF32. In the others a
+/// and b hold elements rounded to it, as float for tf32 and tf32x3 (one of whose products it is), else in 16 bits; they
+/// are multiplied on tensor cores and summed up in fp32, alpha, beta and out are float.
 class Gemm {
  public:
   /// Takes the first of the library's proposals, which is the same in every process. Throws Unsupported if it has none.
-  Gemm(const GemmLibrary& library, const GemmShape& shape, cudaDataType_t type);
+  Gemm(const GemmLibrary& library, const GemmShape& shape, Precision precision);
 
   /// Times the library's first proposals on these operands, writing `out` as run does, and takes the fastest. The next
   /// call may choose another one, and the last bits of the result may change with it. Waits until the work is done.

@@ -41,7 +41,11 @@ constexpr double kLibraryProductUs = 2.4;    ///< of any size, beside its node
 constexpr double kLibraryInnerUs = 0.0085;   ///< for each element of the inner dimension,
 constexpr double kLibrarySplitUs = 3.2;      ///< until it is split among blocks and summed afterwards
 constexpr double kLibraryEfficiency = 0.78;  ///< of fused multiply-adds in fp32; probe: lt_rates, 51.8 of 64.6 TFLOP/s
-constexpr double kLibraryDoubleEfficiency = 1.8;   ///< in fp64, on tensor cores: 59.6 of 32.9
+constexpr double kLibraryDoubleEfficiency = 1.8;  ///< in fp64, on tensor cores: 59.6 of 32.9
+/// On tensor cores, of the same 66.9: 371 in TF32 and 674 in bf16, 8192 x 8192 x 8192; probe: lt_rates. fp16 is taken
+/// to be as fast as bf16.
+constexpr double kLibraryTf32Efficiency = 5.5;
+constexpr double kLibraryBf16Efficiency = 10.1;
 constexpr double kLibraryMemoryEfficiency = 0.72;  ///< of memory's rate, where narrow layers are bound by it
 
 // Own small products of the graph, which wait for a GPU: from prototypes of the same cut, timed on an H100 (128 x 100 x

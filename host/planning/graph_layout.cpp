@@ -8,6 +8,7 @@
 
 #include <deviceloop/cuda.h>
 
+#include "../names.h"
 #include "../step/scalars.h"
 #include "arena_space.h"
 #include "gpu_costs.h"
@@ -16,8 +17,13 @@
 namespace deviceloop {
 namespace {
 
-// What cudaMalloc gives, and what makes every access of 16 bytes possible.
+// What cudaMalloc gives, what the library's fastest products take, and what makes every access of 16 bytes possible.
 constexpr std::uint64_t kAlignment = 256;
+
+/// So that what lies behind each other in fp32 is aligned in its rounded form, too.
+std::uint64_t alignment_of(Precision precision) {
+  return kAlignment * size_of(element_type(precision)) / operand_bytes(precision);
+}
 // A launch costs the host a few microseconds: with so many steps that is far below what the steps take. Of deep
 // networks it takes fewer, because each node of a graph takes memory and time to make.
 constexpr std::int64_t kStepsPerLaunch = 32;
@@ -47,6 +53,7 @@ bool takes_own_products(const GraphLayout& layout, const Step::Layer& layer) {
 
 /// Whether each launch that computes a gradient of a step can also update by it. The library's products can only add.
 bool can_update_by_gradients(const GraphLayout& layout, const Optimizer& optimizer) {
+  if (operand_parts(layout.step.precision) > 0) return false;
   if (elementwise::adds_gradient(optimizer.kind)) return true;
   const std::vector<StepOperation>& operations = layout.step.operations;
   return optimizer.clip_norm == 0 && std::all_of(operations.begin(), operations.end(), [&](const StepOperation& op) {
@@ -92,7 +99,7 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
       return cuda::narrow_linear_gradient_slots(op.inner, op.rows, op.columns);
     case Kind::column_sums:
       return cuda::column_sums_slots(op.rows, op.columns);
-    case Kind::clip_factor:
+    case Kind::gradient_factor:
       return cuda::square_sum_slots(op.columns);
     case Kind::gather:
     case Kind::gemm:
@@ -104,6 +111,7 @@ std::int64_t slots_of(const GraphOperation& op, Precision precision) {
     case Kind::through_activation:
     case Kind::update:
     case Kind::copy:
+    case Kind::round:
     case Kind::start_rebuild:
       return 0;
   }
@@ -131,10 +139,17 @@ std::vector<Updated> updated_together(const Step& step, OptimizerKind optimizer)
   return updated;
 }
 
+bool has_gradient_factor(const Step& step, const Optimizer& optimizer) {
+  return optimizer.clip_norm > 0 || step.loss_scaling != kNoTensor;
+}
+
 /// Translates operations of a step into launches.
 class Lowering {
  public:
-  Lowering(GraphLayout& layout, const Optimizer& optimizer) : layout_(layout), clip_norm_(optimizer.clip_norm) {}
+  Lowering(GraphLayout& layout, const Optimizer& optimizer)
+      : layout_(layout),
+        clip_norm_(optimizer.clip_norm),
+        has_gradient_factor_(has_gradient_factor(layout.step, optimizer)) {}
 
   std::vector<GraphOperation> lower(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) add(op);
@@ -152,7 +167,7 @@ class Lowering {
   std::vector<GraphOperation> lower_pre_activation(const std::vector<StepOperation>& operations) {
     for (const StepOperation& op : operations) {
       const bool is_state = op.out != layout_.step.gram->pre_activation;
-      add_product(op, layout_.at(op.a), layout_.at(op.out), op.rows, kNoOperand,
+      add_product(op, layout_.at(op.a), kNotRounded, layout_.at(op.out), op.rows, kNoOperand,
                   is_state ? "momentum of Z from that of its weights" : "Z from its weights");
       if (op.bias != kNoTensor) add_bias(op, layout_.at(op.bias), layout_.at(op.out), op.rows);
     }
@@ -161,11 +176,20 @@ class Lowering {
 
   std::vector<GraphOperation> lower_predict(const std::vector<StepOperation>& inference) {
     std::uint64_t in = kBorrowed + kPredictInput;
+    const RoundedParts& rounded = layout_.predict_rounded;
+    if (reads_rounded(inference.front())) {
+      GraphOperation& launch =
+          push(Kind::round, inference.front(), kNoOperand, layout_.predict_rows, inference.front().inner);
+      launch.a = in;
+      launch.rounded = rounded;
+    }
     for (std::size_t index = 0; index < inference.size(); ++index) {
+      const bool is_rounded = index + 1 < inference.size() && reads_rounded(inference[index + 1]);
       const std::uint64_t out = index + 1 == inference.size() ? kBorrowed + kPredictOutput
                                 : index % 2 == 0              ? layout_.predict_even
                                                               : layout_.predict_odd;
-      add_forward(inference[index], in, out, kNoOperand, layout_.predict_rows);
+      add_forward(inference[index], in, rounded, out, is_rounded ? rounded : kNotRounded, kNoOperand,
+                  layout_.predict_rows);
       in = out;
     }
     return take();
@@ -189,6 +213,11 @@ class Lowering {
     return layout_.step.layers[static_cast<std::size_t>(op.layer)];
   }
 
+  /// Whether the library multiplies in the operation's layer, in a precision that rounds operands.
+  bool reads_rounded(const StepOperation& op) const {
+    return operand_parts(layout_.step.precision) > 0 && !is_narrow(layer_of(op).out_features);
+  }
+
   enum class Transposed { none, a, b };
   bool has_own_product(const StepOperation& op, std::int64_t rows) const {
     return op.kind == StepOperation::Kind::forward ? takes_own_products(layout_, layer_of(op))
@@ -198,9 +227,27 @@ class Lowering {
   bool is_above_product(const StepOperation& op) const {
     return layout_.product_with_loss && op.layer + 1 == static_cast<int>(layout_.step.layers.size());
   }
-  /// By the library or the own kernel.
+  /// By the library or the own kernel, of tensors of a step.
+  GraphOperation& push_product(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t out) {
+    return push_product(op, purpose, transposed, layout_.at(op.a), layout_.rounded_of(op.a), out, op.rows);
+  }
+  /// The same with a and its rounded elements elsewhere. In two parts all products of them but that of the low ones,
+  /// which is lost beside the others; the small ones come first.
   GraphOperation& push_product(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t a,
-                               std::uint64_t b, std::uint64_t out, std::int64_t rows) {
+                               const RoundedParts& rounded_a, std::uint64_t out, std::int64_t rows) {
+    const TensorId of_b = op.kind == StepOperation::Kind::kernel_matrix ? op.a : op.b;
+    if (!reads_rounded(op)) return push_product_of(op, purpose, transposed, a, layout_.at(of_b), out, rows);
+    const auto [high, low] = rounded_a;
+    const auto [high_b, low_b] = layout_.rounded_of(of_b);
+    if (low == kNoOperand) return push_product_of(op, purpose, transposed, high, high_b, out, rows);
+    push_product_of(op, purpose, transposed, low, high_b, out, rows);
+    push_product_of(op, purpose, transposed, high, low_b, out, rows).adds = true;
+    GraphOperation& last = push_product_of(op, purpose, transposed, high, high_b, out, rows);
+    last.adds = true;
+    return last;
+  }
+  GraphOperation& push_product_of(const StepOperation& op, const char* purpose, Transposed transposed, std::uint64_t a,
+                                  std::uint64_t b, std::uint64_t out, std::int64_t rows) {
     const bool is_own = has_own_product(op, rows);
     GraphOperation& launch = push(is_own ? Kind::product : Kind::gemm, op, out, rows, op.columns);
     launch.purpose = purpose;
@@ -222,10 +269,10 @@ class Lowering {
   }
 
   /// out = in W, plus the bias that a narrow layer is given.
-  void add_product(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::int64_t rows,
-                   std::uint64_t narrow_bias, const char* purpose) {
+  void add_product(const StepOperation& op, std::uint64_t in, const RoundedParts& rounded_in, std::uint64_t out,
+                   std::int64_t rows, std::uint64_t narrow_bias, const char* purpose) {
     if (!is_narrow(op.columns)) {
-      push_product(op, purpose, Transposed::none, in, layout_.at(op.b), out, rows);
+      push_product(op, purpose, Transposed::none, in, rounded_in, out, rows);
       return;
     }
     GraphOperation& launch = push(Kind::narrow_linear, op, out, rows, op.columns);
@@ -235,10 +282,10 @@ class Lowering {
     launch.bias = narrow_bias;
   }
 
-  void add_forward(const StepOperation& op, std::uint64_t in, std::uint64_t out, std::uint64_t kept,
-                   std::int64_t rows) {
+  void add_forward(const StepOperation& op, std::uint64_t in, const RoundedParts& rounded_in, std::uint64_t out,
+                   const RoundedParts& rounded, std::uint64_t kept, std::int64_t rows) {
     const std::uint64_t bias = layout_.at(op.bias);
-    add_product(op, in, out, rows, op.activation ? kNoOperand : bias, "forward");
+    add_product(op, in, rounded_in, out, rows, op.activation ? kNoOperand : bias, "forward");
     if (GraphOperation& product = launches_.back();
         product.kind == Kind::product && (!op.activation || product_ends_with(*op.activation))) {
       product.bias = bias;
@@ -246,14 +293,15 @@ class Lowering {
       return;
     }
     if (op.activation)
-      add_activation(op, out, bias, out, kept, rows);
+      add_activation(op, out, bias, out, rounded, kept, rows);
     else if (!is_narrow(op.columns) && bias != kNoOperand)
       add_bias(op, bias, out, rows);
   }
 
   void add_activation(const StepOperation& op, std::uint64_t in, std::uint64_t bias, std::uint64_t out,
-                      std::uint64_t kept, std::int64_t rows) {
+                      const RoundedParts& rounded, std::uint64_t kept, std::int64_t rows) {
     GraphOperation& launch = push(Kind::bias_activation, op, out, rows, op.columns);
+    launch.rounded = rounded;
     launch.a = in;
     launch.bias = bias;
     launch.kept = kept;
@@ -268,8 +316,7 @@ class Lowering {
       return;
     }
     if (takes_own_products(layout_, layer_of(op)) && product_ends_with(*op.activation)) {
-      GraphOperation& product = push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a),
-                                             layout_.at(op.b), layout_.at(op.out), op.rows);
+      GraphOperation& product = push_product(op, "gradient of its input", Transposed::b, layout_.at(op.out));
       product.kept = layout_.at(op.kept);
       if (op.activation->kind == Activation::relu) product.end = cuda::ProductEnd::mask;
       return;
@@ -278,9 +325,8 @@ class Lowering {
     const bool fused = narrow && narrow_launch_masks(op.activation->kind);
     below_ = fused ? layout_.at(op.out) : layout_.gradient;
     if (fused) fused_ = op.activation;
-    if (!narrow)
-      push_product(op, "gradient of its input", Transposed::b, layout_.at(op.a), layout_.at(op.b), layout_.gradient,
-                   op.rows);
+    if (fused) below_rounded_ = layout_.rounded_of(op.out);
+    if (!narrow) push_product(op, "gradient of its input", Transposed::b, layout_.gradient);
     if (fused) return;
     push_through(op, layout_.gradient);
     if (takes_own_products(layout_, layer_of(op))) return;  // the update comes last, and reads what lies elsewhere
@@ -291,6 +337,7 @@ class Lowering {
   /// Takes the gradient `of` the activation's value through it.
   void push_through(const StepOperation& op, std::uint64_t of) {
     GraphOperation& launch = push(Kind::through_activation, op, layout_.at(op.out), op.rows, op.columns);
+    launch.rounded = layout_.rounded_of(op.out);
     launch.activation = op.activation;
     launch.a = layout_.at(op.kept);
     launch.b = of;
@@ -311,6 +358,7 @@ class Lowering {
       update_->out = layout_.at(first.tensor);
       update_->a = layout_.parameter_gradients;
       update_->state = state_of(first.state);
+      update_->rounded = layout_.parameters_rounded;
     }
     return layout_.parameter_gradients + layout_.at(op.out);
   }
@@ -348,29 +396,30 @@ class Lowering {
 
   void add_update(GraphOperation update) {
     end_loss(update);
-    if (clip_norm_ > 0) {
+    if (has_gradient_factor_) {
       GraphOperation factor = update;
-      factor.kind = Kind::clip_factor;
+      factor.kind = Kind::gradient_factor;
       factor.clip_norm = clip_norm_;
-      factor.out = update.b = layout_.clip_factor;
+      factor.out = update.b = layout_.gradient_factor;
+      factor.rounded = kNotRounded;
       launches_.push_back(factor);
     }
     launches_.push_back(update);
   }
 
   void add_weight_update(const StepOperation& op, std::uint64_t out, const char* purpose) {
-    const std::uint64_t a = layout_.at(op.a), b = layout_.at(op.b);
     if (is_narrow(op.columns) && !is_above_product(op)) {
       GraphOperation& launch = push(Kind::narrow_gradient, op, out, op.rows, op.columns);
       launch.inner = op.inner;
-      launch.a = a;
-      launch.b = b;
+      launch.a = layout_.at(op.a);
+      launch.b = layout_.at(op.b);
       launch.below = below_;
+      launch.rounded = below_rounded_;
       launch.weight = layout_.at(op.out);
       launch.activation = fused_;
       end_loss(launch);
     } else {
-      push_product(op, purpose, Transposed::a, a, b, out, op.rows);
+      push_product(op, purpose, Transposed::a, out);
     }
     set_update(launches_.back(), op);
     if (launches_.back().kind == Kind::product) {
@@ -382,6 +431,7 @@ class Lowering {
     through_.reset();
     fused_.reset();
     below_ = kNoOperand;
+    below_rounded_ = kNotRounded;
   }
 
   /// Of a launch whose result is the gradient of what the operation changes.
@@ -397,13 +447,14 @@ class Lowering {
     return is_gram ? "gradient of Z" : "gradient of its weights";
   }
 
-  /// Few rows are also summed by the launch that updates all parameters, unless it first needs the norm of all
-  /// gradients.
+  /// Few rows are also summed by the launch that updates all parameters, unless it first needs a factor that follows
+  /// from all gradients.
   void add_bias_update(const StepOperation& op) {
     const std::uint64_t out = gradient_of(op);
     const bool is_updated_later = out != layout_.at(op.out);
     if (add_to_gradient(gradient_of_weights(op), op, out)) return;
-    if (is_updated_later && clip_norm_ == 0 && update_->summed.size() < cuda::kMostSummedGradients && has_few_rows(op))
+    if (is_updated_later && !has_gradient_factor_ && update_->summed.size() < cuda::kMostSummedGradients &&
+        has_few_rows(op))
       update_->summed.push_back({layout_.at(op.a), layout_.at(op.out), op.rows, op.columns});
     else
       add_column_sums(op, out);
@@ -456,7 +507,7 @@ class Lowering {
   void add_gather(const StepOperation& op) {
     if (launches_.empty() || launches_.back().kind != Kind::gather) push(Kind::gather, op, kNoOperand, op.rows, 0);
     launches_.back().columns += op.columns;
-    launches_.back().gathered.push_back({layout_.at(op.a), layout_.at(op.out), op.columns});
+    launches_.back().gathered.push_back({layout_.at(op.a), layout_.at(op.out), op.columns, layout_.rounded_of(op.out)});
   }
 
   void add(const StepOperation& op) {
@@ -464,9 +515,10 @@ class Lowering {
       case StepOperation::Kind::gather:
         return add_gather(op);
       case StepOperation::Kind::forward:
-        return add_forward(op, layout_.at(op.a), layout_.at(op.out), layout_.at(op.kept), op.rows);
+        return add_forward(op, layout_.at(op.a), layout_.rounded_of(op.a), layout_.at(op.out),
+                           layout_.rounded_of(op.out), layout_.at(op.kept), op.rows);
       case StepOperation::Kind::activate:
-        return add_activation(op, layout_.at(op.a), kNoOperand, layout_.at(op.out), kNoOperand, op.rows);
+        return add_activation(op, layout_.at(op.a), kNoOperand, layout_.at(op.out), kNotRounded, kNoOperand, op.rows);
       case StepOperation::Kind::loss:
         return add_loss(op);
       case StepOperation::Kind::input_gradient:
@@ -478,7 +530,7 @@ class Lowering {
       case StepOperation::Kind::sum_update:
         return add_sum_update(op);
       case StepOperation::Kind::kernel_matrix:
-        push_product(op, "K", Transposed::b, layout_.at(op.a), layout_.at(op.a), layout_.at(op.out), op.rows);
+        push_product(op, "K", Transposed::b, layout_.at(op.out));
         if (op.bias_in_kernel) add_bias(op, layout_.ones, layout_.at(op.out), op.rows);
         return;
       case StepOperation::Kind::rebuild_weight:
@@ -505,6 +557,7 @@ class Lowering {
     launch.b = layout_.at(op.b);
     launch.weights = layout_.at(op.weights);
     launch.loss = op.loss;
+    if (!op.activation) launch.rounded = layout_.rounded_of(op.out);
     // Several blocks' sums are added up by a launch behind it, where one can.
     if (slots_of(launch, layout_.step.precision) > 0 && ends_losses()) {
       launch.loss_blocks = slots_of(launch, layout_.step.precision);
@@ -551,16 +604,36 @@ class Lowering {
 
   GraphLayout& layout_;
   const double clip_norm_;
+  const bool has_gradient_factor_;
   std::vector<GraphOperation> launches_;
   // From the gradient of an input until the weight above it changes: where it goes, the activation that it is taken
   // through by the same launch, and else the launch that does so.
   std::uint64_t below_ = kNoOperand;
+  RoundedParts below_rounded_ = kNotRounded;
   std::optional<ActivationOfStep> fused_;
   std::optional<GraphOperation> through_;
   std::optional<GraphOperation> unended_loss_;  ///< a loss whose partial sums nothing has added up yet
   std::vector<GraphOperation> gradients_;       ///< own products, which come after all that others wait for
   std::optional<GraphOperation> update_;        ///< of all parameters, after all gradients
 };
+
+/// Multiply-adds of the library's products for each that the element type's own units take.
+double library_efficiency(Precision precision) {
+  using namespace gpu_costs;
+  switch (precision) {
+    case Precision::fp32:
+      break;
+    case Precision::fp64:
+      return kLibraryDoubleEfficiency;
+    case Precision::tf32:
+    case Precision::tf32x3:
+      return kLibraryTf32Efficiency;
+    case Precision::bf16:
+    case Precision::fp16:
+      return kLibraryBf16Efficiency;
+  }
+  return kLibraryEfficiency;
+}
 
 /// Beside the node: what a kernel takes where memory moves `bytes_per_us`.
 double work_us(const GraphNode& node, double bytes_per_us, double library_multiply_adds_per_us) {
@@ -587,6 +660,21 @@ double work_us(const GraphNode& node, double bytes_per_us, double library_multip
 
 }  // namespace
 
+namespace {
+
+/// Of what a launch stores for products.
+double rounded_bytes(const GraphOperation& op, Precision precision) {
+  const auto bytes = static_cast<double>(operand_parts(precision)) * static_cast<double>(operand_bytes(precision));
+  double stored = 0;  // elements
+  if (op.rounded != kNotRounded)
+    stored += op.kind == Kind::narrow_gradient ? elements(op.inner, op.rows) : elements(op.rows, op.columns);
+  for (const GraphOperation::Gathered& of : op.gathered)
+    if (of.rounded != kNotRounded) stored += elements(op.rows, of.columns);
+  return bytes * stored;
+}
+
+}  // namespace
+
 GraphNode node_of(const GraphOperation& op, Precision precision) {
   const auto element = static_cast<double>(size_of(element_type(precision)));
   GraphNode node;
@@ -594,6 +682,8 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
   // What an update by a gradient moves beside the gradient.
   const double states = static_cast<double>(elementwise::states_of(op.optimizer).size());
   const double updated = op.updates ? (1 + 2 * states) * elements(op.rows, op.columns) : 0;
+  // The library's products read rounded elements.
+  const double operand_share = op.kind == Kind::gemm ? static_cast<double>(operand_bytes(precision)) / element : 1;
   double moved = 0;  // elements
   switch (op.kind) {
     case Kind::gather:
@@ -607,7 +697,8 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::start_rebuild:
       moved = 3 * elements(op.rows, op.columns);
       break;
-    case Kind::clip_factor:
+    case Kind::gradient_factor:
+    case Kind::round:
       moved = elements(op.rows, op.columns);
       break;
     case Kind::update:
@@ -623,7 +714,8 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
     case Kind::narrow_loss:
     case Kind::narrow_linear:
       node.multiply_adds = elements(op.rows, op.columns) * static_cast<double>(op.inner);
-      moved = elements(op.rows, op.inner) + elements(op.inner, op.columns) + elements(op.rows, op.columns) + updated;
+      moved = (elements(op.rows, op.inner) + elements(op.inner, op.columns)) * operand_share +
+              (op.adds ? 2 : 1) * elements(op.rows, op.columns) + updated;
       break;
     case Kind::narrow_gradient: {
       const int passes = op.below == kNoOperand ? 1 : 2;
@@ -645,7 +737,7 @@ GraphNode node_of(const GraphOperation& op, Precision precision) {
       break;
     }
   }
-  node.bytes = moved * element;
+  node.bytes = moved * element + rounded_bytes(op, precision);
   for (const std::vector<GraphOperation>* others : {&op.beside, &op.above})
     for (const GraphOperation& other : *others) {
       const GraphNode more = node_of(other, precision);
@@ -666,7 +758,7 @@ StepTime graph_step_time(const GraphLayout& layout, const GpuCaps& gpu) {
   using namespace gpu_costs;
   const Precision precision = layout.step.precision;
   const double peak = fma_per_us(size_of(element_type(precision))) * gpu.multiprocessors;
-  const double library = peak * (precision == Precision::fp32 ? kLibraryEfficiency : kLibraryDoubleEfficiency);
+  const double library = peak * library_efficiency(precision);
   const bool in_cache = layout.working_bytes <= gpu.l2_bytes || gpu.memory_gb_per_s == 0;
   const double bytes_per_us = 1e3 * (in_cache ? kL2GbPerSecond : gpu.memory_gb_per_s * kMemoryEfficiency);
   const double nodes_us = kGraphNodeUs * static_cast<double>(layout.nodes_per_step());
@@ -706,11 +798,49 @@ class Places {
     layout_.tensors[static_cast<std::size_t>(id)] = kBorrowed + which;
   }
 
+  /// Whether the library's products of the layer read rounded elements.
+  bool library_multiplies(const Step::Layer& layer) const {
+    return !layout_.rounded.empty() && !is_narrow(layer.out_features);
+  }
+  bool has_rounded(TensorId id) const { return layout_.rounded_of(id) != kNotRounded; }
+
+  void take_rounded(TensorId id) {
+    const StepTensor& tensor = layout_.step.tensor(id);
+    for (int part = 0; part < operand_parts(layout_.step.precision); ++part)
+      rounded(id)[static_cast<std::size_t>(part)] =
+          arena_.take(tensor.rows, tensor.columns, operand_bytes(layout_.step.precision));
+  }
+  void take_or_share_rounded(TensorId id, TensorId with) {
+    if (has_rounded(with))
+      rounded(id) = rounded(with);
+    else
+      take_rounded(id);
+  }
+
+  /// Of all parameters, as they lie, if the library multiplies any: one launch updates them.
+  void take_rounded_parameters() {
+    const Precision precision = layout_.step.precision;
+    const std::vector<Step::Layer>& layers = layout_.step.layers;
+    if (std::none_of(layers.begin(), layers.end(), [&](const auto& layer) { return library_multiplies(layer); }))
+      return;
+    for (int part = 0; part < operand_parts(precision); ++part) {
+      const auto index = static_cast<std::size_t>(part);
+      layout_.parameters_rounded[index] =
+          arena_.take(static_cast<std::int64_t>(layout_.parameter_bytes / element_), 1, operand_bytes(precision));
+      for (const Step::Layer& layer : layers)
+        if (library_multiplies(layer))
+          rounded(layer.weight)[index] =
+              layout_.parameters_rounded[index] + layout_.at(layer.weight) / element_ * operand_bytes(precision);
+    }
+  }
+
   void share(TensorId id, TensorId with) {
     layout_.tensors[static_cast<std::size_t>(id)] = layout_.tensors[static_cast<std::size_t>(with)];
   }
 
  private:
+  RoundedParts& rounded(TensorId id) { return layout_.rounded[static_cast<std::size_t>(id)]; }
+
   GraphLayout& layout_;
   ArenaSpace& arena_;
   const std::uint64_t element_;
@@ -720,11 +850,13 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
   const std::uint64_t element = size_of(element_type(training.precision));
   const Step& step = layout.step;
   Places places(layout, arena, training.precision);
+  if (operand_parts(training.precision) > 0) layout.rounded.assign(step.tensors.size(), kNotRounded);
   std::int64_t widest_gradient = 0;
   const OptimizerKind optimizer = training.optimizer.kind;
   const std::vector<Updated> updated = updated_together(step, optimizer);
   for (const Updated& each : updated) places.take(each.tensor);
   layout.parameter_bytes = arena.used();
+  places.take_rounded_parameters();
   for (const Step::Layer& layer : step.layers) {
     const bool narrow = is_narrow(layer.out_features);
     const bool has_gradient =
@@ -737,7 +869,8 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     for (const Updated& each : updated) places.take(each.state[state]);
   if (!layout.updates_by_gradients)
     layout.parameter_gradients = arena.take(1, static_cast<std::int64_t>(layout.parameter_bytes), 1);
-  if (training.optimizer.clip_norm > 0) layout.clip_factor = arena.take(1, 1, element);
+  places.take(step.loss_scaling);
+  if (has_gradient_factor(step, training.optimizer)) layout.gradient_factor = arena.take(1, 1, element);
   if (step.gram) {
     const Step::Gram& gram = *step.gram;
     const Step::Layer& first = step.layers.front();
@@ -757,8 +890,9 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
     places.take_or_borrow(step.data_x, training.in_place.x, kBorrowedX);
     places.take_or_borrow(step.data_y, training.in_place.y, kBorrowedY);
     places.take_or_borrow(step.data_weights, training.in_place.sample_weights, kBorrowedWeights);
+    if (places.library_multiplies(step.layers.front())) places.take_rounded(step.x);
     for (const TensorId id : {step.x, step.y, step.weights})
-      if (layout.at(id) == kNoOperand) places.take(id);
+      if (layout.at(id) == kNoOperand && !(id == step.x && places.has_rounded(id))) places.take(id);
     for (const Step::Layer& layer : step.layers) {
       places.take(layer.output);
       // The gradient of an output activation follows from what lies there.
@@ -769,6 +903,8 @@ void place_tensors(GraphLayout& layout, ArenaSpace& arena, const TrainingSpec& t
         places.take(layer.gradient);
       else
         places.share(layer.gradient, layer.output);
+      if (!is_last && places.library_multiplies(*(&layer + 1))) places.take_rounded(layer.output);
+      if (places.library_multiplies(layer)) places.take_or_share_rounded(layer.gradient, layer.output);
       if (layout.at(layer.kept) == kNoOperand) places.take(layer.kept);
     }
     if (widest_gradient > 0) layout.gradient = arena.take(step.batch, widest_gradient, element);
@@ -797,7 +933,7 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   layout.machine = machine;
   layout.updates_by_gradients = can_update_by_gradients(layout, training.optimizer);
   layout.product_with_loss = cut_product_with_loss(layout);
-  ArenaSpace arena(network, training, kAlignment);
+  ArenaSpace arena(network, training, alignment_of(training.precision));
   place_tensors(layout, arena, training, network.activation);
 
   Lowering lowering(layout, training.optimizer);
@@ -826,6 +962,9 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   layout.predict_input = arena.take(layout.predict_rows, network.widths.front(), element);
   layout.predict_even = arena.take(layout.predict_rows, widest, element);
   layout.predict_odd = arena.take(layout.predict_rows, widest, element);
+  for (int part = 0; layout.parameters_rounded != kNotRounded && part < operand_parts(training.precision); ++part)
+    layout.predict_rounded[static_cast<std::size_t>(part)] =
+        arena.take(layout.predict_rows, std::max(widest, network.widths.front()), operand_bytes(training.precision));
   const int step_products = layout.products;
   layout.predict = lowering.lower_predict(layout.step.inference);
   layout.predict_products = layout.products - step_products;
@@ -838,9 +977,13 @@ std::vector<GraphOperation> predict_panel(const GraphLayout& layout, std::int64_
   std::vector<GraphOperation> panel = layout.predict;
   for (GraphOperation& operation : panel) {
     operation.rows = rows;
-    for (std::uint64_t* const operand : {&operation.a, &operation.out}) {
+    for (std::uint64_t* const operand :
+         {&operation.a, &operation.out, &operation.rounded.front(), &operation.rounded.back()}) {
       if (*operand == layout.predict_even) *operand = kBorrowed + kPanelEven;
       if (*operand == layout.predict_odd) *operand = kBorrowed + kPanelOdd;
+      if (*operand == kNoOperand) continue;
+      if (*operand == layout.predict_rounded.front()) *operand = kBorrowed + kPanelRounded;
+      if (*operand == layout.predict_rounded.back()) *operand = kBorrowed + kPanelRoundedLow;
     }
     if (operation.kind == Kind::gemm) operation.product = first_product++;
     if (operation.kind == Kind::product)
@@ -849,11 +992,25 @@ std::vector<GraphOperation> predict_panel(const GraphLayout& layout, std::int64_
   return panel;
 }
 
+namespace {
+
+/// fp16 is multiplied since compute capability 7.0, of which all that can run kernels are.
+std::string why_no_tensor_cores(const GpuCaps& gpu, Precision precision) {
+  const bool is_newer = operand_parts(precision) > 0 && precision != Precision::fp16;
+  if (!is_newer || gpu.compute_capability >= 80) return "";
+  return std::string("products in ") + name(precision) + " need compute capability 8.0, and " + gpu.name + " has " +
+         std::to_string(gpu.compute_capability / 10) + "." + std::to_string(gpu.compute_capability % 10) +
+         "; set the precision to fp32, fp64 or fp16";
+}
+
+}  // namespace
+
 void ask_graph(const Request& request, Answer& answer) {
   const TrainingSpec& training = request.training;
   const GpuCaps& gpu = gpu_of(request);
   Candidate& candidate = answer.candidate;
   candidate.reason = why_not_implemented(request);
+  if (candidate.reason.empty()) candidate.reason = why_no_tensor_cores(gpu, training.precision);
   if (!candidate.reason.empty()) return;
   GraphLayout layout = make_graph_layout(
       request.network, training, request.step,

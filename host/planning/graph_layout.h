@@ -10,6 +10,7 @@
 #include <deviceloop/plan.h>
 #include <deviceloop/spec.h>
 
+#include "../precision.h"
 #include "../step/step.h"
 #include "decision.h"
 #include "small_product.h"
@@ -29,8 +30,15 @@ enum Borrowed : std::uint64_t {
   kPredictOutput,
   kPanelEven,  ///< hidden layers of predict_panel()
   kPanelOdd,
+  kPanelRounded,     ///< the rounded input of a layer of it,
+  kPanelRoundedLow,  ///< and in a precision of two parts the other one
   kBorrowedCount
 };
+
+/// Where the rounded elements of an operand of the library's products lie, as each part of them; none in fp32 and fp64,
+/// and none of a matrix that only own kernels multiply, which round what they read.
+using RoundedParts = std::array<std::uint64_t, kMostOperandParts>;
+constexpr RoundedParts kNotRounded = {kNoOperand, kNoOperand};
 
 /// A launch: a product of cuBLASLt, or one of the functions of cuda/kernels/kernels.h, of which some have a second
 /// kernel that adds slots. Operands are offsets in bytes. Products: [rows, inner] times [inner, columns].
@@ -50,10 +58,12 @@ struct GraphOperation {
                          ///< inputs `below` by `weight` (+ bias); with loss_blocks
     through_activation,  ///< out = b times the activation's derivative, which follows from a
     column_sums,         ///< the column sums of a
-    clip_factor,         ///< out = what all gradients a are multiplied by, so that their norm is at most clip_norm
+    gradient_factor,     ///< out = what all gradients a are multiplied by: 1 over the scale of the loss, which adapts;
+                         ///< and so that their norm is at most clip_norm, unless that is 0
     update,              ///< by the optimizer: out and `state` by the gradient a, times b if there is one; `summed`
                          ///< are gradients that the launch computes by itself
     copy,                ///< out = a
+    round,               ///< `rounded` = a
     start_rebuild,       ///< out = shares of a and b (GramShares)
   };
 
@@ -71,7 +81,9 @@ struct GraphOperation {
   std::uint64_t weights = kNoOperand;  ///< of a loss: of its rows
   std::optional<ActivationOfStep> activation{};
   std::uint64_t out = kNoOperand;
-  std::uint64_t weight = kNoOperand;  ///< of narrow_gradient with `below`
+  RoundedParts rounded = kNotRounded;  ///< where out, of narrow_gradient `below`, goes too, for products
+  bool adds = false;                   ///< of gemm: the result is added to out
+  std::uint64_t weight = kNoOperand;   ///< of narrow_gradient with `below`
   using States = std::array<std::uint64_t, elementwise::kMostStates>;
   States state = {kNoOperand, kNoOperand};
   OptimizerKind optimizer = OptimizerKind::gradient_descent;  ///< of `update`, and of what `updates`
@@ -90,6 +102,7 @@ struct GraphOperation {
   struct Gathered {
     std::uint64_t data = kNoOperand, out = kNoOperand;
     std::int64_t columns = 0;
+    RoundedParts rounded = kNotRounded;
   };
   std::vector<Gathered> gathered{};
   /// Of `update`: a matrix whose column sums are the gradient of the parameter at `out`.
@@ -102,7 +115,7 @@ struct GraphOperation {
   /// narrow_gradient or products that are gradients add up behind it; of those: how many.
   std::int64_t loss_blocks = 0;
   int rebuilt_state = -1;                          ///< of `start_rebuild`, as in StepOperation
-  double clip_norm = 0;                            ///< of `clip_factor`
+  double clip_norm = 0;                            ///< of `gradient_factor`
   bool transpose_a = false;                        ///< of a gemm or a product: a is [inner, rows]
   bool transpose_b = false;                        ///< of a gemm or a product: b is [columns, inner]
   int product = -1;                                ///< of a gemm: its number among all of the layout
@@ -150,6 +163,12 @@ struct GraphLayout {
   /// its own.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
+  /// The rounded elements of each tensor that the library's products read; those of dZ lie where those of the output of
+  /// its layer do, as above. Empty where products read the tensors themselves.
+  std::vector<RoundedParts> rounded{};
+  const RoundedParts& rounded_of(TensorId id) const {
+    return rounded.empty() || id == kNoTensor ? kNotRounded : rounded[static_cast<std::size_t>(id)];
+  }
 
   /// Of a step; of these the first `forward_operations` lead to the predictions, and the next is the loss or ends with
   /// it.
@@ -167,8 +186,8 @@ struct GraphLayout {
   int products = 0;          ///< gemms of all lists; those of `predict` come last,
   int predict_products = 0;  ///< and are so many
 
-  /// Each launch that computes the gradient of a parameter also updates it. Otherwise, where one of them cannot or the
-  /// norm of all gradients is clipped, one launch updates all.
+  /// Each launch that computes the gradient of a parameter also updates it. Otherwise, where one of them cannot, the
+  /// norm of all gradients is clipped or weights have rounded elements, one launch updates all.
   bool updates_by_gradients = true;
   /// How the last product before a narrow layer ends with that layer and its loss, where it does.
   std::optional<cuda::SmallProductLayout> product_with_loss;
@@ -177,16 +196,17 @@ struct GraphLayout {
   /// much, in the same order.
   std::uint64_t parameter_bytes = 0;
   std::uint64_t parameter_gradients = 0;
-  std::uint64_t clip_factor = 0;  ///< T, with clip_norm
-  std::uint64_t ones = 0;         ///< with gram and bias: T [batch], each 1
-  std::uint64_t gradient = 0;     ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
-  std::uint64_t scalars = 0;      ///< StepScalars<T> [scalar_sets + 1]: of the steps of a launch, and of `rebuild`
-  std::int64_t scalar_sets = 1;   ///< 1 where all steps have the same, else steps_per_launch
-  std::uint64_t steps = 0;        ///< int64: the steps since losses were last numbered from 0
-  std::uint64_t losses = 0;       ///< double [at least 2 * steps_per_launch]
-  std::uint64_t loss = 0;         ///< double: of loss() alone
-  std::uint64_t slots = 0;        ///< double: partial sums of one reduction at a time
-  std::uint64_t loss_slots = 0;   ///< double: those of the loss, where the update adds them up
+  RoundedParts parameters_rounded = kNotRounded;  ///< of all of these elements
+  std::uint64_t gradient_factor = 0;              ///< T, with clip_norm or a scale of the loss
+  std::uint64_t ones = 0;                         ///< with gram and bias: T [batch], each 1
+  std::uint64_t gradient = 0;    ///< dH of one layer at a time, [batch, widest layer below one that is not narrow]
+  std::uint64_t scalars = 0;     ///< StepScalars<T> [scalar_sets + 1]: of the steps of a launch, and of `rebuild`
+  std::int64_t scalar_sets = 1;  ///< 1 where all steps have the same, else steps_per_launch
+  std::uint64_t steps = 0;       ///< int64: the steps since losses were last numbered from 0
+  std::uint64_t losses = 0;      ///< double [at least 2 * steps_per_launch]
+  std::uint64_t loss = 0;        ///< double: of loss() alone
+  std::uint64_t slots = 0;       ///< double: partial sums of one reduction at a time
+  std::uint64_t loss_slots = 0;  ///< double: those of the loss, where the update adds them up
 
   bool has_gemm = false;
   std::uint64_t gemm_workspace = 0;  ///< where has_gemm
@@ -195,6 +215,7 @@ struct GraphLayout {
   std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
   std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
   std::uint64_t predict_odd = 0;
+  RoundedParts predict_rounded = kNotRounded;  ///< [predict_rows, widest layer or input]: of a layer's input
   /// The one that the last layer may write to.
   std::uint64_t predict_output() const { return step.inference.size() % 2 == 1 ? predict_even : predict_odd; }
 

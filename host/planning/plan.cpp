@@ -53,15 +53,14 @@ std::string why_not_gram(const TrainingSpec& training) {
 bool takes(ExecutorKind executor, Precision precision) {
   switch (executor) {
     case ExecutorKind::cpu:
+    case ExecutorKind::graph:
       return true;
     case ExecutorKind::persistent:
       return operand_parts(precision) == 0 || precision == Precision::tf32x3;
     case ExecutorKind::fused:
       return precision == Precision::bf16 || precision == Precision::tf32 || precision == Precision::tf32x3;
-    case ExecutorKind::graph:
-      break;
   }
-  return operand_parts(precision) == 0;
+  return false;
 }
 
 std::string why_not_precision(ExecutorKind executor, Precision precision) {
@@ -71,8 +70,7 @@ std::string why_not_precision(ExecutorKind executor, Precision precision) {
     if (takes(executor, static_cast<Precision>(i))) taken.push_back(name(static_cast<Precision>(i)));
   std::string text = taken.front();
   for (std::size_t i = 1; i < taken.size(); ++i) text += (i + 1 < taken.size() ? ", " : " and ") + taken[i];
-  return "it multiplies in " + text + ", not in " + name(precision) + "; set the precision to " +
-         (taken.size() == 1 ? "that" : "one of these");
+  return "it multiplies in " + text + ", not in " + name(precision) + "; set the precision to one of these";
 }
 
 template <class Enum>

@@ -1,15 +1,21 @@
 // cuBLASLt on the host: the project's table filled with functions that check their arguments as the library does and
-// multiply in double. Two algorithms are proposed for every product; they differ in the order of the sum.
+// multiply in double. Two algorithms are proposed for every product; they differ in the order of the sum. Where TF32
+// would drop bits of an operand that are not 0, and so round otherwise than the project does, the product fails.
 #include "../../cuda/runtime/cublaslt.h"
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <set>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include <deviceloop/error.h>
 
@@ -117,10 +123,21 @@ struct Shape {
 
 bool shape_of(const MatmulDesc& desc, const MatrixLayout& a, const MatrixLayout& b, const MatrixLayout& c,
               const MatrixLayout& d, Shape& shape) {
-  const bool is_double = desc.scale == CUDA_R_64F;
-  if (desc.compute != (is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F)) return false;
-  for (const MatrixLayout* layout : {&a, &b, &c, &d})
-    if (layout->type != desc.scale) return false;
+  // Of the combinations that the library knows those that the project uses: compute and scale type, operands, results.
+  struct Types {
+    cublasComputeType_t compute;
+    cudaDataType_t scale, operands;
+  };
+  constexpr Types kKnown[] = {{CUBLAS_COMPUTE_64F, CUDA_R_64F, CUDA_R_64F},
+                              {CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_32F},
+                              {CUBLAS_COMPUTE_32F_FAST_TF32, CUDA_R_32F, CUDA_R_32F},
+                              {CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_16BF},
+                              {CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_16F}};
+  const bool is_known = std::any_of(std::begin(kKnown), std::end(kKnown), [&](const Types& types) {
+    return desc.compute == types.compute && desc.scale == types.scale && a.type == types.operands &&
+           b.type == types.operands && c.type == types.scale && d.type == types.scale;
+  });
+  if (!is_known) return false;
   const bool at = desc.transpose_a == CUBLAS_OP_T, bt = desc.transpose_b == CUBLAS_OP_T;
   shape = {at ? a.columns : a.rows, bt ? b.rows : b.columns, at ? a.rows : a.columns};
   return (bt ? b.columns : b.rows) == shape.k && c.rows == shape.m && c.columns == shape.n && d.rows == shape.m &&
@@ -156,6 +173,21 @@ cublasStatus_t algo_get_attribute(const cublasLtMatmulAlgo_t* algorithm, cublasL
   return CUBLAS_STATUS_SUCCESS;
 }
 
+float value_of_fp16(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const float magnitude = exponent == 31  ? (mantissa != 0 ? NAN : INFINITY)
+                          : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                          : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
+  return bits >> 15 != 0 ? -magnitude : magnitude;
+}
+
+float checked_tf32(float value) {
+  if ((std::bit_cast<std::uint32_t>(value) & 0x1fff) != 0 && std::isfinite(value))
+    throw simt::KernelError("cublasLtMatmul: an operand, " + std::to_string(value) +
+                            ", has bits that TF32 drops; round it before");
+  return value;
+}
+
 cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const void* alpha, const void* a,
                       cublasLtMatrixLayout_t a_handle, const void* b, cublasLtMatrixLayout_t b_handle, const void* beta,
                       const void* c, cublasLtMatrixLayout_t c_handle, void* d, cublasLtMatrixLayout_t d_handle,
@@ -174,8 +206,8 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
     if (pointer == nullptr || reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0)
       return CUBLAS_STATUS_INVALID_VALUE;
   const bool backwards = algorithm->data[0] == 2;
-  const auto run = [=](auto zero) {
-    using T = decltype(zero);
+  // value(an element of the operands as it lies in memory) is what is multiplied.
+  const auto run = [=]<class T, class Operand>(T, Operand, auto value) {
     const auto matrix = [](auto* data, const MatrixLayout& layout, std::int32_t transpose) {
       simt::Matrix<std::remove_pointer_t<decltype(data)>> made{data, static_cast<std::int64_t>(layout.rows),
                                                                static_cast<std::int64_t>(layout.columns),
@@ -183,8 +215,16 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
       simt::check_memory("cublasLtMatmul", made);
       return made;
     };
-    const auto left = matrix(static_cast<const T*>(a), la, desc.transpose_a);
-    const auto right = matrix(static_cast<const T*>(b), lb, desc.transpose_b);
+    std::vector<T> values[2];
+    const auto operand = [&](const void* data, const MatrixLayout& layout, std::int32_t transpose,
+                             std::vector<T>& to) -> simt::Matrix<const T> {
+      const auto lies = matrix(static_cast<const Operand*>(data), layout, transpose);
+      for (std::int64_t column = 0; column < lies.columns; ++column)
+        for (std::int64_t row = 0; row < lies.rows; ++row) to.push_back(value(lies.data[column * lies.leading + row]));
+      return {to.data(), lies.rows, lies.columns, lies.rows, lies.transposed};
+    };
+    const auto left = operand(a, la, desc.transpose_a, values[0]);
+    const auto right = operand(b, lb, desc.transpose_b, values[1]);
     const auto before = matrix(static_cast<const T*>(c), lc, CUBLAS_OP_N);
     const auto result = matrix(static_cast<T*>(d), ld, CUBLAS_OP_N);
     std::memset(workspace, 0xff, kWorkspaceNeeded);
@@ -193,9 +233,15 @@ cublasStatus_t matmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_handle, const 
   };
   const std::function<void()> work = [=] {
     if (desc.scale == CUDA_R_64F)
-      run(0.0);
+      run(0.0, 0.0, [](double value) { return value; });
+    else if (la.type == CUDA_R_16BF)
+      run(0.0f, std::uint16_t{}, [](std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); });
+    else if (la.type == CUDA_R_16F)
+      run(0.0f, std::uint16_t{}, value_of_fp16);
+    else if (desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32)
+      run(0.0f, 0.0f, checked_tf32);
     else
-      run(0.0f);
+      run(0.0f, 0.0f, [](float value) { return value; });
   };
   return simt::enqueue_library_kernel(stream, work) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
                                                                    : CUBLAS_STATUS_EXECUTION_FAILED;

@@ -70,7 +70,7 @@ TEST_F(GraphExecutor, AStepIsKernelsAloneAndAChunkOneLaunchAndOneCopy) {
 }
 
 TEST_F(GraphExecutor, WhatHappensOnceHappensBeforeTheFirstStep) {
-  for (const Problem& problem : {small(), small({5, 4, 2}), small_gram()}) {
+  for (const Problem& problem : {small(), small({5, 4, 2}), small_gram(), small({3, 20, 18, 1}, 4, Precision::fp16)}) {
     Trainer trainer = trainer_of(problem);
     const simt::Counts before = simt::counts();
     trainer.train(500);
@@ -130,7 +130,8 @@ TEST_F(GraphExecutor, AStepOfTheGramFormulationIsKernelsAloneToo) {
 
 TEST_F(GraphExecutor, ThePlanCountsTheBytesThatAreTaken) {
   for (const auto& widths : std::vector<std::vector<std::int64_t>>{{3, 20, 1}, {5, 4, 2}, {7, 30, 40, 20}})
-    for (const Problem& problem : {small(widths, 33), small_gram(widths, 33)}) {
+    for (const Problem& problem : {small(widths, 33), small_gram(widths, 33), small(widths, 33, Precision::bf16),
+                                   small(widths, 33, Precision::tf32x3), small(widths, 33, Precision::fp16)}) {
       std::size_t before = 0, after = 0, total = 0;
       ASSERT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
       const Trainer trainer = trainer_of(problem);
@@ -171,7 +172,8 @@ TEST_F(GraphExecutor, LossesStayInOrderOverReprojections) {
 
 // 0x81 in every byte of the counter of steps would put a loss on the learning rate, were it read before it was set.
 TEST_F(GraphExecutor, WhatMemoryHoldsAtFirstDoesNotMatter) {
-  for (const Problem& problem : {small({1, 1}), small({3, 20, 1}), small_gram()}) {
+  for (const Problem& problem : {small({1, 1}), small({3, 20, 1}), small_gram(),
+                                 small({3, 20, 18, 1}, 4, Precision::bf16), small({3, 20, 1}, 4, Precision::tf32x3)}) {
     std::vector<double> losses;
     for (const int byte : {0xff, 0x81, 0xc1, 0x00}) {
       simt::set_fresh_byte(byte);

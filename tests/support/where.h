@@ -31,7 +31,7 @@ inline std::ostream& operator<<(std::ostream& out, const Where& where) {
 
 /// The precisions below fp32 that an executor trains in.
 inline std::vector<Precision> lower_precisions(const Where& where) {
-  if (where.kind != ExecutorKind::cpu) return {};
+  if (where.kind == ExecutorKind::persistent) return {};
   return {Precision::tf32, Precision::tf32x3, Precision::bf16, Precision::fp16};
 }
 
