@@ -14,6 +14,7 @@ target_sources(deviceloop_objects PRIVATE
   cuda/kernels/loss.cu
   cuda/kernels/narrow_linear.cu
   cuda/kernels/on_chip.cu
+  cuda/kernels/on_chip_clusters.cu
   cuda/kernels/public.cpp
   cuda/kernels/small_product.cu
   cuda/kernels/tile_product.cu

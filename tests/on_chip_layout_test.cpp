@@ -17,8 +17,9 @@
 namespace deviceloop::cuda {
 namespace {
 
-const OnChipDevice kHopper{227 << 10, 132, 16};
-const OnChipDevice kTuring{64 << 10, 40, 1};
+const OnChipDevice kHopper{227 << 10, {132, 66, 30, 15, 7}};
+const OnChipDevice kOneCluster{227 << 10, {1, 1, 1, 1, 1}};
+const OnChipDevice kTuring{64 << 10, {1, 0, 0, 0, 0}};
 
 TEST(OnChipLayout, OfASmallNetworkTakesAClusterOfSixteen) {
   const OnChipDecision decision = decide_on_chip({256, {64, 64, 64, 1}, true, 4, 2}, kHopper);
@@ -51,7 +52,7 @@ TEST(OnChipLayout, EstimatesWhatAPrototypeTook) {
 
 // Its weight alone is too large for a block.
 TEST(OnChipLayout, OfAWideFirstLayerSplitsItByItsInputs) {
-  const OnChipDecision decision = decide_on_chip({64, {784, 128, 10}, true, 4, 2, true, 1}, kHopper);
+  const OnChipDecision decision = decide_on_chip({64, {784, 128, 10}, true, 4, 2, true, 1}, kOneCluster);
   ASSERT_EQ(decision.refusal, "");
   const OnChipLayout& layout = decision.layout;
   EXPECT_TRUE(layout.by_inputs);
@@ -68,6 +69,73 @@ TEST(OnChipLayout, OfAWideFirstLayerSplitsItByItsInputs) {
                 " of shared memory each; a block has 52 inputs of the first layer and 4 rows of a step");
   // Where all parameters fit and the first layer is no wider than the others, its rows are split as theirs.
   EXPECT_FALSE(decide_on_chip({256, {64, 64, 64, 1}, true, 4, 2}, kHopper).layout.by_inputs);
+}
+
+// What one cluster has too few blocks or too little memory for.
+TEST(OnChipLayout, OfALargerBatchTakesSeveralClusters) {
+  const OnChipLayout small = decide_on_chip({256, {64, 64, 64, 1}, true, 4, 2}, kHopper).layout;
+  EXPECT_EQ(small.clusters, 1);
+  EXPECT_EQ(small.tagged_units(), 0);
+  const OnChipShape shape{4096, {64, 64, 64, 1}, true, 4, 2};
+  const OnChipDecision decision = decide_on_chip(shape, kHopper);
+  ASSERT_EQ(decision.refusal, "");
+  const OnChipLayout& layout = decision.layout;
+  EXPECT_GT(layout.clusters, 1);
+  EXPECT_LE(layout.all_blocks(), 132);
+  EXPECT_EQ(layout.cluster_rows, divide_up(4096, layout.clusters));
+  EXPECT_EQ(layout.rows, divide_up(layout.cluster_rows, layout.blocks()));
+  EXPECT_EQ(layout.tagged_units(), (layout.clusters + 1) * layout.blocks() * layout.owned);
+  EXPECT_LE(layout.owned, layout.updated * layout.clusters);
+  // Goals for a GPU that has not been asked yet.
+  EXPECT_LT(layout.estimated_us, 20);
+  EXPECT_LT(decide_on_chip({1024, {64, 64, 64, 1}, true, 4, 2}, kHopper).layout.estimated_us, 12);
+  // One cluster has no room for it.
+  EXPECT_MENTIONS(decide_on_chip(shape, kOneCluster).refusal,
+                  " of a block's shared memory, of which there are 227.0 KiB");
+  // No other number of clusters is estimated to be faster.
+  for (int log2 = 0; log2 <= 4; ++log2)
+    for (int clusters = 1; clusters <= kHopper.resident_clusters[static_cast<std::size_t>(log2)]; ++clusters) {
+      const OnChipLayout other = make_on_chip(shape, log2, false, clusters);
+      EXPECT_TRUE(other.estimated_us >= layout.estimated_us || other.shared_bytes > kHopper.shared_bytes ||
+                  (clusters - 1) * other.cluster_rows >= 4096)
+          << clusters << " of " << (1 << log2);
+    }
+  EXPECT_EQ(describe(make_on_chip(shape, 4, false, 7)),
+            "7 clusters of 16 blocks that keep all parameters on chip each and exchange sums of gradients, " +
+                bytes_text(static_cast<std::uint64_t>(make_on_chip(shape, 4, false, 7).shared_bytes)) +
+                " of shared memory a block, which has 37 rows of a step");
+}
+
+// Each block keeps what the optimizer keeps for the units that its cluster updates, and no more; it and the gradient of
+// all units would not fit.
+TEST(OnChipLayout, OfAWideFirstLayerSeveralClustersDivideTheOptimizersNumbers) {
+  const OnChipShape shape{512, {784, 128, 10}, true, 4, 2, true, 1};
+  EXPECT_MENTIONS(decide_on_chip(shape, kOneCluster).refusal,
+                  "the first layer's split over the blocks by its inputs, and a block's share of a step, take ");
+  for (const bool tf32x3 : {false, true}) {
+    OnChipShape of_precision = shape;
+    of_precision.tf32x3 = tf32x3;
+    const OnChipDecision decision = decide_on_chip(of_precision, kHopper);
+    ASSERT_EQ(decision.refusal, "");
+    EXPECT_TRUE(decision.layout.by_inputs);
+    EXPECT_GT(decision.layout.clusters, 1);
+  }
+  const OnChipLayout seven = make_on_chip(shape, 4, true, 7);
+  EXPECT_EQ(seven.updated, divide_up(seven.owned, 7));
+  EXPECT_LE(seven.shared_bytes, kHopper.shared_bytes);
+  EXPECT_GT(seven.shared_bytes + 3 * (seven.owned - seven.updated) * 16, kHopper.shared_bytes);
+}
+
+// Words between clusters take longer the more there are.
+TEST(OnChipLayout, EstimatesOfClustersGrowWithWhatTheyExchange) {
+  const auto exchange_us = [](std::vector<std::int64_t> widths, int clusters) {
+    // The same rows of a block.
+    const OnChipShape of_one{16, widths, true, 4, 2}, of_all{16 * clusters, widths, true, 4, 2};
+    return make_on_chip(of_all, 3, false, clusters).estimated_us - make_on_chip(of_one, 3).estimated_us;
+  };
+  EXPECT_GE(exchange_us({64, 64, 1}, 2), 3);
+  EXPECT_GT(exchange_us({64, 64, 1}, 7), exchange_us({64, 64, 1}, 2));
+  EXPECT_GT(exchange_us({64, 64, 64, 1}, 7), exchange_us({64, 64, 1}, 7));
 }
 
 // Larger batches and wider first layers take longer, as each of the two is cut.
@@ -89,14 +157,14 @@ TEST(OnChipLayout, EstimatesGrowWithTheBatchAndTheInputs) {
 // Small products are faster without tensor cores, and fp32 has none unless they are asked for.
 TEST(OnChipLayout, TakesTensorCoresForLargeProductsWhereTheyAreAskedFor) {
   OnChipShape shape{64, {784, 128, 10}, true, 4, 2, true, 1, true};
-  const OnChipLayout layout = decide_on_chip(shape, kHopper).layout;
+  const OnChipLayout layout = decide_on_chip(shape, kOneCluster).layout;
   EXPECT_EQ(layout.layer[0].forward.tensor_columns, 16);
   EXPECT_EQ(layout.layer[0].forward.tensor_tiles, 4 * 8);
   EXPECT_EQ(layout.layer[0].weight_gradient.tensor_columns, 16);
   EXPECT_EQ(layout.layer[1].forward.tensor_columns, 0);
   EXPECT_MENTIONS(describe(layout), " rows of a step; products by three in TF32 on tensor cores");
   shape.tf32x3 = false;
-  const OnChipLayout plain = decide_on_chip(shape, kHopper).layout;
+  const OnChipLayout plain = decide_on_chip(shape, kOneCluster).layout;
   for (int l = 0; l < plain.layers; ++l)
     for (const OnChipProduct& product :
          {plain.layer[l].forward, plain.layer[l].input_gradient, plain.layer[l].weight_gradient})
@@ -156,8 +224,8 @@ TEST(OnChipLayout, RefusesWhatDoesNotFit) {
             "2147483647");
   EXPECT_EQ(decide_on_chip({4, {2049, 1}, true, 4, 2}, kTuring).refusal,
             "the form 'on-chip' is for at most 2048 inputs for each block of a cluster, here together 2048, not 2049");
-  EXPECT_EQ(decide_on_chip({100000, {4, 1}, true, 4, 2}, kHopper).refusal,
-            "the form 'on-chip' is for at most 1024 samples a step for each block of a cluster, not 100000");
+  EXPECT_EQ(decide_on_chip({100000, {4, 1}, true, 4, 2}, kOneCluster).refusal,
+            "the form 'on-chip' is for at most 1024 samples a step for each of 16 blocks, not 100000");
 }
 
 TEST(OnChipLayout, DividesByMultiplying) {
@@ -181,7 +249,8 @@ std::vector<Range> ranges_of(const OnChipLayout& layout, std::int64_t element) {
     add(layer.weight_at, (layer.in_padded + 1) * layer.weight_stride * element);
     if (layer.output_at >= 0) add(layer.output_at, rows * layer.out_stride * element);
     add(layer.gradient_at, rows * layer.out_stride * element);
-    add(layer.received_at, layer.owned * (layout.by_inputs && l == 0 ? 1 : layout.blocks()) * 16);
+    add(layer.received_at,
+        (layout.by_inputs && l == 0 ? std::min(layer.owned, layout.updated) : layer.owned * layout.blocks()) * 16);
   }
   if (layout.by_inputs) {
     const OnChipLayer& first = layout.layer[0];
@@ -190,7 +259,7 @@ std::vector<Range> ranges_of(const OnChipLayout& layout, std::int64_t element) {
   }
   add(layout.target_at, 2 * layout.rows * layout.target_columns * element);
   add(layout.row_weight_at, 2 * layout.rows * element);
-  add(layout.state_at, layout.states * layout.owned * 16);
+  add(layout.state_at, layout.states * layout.updated * 16);
   add(layout.sample_at, layout.input_rows * 8);
   add(layout.scalars_at,
       element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
@@ -207,8 +276,9 @@ TEST(OnChipLayout, HasRoomForAllThatItHolds) {
           for (const int cut : {0, 1, 2, 3, 4, 5, 6, 7, 8}) {
             const int log2 = cut <= 4 ? cut : cut - 4;
             const bool by_inputs = cut > 4;
+            const int clusters = batch > 16 ? 1 + cut % 3 * 3 : batch == 16 ? 1 + cut % 3 : 1;
             const OnChipShape shape{batch, widths, batch % 2 == 0, element, element == 4 ? 2 : 1, by_row, 3};
-            const OnChipLayout layout = make_on_chip(shape, log2, by_inputs);
+            const OnChipLayout layout = make_on_chip(shape, log2, by_inputs, clusters);
             std::vector<Range> ranges = ranges_of(layout, element);
             std::sort(ranges.begin(), ranges.end());
             std::int64_t end = 0;
@@ -218,8 +288,11 @@ TEST(OnChipLayout, HasRoomForAllThatItHolds) {
               end = range.second;
             }
             ASSERT_LE(end, layout.shared_bytes);
-            ASSERT_GE(std::int64_t{layout.rows} * layout.blocks(), batch);
-            ASSERT_EQ(layout.input_rows, by_inputs ? batch : layout.rows);
+            ASSERT_GE(std::int64_t{layout.rows} * layout.blocks(), layout.cluster_rows);
+            ASSERT_GE(std::int64_t{layout.cluster_rows} * clusters, batch);
+            ASSERT_LT(std::int64_t{layout.cluster_rows} * (clusters - 1), batch);
+            ASSERT_EQ(layout.input_rows, by_inputs ? layout.cluster_rows : layout.rows);
+            ASSERT_GE(layout.updated * clusters, layout.owned);
             const std::int64_t inputs = widths[0] + (by_inputs && shape.bias ? 1 : 0);
             if (by_inputs) {
               // All blocks with inputs have whole tiles of them but the last one.

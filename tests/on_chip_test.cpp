@@ -19,6 +19,9 @@
 #include "support/optimizer_cases.h"
 #include "support/reference_loss.h"
 #include "support/reference_optimizer.h"
+#if defined(DEVICELOOP_SIMT)
+#include "simt/control.h"
+#endif
 
 namespace deviceloop::cuda {
 namespace {
@@ -124,6 +127,7 @@ struct Launches {
   std::uint64_t timeout_ns = 20'000'000'000;
   std::int64_t first_step = 0;
   bool forward_only = false;
+  unsigned absent_blocks = 0;  ///< of those that count themselves in at the end
 };
 
 template <class T>
@@ -140,7 +144,7 @@ class OnChip : public CudaTest {
   static Result<T> run(const Problem<T>& problem, const OnChipLayout& layout, const Launches& launches) {
     const StreamOwner stream;
     prepare_on_chip<T>(layout);
-    EXPECT_GE(resident_on_chip<T>(layout), 1);
+    EXPECT_GE(resident_on_chip<T>(layout), layout.clusters);
     std::int64_t all = 0, most = 0;
     for (const std::int64_t steps : launches.steps) {
       all += steps;
@@ -156,7 +160,11 @@ class OnChip : public CudaTest {
     };
     const DeviceArray<T> x(problem.x, 1), y(problem.y, 1), aligned_x(problem.x), row_weights(problem.row_weights);
     const DeviceArray<std::uint64_t> scalar_words(bytes(scalars));
-    const DeviceArray<double> losses(std::max<std::int64_t>(all, 1)), parts(std::max<std::int64_t>(most, 1) * 16);
+    const DeviceArray<double> losses(std::max<std::int64_t>(all, 1)),
+        parts(std::max<std::int64_t>(most, 1) * layout.all_blocks());
+    const DeviceArray<std::uint64_t> tagged(
+        std::vector<std::uint64_t>(static_cast<std::size_t>(layout.tagged_units() * 4)));
+    const DeviceArray<unsigned> blocks_done(std::vector<unsigned>{7});
     const DeviceArray<std::uint64_t> failed(std::vector<std::uint64_t>{0});
     std::vector<DeviceArray<T>> memory;  // weight, its states, bias, its states of each layer
     memory.reserve(static_cast<std::size_t>(6 * problem.layers()));
@@ -190,14 +198,20 @@ class OnChip : public CudaTest {
     arguments.timeout_ns = launches.timeout_ns;
     arguments.failed = failed.data();
     arguments.forward_only = launches.forward_only;
+    arguments.tagged = reinterpret_cast<TaggedUnit*>(tagged.data());
+    arguments.first_tag = 1;
+    arguments.blocks_done = blocks_done.data();
+    arguments.done_before = 7 + launches.absent_blocks;
     std::int64_t done = 0;
     for (const std::int64_t steps : launches.steps) {
       arguments.first_step = launches.first_step + done;
       arguments.scalars = reinterpret_cast<const elementwise::StepScalars<T>*>(scalar_words.data()) + done;
       arguments.losses = losses.data() + done;
       arguments.steps = steps;
-      launch_on_chip(arguments, layout, stream.get());
+      launch_on_chip(arguments, layout, true, stream.get());
       done += steps;
+      arguments.first_tag += static_cast<unsigned>(steps);
+      arguments.done_before += static_cast<unsigned>(layout.all_blocks());
     }
     Result<T> result;
     for (std::size_t l = 0, at = 0; l < problem.weights.size(); ++l)
@@ -208,6 +222,7 @@ class OnChip : public CudaTest {
     result.losses = losses.read(stream);
     result.failed = failed.read(stream)[0];
     parts.read(stream);
+    tagged.read(stream);
     x.read(stream);
     return result;
   }
@@ -251,6 +266,7 @@ struct Case {
   std::int64_t samples, batch;
   int blocks_log2;
   bool by_inputs = false;
+  int clusters = 1;
 };
 
 /// All products by tensor cores, in tiles of 8 or 16 columns, however small they are; by the layout itself small ones
@@ -278,29 +294,40 @@ std::vector<int> tensor_columns() {
 
 template <class T>
 OnChipLayout layout_of(const Problem<T>& problem, const Case& c) {
-  return make_on_chip(problem.shape(), c.blocks_log2, c.by_inputs);
+  return make_on_chip(problem.shape(), c.blocks_log2, c.by_inputs, c.clusters);
 }
 
 /// Clusters of so many blocks, with the first layer split by rows and by inputs.
 struct Split {
   int blocks_log2;
   bool by_inputs;
+  int clusters = 1;
 };
-constexpr Split kSplits[] = {{0, false}, {2, false}, {4, false}, {1, true}, {4, true}};
+constexpr Split kSplits[] = {{0, false},    {2, false},    {4, false},   {1, true},   {4, true},
+                             {1, false, 2}, {2, false, 3}, {1, true, 2}, {2, true, 4}};
+/// One cluster and several, of eight blocks together or nine.
+constexpr Split kFewSplits[] = {{3, false}, {3, true}, {1, false, 4}, {1, true, 3}};
+
+template <class T>
+OnChipLayout layout_of(const Problem<T>& problem, const Split& split) {
+  return make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs, split.clusters);
+}
 
 std::string text(const Split& split) {
-  return std::to_string(1 << split.blocks_log2) + " blocks" + (split.by_inputs ? ", by inputs" : "");
+  return std::to_string(split.clusters) + " clusters of " + std::to_string(1 << split.blocks_log2) + " blocks" +
+         (split.by_inputs ? ", by inputs" : "");
 }
 
 std::string text(const Case& c) {
   return ::testing::PrintToString(c.widths) + ", " + std::to_string(c.batch) + " of " + std::to_string(c.samples) +
-         " samples, bias " + std::to_string(c.bias) + ", " + text(Split{c.blocks_log2, c.by_inputs});
+         " samples, bias " + std::to_string(c.bias) + ", " + text(Split{c.blocks_log2, c.by_inputs, c.clusters});
 }
 
 /// Tiles that lanes share or not, sizes that fill nothing, one and several turns of the block's warps, layers of fewer
 /// units than blocks, blocks with fewer rows than others and with none, copies by unit and by element, batches that
 /// begin in one epoch and end in the next. Split by inputs: blocks with fewer inputs than others, with none, and with
-/// the bias alone, networks of one layer.
+/// the bias alone, networks of one layer. Several clusters: one with fewer rows than others, one that updates nothing,
+/// more of them and more units than a thread waits for at once.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {{3, 1}, false, 7, 5, 0},
@@ -321,6 +348,15 @@ const std::vector<Case>& cases() {
       {{90, 6}, true, 41, 9, 3, true},
       {{64, 70, 5}, true, 70, 64, 2, true},
       {{24, 66, 3}, false, 90, 70, 1, true},
+      {{3, 1}, false, 7, 5, 0, false, 5},
+      {{5, 4, 3}, true, 20, 8, 2, false, 2},
+      {{64, 20, 1}, false, 40, 34, 1, false, 3},
+      {{17, 40, 40, 1}, true, 64, 64, 2, false, 4},
+      {{9, 100, 100, 1}, true, 50, 40, 0, false, 10},
+      {{90, 6}, true, 41, 9, 1, true, 2},
+      {{30, 4, 3}, true, 20, 9, 2, true, 2},
+      {{100, 20, 1}, false, 40, 34, 2, true, 3},
+      {{65, 40, 40, 1}, true, 64, 64, 2, true, 3},
   };
   return all;
 }
@@ -340,10 +376,23 @@ TYPED_TEST(OnChip, IsNearTheEquationsInDouble) {
 }
 
 TYPED_TEST(OnChip, TheCasesAreOfEveryKind) {
+  int without_updates = 0, with_fewer_rows = 0, with_many_clusters = 0, with_many_units = 0;
+  for (const Case& c : cases()) {
+    if (c.clusters == 1) continue;
+    const OnChipLayout layout = layout_of(random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch), c);
+    without_updates += layout.updated * (layout.clusters - 1) >= layout.owned ? 1 : 0;
+    with_fewer_rows += layout.cluster_rows * layout.clusters > c.batch ? 1 : 0;
+    with_many_clusters += layout.clusters > 8 ? 1 : 0;
+    with_many_units += layout.owned - layout.updated > 8 * kOnChipThreads ? 1 : 0;
+  }
+  EXPECT_GE(without_updates, 1);
+  EXPECT_GE(with_fewer_rows, 3);
+  EXPECT_GE(with_many_clusters, 1);
+  EXPECT_GE(with_many_units, 1);
   for (const bool by_inputs : {false, true}) {
     int slices = 0, with_turns = 0, without_rows = 0, without_units = 0, without_inputs = 0, bias_alone = 0;
     for (const Case& c : cases()) {
-      if (c.by_inputs != by_inputs) continue;
+      if (c.by_inputs != by_inputs || c.clusters > 1) continue;
       const auto problem = random_problem<TypeParam>(c.widths, c.bias, c.samples, c.batch);
       const OnChipLayout layout = layout_of(problem, c);
       without_rows += layout.rows * (layout.blocks() - 1) >= c.batch ? 1 : 0;
@@ -404,11 +453,11 @@ TYPED_TEST(OnChip, ThreeProductsInTf32AreAsAccurateAsOneInFp32) {
 TYPED_TEST(OnChip, HasEveryOptimizer) {
   for (const OptimizerCase& each : optimizer_cases()) {
     if (each.optimizer.clip_norm > 0) continue;  // refused by the plan
-    for (const bool by_inputs : {false, true}) {
-      SCOPED_TRACE(each.name + (", " + text(Split{2, by_inputs})));
+    for (const Split& split : {Split{2, false}, {2, true}, {1, false, 2}, {1, true, 2}}) {
+      SCOPED_TRACE(each.name + (", " + text(split)));
       auto problem = random_problem<TypeParam>({6, 9, 2}, true, 20, 8);
       problem.optimizer = each.optimizer;
-      this->expect_close(this->run(problem, make_on_chip(problem.shape(), 2, by_inputs), {{6}}), problem, 6);
+      this->expect_close(this->run(problem, layout_of(problem, split), {{6}}), problem, 6);
     }
   }
 }
@@ -419,9 +468,9 @@ TYPED_TEST(OnChip, HasEveryLossAndWeightsOfSamples) {
   for (const Loss loss :
        {Loss::squared_error, Loss::absolute_error, Loss::huber, Loss::binary_cross_entropy, Loss::cross_entropy})
     for (const std::vector<std::int64_t>& widths : std::vector<std::vector<std::int64_t>>{{21, 5}, {21, 9, 5}})
-      for (const bool by_inputs : {false, true}) {
+      for (const Split& split : kFewSplits) {
         SCOPED_TRACE(std::to_string(static_cast<int>(loss)) + ", " + ::testing::PrintToString(widths) + ", " +
-                     text(Split{3, by_inputs}));
+                     text(split));
         auto problem = random_problem<T>(widths, true, 30, 18);
         problem.optimizer = {.learning_rate = 0.01};
         problem.loss.loss = loss;
@@ -434,18 +483,18 @@ TYPED_TEST(OnChip, HasEveryLossAndWeightsOfSamples) {
           for (std::size_t i = 0; i < 30; ++i) problem.y[i] = static_cast<T>(i * 7 % 5);
         }
         for (std::size_t i = 0; i < 30; ++i) problem.row_weights.push_back(static_cast<T>(1 + i % 4) / 2);
-        this->expect_close(this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{3}}), problem, 3);
+        this->expect_close(this->run(problem, layout_of(problem, split), {{3}}), problem, 3);
       }
 }
 
 TYPED_TEST(OnChip, HasActivationsThatNeedTheirPreActivation) {
   for (const Activation activation : {Activation::gelu, Activation::tanh})
-    for (const bool by_inputs : {false, true}) {
-      SCOPED_TRACE(text(Split{3, by_inputs}));
+    for (const Split& split : kFewSplits) {
+      SCOPED_TRACE(text(split));
       auto problem = random_problem<TypeParam>({21, 9, 5}, true, 30, 18);
       problem.optimizer = {.learning_rate = 0.01};
       problem.activation = problem.output_activation = activation;
-      this->expect_close(this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{3}}), problem, 3);
+      this->expect_close(this->run(problem, layout_of(problem, split), {{3}}), problem, 3);
     }
 }
 
@@ -454,7 +503,7 @@ TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
     SCOPED_TRACE(text(split));
     auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
     problem.optimizer = {.kind = OptimizerKind::rmsprop, .learning_rate = 0.003, .momentum = 0.5, .weight_decay = 0.2};
-    const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
+    const OnChipLayout layout = layout_of(problem, split);
     const auto expect_same_bits = [&](const OnChipLayout& of) {
       const Result<TypeParam> one = this->run(problem, of, {{7}});
       EXPECT_EQ(one.failed, 0u);
@@ -471,8 +520,8 @@ TYPED_TEST(OnChip, OneLaunchAndSeveralHaveTheSameBits) {
 
 TYPED_TEST(OnChip, TakesTheLossAloneOfAnyStep) {
   const auto problem = random_problem<TypeParam>({9, 12, 7, 2}, true, 30, 22);
-  for (const bool by_inputs : {false, true}) {
-    const OnChipLayout layout = make_on_chip(problem.shape(), 3, by_inputs);
+  for (const Split& split : kFewSplits) {
+    const OnChipLayout layout = layout_of(problem, split);
     for (const std::int64_t step : {0, 1, 12345}) {
       const Result<TypeParam> result = this->run(problem, layout, {{1}, 20'000'000'000, step, true});
       const reference::Table x = problem.rows_of(problem.x, step), y = problem.rows_of(problem.y, step);
@@ -520,7 +569,7 @@ TYPED_TEST(OnChip, IsExactOnSmallIntegers) {
     // Once in the order of the data and once in another: the sums are the same.
     const auto expect_exact = [&](bool shuffled, int columns) {
       problem.shuffled = shuffled;
-      OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
+      OnChipLayout layout = layout_of(problem, split);
       if (columns > 0) take_tensor_cores(layout, columns);
       const Result<T> result = this->run(problem, layout, {{1}});
       EXPECT_EQ(result.losses, std::vector<double>{first.loss});
@@ -541,8 +590,8 @@ TYPED_TEST(OnChip, NaNShowsInTheStepThatTakesItsSample) {
   std::int64_t taken = 0;
   while (problem.order().sample(taken) != 23) ++taken;
   ASSERT_GT(taken, 7);
-  for (const bool by_inputs : {false, true}) {
-    const Result<TypeParam> result = this->run(problem, make_on_chip(problem.shape(), 3, by_inputs), {{6}});
+  for (const Split& split : kFewSplits) {
+    const Result<TypeParam> result = this->run(problem, layout_of(problem, split), {{6}});
     for (std::size_t step = 0; step < result.losses.size(); ++step)
       EXPECT_EQ(std::isnan(result.losses[step]), static_cast<std::int64_t>(step) >= taken / 8) << step;
     for (const auto& weights : result.weights) EXPECT_TRUE(std::isnan(weights.front()));
@@ -550,9 +599,9 @@ TYPED_TEST(OnChip, NaNShowsInTheStepThatTakesItsSample) {
 }
 
 TYPED_TEST(OnChip, TwentyRunsHaveTheSameBits) {
-  for (const bool by_inputs : {false, true}) {
+  for (const Split& split : kFewSplits) {
     const auto problem = random_problem<TypeParam>({13, 7, 2}, true, 30, 11);
-    const OnChipLayout layout = make_on_chip(problem.shape(), 3, by_inputs);
+    const OnChipLayout layout = layout_of(problem, split);
     const Result<TypeParam> first = this->run(problem, layout, {{3}});
     for (int i = 1; i < 20; ++i) this->expect_same_bits(this->run(problem, layout, {{3}}), first);
   }
@@ -564,11 +613,11 @@ TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
   const auto failed = [&](const OnChipLayout& layout) { return this->run(problem, layout, {{5}, 50'000'000}).failed; };
   for (const Split& split : kSplits) {
     SCOPED_TRACE(text(split));
-    const OnChipLayout layout = make_on_chip(problem.shape(), split.blocks_log2, split.by_inputs);
+    const OnChipLayout layout = layout_of(problem, split);
     // A block that waits for what follows may be the first to give up.
     const auto expect_late = [&](std::uint64_t code, OnChipPhase phase) {
-      const bool is_followed = late_wait_phase(code) >= 1 && late_wait_phase(code) <= 4 && late_wait_step(code) <= 1;
-      EXPECT_TRUE(layout.blocks() > 2
+      const bool is_followed = late_wait_phase(code) >= 1 && late_wait_phase(code) <= 6 && late_wait_step(code) <= 1;
+      EXPECT_TRUE(layout.all_blocks() > 2
                       ? is_followed
                       : code == on_chip_code(phase, 0) || code == on_chip_code(OnChipPhase::kWeights, 0))
           << code;
@@ -579,6 +628,13 @@ TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
       planted.layer[l].units += layout.blocks();
       expect_late(failed(planted), OnChipPhase::kGradients);
     }
+    if (split.clusters > 1) {
+      OnChipLayout without_owner = layout;  // nobody updates the last units
+      --without_owner.updated;
+      expect_late(failed(without_owner), OnChipPhase::kClusterWeights);
+      EXPECT_EQ(this->run(problem, layout, {{5}, 50'000'000, 0, false, 1}).failed,
+                on_chip_code(OnChipPhase::kLosses, 5));
+    }
     if (!split.by_inputs) continue;
     OnChipLayout without_sum = layout, without_gradient = layout;
     without_sum.sums_bytes += 16;
@@ -587,6 +643,25 @@ TYPED_TEST(OnChip, WaitsInVainEndTheLaunchByItsDeadline) {
     expect_late(failed(without_gradient), OnChipPhase::kOutputGradients);
   }
 }
+
+#if defined(DEVICELOOP_SIMT)
+// One unit of parameters, which the first cluster updates. In order its first thread is the first to give up.
+TYPED_TEST(OnChip, ASumBetweenClustersThatIsLostIsNamed) {
+  const auto problem = random_problem<TypeParam>({1, 1}, false, 7, 4);
+  const OnChipLayout layout = make_on_chip(problem.shape(), 0, false, 2);
+  simt::set_order(simt::Order::kForward);
+  const auto failed = [&](int publication) {
+    simt::lose_publication(publication);
+    return this->run(problem, layout, {{3}, 50'000'000}).failed;
+  };
+  EXPECT_EQ(failed(1), on_chip_code(OnChipPhase::kClusterGradients, 0));
+  // Of each step a sum and the new value.
+  EXPECT_EQ(failed(3), on_chip_code(OnChipPhase::kClusterGradients, 1));
+  EXPECT_NE(failed(2), 0u);
+  EXPECT_EQ(failed(7), 0u);
+  simt::reset();
+}
+#endif
 
 }  // namespace
 }  // namespace deviceloop::cuda

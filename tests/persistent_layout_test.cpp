@@ -70,7 +70,7 @@ TEST(PersistentLayout, PiecesOfTheArenaLieApart) {
     }
     add(layout.at(layout.step.x), 64 * 40);
     add(layout.at(layout.step.y), 64 * 10);
-    if (layout.form == PersistentForm::two_layer) add(layout.tagged, 2 * layout.tagged_slots);
+    if (layout.form == PersistentForm::two_layer) add(layout.tagged, layout.tagged_bytes, 1);
     if (layout.form == PersistentForm::on_chip) add(layout.loss_parts, layout.steps_per_launch * layout.blocks, 8);
     add(layout.scalars, layout.scalar_sets + 1, sizeof(elementwise::StepScalars<float>));
     add(layout.failed, 1, 8);
@@ -165,6 +165,29 @@ TEST(PersistentLayout, MinibatchesOfWideDataAreTakenOnChipByTheirInputs) {
   EXPECT_EQ(layout.phase_name(3), "exchange of the first layer's output gradient");
 }
 
+TEST(PersistentLayout, LargerMinibatchesAreTakenOnChipInSeveralClusters) {
+  const PersistentLayout layout = minibatches({64, 64, 64, 1}, 4096);
+  ASSERT_EQ(layout.refusal, "");
+  EXPECT_EQ(layout.form, PersistentForm::on_chip);
+  EXPECT_GT(layout.on_chip.clusters, 1);
+  EXPECT_EQ(layout.blocks, layout.on_chip.all_blocks());
+  EXPECT_EQ(layout.tagged_bytes, layout.on_chip.tagged_units() * 32);
+  EXPECT_GE(layout.loss_parts, layout.tagged + static_cast<std::uint64_t>(layout.tagged_bytes));
+  EXPECT_GE(layout.blocks_done,
+            layout.loss_parts + static_cast<std::uint64_t>(layout.steps_per_launch * layout.blocks * 8));
+  EXPECT_GT(layout.predicted_us_per_step, layout.floor_us_per_step);
+  EXPECT_EQ(layout.phase_name(4), "exchange of gradients between clusters");
+  EXPECT_EQ(layout.phase_name(5), "exchange of parameters between clusters");
+  EXPECT_EQ(layout.phase_name(6), "sum of the losses of all clusters");
+  EXPECT_EQ(minibatches({64, 64, 64, 1}, 256).tagged_bytes, 0);
+  EXPECT_TRUE(minibatches({784, 128, 10}, 512).on_chip.by_inputs);
+  // Where nothing promises that all of them run at once there is one.
+  GpuCaps alone = hopper();
+  alone.cooperative = false;
+  EXPECT_EQ(minibatches({64, 64, 64, 1}, 1024, alone).on_chip.clusters, 1);
+  EXPECT_NE(minibatches({64, 64, 64, 1}, 4096, alone).refusal.find(" of a block's shared memory, "), std::string::npos);
+}
+
 TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {
   const PersistentLayout layout = layout_of({1000, 100, 1}, 128);
   EXPECT_EQ(layout.form, PersistentForm::two_layer);
@@ -172,7 +195,7 @@ TEST(PersistentLayout, TheStartingCaseTakesTheFormForTwoLayers) {
   EXPECT_EQ(layout.two_layer.cluster_blocks(), 4);
   EXPECT_EQ(layout.two_layer.columns, 250);
   EXPECT_EQ(layout.blocks, 100);
-  EXPECT_EQ(layout.tagged_slots, 2 * 25 * 128);
+  EXPECT_EQ(layout.tagged_bytes, 2 * 25 * 128 * 8);
   EXPECT_EQ(layout.phase_name(0), "exchange within a cluster");
   EXPECT_EQ(layout.phase_name(1), "exchange of the predictions");
 
@@ -241,7 +264,7 @@ TEST(PersistentLayout, RefusalsSayWhatIsNeededAndWhatThereIs) {
   EXPECT_EQ(layout_of({30, 10, 1}, 12, false, PersistentForm::automatic, ampere).form, PersistentForm::two_layer);
   const std::string many = layout_of({1000, 100, 1}, 129, false, PersistentForm::two_layer).refusal;
   EXPECT_NE(many.find("at most 128 samples"), std::string::npos) << many;
-  EXPECT_TRUE(many.ends_with("; use smaller layers, fewer samples or the plan 'graph'")) << many;
+  EXPECT_TRUE(many.ends_with("; use smaller layers, fewer samples, another form or the plan 'graph'")) << many;
   EXPECT_EQ(layout_of({10, 9, 8, 1}, 12, false, PersistentForm::two_layer).refusal,
             "the form 'two-layer' is for one hidden layer, not 2; use another form or the plan 'graph'");
   ampere.cooperative = false;
@@ -267,8 +290,12 @@ TEST(PersistentLayout, KeepsToWhatIsResident) {
   EXPECT_EQ(layout.refusal, "");
   EXPECT_TRUE(layout.two_layer.cluster_blocks() != 4 || layout.two_layer.clusters <= 20);
   network.widths = {64, 64, 64, 1};
-  limits.on_chip_blocks = 8;
+  limits.on_chip_clusters = {1, 1, 1, 1, 0};
   EXPECT_EQ(make_persistent_layout(network, training, hopper(), make_step(network, training), limits).blocks, 8);
+  training.samples = 4096;
+  limits.on_chip_clusters = {0, 0, 0, 0, 6};
+  EXPECT_EQ(make_persistent_layout(network, training, hopper(), make_step(network, training), limits).on_chip.clusters,
+            6);
 }
 
 TEST(PersistentLayout, ALaunchTakesAtMostHalfASecondByThePlan) {

@@ -230,10 +230,12 @@ TEST(MakePlan, AFormOfThePersistentPlanCanBeAskedFor) {
                       .reason,
                   "asked for");
   training.form = PersistentForm::on_chip;
+  DeviceCaps caps = machine_with_gpu();
+  caps.gpus[0].shared_bytes = 64 << 10;
   const std::string message =
-      message_of<Unsupported>(network_of({1000, 100, 1}), training, machine_with_gpu(), ExecutorKind::persistent);
+      message_of<Unsupported>(network_of({1000, 100, 1}), training, caps, ExecutorKind::persistent);
   EXPECT_CONTAINS(message,
-                  " of a block's shared memory, of which there are 160.0 KiB; use smaller layers, fewer samples, "
+                  " of a block's shared memory, of which there are 64.0 KiB; use smaller layers, fewer samples, "
                   "another form or the plan 'graph'");
 }
 
@@ -374,6 +376,8 @@ TEST(MakePlan, TheFusedPlanTakesANetworkThatOnlyPredicts) {
 
 TEST(MakePlan, PrecisionsBelowFp32AreThoseOfTheGraphAndTheCpu) {
   const NetworkSpec network = network_of({1000, 100, 1});
+  DeviceCaps caps = machine_with_gpu();
+  caps.gpus[0].cooperative = false;  // one cluster is too small
   TrainingSpec on_one_thread = training_of(128);
   on_one_thread.threads = 1;
   const Plan in_fp32 = make_plan(network, on_one_thread, machine());
@@ -386,7 +390,7 @@ TEST(MakePlan, PrecisionsBelowFp32AreThoseOfTheGraphAndTheCpu) {
         precision == Precision::tf32x3
             ? "the form 'two-layer' multiplies in fp32 and fp64" + not_in + ", and the parameters"
             : "it multiplies in fp32, fp64 and tf32x3" + not_in + remedy;
-    const Plan on_gpu = make_plan(network, training, machine_with_gpu());
+    const Plan on_gpu = make_plan(network, training, caps);
     EXPECT_EQ(on_gpu.executor, ExecutorKind::graph);
     EXPECT_EQ(on_gpu.candidates[0].reason.find(persistent), 0u) << on_gpu.candidates[0].reason;
     EXPECT_EQ(answer_of(on_gpu, ExecutorKind::graph).reason, "GPU 0 replays captured steps");

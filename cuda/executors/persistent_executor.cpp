@@ -183,21 +183,26 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   /// Excludes what is not resident; false where nothing is left to exclude.
   static bool lower(ResidentLimits& limits, const PersistentLayout& layout) {
-    if (layout.form == PersistentForm::on_chip) {
-      limits.on_chip_blocks = static_cast<int>(layout.blocks) / 2;
-      return layout.blocks > 1;
-    }
-    const int blocks = layout.step.gram ? layout.gram_two_layer.cluster_blocks() : layout.two_layer.cluster_blocks();
-    std::int64_t& most =
-        limits.two_layer_clusters[static_cast<std::size_t>(std::countr_zero(static_cast<unsigned>(blocks)))];
-    const std::int64_t resident = resident_two_layer_form(layout);
+    auto& of_form = layout.form == PersistentForm::on_chip ? limits.on_chip_clusters : limits.two_layer_clusters;
+    const auto blocks = static_cast<unsigned>(cluster_blocks(layout));
+    std::int64_t& most = of_form[static_cast<std::size_t>(std::countr_zero(blocks))];
+    const std::int64_t resident = resident_form(layout);
+    // More clusters than planned would take more memory than the plan promised.
+    if (layout.form == PersistentForm::on_chip)
+      for (std::int64_t& each : of_form) each = std::min<std::int64_t>(each, layout.on_chip.clusters);
     if (resident >= most) return false;
     most = resident;
     return true;
   }
 
-  /// Clusters of the form for two layers that run at once.
-  static std::int64_t resident_two_layer_form(const PersistentLayout& layout) {
+  static int cluster_blocks(const PersistentLayout& layout) {
+    if (layout.form == PersistentForm::on_chip) return layout.on_chip.blocks();
+    return layout.step.gram ? layout.gram_two_layer.cluster_blocks() : layout.two_layer.cluster_blocks();
+  }
+
+  /// Clusters of a launch that run at once.
+  static std::int64_t resident_form(const PersistentLayout& layout) {
+    if (layout.form == PersistentForm::on_chip) return resident_clusters_on_chip(layout.on_chip);
     return layout.step.gram ? resident_gram_two_layer<T>(layout.gram_two_layer)
                             : resident_two_layer<T>(layout.two_layer);
   }
@@ -205,32 +210,28 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// The kernel gets its memory. Empty where all blocks of a launch then run at once; else they would wait for each
   /// other until the deadline.
   static std::string why_not_resident(const PersistentLayout& layout) {
-    if (layout.form == PersistentForm::on_chip) {
-      if (runs_on_chip(layout.on_chip)) return "";
-      return layout.gpu.name + " runs no cluster of " + std::to_string(layout.blocks) + " blocks with " +
-             bytes_text(static_cast<std::uint64_t>(layout.on_chip.shared_bytes)) + " of shared memory each";
-    }
-    std::int64_t needed = layout.two_layer.clusters;
-    if (layout.step.gram) {
+    if (layout.form == PersistentForm::on_chip)
+      prepare_on_chip<T>(layout.on_chip);
+    else if (layout.step.gram)
       prepare_gram_two_layer<T>(layout.gram_two_layer, true);
-      needed = layout.gram_two_layer.blocks / layout.gram_two_layer.cluster_blocks();
-    } else {
+    else
       prepare_two_layer<T>(layout.two_layer, true);
-    }
-    const std::int64_t resident = resident_two_layer_form(layout);
+    const std::int64_t needed = layout.blocks / cluster_blocks(layout), resident = resident_form(layout);
     if (resident >= needed) return "";
+    if (layout.form == PersistentForm::on_chip && resident == 0)
+      return layout.gpu.name + " runs no cluster of " + std::to_string(layout.on_chip.blocks()) + " blocks with " +
+             bytes_text(static_cast<std::uint64_t>(layout.on_chip.shared_bytes)) + " of shared memory each";
     return std::to_string(needed) + (layout.blocks > needed ? " clusters" : " blocks") +
            " must run at once, of which " + layout.gpu.name + " runs " + std::to_string(resident);
   }
 
   /// CUDA answers with an error where the GPU has no clusters of that size at all.
-  static bool runs_on_chip(const OnChipLayout& layout) {
-    prepare_on_chip<T>(layout);
+  static std::int64_t resident_clusters_on_chip(const OnChipLayout& layout) {
     try {
-      return resident_on_chip<T>(layout) > 0;
+      return resident_on_chip<T>(layout);
     } catch (const DeviceError& error) {
       if (error.code() != cudaErrorInvalidClusterSize) throw;
-      return false;
+      return 0;
     }
   }
 
@@ -252,7 +253,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       this->upload(at<Scalars>(layout_.scalars) + layout_.scalar_sets, &adding, sizeof adding);
       status_ = PinnedBuffer(sizeof(std::uint64_t));
       *static_cast<std::uint64_t*>(status_.data()) = 0;
-      if (!is_on_chip()) try_cooperative();
+      try_cooperative();
     }
     preparation_.lap("memory");
     rehearse();
@@ -287,7 +288,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
   void try_cooperative() {
-    if ((gram_ ? layout_.gram_two_layer.cluster_blocks() : layout_.two_layer.cluster_blocks()) == 1) return;
+    if (cluster_blocks(layout_) == 1 || (is_on_chip() && layout_.on_chip.clusters == 1)) return;
     try {
       launch_steps(0, 0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
@@ -312,15 +313,21 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// Tags are nonzero and unique.
   void clear_tags() {
     DEVICELOOP_CHECK_CUDA(cudaMemsetAsync(at<unsigned char>(layout_.tagged), 0,
-                                          static_cast<std::size_t>(layout_.tagged_slots) * 2 * sizeof(T), stream()));
+                                          static_cast<std::size_t>(layout_.tagged_bytes), stream()));
     next_tag_ = 1;
+  }
+
+  /// The first of as many tags as steps, which no launch has used before.
+  unsigned take_tags(std::int64_t steps) {
+    if (steps > static_cast<std::int64_t>(~next_tag_)) clear_tags();
+    return std::exchange(next_tag_, next_tag_ + static_cast<unsigned>(steps));
   }
 
   T leaky_slope() const { return static_cast<T>(this->network_.leaky_slope); }
   std::uint64_t timeout_ns() const { return static_cast<std::uint64_t>(training_.deadline_ms) * 1000000; }
 
   void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
-    if (steps > static_cast<std::int64_t>(~next_tag_)) clear_tags();
+    const unsigned first_tag = take_tags(steps);
     const Step& step = layout_.step;
     const auto fill = [&](auto arguments) {
       arguments.y = y_ != nullptr ? y_ : tensor(step.y);
@@ -331,7 +338,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       arguments.learning_rate = static_cast<T>(training_.optimizer.learning_rate);
       arguments.steps = steps;
       arguments.keep = keep;
-      arguments.first_tag = next_tag_;
+      arguments.first_tag = first_tag;
       arguments.timeout_ns = timeout_ns();
       arguments.failed = at<std::uint64_t>(layout_.failed);
       return arguments;
@@ -349,7 +356,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       arguments.b1 = tensor(step.layers[0].bias);
       launch_two_layer(arguments, layout_.two_layer, is_cooperative_, stream());
     }
-    next_tag_ += static_cast<unsigned>(steps);
   }
 
   OnChipParameter<T> on_chip_parameter(TensorId values, const StateTensors& states) const {
@@ -393,7 +399,15 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     arguments.loss_parts = at<double>(layout_.loss_parts);
     arguments.timeout_ns = timeout_ns();
     arguments.failed = at<std::uint64_t>(layout_.failed);
-    launch_on_chip(arguments, layout_.on_chip, stream());
+    const bool has_clusters = layout_.on_chip.clusters > 1;
+    if (has_clusters) {
+      arguments.tagged = at<TaggedUnit>(layout_.tagged);
+      arguments.first_tag = take_tags(steps);
+      arguments.blocks_done = at<unsigned>(layout_.blocks_done);
+      arguments.done_before = blocks_done_;
+    }
+    launch_on_chip(arguments, layout_.on_chip, is_cooperative_, stream());
+    if (has_clusters) blocks_done_ += static_cast<unsigned>(layout_.blocks);
   }
 
   void copy(TensorId to, TensorId from) const {
@@ -472,8 +486,9 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   const PersistentLayout layout_;
   const T *x_ = nullptr, *y_ = nullptr;  ///< the caller's, where they are read there
   std::optional<ScalarQueue<T>> scalars_;
-  PinnedBuffer status_;    ///< layout_.failed, after the last launch that has ended
-  unsigned next_tag_ = 1;  ///< of the form for two layers
+  PinnedBuffer status_;       ///< layout_.failed, after the last launch that has ended
+  unsigned next_tag_ = 1;     ///< of blocks that exchange words through global memory
+  unsigned blocks_done_ = 0;  ///< in all launches, of the form on-chip in several clusters
   bool is_cooperative_ = true;
   std::optional<GramRun> gram_;
 };

@@ -29,6 +29,11 @@ struct alignas(16) Tagged<double> {
   std::uint64_t words[2];
 };
 
+/// The same of 16 bytes of any kind: four words, each with the tag and a quarter of them.
+struct alignas(32) TaggedUnit {
+  std::uint64_t words[4];
+};
+
 /// A barrier in shared memory (PTX: mbarrier) that counts arrivals of threads and bytes of asynchronous stores. A phase
 /// ends when all arrivals of init_transactions() are there and as many bytes have landed as arrive_expecting() has
 /// announced in it; the next phase then begins with the same number of arrivals. Phases count from 0; a wait names the
@@ -265,8 +270,9 @@ __device__ inline std::uint64_t tagged_word(std::uint32_t bits, unsigned tag) {
 // and the reader polls the word until it has the tag that it waits for. The word itself orders the read after the
 // write, without a barrier. PTX performs an aligned access of 8 bytes as one memory operation; and a relaxed store and
 // load of the same scope and the same bytes are morally strong in its memory model, so that they are no data race. A
-// Tagged<double> is two such words, each with the tag and half of the value: nothing depends on 16 bytes being written
-// at once.
+// Tagged<double> is two such words, each with the tag and half of the value, and a TaggedUnit four: nothing depends on
+// 16 bytes being written at once. Two words may travel by one access: PTX takes the elements of a vector for accesses
+// of their own.
 __device__ inline void store_tagged_word(std::uint64_t* to, std::uint64_t word) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" : : "l"(__cvta_generic_to_global(to)), "l"(word) : "memory");
 }
@@ -274,6 +280,18 @@ __device__ inline std::uint64_t load_tagged_word(const std::uint64_t* from) {
   std::uint64_t word;
   asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(__cvta_generic_to_global(from)) : "memory");
   return word;
+}
+__device__ inline void store_tagged_pair(std::uint64_t* to, std::uint64_t first, std::uint64_t second) {
+  asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "l"(first), "l"(second)
+               : "memory");
+}
+__device__ inline void load_tagged_pair(const std::uint64_t* from, std::uint64_t& first, std::uint64_t& second) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
+               : "=l"(first), "=l"(second)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
 }
 
 }  // namespace detail
@@ -302,6 +320,15 @@ __device__ inline void publish(Tagged<double>* word, double value, unsigned tag)
   detail::store_tagged_word(&word->words[0], detail::tagged_word(static_cast<std::uint32_t>(bits >> 32), tag));
   detail::store_tagged_word(&word->words[1], detail::tagged_word(static_cast<std::uint32_t>(bits), tag));
 }
+template <class Unit>
+__device__ void publish(TaggedUnit* to, const Unit& value, unsigned tag) {
+  static_assert(sizeof(Unit) == 16);
+  std::uint32_t bits[4];
+  std::memcpy(bits, &value, sizeof bits);
+#pragma unroll
+  for (int i = 0; i < 4; i += 2)
+    detail::store_tagged_pair(to->words + i, detail::tagged_word(bits[i], tag), detail::tagged_word(bits[i + 1], tag));
+}
 /// @}
 
 /// Reads a value; false if it does not have that tag yet.
@@ -316,6 +343,24 @@ __device__ inline bool try_read(Tagged<double>* word, unsigned tag, double& valu
   const std::uint64_t low = detail::load_tagged_word(&word->words[1]);
   value = __longlong_as_double(static_cast<long long>((high & 0xffffffff00000000u) | low >> 32));
   return static_cast<std::uint32_t>(high) == tag && static_cast<std::uint32_t>(low) == tag;
+}
+template <class Unit>
+__device__ bool try_read(const TaggedUnit* from, unsigned tag, Unit& value) {
+  static_assert(sizeof(Unit) == 16);
+  std::uint32_t bits[4];
+  bool all = true;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    std::uint64_t words[2];
+    detail::load_tagged_pair(from->words + i, words[0], words[1]);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      bits[i + k] = static_cast<std::uint32_t>(words[k] >> 32);
+      all &= static_cast<std::uint32_t>(words[k]) == tag;
+    }
+  }
+  std::memcpy(&value, bits, sizeof bits);
+  return all;
 }
 /// @}
 
@@ -369,6 +414,21 @@ __device__ bool wait_tagged_at(T (&values)[count], Tagged<T>* words, const int (
         bool all = true;
 #pragma unroll
         for (int i = 0; i < count; ++i) all &= try_read(words + offsets[i], tag, values[i]);
+        return all;
+      },
+      deadline, code);
+}
+
+/// The same of units, where an offset below 0 stands for none, whose value is left as it is.
+template <int count, class Unit>
+__device__ bool wait_tagged_at(Unit (&values)[count], const TaggedUnit* units, const int (&offsets)[count],
+                               unsigned tag, const Deadline& deadline, std::uint64_t code) {
+  return detail::poll<true>(
+      [&] {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < count; ++i)
+          if (offsets[i] >= 0) all &= try_read(units + offsets[i], tag, values[i]);
         return all;
       },
       deadline, code);

@@ -80,6 +80,10 @@ constexpr double kOnChipTileClocks = 150;   ///< a tile, beside that
 constexpr double kOnChipTensorClocks = 80;       ///< a warp alone, for eight of the inner dimension of 16 rows,
 constexpr double kOnChipTensorColumnClocks = 1;  ///< and a column of each of several warps
 
+// Of several clusters, beside what their words take of L2. A prediction: a prototype of one exchange took 2.05 us more
+// with 4 clusters of 16 blocks, of 64 rows each, than with one, in bf16; the product's two take kL2ExchangeUs more.
+constexpr double kOnChipClustersUs = 2.05 + kL2ExchangeUs;
+
 // The kernel that trains narrow networks by tensor cores, which waits for a GPU. Fitted to a prototype on an H100,
 // whose steps of 64-64-64-1 took 7.9 us (8448 rows), 8.9 (2^14), 14.1 (2^16), 32.5 (2^18) and 107 (2^20), and those of
 // 128-128-128-1 22.7 (2^14), 39.4 (2^16), 103 (2^18) and 347 (2^20); it had a chain more than the kernel.

@@ -95,13 +95,15 @@ double cut(OnChipProduct& product, std::int64_t down, std::int64_t across, std::
 
 }  // namespace
 
-OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inputs) {
+OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inputs, int clusters) {
   const int element = shape.element_bytes, unit = 16 / element;
   OnChipLayout layout;
   layout.layers = static_cast<int>(shape.widths.size()) - 1;
+  layout.clusters = clusters;
   layout.blocks_log2 = blocks_log2;
   layout.batch = static_cast<int>(shape.batch);
-  layout.rows = static_cast<int>(divide_up(shape.batch, layout.blocks()));
+  layout.cluster_rows = static_cast<int>(divide_up(shape.batch, clusters));
+  layout.rows = static_cast<int>(divide_up(layout.cluster_rows, layout.blocks()));
   layout.rows_padded = padded(layout.rows);
   layout.inputs = static_cast<int>(shape.widths.front());
   layout.target_columns = static_cast<int>(shape.target_columns);
@@ -109,7 +111,7 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inp
   layout.tf32x3 = shape.tf32x3;
   layout.states = shape.states;
   layout.by_inputs = by_inputs;
-  layout.input_rows = by_inputs ? layout.batch : layout.rows;
+  layout.input_rows = by_inputs ? layout.cluster_rows : layout.rows;
   layout.input_rows_padded = padded(layout.input_rows);
   const std::int64_t split_inputs = std::int64_t{layout.inputs} + (shape.bias ? 1 : 0);  // where they are
   const int inputs_of_block = by_inputs ? padded(divide_up(split_inputs, layout.blocks())) : layout.inputs;
@@ -137,7 +139,6 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inp
     layer.first_owned = layout.owned;
     layout.owned += layer.owned;
     (is_split ? own_update_turns : update_turns) += layer.owned;
-    layer.received_at = places.take(std::int64_t{layer.owned} * (is_split ? 1 : layout.blocks()) * 16);
     const int input_rows = index == 0 ? layout.input_rows_padded : layout.rows_padded;
     taken += cut(layer.forward, input_rows, layer.out, layer.in, is_split, shape.tf32x3);
     if (index > 0) taken += cut(layer.input_gradient, layout.rows_padded, layer.in, layer.out, false, shape.tf32x3);
@@ -147,19 +148,33 @@ OnChipLayout make_on_chip(const OnChipShape& shape, int blocks_log2, bool by_inp
     layout.rows_of_block = SmallDivisor::of(static_cast<unsigned>(layout.rows));
     layout.sums_bytes = layout.input_blocks * across * 16;
     layout.sums_at = places.take(std::int64_t{layout.rows} * layout.sums_bytes);
-    layout.output_gradient_bytes = layout.batch * across * 16;
+    layout.output_gradient_bytes = across * 16;
     layout.output_gradient_at = take_rows(layout.input_rows_padded, layer.out_stride);
+  }
+  layout.updated = static_cast<int>(divide_up(layout.owned, clusters));
+  for (int index = 0; index < layout.layers; ++index) {
+    OnChipLayer& layer = layout.layer[index];
+    const bool is_split = by_inputs && index == 0;
+    layer.received_at = places.take(
+        16 * (is_split ? std::min(layer.owned, layout.updated) : std::int64_t{layer.owned} * layout.blocks()));
   }
   layout.target_at = places.take(std::int64_t{2} * layout.rows * layout.target_columns * element);
   layout.row_weight_at = places.take(std::int64_t{2} * layout.rows * element);
-  layout.state_at = places.take(std::int64_t{layout.states} * layout.owned * 16);
+  layout.state_at = places.take(std::int64_t{layout.states} * layout.updated * 16);
   layout.sample_at = places.take(std::int64_t{layout.input_rows} * 8);
   layout.scalars_at =
       places.take(element == 4 ? sizeof(elementwise::StepScalars<float>) : sizeof(elementwise::StepScalars<double>));
   layout.control_at = places.take(kOnChipControlBytes);
   layout.shared_bytes = places.used();
 
-  const double exchange_us = blocks_log2 == 0 ? gpu_costs::kOnChipAloneUs : gpu_costs::kOnChipUs;
+  double exchange_us = blocks_log2 == 0 ? gpu_costs::kOnChipAloneUs : gpu_costs::kOnChipUs;
+  if (clusters > 1) {
+    // Of the list of units all but the cluster's range go out as sums, and as many come in; the range goes out as
+    // parameters, and all else comes in.
+    const std::int64_t moved = (3 * (std::int64_t{clusters} - 1) + 1) * layout.blocks() * layout.owned;
+    exchange_us += gpu_costs::kOnChipClustersUs +
+                   static_cast<double>(kTaggedUnitBytes * moved) / (gpu_costs::kL2GbPerSecond * 1e3);
+  }
   const auto turns = [](std::int64_t units) { return static_cast<double>(divide_up(units, kOnChipThreads)); };
   layout.estimated_us = exchange_us + turns(update_turns) * gpu_costs::kOnChipUpdateUs +
                         turns(own_update_turns) * gpu_costs::kOnChipOwnUpdateUs +
@@ -183,31 +198,38 @@ OnChipDecision decide_on_chip(const OnChipShape& shape, const OnChipDevice& devi
                        std::to_string(widest);
     return decision;
   }
-  std::int64_t fewest_bytes = 0, most_inputs = 0;
+  std::int64_t fewest_bytes = 0, most_inputs = 0, most_blocks = 0;
   bool fewest_by_inputs = false;
-  // Blocks without a row would only wait.
+  const auto consider = [&](int log2, int clusters, bool by_inputs) {
+    const OnChipLayout layout = make_on_chip(shape, log2, by_inputs, clusters);
+    if (fewest_bytes == 0 || layout.shared_bytes < fewest_bytes) {
+      fewest_bytes = layout.shared_bytes;
+      fewest_by_inputs = by_inputs;
+    }
+    if (layout.shared_bytes > device.shared_bytes) return;
+    if (decision.layout.layers > 0 && layout.estimated_us >= decision.layout.estimated_us) return;
+    decision.layout = layout;
+  };
+  // Clusters and blocks without a row would only wait.
   for (int log2 = 0; 1 << log2 <= kOnChipBlocks; ++log2) {
     const std::int64_t blocks = std::int64_t{1} << log2;
-    if (blocks > device.most_blocks || blocks > device.multiprocessors || (blocks > 1 && blocks > shape.batch)) break;
-    if (divide_up(shape.batch, blocks) > kOnChipRows) continue;
-    most_inputs = kOnChipWidth * blocks;
-    for (const bool by_inputs : {false, true}) {
-      if (by_inputs && blocks == 1) continue;
-      if (inputs > kOnChipWidth * (by_inputs ? blocks : 1)) continue;
-      const OnChipLayout layout = make_on_chip(shape, log2, by_inputs);
-      if (fewest_bytes == 0 || layout.shared_bytes < fewest_bytes) {
-        fewest_bytes = layout.shared_bytes;
-        fewest_by_inputs = by_inputs;
-      }
-      if (layout.shared_bytes > device.shared_bytes) continue;
-      if (decision.layout.layers > 0 && layout.estimated_us >= decision.layout.estimated_us) continue;
-      decision.layout = layout;
+    const std::int64_t resident = device.resident_clusters[static_cast<std::size_t>(log2)];
+    most_blocks = std::max(most_blocks, resident * blocks);
+    for (std::int64_t clusters = 1; clusters <= std::min(resident, shape.batch); ++clusters) {
+      const std::int64_t rows = divide_up(shape.batch, clusters);
+      if (blocks > 1 && blocks > rows) break;
+      if ((clusters - 1) * rows >= shape.batch || divide_up(rows, blocks) > kOnChipRows) continue;
+      most_inputs = std::max(most_inputs, kOnChipWidth * blocks);
+      for (const bool by_inputs : {false, true})
+        if (inputs <= kOnChipWidth * (by_inputs ? blocks : 1) && !(by_inputs && blocks == 1))
+          consider(log2, static_cast<int>(clusters), by_inputs);
     }
   }
   if (decision.layout.layers > 0) return decision;
   if (most_inputs == 0)
     decision.refusal = "the form 'on-chip' is for at most " + std::to_string(kOnChipRows) +
-                       " samples a step for each block of a cluster, not " + std::to_string(shape.batch);
+                       " samples a step for each of " + std::to_string(most_blocks) + " blocks, not " +
+                       std::to_string(shape.batch);
   else if (fewest_bytes == 0)
     decision.refusal = "the form 'on-chip' is for at most " + std::to_string(kOnChipWidth) +
                        " inputs for each block of a cluster, here together " + std::to_string(most_inputs) + ", not " +
@@ -230,16 +252,30 @@ const char* name(OnChipPhase phase) {
     case OnChipPhase::kSums:
       return "exchange of the first layer's sums";
     case OnChipPhase::kOutputGradients:
+      return "exchange of the first layer's output gradient";
+    case OnChipPhase::kClusterGradients:
+      return "exchange of gradients between clusters";
+    case OnChipPhase::kClusterWeights:
+      return "exchange of parameters between clusters";
+    case OnChipPhase::kLosses:
       break;
   }
-  return "exchange of the first layer's output gradient";
+  return "sum of the losses of all clusters";
 }
 
 std::string describe(const OnChipLayout& layout) {
   const int blocks = layout.blocks();
-  return std::string("one ") + (blocks == 1 ? "block" : "cluster of " + std::to_string(blocks) + " blocks") +
-         " that keeps all parameters on chip, " + bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) +
-         (blocks == 1 ? " of shared memory" : " of shared memory each") + "; " + (blocks == 1 ? "it" : "a block") +
+  const bool is_alone = layout.all_blocks() == 1;
+  const std::string each = blocks == 1 ? "one block" : std::to_string(blocks) + " blocks";
+  const std::string who = is_alone               ? "one block that keeps all parameters on chip"
+                          : layout.clusters == 1 ? "one cluster of " + each + " that keeps all parameters on chip"
+                                                 : std::to_string(layout.clusters) + " clusters of " + each +
+                                                       " that keep all parameters on chip each and exchange sums of "
+                                                       "gradients";
+  return who + ", " + bytes_text(static_cast<std::uint64_t>(layout.shared_bytes)) + " of shared memory" +
+         (is_alone              ? "; it"
+          : layout.clusters > 1 ? " a block, which"
+                                : " each; a block") +
          " has " + (layout.by_inputs ? std::to_string(layout.layer[0].in) + " inputs of the first layer and " : "") +
          std::to_string(layout.rows) + (layout.rows == 1 ? " row" : " rows") + " of a step" +
          (layout.tf32x3 ? "; products by three in TF32 on tensor cores" : "");

@@ -148,7 +148,7 @@ class Builder {
       way.refuse(decision.refusal, !decision.fits());
       if (!decision.fits()) return;
       layout = decision.layout;
-      layout_.tagged_slots = layout.slots();
+      layout_.tagged_bytes = layout.slots() * 2 * static_cast<std::int64_t>(element_);
       way.blocks = blocks;
       way.us = layout.estimated_us;
     };
@@ -191,12 +191,14 @@ class Builder {
     shape.states = static_cast<int>(elementwise::states_of(training_.optimizer.kind).size());
     shape.by_row = !is_by_element(training_.loss);
     shape.target_columns = step().tensor(step().y).columns;
-    const cuda::OnChipDecision decision = cuda::decide_on_chip(
-        shape, {static_cast<std::int64_t>(gpu.shared_bytes), gpu.multiprocessors, limits_.on_chip_blocks});
+    cuda::OnChipDevice device = on_chip_device(gpu);
+    for (std::size_t log2 = 0; log2 < device.resident_clusters.size(); ++log2)
+      device.resident_clusters[log2] = std::min(device.resident_clusters[log2], limits_.on_chip_clusters[log2]);
+    const cuda::OnChipDecision decision = cuda::decide_on_chip(shape, device);
     way.refuse(decision.refusal, decision.is_too_large);
     if (!decision.refusal.empty()) return way;
     layout_.on_chip = decision.layout;
-    way.blocks = decision.layout.blocks();
+    way.blocks = decision.layout.all_blocks();
     way.us = decision.layout.estimated_us;
     return way;
   }
@@ -240,13 +242,16 @@ class Builder {
     if (layout_.form == PersistentForm::two_layer)
       return products_us + kL2HopUs + (layout_.two_layer.cluster_blocks() > 1 ? kPeerHopUs : 0);
     // Of the form on_chip; split by inputs, the parameters are exchanged behind the gradient of the first layer's.
-    return products_us + (layout_.blocks > 1 ? 2 * kPeerHopUs : 0);
+    return products_us + (layout_.on_chip.blocks() > 1 ? 2 * kPeerHopUs : 0) +
+           (layout_.on_chip.clusters > 1 ? 2 * kL2HopUs : 0);
   }
 
   void place_the_rest() {
     if (batch_ > 0) {
       const bool is_two_layer = layout_.form == PersistentForm::two_layer;
-      if (is_two_layer && layout_.refusal.empty()) layout_.tagged = arena_.take(layout_.tagged_slots, 1, 2 * element_);
+      if (!is_two_layer) layout_.tagged_bytes = layout_.on_chip.tagged_units() * cuda::kTaggedUnitBytes;
+      if (!layout_.refusal.empty()) layout_.tagged_bytes = 0;
+      if (layout_.tagged_bytes > 0) layout_.tagged = arena_.take(layout_.tagged_bytes, 1, 1);
       const double us = std::max(layout_.predicted_us_per_step, 1.0);
       layout_.steps_per_launch =
           std::clamp(static_cast<std::int64_t>(gpu_costs::kLongestLaunchUs / us), std::int64_t{1}, kMostStepsPerLaunch);
@@ -254,6 +259,7 @@ class Builder {
       layout_.loss = arena_.take(1, 1, sizeof(double));
       layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
       if (!is_two_layer) layout_.loss_parts = arena_.take(layout_.steps_per_launch, layout_.blocks, sizeof(double));
+      if (!is_two_layer && layout_.on_chip.clusters > 1) layout_.blocks_done = arena_.take(1, 1, sizeof(std::uint32_t));
       if (scalars_vary(training_)) layout_.scalar_sets = layout_.steps_per_launch;
       layout_.scalars = arena_.take(layout_.scalar_sets + 1, 1, scalars_bytes(training_.precision));
       if (step().gram)
@@ -303,6 +309,15 @@ cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu) {
   device.shared_bytes = static_cast<std::int64_t>(gpu.shared_bytes);
   device.resident_clusters = {all, has_clusters ? all / 2 : 0, has_clusters ? all / 4 * 10 / 11 : 0,
                               has_clusters ? all / 8 * 15 / 16 : 0, 0};
+  return device;
+}
+
+cuda::OnChipDevice on_chip_device(const GpuCaps& gpu) {
+  cuda::OnChipDevice device{static_cast<std::int64_t>(gpu.shared_bytes), two_layer_device(gpu).resident_clusters};
+  device.resident_clusters[4] = gpu.multiprocessors / 16 * 7 / 8;
+  for (std::size_t log2 = 0; log2 < device.resident_clusters.size(); ++log2)
+    if (!gpu.cooperative || device.resident_clusters[log2] == 0)
+      device.resident_clusters[log2] = std::min<std::int64_t>(gpu.multiprocessors >> log2, 1);
   return device;
 }
 

@@ -21,10 +21,10 @@
 namespace deviceloop {
 
 /// What a device runs at once, where an executor has asked it: at most so many clusters of 1, 2, 4, 8 and 16 blocks of
-/// the form `two_layer`, and blocks of the form `on_chip`.
+/// each form.
 struct ResidentLimits {
   std::array<std::int64_t, 5> two_layer_clusters = {kAny, kAny, kAny, kAny, kAny};
-  int on_chip_blocks = cuda::kOnChipBlocks;
+  std::array<std::int64_t, 5> on_chip_clusters = two_layer_clusters;
 
   static constexpr std::int64_t kAny = std::numeric_limits<std::int64_t>::max();
 };
@@ -55,11 +55,13 @@ struct PersistentLayout {
   std::int64_t scalar_sets = 1;  ///< 1 where all steps have the same, else steps_per_launch
   std::uint64_t slots = 0;       ///< double: partial sums of a rebuild
   std::uint64_t failed = 0;      ///< 64 bits: why a launch gave up
-  std::uint64_t tagged = 0;      ///< with the form `two_layer`: Tagged<T> [tagged_slots]
-  std::int64_t tagged_slots = 0;
-  std::uint64_t losses = 0;      ///< double [2, steps_per_launch]
-  std::uint64_t loss = 0;        ///< double: of a launch that asks for the loss alone
-  std::uint64_t loss_parts = 0;  ///< with the form `on_chip`: double [steps_per_launch, blocks]
+  /// With the form `two_layer` Tagged<T> [slots()], with `on_chip` of several clusters TaggedUnit [tagged_units()].
+  std::uint64_t tagged = 0;
+  std::int64_t tagged_bytes = 0;
+  std::uint64_t losses = 0;       ///< double [2, steps_per_launch]
+  std::uint64_t loss = 0;         ///< double: of a launch that asks for the loss alone
+  std::uint64_t loss_parts = 0;   ///< with the form `on_chip`: double [steps_per_launch, blocks]
+  std::uint64_t blocks_done = 0;  ///< the same of several clusters: 32 bits
   PredictionSpace prediction;
   std::uint64_t bytes = 0;
 
@@ -85,5 +87,9 @@ void ask_persistent(const Request& request, Answer& answer);
 /// and 15 in 16 of those that the multiprocessors would hold, because clusters lie within a part of the GPU and some
 /// parts are smaller: as on an H100 (bench/probe/, cluster_residency).
 cuda::TwoLayerDevice two_layer_device(const GpuCaps& gpu);
+
+/// What the form `on_chip` asks of it. Several clusters run at once where a launch can be cooperative; those of 16
+/// blocks are taken to be 7 of the 8 that the multiprocessors would hold (cluster_residency, as above).
+cuda::OnChipDevice on_chip_device(const GpuCaps& gpu);
 
 }  // namespace deviceloop

@@ -48,6 +48,18 @@ class PersistentExecutor : public ::testing::Test {
     problem.training.form = form;
     return problem;
   }
+  /// A GPU whose blocks have too little memory for what one cluster would have to hold.
+  static simt::Device of_small_clusters(int shared_kib) {
+    simt::Device device{"six", 9, 0, 6};
+    device.shared_bytes = shared_kib << 10;
+    return device;
+  }
+  static Problem minibatches() {
+    Problem problem = Problem::random({64, 64, 64, 1}, true, 150, Precision::fp32, Init::he, 1e-5);
+    problem.training.batch_size = 64;
+    problem.training.form = PersistentForm::on_chip;
+    return problem;
+  }
   static int difference(int simt::Counts::*count, const simt::Counts& before) {
     return simt::counts().*count - before.*count;
   }
@@ -194,6 +206,51 @@ TEST_F(PersistentExecutor, WhereAClusterOfSixteenIsTooLargeEightBlocksTrainOnChi
                   "use the plan 'graph'");
 }
 
+TEST_F(PersistentExecutor, OnChipTakesAsManyClustersAsRunAtOnce) {
+  const Problem problem = minibatches();
+  simt::Device device = of_small_clusters(94);
+  const auto train = [&] {
+    simt::set_devices({device});
+    std::size_t before = 0, after = 0, total = 0;
+    EXPECT_EQ(cudaMemGetInfo(&before, &total), cudaSuccess);
+    Trainer trainer = trainer_of(problem);
+    EXPECT_EQ(cudaMemGetInfo(&after, &total), cudaSuccess);
+    EXPECT_EQ(trainer.plan().bytes, before - after);
+    return trainer.train(3);
+  };
+  const TrainReport of_three = train();
+  EXPECT_MENTIONS(of_three.algorithms.at(0), "3 clusters of 2 blocks that keep all parameters on chip each");
+  device.cooperative_with_clusters = cudaErrorNotSupported;
+  const TrainReport plain = train();
+  EXPECT_MENTIONS(plain.algorithms.at(0), ", no cooperative launch");
+  EXPECT_EQ(plain.losses, of_three.losses);
+  device.resident_clusters = 2;
+  simt::set_devices({device});
+  EXPECT_MENTIONS(refusal<Unsupported>("plan 'persistent': ", [&] { trainer_of(problem); }),
+                  "3 clusters must run at once, of which six runs 2; use the plan 'graph'");
+}
+
+// The first words of a step are sums, the last are parameters; blocks that wait for what follows may be the first to
+// give up.
+TEST_F(PersistentExecutor, AWordBetweenClustersThatIsLostEndsTheLaunchByItsDeadline) {
+  Problem problem = minibatches();
+  problem.training.deadline_ms = 50;
+  simt::set_devices({of_small_clusters(94)});
+  for (const int word : {1, 4200, 6000}) {
+    SCOPED_TRACE(word);
+    Trainer trainer = trainer_of(problem);
+    simt::lose_publication(word);
+    const std::string message = refusal<DeviceError>(
+        "plan 'persistent': the GPU's blocks waited for each other longer than 50 ms, in step 0 of a launch, phase "
+        "'exchange of parameters",
+        [&] { trainer.train(2); });
+    EXPECT_MENTIONS(message, word == 1 ? "phase 'exchange of parameters between clusters'" : "");
+  }
+  Trainer trainer = trainer_of(problem);
+  simt::lose_publication(1000000);  // more than there are
+  EXPECT_EQ(trainer.train(2).losses.size(), 2u);
+}
+
 TEST_F(PersistentExecutor, MemoryThatIsTakenByOthersIsSeenBeforeAllocating) {
   const Problem problem = small();
   simt::set_devices({{"small", 9, 0, 132, std::size_t{2} << 20}});
@@ -330,10 +387,14 @@ double largest_error(const std::vector<double>& losses, const std::vector<double
 // In the same order of samples, over several epochs, in two calls: by Adam, whose rate follows a schedule.
 // Wide data have their first layer split by inputs.
 TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
-  for (const auto& [loss, inputs, by_inputs] : {std::tuple(Loss::squared_error, 24, false),
-                                                {Loss::cross_entropy, 24, false},
-                                                {Loss::cross_entropy, 800, true}}) {
-    SCOPED_TRACE(std::to_string(static_cast<int>(loss)) + ", " + std::to_string(inputs) + " inputs");
+  for (const auto& [loss, inputs, by_inputs, several] : {std::tuple(Loss::squared_error, 24, false, false),
+                                                         {Loss::cross_entropy, 24, false, false},
+                                                         {Loss::cross_entropy, 800, true, false},
+                                                         {Loss::squared_error, 24, false, true},
+                                                         {Loss::cross_entropy, 600, true, true}}) {
+    SCOPED_TRACE(std::to_string(static_cast<int>(loss)) + ", " + std::to_string(inputs) + " inputs, " +
+                 (several ? "several clusters" : "one"));
+    simt::set_devices({several ? of_small_clusters(by_inputs ? 200 : 40) : simt::Device{}});
     Problem problem = Problem::random({inputs, 40, 20, 3}, true, 300, Precision::fp32, Init::he, 1e-3);
     problem.training.batch_size = by_inputs ? 64 : 128;
     problem.training.loss = loss;
@@ -353,6 +414,7 @@ TEST_F(PersistentExecutor, TrainsOnMinibatchesOnChipAsTheCpuDoes) {
       losses.insert(losses.end(), more.losses.begin(), more.losses.end());
       if (kind == ExecutorKind::persistent) {
         EXPECT_EQ(more.algorithms.at(0).find(" inputs of the first layer and ") != std::string::npos, by_inputs);
+        EXPECT_EQ(more.algorithms.at(0).find(" clusters of ") != std::string::npos, several);
         EXPECT_MENTIONS(trainer.plan().reason, "was asked for");
       }
       return std::pair(losses, flat(problem.parameters_of(trainer)));

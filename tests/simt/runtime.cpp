@@ -591,6 +591,8 @@ void fail_call(int k) {
   state().settings.failure = {k};
 }
 
+void lose_publication(int k) { publications_until_lost = k; }
+
 void set_fresh_byte(int byte) {
   const std::lock_guard lock(state().mutex);
   state().settings.fresh_byte = byte;
@@ -697,6 +699,7 @@ void reset() {
   captured_stream = nullptr;
   current_device = 0;
   devices_below.clear();
+  publications_until_lost = 0;
   last_error = cudaSuccess;
 }
 

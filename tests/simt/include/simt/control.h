@@ -52,6 +52,9 @@ void fail_call(int k, cudaError_t code);
 /// cudaErrorUnknown.
 void fail_call(int k);
 
+/// The k-th value that kernels publish from now on, in grids that the calling thread runs, is never written.
+void lose_publication(int k);
+
 /// What every byte of memory that is allocated from now on is at first, and of the shared memory of blocks of what is
 /// launched from now on, instead of 0xff: a NaN, of which nothing comes but NaN.
 void set_fresh_byte(int byte);

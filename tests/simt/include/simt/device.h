@@ -207,12 +207,22 @@ inline bool wait_until(unsigned* counter, unsigned value, const Deadline& deadli
 inline bool has_failed(const Deadline& deadline) { return *deadline.failed != 0; }
 
 inline void publish(Tagged<float>* word, float value, unsigned tag) {
+  if (simt::loses_publication()) return;
   word->words[0] = detail::tagged_word(std::bit_cast<std::uint32_t>(value), tag);
 }
 inline void publish(Tagged<double>* word, double value, unsigned tag) {
+  if (simt::loses_publication()) return;
   const auto bits = std::bit_cast<std::uint64_t>(value);
   word->words[0] = detail::tagged_word(bits >> 32, tag);
   word->words[1] = detail::tagged_word(bits & 0xffffffffu, tag);
+}
+template <class Unit>
+void publish(TaggedUnit* to, const Unit& value, unsigned tag) {
+  static_assert(sizeof(Unit) == 16);
+  if (simt::loses_publication()) return;
+  std::uint32_t bits[4];
+  std::memcpy(bits, &value, sizeof bits);
+  for (int i = 0; i < 4; ++i) to->words[i] = detail::tagged_word(bits[i], tag);
 }
 
 inline bool try_read(Tagged<float>* word, unsigned tag, float& value) {
@@ -224,6 +234,18 @@ inline bool try_read(Tagged<double>* word, unsigned tag, double& value) {
   const std::uint64_t high = word->words[0], low = word->words[1];
   value = std::bit_cast<double>((high & 0xffffffff00000000u) | low >> 32);
   return static_cast<std::uint32_t>(high) == tag && static_cast<std::uint32_t>(low) == tag;
+}
+template <class Unit>
+bool try_read(const TaggedUnit* from, unsigned tag, Unit& value) {
+  static_assert(sizeof(Unit) == 16);
+  std::uint32_t bits[4];
+  bool all = true;
+  for (int i = 0; i < 4; ++i) {
+    bits[i] = static_cast<std::uint32_t>(from->words[i] >> 32);
+    all &= static_cast<std::uint32_t>(from->words[i]) == tag;
+  }
+  std::memcpy(&value, bits, sizeof bits);
+  return all;
 }
 
 template <int count, class T>
@@ -251,6 +273,20 @@ bool wait_tagged_at(T (&values)[count], Tagged<T>* words, const int (&offsets)[c
         bool all = true;
         for (int i = 0; i < count; ++i)
           if (!try_read(words + offsets[i], tag, values[i])) all = false;
+        return all;
+      },
+      deadline, code);
+}
+
+template <int count, class Unit>
+bool wait_tagged_at(Unit (&values)[count], const TaggedUnit* units, const int (&offsets)[count], unsigned tag,
+                    const Deadline& deadline, std::uint64_t code) {
+  return detail::poll(
+      "wait_tagged_at",
+      [&] {
+        bool all = true;
+        for (int i = 0; i < count; ++i)
+          if (offsets[i] >= 0 && !try_read(units + offsets[i], tag, values[i])) all = false;
         return all;
       },
       deadline, code);
