@@ -6,6 +6,7 @@ import copy
 import importlib.machinery
 import importlib.util
 import json
+import os
 import pathlib
 import signal
 import struct
@@ -304,6 +305,41 @@ class Compare(InAFolder):
         self.assertEqual([row["peer"] for row in result["cold"]], ["deviceloop", "numpy"])
 
 
+# Gradient descent on the mean of squared errors, from the files and by the words of the program around tiny-cuda-nn.
+TINY_CUDA_NN = """#!PYTHON
+import json, sys
+import numpy as np
+
+folder, samples, inputs, outputs, units, hidden, steps = sys.argv[1], *map(int, sys.argv[2:8])
+x = np.fromfile(folder + "/x", np.float32).astype(float).reshape(samples, inputs)
+y = np.fromfile(folder + "/y", np.float32).astype(float).reshape(samples, outputs)
+widths = [inputs] + hidden * [units] + [16]
+for line in sys.stdin:
+    if line.split() == ["jit", "graph"]:
+        print(json.dumps({"error": "no graph of jit"}), flush=True)
+        continue
+    parameters = np.fromfile(folder + "/parameters", np.float32).astype(float)
+    sizes = [a * b for a, b in zip(widths, widths[1:])]
+    assert parameters.size == sum(sizes)
+    weights = [part.reshape(b, a) for part, a, b in zip(np.split(parameters, np.cumsum(sizes)[:-1]), widths, widths[1:])]
+    assert not weights[-1][outputs:].any()
+    losses = []
+    for _ in range(steps):
+        h = [x]
+        for weight in weights:
+            h.append(np.maximum(h[-1] @ weight.T, 0) if weight is not weights[-1] else h[-1] @ weight.T)
+        difference = h[-1][:, :outputs] - y
+        losses.append((difference**2).mean())
+        gradient = np.zeros_like(h[-1])
+        gradient[:, :outputs] = 2 * difference / difference.size
+        for layer in reversed(range(len(weights))):
+            change = gradient.T @ h[layer]
+            gradient = (gradient @ weights[layer]) * (h[layer] > 0)
+            weights[layer] = weights[layer] - float(sys.argv[8]) * change
+    print(json.dumps({"seconds": 0.25, "losses": losses}), flush=True)
+"""
+
+
 class Serve(InAFolder):
     """deviceloop_bench serve, against the contract."""
 
@@ -391,6 +427,48 @@ class Serve(InAFolder):
                     self.assertEqual(len(run["losses"]), 40)
                     for own, other in zip(ours["losses"], run["losses"]):
                         self.assertLess(abs(own - other), 1e-10 * own)
+
+    def tiny_cuda_nn(self, lines, options, program=""):
+        given = {"--steps": 40, "--rate": 1e-5, "--device": "cuda", "--threads": 1, **options, "--precision": "bf16"}
+        words = [str(word) for pair in given.items() for word in pair]
+        process = subprocess.run([sys.executable, ROOT / "bench" / "peers" / "tiny_cuda_nn" / "peer", *words], input=lines,
+                                 capture_output=True, text=True, env={**os.environ, "DEVICELOOP_TINY_CUDA_NN": str(program)})
+        self.assertEqual(process.returncode, 0, process.stderr)
+        return [json.loads(line) for line in process.stdout.splitlines()]  # fmt: skip
+
+    def test_tiny_cuda_nn_gets_the_case_as_its_program_wants_it(self):
+        """By a program that trains as that around tiny-cuda-nn is told to."""
+        if not has_module("numpy"):
+            self.skipTest("no NumPy here")
+        program = self.folder / "train"
+        program.write_text(TINY_CUDA_NN.replace("PYTHON", sys.executable))
+        program.chmod(0o755)
+        options = self.files("32,16,16,3", 256)
+        _, (_, ours) = self.serve("run deviceloop\n", options=options)
+        rows = ["classic-loop", "classic-graph", "jit-loop"]
+        ready, *runs = self.tiny_cuda_nn("".join(f"run tiny-cuda-nn/{row}\n" for row in rows), options, program)
+        self.assertEqual([row["name"] for row in ready["rows"]], [f"tiny-cuda-nn/{row}" for row in rows])
+        self.assertIn("no graph of jit", ready["missing"]["tiny-cuda-nn/jit-graph"])
+        self.assertEqual(len(runs), 3)
+        for run in runs:
+            self.assertEqual(run["seconds"], 0.25)
+            for own, other in zip(ours["losses"], run["losses"]):
+                self.assertLess(abs(own - other), 1e-4 * own)
+
+    def test_tiny_cuda_nn_says_what_it_has_not(self):
+        if not has_module("numpy"):
+            self.skipTest("no NumPy here")
+        files = {layers: self.files(layers, 256, "fp32", *network)
+                 for layers, *network in (("32,16,3",), ("30,16,3",), ("32,20,3",), ("32,16,17",), ("32,32,3", "--bias"))}  # fmt: skip
+        for layers, words in (("32,16,3", "bench/README.md says how to build"), ("30,16,3", "30 inputs to a multiple of 16"),
+                              ("32,20,3", "one of 16, 32, 64, 128 units"), ("32,16,17", "at most 16 outputs"),
+                              ("32,32,3", "no biases")):  # fmt: skip
+            (ready,) = self.tiny_cuda_nn("", files[layers])
+            self.assertIn(words, ready["missing"]["tiny-cuda-nn"])
+        (ready,) = self.tiny_cuda_nn("", self.files("32,16,1", 200))
+        self.assertIn("multiple of 256 samples, not 200", ready["missing"]["tiny-cuda-nn"])
+        (ready,) = self.tiny_cuda_nn("", {**files["32,16,3"], "--device": "cpu"})
+        self.assertIn("runs on a GPU only", ready["missing"]["tiny-cuda-nn"])
 
     def test_gram_has_a_row_only_where_it_takes_less_arithmetic(self):
         _, answers = self.serve("", options=self.files("4,8,1"))

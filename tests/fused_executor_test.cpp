@@ -144,10 +144,123 @@ TEST_F(FusedExecutor, FollowsTheCpuInItsPrecisionOverARun) {
     }
 }
 
+/// Targets of a loss, which has them in a range of its own.
+reference::Table targets_for(Loss loss, const reference::Table& normal, bool classes) {
+  reference::Table targets = normal;
+  if (loss != Loss::cross_entropy && loss != Loss::binary_cross_entropy) return targets;
+  if (classes) {
+    targets = reference::Table(normal.rows, 1);
+    for (std::size_t row = 0; row < normal.rows; ++row)
+      targets.values[row] = static_cast<double>(row * 7 % normal.columns);
+    return targets;
+  }
+  for (double& value : targets.values) value = static_cast<double>(static_cast<float>(std::fabs(value) / 8));
+  return targets;
+}
+
+/// A run of a few steps is that of the CPU in the same precision to within `bound`, and nearer to it than to that of
+/// double; with sample weights if there are any.
+void expect_as_on_the_cpu(const Problem& problem, const reference::Table& weights, double bound) {
+  SCOPED_TRACE(std::string(name(problem.training.precision)) + ", activations " + shown(problem.network.activation) +
+               " and " + shown(problem.network.output_activation) + ", loss " + shown(problem.training.loss) +
+               (problem.training.batch_size > 0 ? ", gathered" : "") + (weights.rows > 0 ? ", weights" : ""));
+  std::vector<std::vector<double>> parameters, losses;
+  for (const auto& [precision, executor] :
+       {std::pair(Precision::fp64, ExecutorKind::cpu), std::pair(problem.training.precision, ExecutorKind::cpu),
+        std::pair(problem.training.precision, ExecutorKind::fused)}) {
+    TrainingSpec training = problem.training;
+    training.precision = precision;
+    Trainer trainer(problem.network, training, executor);
+    problem.set_parameters(trainer, problem.start);
+    if (weights.rows > 0)
+      trainer.set_data(Problem::view(problem.x), Problem::view(problem.y), Problem::view(weights));
+    else
+      trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
+    losses.push_back(trainer.train(4).losses);
+    losses.back().push_back(trainer.loss());
+    parameters.push_back(flat(problem.parameters_of(trainer)));
+  }
+  const auto norm = [](const std::vector<double>& a, const std::vector<double>& b) {
+    double sum = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) sum += std::pow(a[i] - b[i], 2);
+    return std::sqrt(sum);
+  };
+  const double moved = norm(parameters[1], flat(problem.start));
+  EXPECT_GT(moved, 0);
+  EXPECT_LE(norm(parameters[2], parameters[1]), bound * moved);
+  for (std::size_t step = 0; step < losses[2].size(); ++step)
+    EXPECT_NEAR(losses[2][step], losses[1][step], bound * std::fabs(losses[1][step])) << step;
+  if (problem.training.precision != Precision::tf32x3) {
+    EXPECT_GE(norm(parameters[2], parameters[0]), 1e-5 * moved) << "by products of another precision";
+  }
+}
+
+TEST_F(FusedExecutor, FollowsTheCpuWithEveryActivation) {
+  for (const auto activation :
+       {Activation::identity, Activation::leaky_relu, Activation::elu, Activation::silu, Activation::gelu,
+        Activation::gelu_tanh, Activation::tanh, Activation::sigmoid, Activation::softplus}) {
+    Problem problem = problem_of({24, 20, 12, 2}, 100, 2e-2);
+    problem.network.activation = problem.network.output_activation = activation;
+    expect_as_on_the_cpu(problem, {}, 6e-3);
+  }
+  Problem wide = problem_of({70, 100, 2}, 100, 2e-2, kShuffled);
+  wide.network.activation = Activation::silu;
+  expect_as_on_the_cpu(wide, {}, 6e-3);
+  Problem deep = problem_of({24, 20, 12, 30, 40, 9, 64, 20, 17, 2}, 100, 2e-2);
+  expect_as_on_the_cpu(deep, {}, 1e-2);
+}
+
+TEST_F(FusedExecutor, FollowsTheCpuWithEveryLoss) {
+  for (const auto loss :
+       {Loss::squared_error, Loss::absolute_error, Loss::huber, Loss::binary_cross_entropy, Loss::cross_entropy})
+    for (const Batches& batches : {kAll, kShuffled})
+      for (const bool classes : {false, true}) {
+        if (classes && loss != Loss::cross_entropy) continue;
+        Problem problem = problem_of({24, 20, 12, 5}, 100, 2e-2, batches);
+        problem.training.loss = loss;
+        problem.training.class_targets = classes;
+        problem.y = targets_for(loss, problem.y, classes);
+        if (batches.size == 0) {
+          expect_as_on_the_cpu(problem, {}, 5e-3);
+          continue;
+        }
+        problem.training.sample_weights = true;
+        reference::Table weights = Problem::filled(100, 1, Precision::fp32, 3, 9);
+        for (double& weight : weights.values) weight = std::fabs(weight);
+        expect_as_on_the_cpu(problem, weights, 5e-3);
+      }
+}
+
+TEST_F(FusedExecutor, FollowsTheCpuInTf32) {
+  for (const Precision precision : {Precision::tf32, Precision::tf32x3})
+    for (const Batches& batches : {kAll, kShuffled}) {
+      const double bound = precision == Precision::tf32 ? 1e-3 : 2e-5;
+      for (const std::vector<std::int64_t>& widths :
+           {std::vector<std::int64_t>{24, 20, 12, 2}, std::vector<std::int64_t>{24, 60, 3}}) {
+        Problem problem = problem_of(widths, 150, 2e-2, batches);
+        problem.training.precision = precision;
+        problem.training.optimizer.kind = OptimizerKind::sgd;
+        problem.training.optimizer.momentum = 0.5;
+        expect_as_on_the_cpu(problem, {}, bound);
+      }
+      Problem other = problem_of({24, 40, 30, 5}, 150, 2e-2, batches);
+      other.training.precision = precision;
+      other.network.output_activation = Activation::tanh;
+      other.training.loss = Loss::huber;
+      expect_as_on_the_cpu(other, {}, bound);
+    }
+}
+
 TEST_F(FusedExecutor, HasTheSameBitsOnEveryRunAndInAnyNumberOfCalls) {
-  for (const Batches& batches : {kAll, kInOrder, kShuffled}) {
-    SCOPED_TRACE(batches.name);
-    Problem problem = problem_of({20, 30, 40, 50, 2}, 230, 1e-2, batches);
+  const std::pair<Precision, Batches> cases[] = {{Precision::bf16, kAll},
+                                                 {Precision::bf16, kInOrder},
+                                                 {Precision::bf16, kShuffled},
+                                                 {Precision::tf32, kShuffled},
+                                                 {Precision::tf32x3, kAll}};
+  for (const auto& [precision, batches] : cases) {
+    SCOPED_TRACE(std::string(name(precision)) + ", batches " + batches.name);
+    Problem problem = problem_of({20, 30, 40, 2}, 230, 1e-2, batches);
+    problem.training.precision = precision;
     problem.training.optimizer.kind = OptimizerKind::adam;
     problem.training.optimizer.schedule = {.kind = ScheduleKind::exponential, .factor = 0.9};
     const Outcome whole = outcome_of(problem, trainer_of(problem), {7});

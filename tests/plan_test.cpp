@@ -346,7 +346,7 @@ TEST(MakePlan, TheFusedPlanRefusesInOneSentence) {
                 "it does not clip gradients by their norm; clip them by their value (clip_value) or choose another "
                 "plan" +
                 end);
-  EXPECT_CONTAINS(message(network_of({784, 64, 10}), training, caps), "at most 128 values, and one has 784");
+  EXPECT_CONTAINS(message(network_of({784, 64, 10}), training, caps), "at most 128 values in bf16, and one has 784");
   EXPECT_CONTAINS(message(network_of({64, 64, 10}), training, caps), "at most 8 outputs, and there are 10");
   EXPECT_CONTAINS(message(network_of({64, 1}), training, caps),
                   "1 to 8 hidden layers of that width in bf16, and there are 0");

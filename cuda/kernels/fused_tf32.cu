@@ -534,15 +534,15 @@ template <int parts, int panels, int most_hidden>
 constexpr int kBlockThreads = (kChains<parts, panels, most_hidden> + 2) * kFusedGroupThreads;
 
 // Registers of a thread, 65536 of all.
-constexpr int kFetchingRegisters = 24;
+constexpr int kFetchingRegisters = 32;
 template <int parts, int chains>
 constexpr int kChainRegisters = chains == 1  ? 240
                                 : parts == 1 ? 144
                                              : 152;
 template <int parts, int chains>
 constexpr int kGradientRegisters = chains == 1  ? 240
-                                   : parts == 1 ? 200
-                                                : 184;
+                                   : parts == 1 ? 192
+                                                : 176;
 
 /// One step after another, of each of which the block takes every `blocks`th tile. Blocks are resident together.
 template <int parts, int panels, int most_hidden>
