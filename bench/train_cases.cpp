@@ -145,10 +145,15 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   add(true, training_axes({wide}, {"1024"}, lower, {{"plan", {"graph"}}}));
   add(true, training_axes({widest}, {"8192"}, lower, {{"plan", {"graph"}}}));
   add(true, training_axes({"1000-100-1"}, {"128"}, single, {{"plan", persistent_plan_names()}, formulations}));
+  add(true, training_axes({"64-64-64-1"}, powers_of_two(14, 20, 2), {"bf16", "tf32", "tf32x3"},
+                          {{"plan", {"fused"}}, {"bias", {"yes"}}}));
+  add(true,
+      training_axes({"128-128-128-1"}, powers_of_two(14, 20, 2), {"bf16"}, {{"plan", {"fused"}}, {"bias", {"yes"}}}));
   const auto jobs = [](const std::string& layers, const std::string& samples, const std::string& loss,
-                       std::vector<std::string> batches) {
-    return training_axes({layers}, {samples}, {"fp32"},
-                         {{"plan", {"cpu", "graph"}},
+                       std::vector<std::string> batches, const std::string& precision = "fp32",
+                       std::vector<std::string> plans = {"cpu", "graph", "persistent"}) {
+    return training_axes({layers}, {samples}, {precision},
+                         {{"plan", std::move(plans)},
                           {"bias", {"yes"}},
                           {"loss", {loss}},
                           {"optimizer", {"adam"}},
@@ -156,9 +161,12 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   };
   add(true, jobs("784-128-10", "60000", "cross-entropy", {"64"}));
   add(true, jobs("64-64-64-1", "65536", "mse", {"4096"}));
+  add(true, jobs("64-64-64-1", "65536", "mse", {"512", "4096", "16384"}, "bf16", {"fused"}));
   // Sweeps, and what else is worth a name.
   add(false, jobs("784-128-10", "60000", "cross-entropy", {"512"}));
   add(false, jobs("64-64-64-1", "65536", "mse", {"256", "1024"}));
+  add(false, jobs("784-128-10", "60000", "cross-entropy", {"64", "512"}, "tf32x3", {"persistent"}));
+  add(false, jobs("64-64-64-1", "65536", "mse", {"256", "1024", "4096"}, "tf32x3", {"persistent", "fused"}));
   add(false, training_axes(widths, {"1024"}, single, {formulations}));
   add(false, training_axes({"64-64-64-1"}, powers_of_two(8, 20), both));
   add(false, training_axes({"784-128-10"}, {"64"}, both, {{"bias", {"no", "yes"}}, formulations}));

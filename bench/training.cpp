@@ -205,6 +205,7 @@ std::optional<Training> training_of(const Values& values, const CaseOptions& opt
   if (scales_loss(spec.precision))
     throw UsageError("--axis precision=" + values.at("precision") +
                      ": a run in it skips steps until the scale of its loss fits, which the reference does not");
+  if (training.plan == ExecutorKind::fused && operand_parts(spec.precision) == 0) return std::nullopt;
   const NamedLoss& loss = named(kLosses, values, "loss");
   spec.loss = loss.loss;
   spec.reduction = loss.reduction;

@@ -116,7 +116,7 @@ class Builder {
     take(step.data_y);
     take(step.data_weights);
     layout_.tiles = arena_.take(fused.data_tiles(), fused.tile_bytes(), 1);
-    layout_.operands = arena_.take(fused.operand_bytes(), 1, 1);
+    if (fused.is_bf16()) layout_.operands = arena_.take(fused.operand_bytes(), 1, 1);  // in tf32 of shared memory alone
     layout_.slots = arena_.take(fused.blocks, fused.slots().count(), 4 * sizeof(float));
     layout_.loss_parts = arena_.take(fused.blocks, 1, sizeof(double));
     layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
