@@ -187,7 +187,9 @@ void expect_as_on_the_cpu(const Problem& problem, const reference::Table& weight
   };
   const double moved = norm(parameters[1], flat(problem.start));
   EXPECT_GT(moved, 0);
-  EXPECT_LE(norm(parameters[2], parameters[1]), bound * moved);
+  // Parameters of float are rounded in each step.
+  const double rounding = 2e-7 * norm(parameters[1], std::vector<double>(parameters[1].size(), 0.0));
+  EXPECT_LE(norm(parameters[2], parameters[1]), bound * moved + rounding);
   for (std::size_t step = 0; step < losses[2].size(); ++step)
     EXPECT_NEAR(losses[2][step], losses[1][step], bound * std::fabs(losses[1][step])) << step;
   if (problem.training.precision != Precision::tf32x3) {

@@ -357,6 +357,8 @@ TEST_P(Fused, OneStepIsExactOnSmallIntegers) {
   if (GetParam() != Precision::tf32x3) check({40, 64, 8, 33, 8}, 200);
   if (GetParam() != Precision::tf32x3) check({33, 20, 17, 9, 16, 2}, 130);
   if (GetParam() != Precision::bf16) return;
+  check({20, 40, 30, 64, 10, 3}, 200);
+  check({9, 12, 10, 11, 9, 16, 9, 10, 17, 2}, 70);
   check({100, 70, 8}, 200);
   check({128, 128, 128, 1}, 130);
 }
