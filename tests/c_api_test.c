@@ -352,7 +352,7 @@ static void test_caps_and_plans(void) {
   CHECK(candidate.floor_us_per_step == plan_info.floor_us_per_step);
   CHECK_OK(deviceloop_plan_candidate(plan, 1, &candidate));
   CHECK(candidate.executor == DEVICELOOP_EXECUTOR_FUSED && candidate.accepted == 0);
-  CHECK(strstr(candidate.reason, "it multiplies in bf16, not in fp64") != NULL);
+  CHECK(strstr(candidate.reason, "it multiplies in tf32, tf32x3 and bf16, not in fp64") != NULL);
   CHECK_OK(deviceloop_plan_candidate(plan, 2, &candidate));
   CHECK(candidate.executor == DEVICELOOP_EXECUTOR_GRAPH && candidate.accepted == 0);
   CHECK(strstr(candidate.reason, "not here") != NULL);

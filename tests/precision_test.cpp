@@ -388,16 +388,18 @@ TEST_P(LowerPrecisions, FollowDoubleOverALiveRun) {
 TEST_P(LowerPrecisions, GiveTheSameBitsOnEveryRunAndForAnyNumberOfThreads) {
   for (const std::int64_t samples : {128, 1500})
     for (const OptimizerKind optimizer : {OptimizerKind::gradient_descent, OptimizerKind::adam}) {
-      Problem problem = problem_of({300, 40, 3}, samples, 1e-6);
+      if (kHostFixture && samples > 128) continue;
+      Problem problem = problem_of({kHostFixture ? 30 : 300, 40, 3}, samples, 1e-6);
       problem.training.optimizer.kind = optimizer;
       const auto run = [&](int threads) {
         Trainer trainer = trainer_of(problem, threads);
-        const std::vector<double> losses = trainer.train(30).losses;
+        const std::vector<double> losses = trainer.train(kHostFixture ? 6 : 30).losses;
         return std::pair(losses, flat(problem.parameters_of(trainer)));
       };
       const auto first = run(1);
       EXPECT_LT(first.first.back(), first.first.front());
-      for (const int threads : {1, 2, 3, 7}) EXPECT_EQ(run(threads), first) << threads;
+      for (const int threads : {1, 2, 3, 7})
+        if (!kHostFixture || threads == 7) EXPECT_EQ(run(threads), first) << threads;
     }
 }
 
@@ -472,6 +474,7 @@ TEST_F(ScaleOfTheLoss, IsDoubledAfter2000StepsInARow) {
   EXPECT_EQ(loss_scaling_of(trainer), std::pair(15, 0));
   trainer.train(1);  // the gradient is infinite again
   EXPECT_EQ(loss_scaling_of(trainer), std::pair(14, 0));
+  if (kHostFixture) return;  // its steps take milliseconds
   problem.y.values = {-0x1p-6};
   trainer.set_data(Problem::view(problem.x), Problem::view(problem.y));
   trainer.train(5999);

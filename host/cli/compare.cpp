@@ -43,7 +43,8 @@ namespace {
 
 constexpr std::int64_t kMaxCount = std::numeric_limits<std::int64_t>::max();
 constexpr const char* kWords =
-    "cpu, graph, persistent[:FORM], fused, cuda[:N], fp32, fp64, primal, gram and threads=N, with commas between";
+    "cpu, graph, persistent[:FORM], fused, cuda[:N], fp32, fp64, tf32, tf32x3, bf16, fp16, primal, gram and threads=N, "
+    "with commas between";
 
 struct Side {
   Side(const char* name_of_option, OptionSet options_of_run) : option(name_of_option), options(options_of_run) {}
@@ -69,10 +70,10 @@ void take_word(Side& side, const std::string& word, std::set<std::string>& named
     value = word.substr(kThreads.size());
   }
   if (taking.empty())
-    throw InvalidArgument(
-        start + "there is no " + in_quotes(word) +
-        suggestion(word, {"cpu", "graph", "persistent", "fused", "cuda", "fp32", "fp64", "primal", "gram", "threads"}) +
-        "; a side is of " + kWords);
+    throw InvalidArgument(start + "there is no " + in_quotes(word) +
+                          suggestion(word, {"cpu", "graph", "persistent", "fused", "cuda", "fp32", "fp64", "tf32",
+                                            "tf32x3", "bf16", "fp16", "primal", "gram", "threads"}) +
+                          "; a side is of " + kWords);
   for (const std::string& option : taking) {
     if (!named.insert(option).second)
       throw InvalidArgument(start + in_quotes(word) + " names a second " + option.substr(2) + "; keep one of the two");

@@ -193,7 +193,7 @@ Precision read_precision(const OptionSet& options) { return choose(options, "--p
 
 void declare_execution(OptionSet& options) {
   options.add("--device", "NAME", "auto", "auto, cpu, cuda or cuda:N");
-  options.add("--plan", "NAME", "auto", "auto, cpu, graph, persistent[:FORM] or fused");
+  options.add("--plan", "NAME", "auto", "cpu, graph, persistent[:FORM] or fused");
   options.add("--threads", "N", "0", "CPU threads; 0: as many as make it faster");
   options.add("--deadline", "MS", "10000", "longest wait inside a launch");
 }
