@@ -132,19 +132,26 @@ bool has(const std::vector<Case>& cases, const std::string& name) {
 
 TEST(BenchCases, TrainingIsNamedByPlanShapeAndPrecisionWherePlannersTakeIt) {
   const std::vector<Case> cases = make_cases(train_blocks(options_with_gpu()), {});
-  for (const char* name :
-       {"train/cpu/1000-100-1/n=128/fp32", "train/graph/1000-100-1/n=128/fp64", "train/graph/64-64-64-1/n=1048576/fp32",
-        "train/graph/4096-4096-4096-4096-4096/n=8192/fp32", "train/graph/1000-100-1/n=128/fp32/tuned",
-        "train/cpu/784-128-10/n=64/fp32/bias", "train/cpu/256-256-256-1/n=1024/fp32",
-        "train/persistent/1000-100-1/n=128/fp32", "train/persistent/1000-100-1/n=128/fp32/gram",
-        "train/persistent/784-128-10/n=64/fp32", "train/persistent:two-layer/1000-100-1/n=128/fp32",
-        "train/graph/64-64-64-1/n=16384/fp32", "train/graph/1024-1024-1024-10/n=1024/fp32",
-        "train/cpu/784-128-10/n=60000/fp32/bias/cross-entropy/adam/batch=64",
-        "train/graph/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096",
-        "train/persistent/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096",
-        "train/persistent/784-128-10/n=60000/tf32x3/bias/cross-entropy/adam/batch=512",
-        "train/fused/64-64-64-1/n=65536/bf16/bias", "train/fused/128-128-128-1/n=1048576/bf16/bias",
-        "train/fused/64-64-64-1/n=65536/bf16/bias/mse/adam/batch=4096"})
+  for (const char* name : {"train/cpu/1000-100-1/n=128/fp32",
+                           "train/graph/1000-100-1/n=128/fp64",
+                           "train/graph/64-64-64-1/n=1048576/fp32",
+                           "train/graph/4096-4096-4096-4096-4096/n=8192/fp32",
+                           "train/graph/1000-100-1/n=128/fp32/tuned",
+                           "train/cpu/784-128-10/n=64/fp32/bias",
+                           "train/cpu/256-256-256-1/n=1024/fp32",
+                           "train/persistent/1000-100-1/n=128/fp32",
+                           "train/persistent/1000-100-1/n=128/fp32/gram",
+                           "train/persistent/784-128-10/n=64/fp32",
+                           "train/persistent:two-layer/1000-100-1/n=128/fp32",
+                           "train/graph/64-64-64-1/n=16384/fp32",
+                           "train/graph/1024-1024-1024-10/n=1024/fp32",
+                           "train/cpu/784-128-10/n=60000/fp32/bias/cross-entropy/adam/batch=64",
+                           "train/graph/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096",
+                           "train/persistent/64-64-64-1/n=65536/fp32/bias/mse/adam/batch=4096",
+                           "train/persistent/784-128-10/n=60000/tf32x3/bias/cross-entropy/adam/batch=512",
+                           "train/fused/64-64-64-1/n=65536/bf16/bias",
+                           "train/fused/128-128-128-1/n=1048576/bf16/bias",
+                           "train/fused/64-64-64-1/n=65536/bf16/bias/mse/adam/batch=4096"})
     EXPECT_TRUE(has(cases, name)) << name;
   for (const Case& one : cases) {
     EXPECT_EQ(one.device, one.name.rfind("train/cpu/", 0) == 0 ? Device::cpu : Device::cuda) << one.name;

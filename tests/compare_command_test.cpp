@@ -434,7 +434,8 @@ TEST(CompareCommand, RefusesWhatIsNoSide) {
                    std::vector<std::string>{"--b '" + side + "': "} + expected);
   };
   const std::string known =
-      "cpu, graph, persistent[:FORM], fused, cuda[:N], fp32, fp64, tf32, tf32x3, bf16, fp16, primal, gram and threads=N";
+      "cpu, graph, persistent[:FORM], fused, cuda[:N], fp32, fp64, tf32, tf32x3, bf16, fp16, primal, gram and "
+      "threads=N";
   refused("fp65", {"there is no 'fp65'", "(did you mean 'fp64'?)", known});
   refused("gramm", {"there is no 'gramm'", "(did you mean 'gram'?)", known});
   for (const std::string word : {"", "auto", "gpu", "cuda:-1", "cuda:", "persistent:warp", "CPU", " cpu"})
