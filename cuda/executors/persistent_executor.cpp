@@ -1,6 +1,5 @@
 // Many steps are one launch, whose blocks keep at it until its last step, by one of the kernels for small networks:
-// host/planning/persistent_layout.h. The host enqueues a launch after the other, each of at most half a second by the
-// plan, and reads their losses.
+// host/planning/persistent_layout.h.
 #include <algorithm>
 #include <any>
 #include <bit>
@@ -11,35 +10,38 @@
 
 #include "../../host/cuda_entry.h"
 #include "../../host/planning/persistent_layout.h"
-#include "../../host/step/gram_run.h"
-#include "../../host/step/scalars.h"
 #include "../kernels/kernels.h"
 #include "../kernels/on_chip.h"
 #include "../kernels/two_layer.h"
-#include "device_executor.h"
-#include "scalar_queue.h"
-#include "tile_predictions.h"
+#include "launch_executor.h"
 
 namespace deviceloop {
 namespace cuda {
 namespace {
 
 template <class T>
-class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
-  using Base = DeviceExecutor<T>;
+class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, private GramDriver {
+  using Base = LaunchExecutor<T, PersistentLayout>;
   using Base::alive;
-  using Base::losses_;
+  using Base::has_steps;
+  using Base::layout_;
   using Base::preparation_;
+  using Base::scalars_;
   using Base::stream;
+  using Base::tensor;
+  using Base::timeout_ns;
   using Base::training_;
-  using Scalars = elementwise::StepScalars<T>;
+  using Base::x_;
+  using Base::y_;
+  using typename Base::Scalars;
 
  public:
   PersistentExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision,
                      const Surroundings& surroundings)
-      : Base(network, training, decision.plan, surroundings.cuda),
-        layout_(resident(std::any_cast<const PersistentLayout&>(decision.layout), network, training,
-                         decision.plan.device)) {
+      : Base(network, training, decision.plan, surroundings.cuda, [&] {
+          return resident(std::any_cast<const PersistentLayout&>(decision.layout), network, training,
+                          decision.plan.device);
+        }) {
     if (layout_.step.gram) gram_.emplace(static_cast<GramDriver&>(*this), network, training);
     preparation_.lap("kernels");
     this->build([&] { make(decision.plan.bytes); });
@@ -47,71 +49,10 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
 
   ~PersistentExecutor() override { this->leave(); }
 
-  void set_data(const TrainingData& data) override {
-    alive([&] {
-      if (gram_) gram_->before_data();
-      const auto read_there = [&](const ConstMatrix& matrix) {
-        return !gram_ && this->is_ready_for_use(matrix) ? static_cast<const T*>(matrix.data) : nullptr;
-      };
-      x_ = read_there(data.x);
-      y_ = read_there(data.y);
-      this->take_data(data, {.x = x_ == nullptr ? tensor(layout_.step.data_x) : nullptr,
-                             .y = y_ == nullptr ? tensor(layout_.step.data_y) : nullptr,
-                             .sample_weights = tensor(layout_.step.data_weights)});
-    });
-  }
-
-  void data_changed() override {
-    alive([&] {
-      if (gram_) gram_->before_data();
-      this->take_device_data();
-    });
-  }
-
-  void enqueue_step(double*) override {
-    throw Unsupported(
-        "enqueue_step is of the plan 'graph': a launch of the plan 'persistent' reports to the host; use train_async, "
-        "or "
-        "ask for the plan 'graph'");
-  }
-
-  void enqueue(std::int64_t first_step, std::int64_t steps) override {
-    if (steps == 0) return;
-    alive([&] {
-      const Range range("deviceloop: launch");
-      losses_->begin(steps);
-      losses_->restart(stream());
-      for (std::int64_t done = 0; done < steps;) {
-        std::int64_t count = std::min(layout_.steps_per_launch, steps - done);
-        if (gram_) {
-          gram_->before_step();
-          count = gram_->steps_in_one_go(count);
-        }
-        if (scalars_->varies()) scalars_->send(scalars_->prepare(first_step + done, count), count, stream());
-        const std::int64_t half = losses_->next_half(stream());
-        launch_steps(first_step + done, count, at<double>(layout_.losses) + half * layout_.steps_per_launch, false);
-        losses_->send(count, stream());
-        if (gram_) gram_->after_steps(first_step + done, count);
-        done += count;
-      }
-    });
-  }
-
-  double loss(std::int64_t step) override {
-    double loss = 0;
-    alive([&] {
-      if (gram_) gram_->before_step();
-      launch_steps(step, 1, at<double>(layout_.loss), true);
-      this->download(&loss, at<double>(layout_.loss), sizeof loss);
-      check_run();
-    });
-    return loss;
-  }
-
   void write_state(int index, ConstMatrix in) override {
     alive([&] {
       const ParameterInfo& info = this->state_[static_cast<std::size_t>(index)];
-      const auto write = [&] { this->take_matrix(state_at(info), in); };
+      const auto write = [&] { this->take_matrix(this->state_at(info), in); };
       if (gram_)
         gram_->write(info, write);
       else
@@ -125,32 +66,15 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
             (is_cooperative_ ? "" : ", no cooperative launch: this GPU takes none of clusters")};
   }
 
-  const Step& step() const override { return layout_.step; }
   GramRun* gram_run() override { return gram_ ? &*gram_ : nullptr; }
 
  protected:
-  T* state_at(const ParameterInfo& info) override { return tensor(layout_.step.tensor_of(info)); }
-  T* tensor_at(TensorId id) override {
-    if (id == layout_.step.data_x && x_ != nullptr) return const_cast<T*>(x_);  // data are read only
-    if (id == layout_.step.data_y && y_ != nullptr) return const_cast<T*>(y_);
-    return tensor(id);
-  }
-
   void enqueue_end() override {
     if (gram_) gram_->before_reading();
   }
 
-  typename Base::PredictRoom predict_room() const override {
-    return {at<T>(layout_.prediction.input), layout_.prediction.rows};
-  }
-  const T* enqueue_predict(std::int64_t rows) const override {
-    return enqueue_tile_predictions<T>(
-        layout_.prediction, layout_.step, rows, [this](std::uint64_t offset) { return at<T>(offset); },
-        [this](TensorId id) { return tensor(id); }, stream());
-  }
-
   void check_run() override {
-    const std::uint64_t status = has_steps() ? *static_cast<const std::uint64_t*>(status_.data()) : 0;
+    const std::uint64_t status = this->status();
     if (status == 0) return;
     const std::int64_t phase = late_wait_phase(status) - 1;
     throw DeviceError("plan 'persistent': the GPU's blocks waited for each other longer than " +
@@ -239,49 +163,23 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   Element* at(std::uint64_t offset) const {
     return Base::template at<Element>(offset);
   }
-  /// Null where there is none.
-  T* tensor(TensorId id) const { return layout_.at(id) == kNone ? nullptr : at<T>(layout_.at(id)); }
-  bool has_steps() const { return training_.samples > 0; }
-
   /// Reserves what the plan promised, `bytes`, even if another form than the plan's needs less.
   void make(std::uint64_t bytes) {
     this->take_arena(std::max(layout_.bytes, bytes), layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
     if (has_steps()) {
-      scalars_.emplace(training_, at<Scalars>(layout_.scalars), layout_.scalar_sets);
-      scalars_->send(scalars_->prepare(0, 1), 1, stream());
+      this->make_queues();
       const Scalars adding = adding_scalars<T>();
       this->upload(at<Scalars>(layout_.scalars) + layout_.scalar_sets, &adding, sizeof adding);
-      status_ = PinnedBuffer(sizeof(std::uint64_t));
-      *static_cast<std::uint64_t*>(status_.data()) = 0;
       try_cooperative();
     }
     preparation_.lap("memory");
-    rehearse();
+    // A launch of no steps loads all code of the form on-chip, which is one function.
+    this->rehearse(is_on_chip() ? 0 : 1, [&] {
+      if (!gram_) return;
+      rebuild_parameters({});
+      gram_->forget();
+    });
     preparation_.lap("kernels");
-  }
-
-  /// CUDA loads the code of a kernel when it is first used, which takes milliseconds. So everything of a run is done
-  /// once, on memory that is 0 and stays 0.
-  void rehearse() {
-    const Range range("deviceloop: rehearse");
-    if (!has_steps()) {
-      enqueue_predict(1);
-    } else {
-      if (gram_) gram_->before_step();
-      losses_->begin(1);
-      losses_->restart(stream());
-      // That loads all code of this kernel, which is one function.
-      launch_steps(0, is_on_chip() ? 0 : 1, at<double>(layout_.losses), false);
-      losses_->send(1, stream());
-      double loss = 0;
-      losses_->fetch({&loss, 1});
-      if (gram_) {
-        rebuild_parameters({});
-        gram_->forget();
-      }
-    }
-    DEVICELOOP_CHECK_CUDA(cudaStreamSynchronize(stream()));
-    check_run();
   }
 
   bool is_on_chip() const { return layout_.form == PersistentForm::on_chip; }
@@ -290,7 +188,7 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   void try_cooperative() {
     if (cluster_blocks(layout_) == 1 || (is_on_chip() && layout_.on_chip.clusters == 1)) return;
     try {
-      launch_steps(0, 0, at<double>(layout_.loss), true);
+      this->launch(0, 0, at<double>(layout_.loss), true);
     } catch (const DeviceError& error) {
       if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
           error.code() != cudaErrorCooperativeLaunchTooLarge && error.code() != cudaErrorInvalidClusterSize)
@@ -299,15 +197,11 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     }
   }
 
-  /// `steps`, `first_step` of the run before them, are enqueued, or with `forward_only` the loss of the parameters as
-  /// they are.
-  void launch_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) {
+  void launch_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) override {
     if (is_on_chip())
       launch_on_chip_steps(first_step, steps, losses, forward_only);
     else
       launch_two_layer_steps(steps, losses, !forward_only);
-    DEVICELOOP_CHECK_CUDA(cudaMemcpyAsync(status_.data(), at<std::uint64_t>(layout_.failed), sizeof(std::uint64_t),
-                                          cudaMemcpyDeviceToHost, stream()));
   }
 
   /// Tags are nonzero and unique.
@@ -324,7 +218,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
   }
 
   T leaky_slope() const { return static_cast<T>(this->network_.leaky_slope); }
-  std::uint64_t timeout_ns() const { return static_cast<std::uint64_t>(training_.deadline_ms) * 1000000; }
 
   void launch_two_layer_steps(std::int64_t steps, double* losses, bool keep) {
     const unsigned first_tag = take_tags(steps);
@@ -358,13 +251,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     }
   }
 
-  OnChipParameter<T> on_chip_parameter(TensorId values, const StateTensors& states) const {
-    OnChipParameter<T> parameter;
-    parameter.values = tensor(values);
-    for (std::size_t state = 0; state < states.size(); ++state) parameter.states[state] = tensor(states[state]);
-    return parameter;
-  }
-
   void launch_on_chip_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) {
     const Step& step = layout_.step;
     const auto kept = [&](Activation activation) {
@@ -380,8 +266,10 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
       arguments.order.samples = training_.samples;
     arguments.network = SampleNetwork::of(arguments.order.samples);
     for (std::size_t layer = 0; layer < step.layers.size(); ++layer) {
-      arguments.weights[layer] = on_chip_parameter(step.layers[layer].weight, step.layers[layer].weight_state);
-      arguments.biases[layer] = on_chip_parameter(step.layers[layer].bias, step.layers[layer].bias_state);
+      arguments.weights[layer] =
+          this->template parameter<OnChipParameter<T>>(step.layers[layer].weight, step.layers[layer].weight_state);
+      arguments.biases[layer] =
+          this->template parameter<OnChipParameter<T>>(step.layers[layer].bias, step.layers[layer].bias_state);
     }
     arguments.optimizer = training_.optimizer.kind;
     arguments.scalars = at<Scalars>(layout_.scalars);
@@ -483,10 +371,6 @@ class PersistentExecutor final : public DeviceExecutor<T>, private GramDriver {
     copy(layout_.step.gram->start_of(info), layout_.step.tensor_of(info));
   }
 
-  const PersistentLayout layout_;
-  const T *x_ = nullptr, *y_ = nullptr;  ///< the caller's, where they are read there
-  std::optional<ScalarQueue<T>> scalars_;
-  PinnedBuffer status_;       ///< layout_.failed, after the last launch that has ended
   unsigned next_tag_ = 1;     ///< of blocks that exchange words through global memory
   unsigned blocks_done_ = 0;  ///< in all launches, of the form on-chip in several clusters
   bool is_cooperative_ = true;

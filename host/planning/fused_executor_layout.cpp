@@ -111,7 +111,7 @@ class Builder {
     const Step& step = layout_.step;
     const cuda::FusedLayout& fused = layout_.fused;
     for (const StepOperation& operation : step.operations)
-      if (operation.kind == StepOperation::Kind::loss) layout_.loss = operation.loss;
+      if (operation.kind == StepOperation::Kind::loss) layout_.loss_of_step = operation.loss;
     take(step.data_x);
     take(step.data_y);
     take(step.data_weights);
@@ -127,7 +127,7 @@ class Builder {
     if (scalars_vary(training_)) layout_.scalar_sets = layout_.steps_per_launch;
     layout_.scalars = arena_.take(layout_.scalar_sets, 1, scalars_bytes(training_.precision));
     layout_.losses = arena_.take(2 * layout_.steps_per_launch, 1, sizeof(double));
-    layout_.one_loss = arena_.take(1, 1, sizeof(double));
+    layout_.loss = arena_.take(1, 1, sizeof(double));
   }
 
   const NetworkSpec& network_;

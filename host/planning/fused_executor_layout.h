@@ -21,7 +21,7 @@ struct FusedExecutorLayout {
   Step step;
   std::string refusal;  ///< why it cannot run, in one sentence; empty where it can
   cuda::FusedLayout fused;
-  LossOfStep loss;
+  LossOfStep loss_of_step{};
   double floor_us_per_step = 0;  ///< see Plan::floor_us_per_step
   std::int64_t steps_per_launch = 1;
 
@@ -37,7 +37,7 @@ struct FusedExecutorLayout {
   std::uint64_t scalars = 0;     ///< StepScalars<float> [scalar_sets]: of the steps of a launch
   std::int64_t scalar_sets = 1;  ///< 1 where all steps have the same, else steps_per_launch
   std::uint64_t losses = 0;      ///< double [2, steps_per_launch]
-  std::uint64_t one_loss = 0;    ///< double: of a launch that asks for the loss alone
+  std::uint64_t loss = 0;        ///< double: of a launch that asks for the loss alone
   PredictionSpace prediction;
   std::uint64_t bytes = 0;
 };

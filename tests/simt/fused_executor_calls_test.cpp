@@ -8,6 +8,7 @@
 
 #include <deviceloop/deviceloop.h>
 
+#include "failing_calls.h"
 #include "simt/control.h"
 #include "support/problem.h"
 #include "support/refusal.h"
@@ -80,47 +81,9 @@ TEST_F(FusedExecutorCalls, WhatMemoryHoldsAtFirstDoesNotMatter) {
 }
 
 TEST_F(FusedExecutorCalls, EveryCallMayFail) {
-  const Problem problem = small();
-  std::optional<Trainer> trainer;
-  const auto life = [&] {
-    trainer.emplace(trainer_of(problem));
-    std::vector<double> all = trainer->train(2).losses;
-    all.push_back(trainer->loss());
-    const std::vector<double> parameters = flat(problem.parameters_of(*trainer));
-    all.insert(all.end(), parameters.begin(), parameters.end());
-    return all;
-  };
-  const std::vector<double> right = life();
-  trainer.reset();
-  int failures = 0, deaths = 0;
-  for (int call = 1;; ++call) {
-    SCOPED_TRACE("call " + std::to_string(call));
-    simt::reset();
-    simt::fail_call(call, cudaErrorMemoryAllocation);
-    bool failed = false;
-    try {
-      EXPECT_EQ(life(), right);
-    } catch (const DeviceError& error) {
-      failed = true;
-      EXPECT_GT(std::string(error.what()).size(), 20u);
-    } catch (const Error& error) {
-      ADD_FAILURE() << "not a DeviceError: " << error.what();
-    }
-    const bool reached = simt::calls_until_failure() == 0;
-    failures += failed;
-    simt::reset();
-    if (failed && trainer) {
-      try {
-        trainer->train(1);
-      } catch (const DeviceError& error) {
-        ++deaths;
-        EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
-      }
-    }
-    trainer.reset();
-    ASSERT_EQ(simt::live_objects(), 0);
-    if (!reached) break;
-  }
+  Problem problem = small();
+  problem.training.optimizer = {.learning_rate = 1e-2};
+  const auto [failures, deaths] = testing::fail_every_call(problem, ExecutorKind::fused, 2);
   EXPECT_GT(failures, 40);
   EXPECT_GT(deaths, 10);
 }

@@ -13,6 +13,7 @@
 #include <deviceloop/deviceloop.h>
 
 #include "../../cuda/runtime/owners.h"
+#include "failing_calls.h"
 #include "planning/graph_layout.h"
 #include "simt/control.h"
 #include "support/problem.h"
@@ -334,74 +335,13 @@ TEST_F(GraphExecutor, TuningInTheGramFormulationChangesNothingElse) {
     EXPECT_NEAR(report.losses[i] / expected.losses[i], 1, 1e-6) << i;
 }
 
-struct Outcome {
-  std::vector<double> losses, parameters;
-};
-
-/// Everything that a user does with a trainer.
-Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
-  TrainingSpec spec = problem.training;
-  trainer.emplace(problem.network, spec, ExecutorKind::graph);
-  problem.set_parameters(*trainer, problem.start);
-  trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
-  Outcome outcome;
-  outcome.losses = trainer->train(35).losses;
-  outcome.losses.push_back(trainer->loss());
-  std::vector<float> predictions(static_cast<std::size_t>(problem.x.rows));
-  trainer->predict(Problem::view(problem.x), Matrix(predictions.data(), problem.x.rows, 1));
-  outcome.parameters = flat(problem.parameters_of(*trainer));
-  return outcome;
-}
-
-// Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
-// says that it is dead.
 // Of every `stride` calls one.
 void check_failure_of_calls(const Problem& problem, int stride) {
-  simt::reset();
-  std::optional<Trainer> trainer;
-  const Outcome right = life(problem, trainer);
-  trainer.reset();
-  ASSERT_EQ(simt::live_objects(), 0);
-  int failures = 0, deaths = 0;
-  for (const cudaError_t code : {cudaErrorMemoryAllocation, cudaErrorIllegalAddress})
-    // The second code only now and then: it takes the same ways out.
-    for (int call = 1;; call += code == cudaErrorIllegalAddress ? 7 * stride : stride) {
-      SCOPED_TRACE("call " + std::to_string(call) + " returns " + std::to_string(code));
-      simt::reset();
-      simt::fail_call(call, code);
-      bool failed = false;
-      try {
-        const Outcome outcome = life(problem, trainer);
-        EXPECT_EQ(outcome.losses, right.losses);
-        EXPECT_EQ(outcome.parameters, right.parameters);
-      } catch (const DeviceError& error) {
-        failed = true;
-        EXPECT_GT(std::string(error.what()).size(), 20u);
-      } catch (const Error& error) {
-        ADD_FAILURE() << "not a DeviceError: " << error.what();
-      }
-      const bool reached = simt::calls_until_failure() == 0;
-      if (failed) {
-        ++failures;
-        simt::reset();
-        if (trainer) {
-          try {
-            problem.set_parameters(*trainer, problem.start);
-            trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
-            Outcome again;
-            again.losses = trainer->train(35).losses;
-            again.losses.push_back(trainer->loss());
-            EXPECT_EQ(again.losses, right.losses);
-          } catch (const DeviceError& error) {
-            ++deaths;
-            EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
-          }
-        }
-      }
-      trainer.reset();
-      ASSERT_EQ(simt::live_objects(), 0);
-      if (!reached) break;
-    }
+  const testing::FailedCalls counts = testing::fail_every_call(problem, ExecutorKind::graph, 35, stride);
+  // The second code only now and then: it takes the same ways out.
+  const testing::FailedCalls others =
+      testing::fail_every_call(problem, ExecutorKind::graph, 35, 7 * stride, cudaErrorIllegalAddress);
+  const int failures = counts.failures + others.failures, deaths = counts.deaths + others.deaths;
   EXPECT_GT(failures, 100 / stride);
   EXPECT_GT(deaths, 30 / stride);
 }

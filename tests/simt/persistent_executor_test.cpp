@@ -16,6 +16,7 @@
 
 #include "../../cuda/runtime/gpu.h"
 #include "../../cuda/runtime/owners.h"
+#include "failing_calls.h"
 #include "planning/persistent_layout.h"
 #include "simt/control.h"
 #include "support/problem.h"
@@ -304,26 +305,6 @@ TEST_F(PersistentExecutor, LeavesNoByteOfItsMemoryAsItFoundIt) {
     }
 }
 
-struct Outcome {
-  std::vector<double> losses, parameters;
-};
-
-/// Everything that a user does with a trainer.
-Outcome life(const Problem& problem, std::optional<Trainer>& trainer) {
-  trainer.emplace(problem.network, problem.training, ExecutorKind::persistent);
-  problem.set_parameters(*trainer, problem.start);
-  trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
-  Outcome outcome;
-  outcome.losses = trainer->train(2).losses;
-  outcome.losses.push_back(trainer->loss());
-  std::vector<float> predictions(static_cast<std::size_t>(problem.x.rows));
-  trainer->predict(Problem::view(problem.x), Matrix(predictions.data(), problem.x.rows, 1));
-  outcome.parameters = flat(problem.parameters_of(*trainer));
-  return outcome;
-}
-
-// Whichever call fails: the error is typed, nothing leaks, and the trainer either goes on as if nothing had been or
-// says that it is dead.
 TEST_F(PersistentExecutor, EveryCallMayFail) {
   const std::pair<PersistentForm, Formulation> cases[] = {{PersistentForm::two_layer, Formulation::primal},
                                                           {PersistentForm::on_chip, Formulation::primal},
@@ -332,45 +313,7 @@ TEST_F(PersistentExecutor, EveryCallMayFail) {
     SCOPED_TRACE(std::string(name(form)) + ", " + name(formulation));
     Problem problem = small(form);
     problem.training.formulation = formulation;
-    std::optional<Trainer> trainer;
-    const Outcome right = life(problem, trainer);
-    trainer.reset();
-    ASSERT_EQ(simt::live_objects(), 0);
-    int failures = 0, deaths = 0;
-    for (int call = 1;; ++call) {
-      SCOPED_TRACE("call " + std::to_string(call));
-      simt::reset();
-      simt::fail_call(call, cudaErrorMemoryAllocation);
-      bool failed = false;
-      try {
-        const Outcome outcome = life(problem, trainer);
-        EXPECT_EQ(outcome.losses, right.losses);
-        EXPECT_EQ(outcome.parameters, right.parameters);
-      } catch (const DeviceError& error) {
-        failed = true;
-        EXPECT_GT(std::string(error.what()).size(), 20u);
-      } catch (const Error& error) {
-        ADD_FAILURE() << "not a DeviceError: " << error.what();
-      }
-      const bool reached = simt::calls_until_failure() == 0;
-      if (failed) {
-        ++failures;
-        simt::reset();
-        if (trainer) {
-          try {
-            problem.set_parameters(*trainer, problem.start);
-            trainer->set_data(Problem::view(problem.x), Problem::view(problem.y));
-            EXPECT_EQ(trainer->train(2).losses, std::vector<double>(right.losses.begin(), right.losses.begin() + 2));
-          } catch (const DeviceError& error) {
-            ++deaths;
-            EXPECT_MENTIONS(error.what(), "this trainer cannot be used any more");
-          }
-        }
-      }
-      trainer.reset();
-      ASSERT_EQ(simt::live_objects(), 0);
-      if (!reached) break;
-    }
+    const auto [failures, deaths] = testing::fail_every_call(problem, ExecutorKind::persistent, 2);
     EXPECT_GT(failures, 50);
     EXPECT_GT(deaths, 20);
   }
