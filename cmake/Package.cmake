@@ -84,6 +84,7 @@ new rows, and compares devices.")
   set(CPACK_DEBIAN_PACKAGE_RELEASE "${revision}")
   set(CPACK_DEBIAN_PACKAGE_MAINTAINER "${CPACK_PACKAGE_CONTACT}")
   set(CPACK_DEBIAN_PACKAGE_CONTROL_STRICT_PERMISSION YES)
+  set(CPACK_DEBIAN_COMPRESSION_TYPE gzip)  # quickly, since dpkg-deb packs them again: packaging/after_packing.cmake
 
   # What the binaries need is found by dpkg-shlibdeps. The packages of programs that are linked with the library get their
   # dependency from `shlibs`.

@@ -28,24 +28,27 @@ def run_particles(frames):
 
 class Particles(unittest.TestCase):
     def test_frames_copy_nothing_and_nobody_waits(self):
-        _, few = run_particles(3)
-        text, more = run_particles(23)
+        _, few = run_particles(2)
+        text, more = run_particles(12)
         copies, synchronisations, _ = (b - a for a, b in zip(few, more))
         self.assertEqual(synchronisations, 0)
         # The plan `graph` sends the losses of each launch; ten steps are single launches.
-        self.assertLessEqual(copies, 20 * TRAINING_STEPS)
-        self.assertEqual(copies % 20, 0)
+        self.assertLessEqual(copies, 10 * TRAINING_STEPS)
+        self.assertEqual(copies % 10, 0)
         error, standing_still = map(float, re.search(r"last frame: ([0-9.]+), of standing still ([0-9.]+)", text).groups())
         self.assertLess(error, standing_still)
 
 
 class DeviceArrays(unittest.TestCase):
     def test_the_losses_are_those_of_the_command(self):
-        for frames in (1, 3):
-            told = run(COMMAND, "train", "--plan", "graph", "--steps", 20 * frames).stdout
-            expected = re.findall(r"^\d+: [\d.]+$", told, re.MULTILINE)
-            self.assertEqual(len(expected), (3, 7)[frames == 3])
-            self.assertEqual(run(DEVICE_ARRAYS, frames, "graph").stdout.splitlines(), expected)
+        told = run(COMMAND, "train", "--plan", "graph", "--steps", 11).stdout  # each takes the host a second
+        expected = re.findall(r"^\d+: [\d.]+$", told, re.MULTILINE)
+        self.assertEqual(len(expected), 2)
+        lines = run(DEVICE_ARRAYS, 2, "graph").stdout.splitlines()
+        self.assertEqual(lines[:2], expected)
+        losses = [float(line.split()[1]) for line in lines]
+        self.assertEqual(len(losses), 5)
+        self.assertEqual(losses, sorted(losses, reverse=True))
 
 
 if __name__ == "__main__":

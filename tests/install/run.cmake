@@ -473,7 +473,7 @@ elseif(PART STREQUAL "static_openblas")
   file(REMOVE_RECURSE "${WORK}/${PART}")
   file(MAKE_DIRECTORY "${WORK}/${PART}")
   set(build "${WORK}/${PART}/build")
-  set(configure_archive ${configure} -S "${SOURCE}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1
+  set(configure_archive ${configure} -S "${SOURCE}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O0
       -DDEVICELOOP_CUDA=OFF -DDEVICELOOP_TESTS=OFF -DDEVICELOOP_BENCH=OFF -DDEVICELOOP_COMMAND=OFF
       -DDEVICELOOP_EXAMPLES=OFF)
   # One that has nothing that OpenBLAS has.

@@ -154,7 +154,7 @@ TEST_P(DeviceFaults, LeaveNothingHalfDone) {
     EXPECT_GE(seen.failures, seen.lives / 2) << what;
     return seen;
   };
-  const long stride = testing::stride_or(199);
+  const long stride = testing::stride_or(397);
   EXPECT_GT(check("calls", failing_call({}), stride).deaths, 0);
   if (HasFailure()) return;
   check("errors that last", failing_call(cudaErrorIllegalAddress), 3 * stride);

@@ -335,26 +335,26 @@ TEST_F(GraphExecutor, TuningInTheGramFormulationChangesNothingElse) {
     EXPECT_NEAR(report.losses[i] / expected.losses[i], 1, 1e-6) << i;
 }
 
-// Of every `stride` calls one.
-void check_failure_of_calls(const Problem& problem, int stride) {
-  const testing::FailedCalls counts = testing::fail_every_call(problem, ExecutorKind::graph, 35, stride);
+// Of every `stride` calls one, in lives of so many steps.
+void check_failure_of_calls(const Problem& problem, int stride, std::int64_t steps) {
+  const testing::FailedCalls counts = testing::fail_every_call(problem, ExecutorKind::graph, steps, stride);
   // The second code only now and then: it takes the same ways out.
   const testing::FailedCalls others =
-      testing::fail_every_call(problem, ExecutorKind::graph, 35, 7 * stride, cudaErrorIllegalAddress);
+      testing::fail_every_call(problem, ExecutorKind::graph, steps, 7 * stride, cudaErrorIllegalAddress);
   const int failures = counts.failures + others.failures, deaths = counts.deaths + others.deaths;
   EXPECT_GT(failures, 100 / stride);
   EXPECT_GT(deaths, 30 / stride);
 }
 
 TEST_F(GraphExecutor, EveryCallMayFail) {
-  check_failure_of_calls(small({3, 2, 1}, 4), 1);  // own kernels alone
-  check_failure_of_calls(small({3, 20, 1}, 4), 1);
+  check_failure_of_calls(small({3, 2, 1}, 4), 1, 2);    // own kernels alone
+  check_failure_of_calls(small({3, 20, 1}, 4), 4, 35);  // more steps than a launch has
 }
 
 TEST_F(GraphExecutor, ManyCallsMayFailInTheGramFormulation) {
   Problem problem = small_gram({7, 20, 1}, 3);
   problem.training.reprojection_steps = 20;
-  check_failure_of_calls(problem, 3);
+  check_failure_of_calls(problem, 6, 35);
 }
 
 // Such as a GPU that the build holds no code for, which is no DeviceError.
