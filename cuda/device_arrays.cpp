@@ -75,7 +75,7 @@ std::optional<NonFinite> find_wrong_on_device(const ConstMatrix& matrix, const E
   std::vector<std::int64_t> firsts(static_cast<std::size_t>(blocks));
   const cuda::DeviceMemory found(firsts.size() * sizeof(std::int64_t), options);
   const cuda::ExecutorStream stream(options.stream);
-  return with_type(matrix.type, [&]<class T>(T*) -> std::optional<NonFinite> {
+  return with_read_type(matrix.type, [&]<class T>(T*) -> std::optional<NonFinite> {
     const auto* const elements = static_cast<const T*>(matrix.data);
     cuda::launch_find_wrong(static_cast<std::int64_t*>(found.data()), elements, matrix.row_stride, matrix.rows,
                             matrix.columns, rule, stream.get());

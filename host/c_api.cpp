@@ -46,7 +46,9 @@ constexpr bool is(Enum value, std::int32_t number) {
 }
 
 static_assert(is(ElementType::float32, DEVICELOOP_ELEMENT_FLOAT32) &&
-              is(ElementType::float64, DEVICELOOP_ELEMENT_FLOAT64));
+              is(ElementType::float64, DEVICELOOP_ELEMENT_FLOAT64) &&
+              is(ElementType::bfloat16, DEVICELOOP_ELEMENT_BFLOAT16) &&
+              is(ElementType::float16, DEVICELOOP_ELEMENT_FLOAT16));
 static_assert(is(MemorySpace::host, DEVICELOOP_MEMORY_HOST) && is(MemorySpace::device, DEVICELOOP_MEMORY_DEVICE));
 static_assert(kTensorX == DEVICELOOP_TENSOR_X && kTensorY == DEVICELOOP_TENSOR_Y);
 static_assert(
@@ -415,9 +417,12 @@ MemorySpace space_of(const char* function, const std::string& what, deviceloop_m
 template <class View>
 View view_of(const char* function, const char* name, const deviceloop_matrix* given) {
   const deviceloop_matrix& matrix = checked(function, name, given);
-  if (matrix.type != DEVICELOOP_ELEMENT_FLOAT32 && matrix.type != DEVICELOOP_ELEMENT_FLOAT64)
+  constexpr bool kIsRead = std::is_same_v<View, ConstMatrix>;
+  const std::int32_t last = kIsRead ? DEVICELOOP_ELEMENT_FLOAT16 : DEVICELOOP_ELEMENT_FLOAT64;
+  if (matrix.type < DEVICELOOP_ELEMENT_FLOAT32 || matrix.type > last)
     refuse(function, std::string("the type of '") + name + "' is " + std::to_string(matrix.type) +
-                         "; use DEVICELOOP_ELEMENT_FLOAT32 or DEVICELOOP_ELEMENT_FLOAT64");
+                         "; use DEVICELOOP_ELEMENT_FLOAT32" +
+                         (kIsRead ? ", _FLOAT64, _BFLOAT16 or _FLOAT16" : " or DEVICELOOP_ELEMENT_FLOAT64"));
   View view;
   view.space = space_of(function, std::string("the space of '") + name + "'", matrix.space);
   view.data = matrix.data;

@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "matrix_ops.h"
 #include "trainer_access.h"
@@ -39,15 +40,20 @@ MemorySpace space_of(const DLDevice& device) {
 ElementType type_of(const DLDataType& type) {
   if (type.code == kDLFloat && type.lanes == 1 && type.bits == 32) return ElementType::float32;
   if (type.code == kDLFloat && type.lanes == 1 && type.bits == 64) return ElementType::float64;
+  if (type.code == kDLFloat && type.lanes == 1 && type.bits == 16) return ElementType::float16;
+  if (type.code == kDLBfloat && type.lanes == 1 && type.bits == 16) return ElementType::bfloat16;
   throw Unsupported("the DLPack tensor has elements of type code " + std::to_string(type.code) + " with " +
                     std::to_string(type.bits) + " bits and " + std::to_string(type.lanes) +
-                    " lanes; pass floats (code 2) of 32 or 64 bits and 1 lane");
+                    " lanes; pass floats (code 2) of 16, 32 or 64 bits or bfloat (code 4) of 16, and 1 lane");
 }
 
-Matrix view_of(const DLTensor& tensor) {
-  Matrix view;
+/// Of a tensor that is written, or only read.
+template <class View>
+View view_of(const DLTensor& tensor) {
+  View view;
   view.space = space_of(tensor.device);
   view.type = type_of(tensor.dtype);
+  if constexpr (std::is_same_v<View, Matrix>) check_is_written(view.type, "the DLPack tensor");
   if (tensor.ndim != 1 && tensor.ndim != 2)
     throw Unsupported("the DLPack tensor has " + std::to_string(tensor.ndim) +
                       " dimensions; pass one of 2, [rows, columns], or of 1, a column");
@@ -148,18 +154,18 @@ DLManagedTensorVersioned* copy_of(const Trainer& trainer, std::int64_t rows, std
 
 ConstMatrix view_of_dlpack(const DLManagedTensorVersioned& tensor) {
   check_version(tensor);
-  return view_of(tensor.dl_tensor);
+  return view_of<ConstMatrix>(tensor.dl_tensor);
 }
 
-ConstMatrix view_of_dlpack(const DLManagedTensor& tensor) { return view_of(tensor.dl_tensor); }
+ConstMatrix view_of_dlpack(const DLManagedTensor& tensor) { return view_of<ConstMatrix>(tensor.dl_tensor); }
 
 Matrix writable_view_of_dlpack(const DLManagedTensorVersioned& tensor) {
   check_version(tensor);
   if (is_read_only(tensor)) throw InvalidArgument("the DLPack tensor is read-only; pass a copy of it to write into");
-  return view_of(tensor.dl_tensor);
+  return view_of<Matrix>(tensor.dl_tensor);
 }
 
-Matrix writable_view_of_dlpack(const DLManagedTensor& tensor) { return view_of(tensor.dl_tensor); }
+Matrix writable_view_of_dlpack(const DLManagedTensor& tensor) { return view_of<Matrix>(tensor.dl_tensor); }
 
 DLManagedTensorVersioned* weight_to_dlpack(const Trainer& trainer, int layer, MemorySpace space) {
   const NetworkSpec& network = trainer.network();

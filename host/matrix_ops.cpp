@@ -23,24 +23,38 @@ bool has_address_range(const ConstMatrix& view) {
 // The functions below look at the bits: an operation on a refused number would raise floating-point exceptions, which a
 // host application may trap.
 template <class T>
-using BitsOf = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+using BitsOf =
+    std::conditional_t<sizeof(T) == 2, std::uint16_t, std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>>;
+
+template <class T>
+constexpr BitsOf<T> kSign = static_cast<BitsOf<T>>(BitsOf<T>(1) << (8 * sizeof(T) - 1));
 
 template <class T>
 BitsOf<T> magnitude(T value) {
-  return std::bit_cast<BitsOf<T>>(value) & (~BitsOf<T>(0) >> 1);
+  return static_cast<BitsOf<T>>(std::bit_cast<BitsOf<T>>(value) & ~kSign<T>);
 }
 
 template <class T>
-constexpr BitsOf<T> kInfinity = std::bit_cast<BitsOf<T>>(std::numeric_limits<T>::infinity());
+constexpr BitsOf<T> infinity_bits() {
+  if constexpr (sizeof(T) == 2)
+    return T::kInfinity;
+  else
+    return std::bit_cast<BitsOf<T>>(std::numeric_limits<T>::infinity());
+}
+template <class T>
+constexpr BitsOf<T> kInfinity = infinity_bits<T>();
 
 /// The smallest magnitude of an In that is not finite as an As.
 template <class As, class In>
-constexpr BitsOf<In> kLeastRefused = sizeof(As) < sizeof(In)
-                                         ? std::bit_cast<BitsOf<In>>(static_cast<In>(kLeastInfiniteFloat))
-                                         : kInfinity<In>;
+constexpr BitsOf<In> least_refused() {
+  if constexpr (sizeof(As) < sizeof(In))
+    return std::bit_cast<BitsOf<In>>(static_cast<In>(kLeastInfiniteFloat));
+  else
+    return kInfinity<In>;
+}
 
-/// A refused number as a double. The compiler may assume that a conversion raises no exception, so none is used: a
-/// refused float is NaN or infinite.
+/// A refused number as a double. The compiler may assume that a conversion raises no exception, so none is used: one
+/// that is refused and no double is NaN or infinite.
 template <class T>
 double refused_value(T value) {
   if (magnitude(value) > kInfinity<T>) return std::numeric_limits<double>::quiet_NaN();
@@ -50,6 +64,28 @@ double refused_value(T value) {
 }
 
 }  // namespace
+
+const char* name(ElementType type) {
+  switch (type) {
+    case ElementType::float32:
+      return "float32";
+    case ElementType::float64:
+      return "float64";
+    case ElementType::bfloat16:
+      return "bfloat16";
+    case ElementType::float16:
+      return "float16";
+  }
+  return nullptr;
+}
+
+void check_is_written(ElementType type, const std::string& what) {
+  if (type == ElementType::float32 || type == ElementType::float64) return;
+  const char* const found = name(type);
+  throw InvalidArgument(
+      what + " has elements of the type " + (found != nullptr ? found : std::to_string(static_cast<int>(type))) +
+      (found != nullptr ? ", which is only read; " : ", which there is not; ") + "use float32 or float64");
+}
 
 bool is_finite(double value) { return magnitude(value) < kInfinity<double>; }
 
@@ -67,6 +103,16 @@ std::uint64_t spanned_bytes(const ConstMatrix& view) {
          size_of(view.type);
 }
 
+void check_host_view(const Matrix& view, const std::string& what) {
+  check_is_written(view.type, what);
+  check_host_view(static_cast<const ConstMatrix&>(view), what);
+}
+
+void check_view(const Matrix& view, const std::string& what) {
+  check_is_written(view.type, what);
+  check_view(static_cast<const ConstMatrix&>(view), what);
+}
+
 void check_host_view(const ConstMatrix& view, const std::string& what) {
   if (view.space != MemorySpace::host)
     throw InvalidArgument(what + " lies in device memory; pass a view of host memory");
@@ -75,6 +121,7 @@ void check_host_view(const ConstMatrix& view, const std::string& what) {
 
 void check_view(const ConstMatrix& view, const std::string& what) {
   const std::string shape = "[" + std::to_string(view.rows) + ", " + std::to_string(view.columns) + "]";
+  if (name(view.type) == nullptr) check_is_written(view.type, what);
   if (view.rows < 0 || view.columns < 0)
     throw InvalidArgument(what + " has the shape " + shape + "; rows and columns must not be negative");
   if (view.rows == 0 || view.columns == 0) return;
@@ -89,7 +136,7 @@ void check_view(const ConstMatrix& view, const std::string& what) {
 
 void convert(Matrix out, ConstMatrix in) {
   with_type(out.type, [&]<class Out>(Out*) {
-    with_type(in.type, [&]<class In>(In*) {
+    with_read_type(in.type, [&]<class In>(In*) {
       for (std::int64_t row = 0; row < in.rows; ++row) {
         Out* out_row = static_cast<Out*>(out.data) + row * out.row_stride;
         const In* in_row = static_cast<const In*>(in.data) + row * in.row_stride;
@@ -105,18 +152,18 @@ void convert(Matrix out, ConstMatrix in) {
 }
 
 std::optional<NonFinite> find_non_finite(ConstMatrix in, ElementType type) {
-  return with_type(in.type, [&]<class In>(In*) {
+  return with_read_type(in.type, [&]<class In>(In*) {
     return with_type(type, [&]<class As>(As*) -> std::optional<NonFinite> {
       using Bits = BitsOf<In>;
-      constexpr Bits kSign = ~(~Bits(0) >> 1), kLeast = kLeastRefused<As, In>;
+      constexpr Bits kLeast = least_refused<As, In>(), kToSign = static_cast<Bits>(kSign<In> - kLeast);
       for (std::int64_t row = 0; row < in.rows; ++row) {
         const In* values = static_cast<const In*>(in.data) + row * in.row_stride;
         // A magnitude of at least kLeast carries into the sign bit of this sum. The loop vectorises; single elements
         // are examined only if one carried.
         Bits carried = 0;
         for (std::int64_t column = 0; column < in.columns; ++column)
-          carried |= magnitude(values[column]) + (kSign - kLeast);
-        if ((carried & kSign) == 0) continue;
+          carried = static_cast<Bits>(carried | static_cast<Bits>(magnitude(values[column]) + kToSign));
+        if ((carried & kSign<In>) == 0) continue;
         std::int64_t column = 0;
         while (magnitude(values[column]) < kLeast) ++column;
         return NonFinite{row, column, refused_value(values[column])};
@@ -160,7 +207,7 @@ void check_finite(ConstMatrix in, ElementType type, const std::string& what) {
 
 void check_weights(ConstMatrix in, ElementType type, const std::string& what) {
   check_finite(in, type, what);
-  with_type(in.type, [&]<class In>(In*) {
+  with_read_type(in.type, [&]<class In>(In*) {
     for (std::int64_t row = 0; row < in.rows; ++row) {
       const auto weight = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
       if (!(weight >= 0)) refuse_element({ElementRule::Kind::weight, type, 0}, {row, 0, weight}, what);
@@ -169,7 +216,7 @@ void check_weights(ConstMatrix in, ElementType type, const std::string& what) {
 }
 
 void check_classes(ConstMatrix in, std::int64_t classes, const std::string& what) {
-  with_type(in.type, [&]<class In>(In*) {
+  with_read_type(in.type, [&]<class In>(In*) {
     for (std::int64_t row = 0; row < in.rows; ++row) {
       const auto number = static_cast<double>(static_cast<const In*>(in.data)[row * in.row_stride]);
       if (number >= 0 && number < static_cast<double>(classes) && number == std::trunc(number)) continue;

@@ -12,19 +12,29 @@
 
 #include "element_rule.h"
 #include "floating_point.h"
+#include "narrow_floats.h"
 
 namespace deviceloop {
 
-/// Calls f with a null pointer of the element type, so that one generic lambda serves both.
+/// "bfloat16": for messages.
+const char* name(ElementType type);
+
+/// Throws InvalidArgument for elements that are only read; `what` names the matrix.
+void check_is_written(ElementType type, const std::string& what);
+
+/// Calls f with a null pointer of the element type, so that one generic lambda serves both that are computed with.
 template <class F>
 auto with_type(ElementType type, F f) {
-  switch (type) {
-    case ElementType::float32:
-      return f(static_cast<float*>(nullptr));
-    case ElementType::float64:
-      break;
-  }
+  if (type == ElementType::float32) return f(static_cast<float*>(nullptr));
+  if (type != ElementType::float64) check_is_written(type, "a matrix");
   return f(static_cast<double*>(nullptr));
+}
+/// The same for elements that are read.
+template <class F>
+auto with_read_type(ElementType type, F f) {
+  if (type == ElementType::bfloat16) return f(static_cast<Bfloat16*>(nullptr));
+  if (type == ElementType::float16) return f(static_cast<Float16*>(nullptr));
+  return with_type(type, f);
 }
 
 /// Whether `bytes` from `data` on can lie in the address space of a process: false for sizes that must be a mistake,
@@ -32,10 +42,17 @@ auto with_type(ElementType type, F f) {
 bool is_address_range(const void* data, std::uint64_t bytes);
 
 /// Throws InvalidArgument unless `view` can be a matrix: data not null (unless empty), sizes not negative, a stride of
-/// at least `columns`, an address range that exists in some address space. `what` names it in the message.
+/// at least `columns`, an address range that exists in some address space, elements of a type that there is, and in a
+/// writable view of one that is written. `what` names it in the message.
+/// @{
 void check_view(const ConstMatrix& view, const std::string& what);
+void check_view(const Matrix& view, const std::string& what);
+/// @}
 /// The same, and that it lies in the host's memory.
+/// @{
 void check_host_view(const ConstMatrix& view, const std::string& what);
+void check_host_view(const Matrix& view, const std::string& what);
+/// @}
 
 /// From the first byte of a matrix that has elements to the end of its last one.
 std::uint64_t spanned_bytes(const ConstMatrix& view);

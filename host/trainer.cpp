@@ -335,7 +335,8 @@ struct Trainer::Impl {
   bool is_on_gpu() const { return row_of(decision.plan.executor).is_on_gpu; }
 
   /// Throws unless the view can be a matrix, in the host's memory or in that of the plan's GPU.
-  void check_any_view(const ConstMatrix& view, const std::string& what) const {
+  template <class View>
+  void check_any_view(const View& view, const std::string& what) const {
     check_view(view, what);
     if (view.space == MemorySpace::device) check_device_view(view, decision.plan, what);
   }
@@ -422,7 +423,8 @@ struct Trainer::Impl {
     return layer * (network.bias ? 2 : 1) + (is_bias ? 1 : 0);
   }
 
-  void check_parameter(int index, const ConstMatrix& view) const {
+  template <class View>
+  void check_parameter(int index, const View& view) const {
     const ParameterInfo& info = layout[static_cast<std::size_t>(index)];
     check_any_view(view, "parameter " + info.name);
     if (view.rows != info.rows || view.columns != info.columns)

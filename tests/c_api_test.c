@@ -528,7 +528,8 @@ static void test_parameters_and_files(void) {
   const deviceloop_matrix drawn_view = double_matrix(drawn, 3, 4);
   const deviceloop_matrix x = double_matrix(input, 2, 3), predicted = double_matrix(out, 2, 2);
   const deviceloop_matrix predicted_back = double_matrix(out_back, 2, 2);
-  deviceloop_matrix wrong = double_matrix(weight, 4, 3);
+  deviceloop_matrix wrong = double_matrix(weight, 4, 3), halves_view = double_matrix(NULL, 3, 4);
+  uint16_t halves[3 * 4];
   deviceloop_report *report = NULL, *other_report = NULL;
   deviceloop_report_info info = {sizeof info, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0}, other_info = info;
   int i;
@@ -537,6 +538,17 @@ static void test_parameters_and_files(void) {
   CHECK_OK(deviceloop_fill_normal(&drawn_view, 11, deviceloop_tensor_of_weight(0), sqrt(2.0 / 3)));
   CHECK(memcmp(weight, drawn, sizeof drawn) == 0);
   CHECK_REFUSED(deviceloop_trainer_initialize(trainer, 11, 17), "number 17");
+  wrong.type = 4;
+  CHECK_REFUSED(deviceloop_trainer_write_weight(trainer, 0, &wrong),
+                "the type of 'in' is 4; use DEVICELOOP_ELEMENT_FLOAT32, _FLOAT64, _BFLOAT16 or _FLOAT16");
+  wrong.type = DEVICELOOP_ELEMENT_FLOAT64;
+  halves_view.data = halves;
+  halves_view.type = DEVICELOOP_ELEMENT_BFLOAT16;
+  for (i = 0; i < 12; ++i) halves[i] = (uint16_t)(i % 2 == 0 ? 0x3fa0 : 0xbe00); /* 1.25, -0.125 */
+  CHECK_OK(deviceloop_trainer_write_weight(trainer, 0, &halves_view));
+  CHECK_OK(deviceloop_trainer_read_weight(trainer, 0, &back_view));
+  CHECK(back[0] == 1.25 && back[1] == -0.125 && back[10] == 1.25 && back[11] == -0.125);
+  CHECK_REFUSED(deviceloop_trainer_read_weight(trainer, 0, &halves_view), "the type of 'out' is 2; use");
   for (i = 0; i < 12; ++i) weight[i] = 0.125 * i - 0.5;
   CHECK_OK(deviceloop_trainer_write_weight(trainer, 0, &weight_view));
   CHECK_OK(deviceloop_trainer_write_bias(trainer, 1, &bias_view));

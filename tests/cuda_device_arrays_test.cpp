@@ -16,6 +16,7 @@
 #include "../cuda/runtime/graph.h"
 #include "matrix_ops.h"
 #include "support/cuda_test.h"
+#include "support/narrow.h"
 #include "support/problem.h"
 #include "support/refusal.h"
 #include "support/sanitized.h"
@@ -127,6 +128,36 @@ TEST_P(DeviceArrays, TrainAsThoseOfTheHostDo) {
     trainer.set_data(data.first, data.second);
     EXPECT_EQ(losses_of(trainer, 7), expected);
     EXPECT_EQ(of.parameters_of(trainer).front().weight.values, of.parameters_of(on_host).front().weight.values);
+  }
+}
+
+TEST_P(DeviceArrays, MayHaveElementsOf16Bits) {
+  const Problem of = problem();
+  for (const ElementType type : {ElementType::bfloat16, ElementType::float16}) {
+    const testing::Narrow x(of.x, type), y(of.y, type);
+    Trainer wide = trainer_of(of), narrow = trainer_of(of), mixed = trainer_of(of);
+    wide.set_data(Problem::view(x.values), Problem::view(y.values));
+    const StreamOwner stream;
+    const auto copy_of = [&](const std::vector<std::uint16_t>& bits) {
+      auto memory = std::make_unique<DeviceBuffer>(2 * bits.size());
+      DEVICELOOP_CHECK_CUDA(
+          cudaMemcpyAsync(memory->data(), bits.data(), 2 * bits.size(), cudaMemcpyHostToDevice, stream.get()));
+      stream.wait();
+      return memory;
+    };
+    const auto device_x = copy_of(x.bits), device_y = copy_of(y.bits);
+    narrow.set_data(on_device(device_x->data(), type, 12, 20), on_device(device_y->data(), type, 12, 2));
+    mixed.set_data(x.view(), y.view());
+    const std::vector<double> expected = losses_of(wide, 5);
+    EXPECT_EQ(losses_of(narrow, 5), expected);
+    EXPECT_EQ(losses_of(mixed, 5), expected);
+
+    std::vector<std::uint16_t> bits = x.bits;
+    bits[27] = 0x7fff;
+    const auto wrong = copy_of(bits);
+    EXPECT_MENTIONS(refusal("x: row 1, column 7 is nan",
+                            [&] { narrow.set_data(on_device(wrong->data(), type, 12, 20), Problem::view(of.y)); }),
+                    "replace");
   }
 }
 

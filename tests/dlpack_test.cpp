@@ -120,14 +120,25 @@ TEST(Dlpack, MemoryOfCudaIsTheHostsOrTheDevices) {
 
 TEST(Dlpack, RefusesOtherTypesWithTheirValues) {
   Given given({3, 4}, {});
-  given.dl().dtype = {kDLFloat, 16, 1};
-  EXPECT_MENTIONS(given.refused<Unsupported>(), "type code 2 with 16 bits and 1 lanes");
+  given.dl().dtype = {kDLFloat, 8, 1};
+  EXPECT_MENTIONS(given.refused<Unsupported>(), "type code 2 with 8 bits and 1 lanes");
   given.dl().dtype = {kDLInt, 32, 1};
   EXPECT_MENTIONS(given.refused<Unsupported>(), "type code 0 with 32 bits");
-  given.dl().dtype = {kDLBfloat, 16, 1};
-  EXPECT_MENTIONS(given.refused<Unsupported>(), "type code 4 with 16 bits");
+  given.dl().dtype = {kDLBfloat, 32, 1};
+  EXPECT_MENTIONS(given.refused<Unsupported>(), "type code 4 with 32 bits");
   given.dl().dtype = {kDLFloat, 32, 4};
   EXPECT_MENTIONS(given.refused<Unsupported>(), "4 lanes");
+}
+
+TEST(Dlpack, ReadsElementsOf16BitsAndWritesNone) {
+  Given given({3, 4}, {});
+  for (const auto& [code, type] : {std::pair{kDLFloat, ElementType::float16}, {kDLBfloat, ElementType::bfloat16}}) {
+    given.dl().dtype = {static_cast<std::uint8_t>(code), 16, 1};
+    EXPECT_EQ(view_of_dlpack(given.tensor).type, type);
+    EXPECT_MENTIONS(
+        refusal("the DLPack tensor has elements of the type ", [&] { writable_view_of_dlpack(given.tensor); }),
+        "only read");
+  }
 }
 
 TEST(Dlpack, RefusesOtherShapesWithTheirNumbers) {

@@ -146,11 +146,14 @@ class Dlpack(unittest.TestCase):
                 self.assertEqual((view.rows, view.columns, view.row_stride), (rows, columns, stride))
         for part, words in ((array.T, "strides [1, 6]"), (array[:, ::2], "strides [6, 2]"), (array[::-1], "strides [-6, 1]"),
                             (array.astype(numpy.int32), "type code 0 with 32 bits"),
-                            (array.astype(numpy.float16), "type code 2 with 16 bits"),
+                            (array.astype(numpy.complex64), "type code 5 with 64 bits"),
                             (array.reshape(2, 2, 6), "3 dimensions")):  # fmt: skip
             for capsule in capsules_of(part):
                 with self.assertRaisesRegex(Refused, words.replace("[", r"\[")):
                     view_of(capsule)
+        for capsule in capsules_of(array.astype(numpy.float16)):
+            view = view_of(capsule)
+            self.assertEqual((view.type, view.rows, view.columns, view.row_stride), (3, 4, 6, 6))
         if len(capsules_of(array)) > 1:
             array.flags.writeable = False
             capsule = array.__dlpack__(max_version=(1, 0))

@@ -24,6 +24,7 @@
 
 #include "files/checkpoint_metadata.h"
 #include "files/safetensors.h"
+#include "support/narrow.h"
 #include "support/openblas.h"
 #include "support/problem.h"
 #include "support/sanitized.h"
@@ -104,6 +105,33 @@ TEST(Trainer, TakesFloatAndDoubleAndStridedData) {
   const std::vector<float> x(narrow.x.values.begin(), narrow.x.values.end());
   from_float.set_data(ConstMatrix(x.data(), 10, 4), Problem::view(narrow.y));
   EXPECT_EQ(from_double.train(5).losses, from_float.train(5).losses);
+}
+
+TEST(Trainer, TakesNumbersOf16BitsAndWritesNone) {
+  Problem problem = small_problem();
+  for (const ElementType type : {ElementType::bfloat16, ElementType::float16}) {
+    const testing::Narrow x(problem.x, type), y(problem.y, type), weight(problem.start[0].weight, type);
+    Trainer narrow = problem.trainer(), wide = problem.trainer();
+    narrow.set_data(x.view(), y.view());
+    wide.set_data(Problem::view(x.values), Problem::view(y.values));
+    narrow.write_weight(0, weight.view());
+    wide.write_weight(0, Problem::view(weight.values));
+    EXPECT_EQ(narrow.train(5).losses, wide.train(5).losses);
+    std::vector<double> of_narrow(20), of_wide(20);
+    narrow.predict(x.view(), Matrix(of_narrow.data(), 10, 2));
+    wide.predict(Problem::view(x.values), Matrix(of_wide.data(), 10, 2));
+    EXPECT_EQ(of_narrow, of_wide);
+
+    Matrix out(of_narrow.data(), 10, 2);
+    out.type = type;
+    EXPECT_CONTAINS(message_of<InvalidArgument>([&] { narrow.predict(x.view(), out); }), "use float32 or float64");
+    out.rows = 4, out.columns = out.row_stride = 3;
+    EXPECT_CONTAINS(message_of<InvalidArgument>([&] { narrow.read_weight(0, out); }), "use float32 or float64");
+    testing::Narrow infinite = x;
+    infinite.bits[13] = type == ElementType::bfloat16 ? 0xff80 : 0xfc00;
+    EXPECT_CONTAINS(message_of<InvalidArgument>([&] { narrow.set_data(infinite.view(), y.view()); }),
+                    "row 3, column 1 is -inf");
+  }
 }
 
 TEST(Trainer, NewDataKeepsParametersAndSteps) {

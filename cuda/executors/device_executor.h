@@ -322,7 +322,7 @@ class DeviceExecutor : public Executor {
   void copy_on_device(const Matrix& to, const ConstMatrix& from) {
     if (from.rows * from.columns == 0) return;
     with_type(to.type, [&]<class Out>(Out*) {
-      with_type(from.type, [&]<class In>(In*) {
+      with_read_type(from.type, [&]<class In>(In*) {
         launch_convert(static_cast<Out*>(to.data), to.row_stride, static_cast<const In*>(from.data), from.row_stride,
                        from.rows, from.columns, stream());
       });

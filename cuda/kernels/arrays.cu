@@ -1,6 +1,7 @@
 // Arrays of the caller in device memory: conversions, and the first element that must not be there.
 #include <algorithm>
 
+#include "../../host/narrow_floats.h"
 #include "../runtime/device.cuh"
 #include "../runtime/launch.h"
 #include "kernels.h"
@@ -70,17 +71,17 @@ void launch_find_wrong(std::int64_t* firsts, const T* in, std::int64_t stride, s
          divide_up(count, blocks), rule.kind, least_refused_magnitude(rule), static_cast<double>(rule.classes));
 }
 
-template void launch_convert(float*, std::int64_t, const float*, std::int64_t, std::int64_t, std::int64_t,
-                             cudaStream_t);
-template void launch_convert(float*, std::int64_t, const double*, std::int64_t, std::int64_t, std::int64_t,
-                             cudaStream_t);
-template void launch_convert(double*, std::int64_t, const float*, std::int64_t, std::int64_t, std::int64_t,
-                             cudaStream_t);
-template void launch_convert(double*, std::int64_t, const double*, std::int64_t, std::int64_t, std::int64_t,
-                             cudaStream_t);
-template void launch_find_wrong(std::int64_t*, const float*, std::int64_t, std::int64_t, std::int64_t,
-                                const ElementRule&, cudaStream_t);
-template void launch_find_wrong(std::int64_t*, const double*, std::int64_t, std::int64_t, std::int64_t,
-                                const ElementRule&, cudaStream_t);
+#define DEVICELOOP_READS(In)                                                                               \
+  template void launch_convert(float*, std::int64_t, const In*, std::int64_t, std::int64_t, std::int64_t,  \
+                               cudaStream_t);                                                              \
+  template void launch_convert(double*, std::int64_t, const In*, std::int64_t, std::int64_t, std::int64_t, \
+                               cudaStream_t);                                                              \
+  template void launch_find_wrong(std::int64_t*, const In*, std::int64_t, std::int64_t, std::int64_t,      \
+                                  const ElementRule&, cudaStream_t);
+DEVICELOOP_READS(float)
+DEVICELOOP_READS(double)
+DEVICELOOP_READS(Bfloat16)
+DEVICELOOP_READS(Float16)
+#undef DEVICELOOP_READS
 
 }  // namespace deviceloop::cuda

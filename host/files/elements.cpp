@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <type_traits>
 #include <vector>
+
+#include "../narrow_floats.h"
 
 namespace deviceloop {
 namespace {
@@ -16,24 +17,6 @@ static_assert(std::endian::native == std::endian::little, "elements are read as 
 struct Bool {
   std::uint8_t bits;
   operator float() const { return bits != 0 ? 1.0f : 0.0f; }
-};
-
-/// IEEE 754 binary16.
-struct Float16 {
-  std::uint16_t bits;
-  operator float() const {
-    const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000) << 16;
-    const std::uint32_t exponent = bits >> 10 & 0x1f, fraction = bits & 0x3ff;
-    if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(fraction), -24), std::bit_cast<float>(sign));
-    const std::uint32_t widened = exponent == 0x1f ? 0xff : exponent + 127 - 15;
-    return std::bit_cast<float>(sign | widened << 23 | fraction << 13);
-  }
-};
-
-/// The upper half of a float32.
-struct Bfloat16 {
-  std::uint16_t bits;
-  operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
 template <class Stored, class Out>

@@ -18,6 +18,8 @@ module deviceloop
   integer(c_int32_t), parameter :: DEVICELOOP_OUT_OF_MEMORY = 5
   integer(c_int32_t), parameter :: DEVICELOOP_ELEMENT_FLOAT32 = 0
   integer(c_int32_t), parameter :: DEVICELOOP_ELEMENT_FLOAT64 = 1
+  integer(c_int32_t), parameter :: DEVICELOOP_ELEMENT_BFLOAT16 = 2
+  integer(c_int32_t), parameter :: DEVICELOOP_ELEMENT_FLOAT16 = 3
   integer(c_int32_t), parameter :: DEVICELOOP_MEMORY_HOST = 0
   integer(c_int32_t), parameter :: DEVICELOOP_MEMORY_DEVICE = 1
   integer(c_int32_t), parameter :: DEVICELOOP_TENSOR_X = 0

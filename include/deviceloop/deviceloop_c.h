@@ -82,7 +82,13 @@ DEVICELOOP_C_EXPORT const char* deviceloop_version_text(void);
 // Matrices: <deviceloop/matrix.h> and <deviceloop/random.h>
 
 typedef int32_t deviceloop_element_type;
-enum { DEVICELOOP_ELEMENT_FLOAT32 = 0, DEVICELOOP_ELEMENT_FLOAT64 = 1 };
+/// Those of 16 bits are only read.
+enum {
+  DEVICELOOP_ELEMENT_FLOAT32 = 0,
+  DEVICELOOP_ELEMENT_FLOAT64 = 1,
+  DEVICELOOP_ELEMENT_BFLOAT16 = 2,
+  DEVICELOOP_ELEMENT_FLOAT16 = 3
+};
 
 typedef int32_t deviceloop_memory;
 enum { DEVICELOOP_MEMORY_HOST = 0, DEVICELOOP_MEMORY_DEVICE = 1 };

@@ -25,17 +25,18 @@ struct DLManagedTensorVersioned;
 
 namespace deviceloop {
 
-/// The view of a tensor [rows, columns], or of one [rows], which is a column. Elements are floats of 32 or 64 bits;
-/// rows have no gaps, but may lie apart from each other, in ascending order. Memory of the CPU, also pinned by CUDA, is
-/// MemorySpace::host; that of a CUDA device, managed memory too, is MemorySpace::device. Throws Unsupported for all
-/// else, with the value that the tensor has, and what to do; InvalidArgument for one that contradicts itself.
+/// The view of a tensor [rows, columns], or of one [rows], which is a column. Elements are floats of 16, 32 or 64
+/// bits or bfloat16; rows have no gaps, but may lie apart from each other, in ascending order. Memory of the CPU, also
+/// pinned by CUDA, is MemorySpace::host; that of a CUDA device, managed memory too, is MemorySpace::device. Throws
+/// Unsupported for all else, with the value that the tensor has, and what to do; InvalidArgument for one that
+/// contradicts itself.
 /// @{
 DEVICELOOP_EXPORT ConstMatrix view_of_dlpack(const DLManagedTensorVersioned& tensor);
 DEVICELOOP_EXPORT ConstMatrix view_of_dlpack(const DLManagedTensor& tensor);
 /// @}
 
-/// The same to write into. Throws InvalidArgument, too, for a tensor that says that it is read-only; those from before
-/// DLPack 1.0 cannot say so.
+/// The same to write into. Throws InvalidArgument, too, for elements of 16 bits and for a tensor that says that it is
+/// read-only; those from before DLPack 1.0 cannot say so.
 /// @{
 DEVICELOOP_EXPORT Matrix writable_view_of_dlpack(const DLManagedTensorVersioned& tensor);
 DEVICELOOP_EXPORT Matrix writable_view_of_dlpack(const DLManagedTensor& tensor);

@@ -12,8 +12,9 @@
 
 namespace deviceloop {
 
-/// The type of the elements: IEEE 754 numbers of 32 or 64 bits.
-enum class ElementType { float32, float64 };
+/// The type of the elements: IEEE 754 numbers of 32, 64 and 16 bits, and the upper halves of those of 32. Functions
+/// read all of them, each element as exactly as the working precision holds it; they write float32 and float64 alone.
+enum class ElementType { float32, float64, bfloat16, float16 };
 
 /// Bytes of one element.
 constexpr std::size_t size_of(ElementType type) {
@@ -22,11 +23,15 @@ constexpr std::size_t size_of(ElementType type) {
       return 4;
     case ElementType::float64:
       return 8;
+    case ElementType::bfloat16:
+    case ElementType::float16:
+      return 2;
   }
   return 0;
 }
 
-/// The type of `float` or `double`; no other type compiles.
+/// The type of `float` or `double`; no other type compiles: C++20 has none for bfloat16 and float16, whose views name
+/// their type.
 template <class T>
 constexpr ElementType element_type_of() {
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "elements are float or double");
@@ -56,9 +61,18 @@ struct ConstMatrix {
   template <class T>
   ConstMatrix(const T* elements, std::int64_t row_count, std::int64_t column_count, std::int64_t stride)
       : data(elements), type(element_type_of<T>()), rows(row_count), columns(column_count), row_stride(stride) {}
+  /// The same of elements whose type is only known when the program runs, or is none of C++: CUDA's __nv_bfloat16, for
+  /// one, is ElementType::bfloat16.
+  /// @{
+  ConstMatrix(const void* elements, ElementType element_type, std::int64_t row_count, std::int64_t column_count)
+      : ConstMatrix(elements, element_type, row_count, column_count, column_count) {}
+  ConstMatrix(const void* elements, ElementType element_type, std::int64_t row_count, std::int64_t column_count,
+              std::int64_t stride)
+      : data(elements), type(element_type), rows(row_count), columns(column_count), row_stride(stride) {}
+  /// @}
 };
 
-/// A writable view; see ConstMatrix.
+/// A writable view, of float32 or float64; see ConstMatrix.
 struct Matrix {
   void* data = nullptr;
   ElementType type = ElementType::float32;
@@ -103,6 +117,15 @@ ConstMatrix on_device(const T* elements, std::int64_t rows, std::int64_t columns
 template <class T>
 ConstMatrix on_device(const T* elements, std::int64_t rows, std::int64_t columns) {
   return on_device(elements, rows, columns, columns);
+}
+inline ConstMatrix on_device(const void* elements, ElementType type, std::int64_t rows, std::int64_t columns,
+                             std::int64_t stride) {
+  ConstMatrix view(elements, type, rows, columns, stride);
+  view.space = MemorySpace::device;
+  return view;
+}
+inline ConstMatrix on_device(const void* elements, ElementType type, std::int64_t rows, std::int64_t columns) {
+  return on_device(elements, type, rows, columns, columns);
 }
 template <class T>
 Matrix on_device(T* elements, std::int64_t rows, std::int64_t columns, std::int64_t stride) {
