@@ -11,6 +11,7 @@
 
 #include <deviceloop/deviceloop.h>
 
+#include "activations.h"
 #include "names.h"
 #include "support/hopper_test.h"
 #include "support/problem.h"
@@ -197,14 +198,26 @@ void expect_as_on_the_cpu(const Problem& problem, const reference::Table& weight
   }
 }
 
+/// The CPU does not round derivatives, as the plan does in bf16 and tf32.
 TEST_F(FusedExecutor, FollowsTheCpuWithEveryActivation) {
-  for (const auto activation :
-       {Activation::identity, Activation::leaky_relu, Activation::elu, Activation::silu, Activation::gelu,
-        Activation::gelu_tanh, Activation::tanh, Activation::sigmoid, Activation::softplus}) {
-    Problem problem = problem_of({24, 20, 12, 2}, 100, 2e-2);
-    problem.network.activation = problem.network.output_activation = activation;
-    expect_as_on_the_cpu(problem, {}, 6e-3);
+  const ActivationOfStep every[] = {{Activation::identity},  {Activation::leaky_relu}, {Activation::leaky_relu, -2.5},
+                                    {Activation::elu},       {Activation::silu},       {Activation::gelu},
+                                    {Activation::gelu_tanh}, {Activation::tanh},       {Activation::sigmoid},
+                                    {Activation::softplus}};
+  const auto expect = [](const ActivationOfStep& activation, Precision precision, std::vector<std::int64_t> widths,
+                         std::int64_t samples, double bound) {
+    Problem problem = problem_of(std::move(widths), samples, activation.leaky_slope < 0 ? 2e-4 : 2e-2);
+    problem.training.precision = precision;
+    problem.network.activation = problem.network.output_activation = activation.kind;
+    problem.network.leaky_slope = activation.leaky_slope;
+    expect_as_on_the_cpu(problem, {}, bound);
+  };
+  for (const ActivationOfStep& activation : every) {
+    expect(activation, Precision::bf16, {24, 20, 12, 2}, 100, 6e-3);
+    expect(activation, Precision::tf32, {9, 20, 12, 2}, 40, 1e-3);
   }
+  expect({Activation::leaky_relu, -2.5}, Precision::tf32x3, {9, 20, 12, 2}, 40, 2e-5);
+  expect({Activation::silu}, Precision::tf32x3, {9, 60, 2}, 70, 2e-5);
   Problem wide = problem_of({70, 100, 2}, 100, 2e-2, kShuffled);
   wide.network.activation = Activation::silu;
   expect_as_on_the_cpu(wide, {}, 6e-3);

@@ -14,6 +14,7 @@
 
 #include "../cuda/kernels/fused.h"
 #include "../host/names.h"
+#include "support/activations.h"
 #include "support/hopper_test.h"
 #if defined(DEVICELOOP_SIMT)
 #include "simt/control.h"
@@ -27,7 +28,9 @@ namespace {
 
 using cuda::FusedArguments;
 using cuda::FusedLayout;
+using testing::ActivationFormula;
 using testing::DeviceArray;
+using testing::kActivationFormulas;
 using testing::random_integers;
 using testing::random_values;
 
@@ -44,6 +47,15 @@ double operand(double value, Precision precision) {
   if (precision == Precision::bf16) return rounded(value, 8);
   const double first = rounded(value, 11);
   return precision == Precision::tf32x3 ? first + rounded(value - first, 11) : first;
+}
+
+/// What a kernel keeps of a derivative of another activation than relu.
+double kept_derivative(const ActivationOfStep& activation, double derivative, Precision precision) {
+  if (precision == Precision::bf16) return rounded(derivative, 8);
+  if (activation.kind == Activation::leaky_relu) return derivative;
+  const int bits = precision == Precision::tf32 ? 11 : 24;
+  if (std::abs(derivative) >= 0x1p-6) return rounded(derivative, bits);
+  return std::ldexp(std::nearbyint(std::ldexp(derivative, bits + 5)), -bits - 5);
 }
 
 /// How the reference computes.
@@ -78,6 +90,14 @@ class Sum {
   int smallest_bit_ = std::numeric_limits<int>::max();
 };
 
+/// Null where there is none.
+const ActivationFormula* formula_of(const ActivationOfStep& activation) {
+  for (const ActivationFormula& formula : kActivationFormulas)
+    if (formula.activation.kind == activation.kind && formula.activation.leaky_slope == activation.leaky_slope)
+      return &formula;
+  return nullptr;
+}
+
 struct Problem {
   Precision precision;
   std::vector<std::int64_t> widths;
@@ -88,6 +108,7 @@ struct Problem {
   OptimizerKind optimizer = OptimizerKind::gradient_descent;
   elementwise::StepScalars<float> scalars{};  ///< beside rate and momentum
   float state = 0;                            ///< what optimizers keep for each parameter begins with it
+  const ActivationFormula* activation = formula_of({Activation::relu});  ///< of hidden layers
 
   std::vector<float> x{}, y{};
   std::vector<std::vector<float>> weights{}, biases{};  ///< [inputs, outputs], [outputs]
@@ -154,18 +175,24 @@ Outcome reference(const Problem& problem, int steps, bool& exact,
   const auto read = [&](double value) {
     return arithmetic == Arithmetic::kOperandsRounded ? operand(value, problem.precision) : value;
   };
+  const ActivationFormula& activation = *problem.activation;
+  const auto derivative = [&](double z) {
+    const auto value = static_cast<double>(activation.derivative(z));
+    return arithmetic == Arithmetic::kOperandsRounded ? kept_derivative(activation.activation, value, problem.precision)
+                                                      : value;
+  };
   Outcome outcome;
   outcome.weights = problem.weights;
   outcome.biases = problem.biases;
   std::vector<Matrix> momenta(2 * layers);
   for (int step = 0; step < steps; ++step) {
-    std::vector<Matrix> hidden(layers), passes(layers), weights(layers);
+    std::vector<Matrix> hidden(layers), derivatives(layers), weights(layers);
     for (const float value : problem.x) hidden[0].push_back(read(value));
     Matrix gradient;
     double loss = 0;
     for (std::size_t layer = 0; layer < layers; ++layer) {
       for (const float value : outcome.weights[layer]) weights[layer].push_back(read(value));
-      Matrix next, pass;
+      Matrix next, of_layer;
       for (std::size_t row = 0; row < rows; ++row)
         for (std::size_t unit = 0; unit < width(layer + 1); ++unit) {
           Sum sum;
@@ -174,8 +201,8 @@ Outcome reference(const Problem& problem, int steps, bool& exact,
           if (problem.has_bias) sum.add(outcome.biases[layer][unit]);
           const double z = sum.value(exact, arithmetic);
           if (layer + 1 < layers) {
-            pass.push_back(z < 0 ? 0 : 1);
-            next.push_back(z < 0 ? 0 : read(z));
+            of_layer.push_back(derivative(z));
+            next.push_back(read(static_cast<double>(activation.value(z))));
           } else {
             if (unit == 0 && row == 0) outcome.predictions.clear();
             outcome.predictions.push_back(z);
@@ -186,7 +213,7 @@ Outcome reference(const Problem& problem, int steps, bool& exact,
         }
       if (layer + 1 < layers) {
         hidden[layer + 1] = next;
-        passes[layer] = pass;
+        derivatives[layer] = of_layer;
       }
     }
     outcome.losses.push_back(loss);
@@ -209,7 +236,7 @@ Outcome reference(const Problem& problem, int steps, bool& exact,
             for (std::size_t unit = 0; unit < width(layer + 1); ++unit)
               sum.add(gradient[row * width(layer + 1) + unit], weights[layer][i * width(layer + 1) + unit]);
             const double value = sum.value(exact, arithmetic);
-            before.push_back(passes[layer - 1][row * width(layer) + i] != 0 ? read(value) : 0);
+            before.push_back(read(value * derivatives[layer - 1][row * width(layer) + i]));
           }
       for (std::size_t unit = 0; unit < width(layer + 1); ++unit) {
         for (std::size_t i = 0; i < width(layer); ++i) {
@@ -262,6 +289,7 @@ class FusedRuns : public testing::HopperTest {
     arguments.y = y.data();
     std::copy(problem.widths.begin(), problem.widths.end(), arguments.widths);
     arguments.optimizer = optimizer;
+    arguments.activation = problem.activation->activation;
     for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
       const auto add = [&](cuda::FusedParameter& parameter, std::vector<DeviceArray<float>>& arrays,
                            const std::vector<float>& values) {
@@ -361,6 +389,34 @@ TEST_P(Fused, OneStepIsExactOnSmallIntegers) {
   check({9, 12, 10, 11, 9, 16, 9, 10, 17, 2}, 70);
   check({100, 70, 8}, 200);
   check({128, 128, 128, 1}, 130);
+}
+
+/// Whose derivatives are 1 and -1/2, by leaky_relu.
+TEST_P(Fused, OneStepIsExactWithDerivativesOfBothSigns) {
+  for (const std::vector<std::int64_t>& widths :
+       {std::vector<std::int64_t>{9, 32, 12, 2}, std::vector<std::int64_t>{40, 64, 3}}) {
+    Problem problem = integers(GetParam(), widths, 70);
+    problem.activation = formula_of({Activation::leaky_relu, -0.5});
+    expect_exact(problem);
+  }
+}
+
+/// Of either sign, and far below 2^-6, where those of TF32 have fewer bits.
+TEST_P(Fused, DerivativesAreRoundedAsThePrecisionSays) {
+  const double bound = GetParam() == Precision::bf16 ? 3e-4 : GetParam() == Precision::tf32 ? 3e-5 : 2e-5;
+  for (const Activation kind : {Activation::elu, Activation::silu, Activation::softplus}) {
+    SCOPED_TRACE(name_or_null(kind));
+    Problem problem = reals(GetParam(), {12, 40, 9, 2}, 70, 0x1p-14f);
+    for (float& x : problem.x) x *= 3;
+    problem.activation = formula_of({kind});
+    bool exact = true;
+    const Outcome expected = reference(problem, 1, exact), outcome = run(problem, layout_of(problem), {1});
+    EXPECT_NEAR(outcome.losses[0] / expected.losses[0], 1, GetParam() == Precision::bf16 ? 1e-5 : 1e-6);
+    for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
+      EXPECT_LT(relative(outcome.weights[layer], expected.weights[layer], problem.weights[layer]), bound) << layer;
+      EXPECT_LT(relative(outcome.biases[layer], expected.biases[layer], problem.biases[layer]), bound) << layer;
+    }
+  }
 }
 
 /// Integers of 13 bits, which TF32 rounds, wherever sums still are exact: as inputs, then as weights, each time with

@@ -1,13 +1,13 @@
 // One launch that trains a narrow network for many steps, each on all rows, by products of bf16, tf32 or tf32x3 on
 // Hopper's tensor cores: host/planning/fused_layout.h says how. Sums, parameters and what the optimizer keeps are
-// float. Hidden layers are relu, the loss is the sum of squared errors. Pointers are of the current device; only the
-// launch is checked for errors. Compute capability 9.0 alone.
+// float. All activations but the sine, and all losses. Pointers are of the current device; only the launch is checked
+// for errors. Compute capability 9.0 alone.
 //
 // What is rounded to bf16 (for tf32 see fused_tf32.h), to nearest: the inputs, the weights, each hidden layer, the
-// gradient of the outputs and those of the hidden layers; biases are added, and the loss is taken, in float. Steps in
-// one launch and in several have the same bits. `*failed` is 0 before the launch. A wait that lasts until timeout_ns
-// after its block began (0: no limit) ends the grid with fused_code() in `*failed`; then neither the parameters nor the
-// losses of that launch may be used.
+// derivatives of activations other than relu, the gradient of the outputs and those of the hidden layers; biases are
+// added, and the loss is taken, in float. Steps in one launch and in several have the same bits. `*failed` is 0 before
+// the launch. A wait that lasts until timeout_ns after its block began (0: no limit) ends the grid with fused_code() in
+// `*failed`; then neither the parameters nor the losses of that launch may be used.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,6 +1,8 @@
 #include "fused_tf32.h"
 
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "../runtime/launch.h"
 #include "../runtime/tensor.cuh"
@@ -44,6 +46,11 @@ __device__ inline float load_float(const unsigned char* from) {
   std::memcpy(&value, from, sizeof value);
   return value;
 }
+__device__ inline std::uint32_t load_word(const unsigned char* from) {
+  std::uint32_t word;
+  std::memcpy(&word, from, sizeof word);
+  return word;
+}
 
 /// Values as operands, of which there are `parts`: the nearest in TF32, then what that leaves.
 template <int parts>
@@ -55,6 +62,36 @@ struct Split {
     if constexpr (parts == 2) words[1] = to_tf32(value - value_of(words[0]));
   }
 };
+
+/// The derivative of an activation other than relu, where the hidden value has its words: in the last bits of these,
+/// which tensor cores ignore. Its magnitude is below 2; as a float, times 2^-120, it has 0 in the upper five bits of
+/// the exponent, and the sign is kept elsewhere. What is left are three bits of the exponent and ten of the mantissa,
+/// as many as TF32 has, or with two words all 23: numbers below 2^-6 are rounded to multiples of 2^-16, or of 2^-29.
+/// @{
+constexpr int kIgnoredBits = 13;
+constexpr std::uint32_t kIgnored = (1u << kIgnoredBits) - 1;
+constexpr float kDerivativeScale = 0x1p-120f;
+
+template <int parts>
+__device__ void put_derivative(std::uint32_t (&words)[parts], float magnitude) {
+  const float scaled = magnitude * kDerivativeScale;
+  if constexpr (parts == 1) {
+    words[0] |= to_tf32(scaled) >> kIgnoredBits & kIgnored;
+  } else {
+    std::uint32_t bits;
+    std::memcpy(&bits, &scaled, sizeof bits);
+    words[0] |= bits >> kIgnoredBits & kIgnored;
+    words[1] |= bits & kIgnored;
+  }
+}
+/// The magnitude.
+template <int parts>
+__device__ float derivative_of(const std::uint32_t (&words)[parts]) {
+  std::uint32_t bits = (words[0] & kIgnored) << kIgnoredBits;
+  if constexpr (parts == 2) bits |= words[1] & kIgnored;
+  return value_of(bits) * (1 / kDerivativeScale);
+}
+/// @}
 
 /// The A of `steps` products in registers.
 template <int parts, int steps>
@@ -105,7 +142,8 @@ __device__ void multiply(Accumulator<columns>& sums, const Matrix (&a)[parts], c
 // behind its wait for these arrivals. Those have read their operands when wait_products has returned, before the group
 // arrives at `taken`; and the chain's stores to the same place come behind its wait for that. The chain's own products
 // take hidden layers and gradients from registers alone.
-//   The mask of a hidden layer is read by the thread that wrote it.
+//   The mask of a hidden layer is read by the thread that wrote it, and so are derivatives in the words of its values,
+// before that thread stores the gradient in their place.
 //   Weights are read from global memory behind the grid's barrier (release by each block's arrival, behind a barrier of
 // its threads; acquire by the thread that waits, before another one), which orders them behind all updates of the step
 // before. They are written to shared memory when all products of that step have ended, and before fence_async_proxy of
@@ -158,7 +196,7 @@ struct FusedTf32Block : BlockParts {
   __device__ int layers() const { return most_hidden == 1 ? 1 : layout.hidden; }
   /// The phases of a tile.
   __device__ unsigned phases() const { return static_cast<unsigned>(layers()) + 1; }
-  /// Which of this thread()'s units of a hidden layer pass their gradients.
+  /// Which of this thread()'s units of a hidden layer pass their gradients, or have negative derivatives.
   __device__ std::uint32_t& mask(int chain, int index) const {
     return reinterpret_cast<std::uint32_t*>(
         memory + layout.masks_at)[(chain * layers() + index - 1) * kFusedGroupThreads + thread() % kFusedGroupThreads];
@@ -254,24 +292,48 @@ struct FusedTf32Block : BlockParts {
       }
   }
 
+  /// Where a tile, [units, rows], has this thread()'s value `i` of the first eight units; that of the next eight lies
+  /// kEightBytes behind.
+  static __device__ unsigned char* place_of(unsigned char* tile, int i) {
+    return tile + operand_offset(2 * (lane() % 4) + i % 2, 16 * warp() + lane() / 4 + 8 * (i / 2), kPanelBytes);
+  }
+  static constexpr int kEightBytes = 8 * kPanelRowBytes;
+
   /// Fragments of values whose columns are units, transposed to a tile.
   __device__ void store(const Fragments<parts, kProducts>& fragments, unsigned char* tile) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int unit = 2 * (lane() % 4) + i % 2, row = 16 * warp() + lane() / 4 + 8 * (i / 2);
-      unsigned char* const to = tile + operand_offset(unit, row, kPanelBytes);
+      unsigned char* const to = place_of(tile, i);
 #pragma unroll
       for (int part = 0; part < parts; ++part)
 #pragma unroll
         for (int j = 0; j < kProducts; ++j)
-          std::memcpy(to + part * kTileBytes + j * 8 * kPanelRowBytes, &fragments[part][j][in_fragment(i)],
+          std::memcpy(to + part * kTileBytes + j * kEightBytes, &fragments[part][j][in_fragment(i)],
                       sizeof(std::uint32_t));
     }
   }
 
-  /// relu(sums + bias) as fragments and in a tile.
+  /// The hidden layer sums + bias as fragments and in a tile.
   __device__ void activate(Fragments<parts, kProducts>& fragments, Accumulator<kWidth>& sums, int chain,
                            int index) const {
+    if (arguments.activation.kind == Activation::relu)
+      activate_relu(fragments, sums, chain, index);
+    else
+      fused::with_formula(arguments.activation,
+                          [&](const auto& formula) { other_activation(formula, fragments, sums, chain, index); });
+  }
+  /// The gradient of a hidden layer from that by its values, as fragments.
+  __device__ void pass_back(Fragments<parts, kProducts>& fragments, Accumulator<kWidth>& sums, int chain,
+                            int index) const {
+    if (arguments.activation.kind == Activation::relu)
+      mask_gradient(fragments, sums, chain, index);
+    else
+      multiply_derivative(fragments, sums, chain, index);
+  }
+
+  /// relu(sums + bias) as fragments and in a tile.
+  __device__ void activate_relu(Fragments<parts, kProducts>& fragments, Accumulator<kWidth>& sums, int chain,
+                                int index) const {
     const float* const biases = bias(index - 1) + 2 * (lane() % 4);
     std::uint32_t passes = 0;
 #pragma unroll
@@ -297,6 +359,70 @@ struct FusedTf32Block : BlockParts {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const Split<parts> split((passes >> (4 * j + i) & 1) != 0 ? sums[4 * j + i] : 0.0f);
+#pragma unroll
+        for (int part = 0; part < parts; ++part) fragments[part][j][in_fragment(i)] = split.words[part];
+      }
+  }
+
+  /// An activation is many instructions: there are copies of it for four elements, and the others move through the
+  /// registers of these, because registers cannot be indexed. The fragments are read back from the tile.
+  template <class Formula>
+  __device__ void other_activation(const Formula& formula, Fragments<parts, kProducts>& fragments,
+                                   Accumulator<kWidth>& sums, int chain, int index) const {
+    unsigned char* const tile = hidden(chain, index);
+    std::uint32_t negative = 0;
+#pragma unroll 1
+    for (int j = 0; j < kProducts; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float z = sums[i] + bias(index - 1)[8 * j + 2 * (lane() % 4) + i % 2], h = formula.value(z);
+        Split<parts> split(h);
+        if constexpr (std::is_same_v<Formula, activations::LeakyRelu<float>>) {
+          put_derivative(split.words, z > 0 ? 1.0f : 0.0f);
+        } else {
+          const float derivative = formula.gradient(Formula::may_keep_pre_activation ? z : h, 1.0f);
+          if (derivative < 0) negative |= 1u << (4 * j + i);
+          put_derivative(split.words, std::fabs(derivative));
+        }
+#pragma unroll
+        for (int part = 0; part < parts; ++part)
+          std::memcpy(place_of(tile, i) + part * kTileBytes + j * kEightBytes, &split.words[part],
+                      sizeof(std::uint32_t));
+      }
+#pragma unroll
+      for (int i = 4; i < kWidth / 2; ++i) sums[i - 4] = sums[i];
+    }
+    mask(chain, index) = negative;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int part = 0; part < parts; ++part)
+#pragma unroll
+        for (int j = 0; j < kProducts; ++j)
+          fragments[part][j][in_fragment(i)] = load_word(place_of(tile, i) + part * kTileBytes + j * kEightBytes);
+  }
+
+  /// The gradient behind such an activation as fragments. Of leaky_relu, whose slope may be any number, the derivative
+  /// in the tile is 0 where it is the slope.
+  __device__ void multiply_derivative(Fragments<parts, kProducts>& fragments, Accumulator<kWidth>& sums, int chain,
+                                      int index) const {
+    unsigned char* const tile = hidden(chain, index);
+    const std::uint32_t negative = mask(chain, index);
+    const float at_zero = arguments.activation.kind == Activation::leaky_relu
+                              ? static_cast<float>(arguments.activation.leaky_slope)
+                              : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < kProducts; ++j) {
+        std::uint32_t words[parts];
+#pragma unroll
+        for (int part = 0; part < parts; ++part)
+          words[part] = load_word(place_of(tile, i) + part * kTileBytes + j * kEightBytes);
+        float derivative = derivative_of(words);
+        if (derivative == 0) derivative = at_zero;
+        if ((negative >> (4 * j + i) & 1) != 0) derivative = -derivative;
+        const Split<parts> split(sums[4 * j + i] * derivative);
 #pragma unroll
         for (int part = 0; part < parts; ++part) fragments[part][j][in_fragment(i)] = split.words[part];
       }
@@ -344,13 +470,13 @@ struct FusedTf32Block : BlockParts {
     }
     wait_products<0>(sums);
     if (!waits_until_taken(chain, phase - 1, wait++, step)) return false;  // all of the tile before
-    activate(fragments, sums, chain, 1);
 #pragma unroll 1
-    for (int layer = 1; layer < layers(); ++layer) {
+    for (int layer = 1;; ++layer) {
+      activate(fragments, sums, chain, layer);
+      if (layer == layers()) break;
       set_weights(operand, forward_weights(layer));
       multiply(sums, fragments, operand);
       wait_products<0>(sums);
-      activate(fragments, sums, chain, layer + 1);
     }
     Accumulator<kFusedOutputs> outputs;
     set_operand(operand, last_weights(), kLastPartBytes, kOutputPanelBytes);
@@ -366,7 +492,7 @@ struct FusedTf32Block : BlockParts {
     wait_products<0>(sums);
 #pragma unroll 1
     for (int layer = layers();; --layer) {
-      mask_gradient(fragments, sums, chain, layer);
+      pass_back(fragments, sums, chain, layer);
       if (!waits_until_taken(chain, phase + static_cast<unsigned>(layers() - layer), wait++, step)) return false;
       store(fragments, hidden(chain, layer));
       report(chain);
@@ -533,15 +659,16 @@ constexpr int kChains = fused_tf32_chains(parts, panels, most_hidden);
 template <int parts, int panels, int most_hidden>
 constexpr int kBlockThreads = (kChains<parts, panels, most_hidden> + 2) * kFusedGroupThreads;
 
-// Registers of a thread, 65536 of all.
+// Registers of a thread. Those of all are as many as the launch gives, which are the same for each thread and a
+// multiple of 8: to a block of three warpgroups 504 of each, not 512.
 constexpr int kFetchingRegisters = 32;
 template <int parts, int chains>
-constexpr int kChainRegisters = chains == 1  ? 240
-                                : parts == 1 ? 144
+constexpr int kChainRegisters = chains == 1  ? 216
+                                : parts == 1 ? 136
                                              : 152;
 template <int parts, int chains>
-constexpr int kGradientRegisters = chains == 1  ? 240
-                                   : parts == 1 ? 192
+constexpr int kGradientRegisters = chains == 1  ? 256
+                                   : parts == 1 ? 208
                                                 : 176;
 
 /// One step after another, of each of which the block takes every `blocks`th tile. Blocks are resident together.
@@ -549,9 +676,10 @@ template <int parts, int panels, int most_hidden>
 __global__ void __launch_bounds__((kBlockThreads<parts, panels, most_hidden>), 1)
     fused_tf32_kernel(FusedArguments arguments, FusedLayout layout) {
   constexpr int kOfBlock = kChains<parts, panels, most_hidden>;
+  constexpr int kGroups = kOfBlock + 2, kAtLaunch = 65536 / (kGroups * kFusedGroupThreads) / 8 * 8;
   static_assert(kFetchingRegisters + kOfBlock * kChainRegisters<parts, kOfBlock> +
                     kGradientRegisters<parts, kOfBlock> <=
-                65536 / kFusedGroupThreads);
+                kGroups * kAtLaunch);
   FusedTf32Block<parts, panels, most_hidden> block(arguments, layout, shared<fused::FusedShared>().bytes);
   if (block.thread() == 0) block.init_control();
   block_barrier();

@@ -14,20 +14,17 @@ namespace {
 constexpr std::uint64_t kAlignment = 256;
 constexpr std::int64_t kMostStepsPerLaunch = 16384;
 
-std::string why_not_activation(const NetworkSpec& network, Precision precision) {
-  if (!cuda::fused_has_output(network.output_activation))
-    return "it has no output activation " + shown(network.output_activation) +
-           "; choose another activation or another plan";
-  if (cuda::fused_has_hidden(network.activation, precision)) return "";
-  if (precision == Precision::bf16)
-    return "it has no activation " + shown(network.activation) + "; choose another activation or another plan";
-  return "in " + std::string(name(precision)) + " it is for the activation 'relu', not " + shown(network.activation) +
-         "; choose that, the precision 'bf16' or another plan";
+std::string why_not_activation(const NetworkSpec& network) {
+  const bool has_hidden = cuda::fused_has(network.activation);
+  if (has_hidden && cuda::fused_has(network.output_activation)) return "";
+  return std::string("it has no ") + (has_hidden ? "output " : "") + "activation " +
+         shown(has_hidden ? network.output_activation : network.activation) +
+         "; choose another activation or another plan";
 }
 
 /// What of the specifications its kernel has not.
 std::string why_not_specified(const NetworkSpec& network, const TrainingSpec& training) {
-  if (std::string reason = why_not_activation(network, training.precision); !reason.empty()) return reason;
+  if (std::string reason = why_not_activation(network); !reason.empty()) return reason;
   if (training.optimizer.clip_norm > 0)
     return "it does not clip gradients by their norm; clip them by their value (clip_value) or choose another plan";
   return "";

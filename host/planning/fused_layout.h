@@ -9,7 +9,8 @@
 //
 // In tf32 and tf32x3 (cuda/kernels/fused_tf32.cu) operands take twice and four times the memory, and the weights, which
 // tensor cores take in TF32 along the index of the sum only, have one operand forward and another one back. Hidden
-// layers and their gradients share their place, so that a chain and the one gradient group go through a tile in step.
+// layers and their gradients share their place, so that a chain and the one gradient group go through a tile in step. A
+// derivative that is not that of relu lies in bits of the hidden layer that tensor cores ignore, and needs no memory.
 #pragma once
 
 #include <cstdint>
@@ -150,14 +151,9 @@ struct FusedLayout {
   }
 };
 
-/// Whether the kernels have an activation. The sine of large numbers is a function that is called, beside which no
-/// products run; in tf32 a hidden layer and its gradient share their place, where others leave a derivative.
-/// @{
-constexpr bool fused_has_output(Activation activation) { return activation != Activation::sine; }
-constexpr bool fused_has_hidden(Activation activation, Precision precision) {
-  return activation == Activation::relu || (precision == Precision::bf16 && fused_has_output(activation));
-}
-/// @}
+/// Whether the kernels have an activation: the sine of large numbers is a function that is called, beside which no
+/// products run.
+constexpr bool fused_has(Activation activation) { return activation != Activation::sine; }
 
 /// A layout, or why there is none: one sentence.
 struct FusedDecision {
