@@ -49,6 +49,13 @@ constexpr std::uint64_t operand_bytes(Precision precision) {
   return 4;
 }
 
+/// Elements from row to row of such a matrix, unless it is a weight, which lies among all parameters: rows of 16-bit
+/// elements begin at multiples of 16 bytes, as the fastest products on tensor cores want them. Nothing reads what lies
+/// between.
+constexpr std::int64_t operand_pitch(Precision precision, std::int64_t columns) {
+  return operand_bytes(precision) == 2 ? (columns + 7) / 8 * 8 : columns;
+}
+
 /// Whether the gradient of the loss is scaled; see LossScaling.
 constexpr bool scales_loss(Precision precision) { return precision == Precision::fp16; }
 

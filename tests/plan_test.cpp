@@ -641,6 +641,46 @@ TEST(GraphLayout, CountsTheKernelsOfAStep) {
   EXPECT_EQ(nodes({50, 1}, 10, true, Formulation::gram, OptimizerKind::sgd), 3);
 }
 
+// Those of 16 bits, but for weights, which lie among all parameters; and the place of each is large enough.
+TEST(GraphLayout, RowsOfRoundedOperandsBeginAtMultiplesOf16Bytes) {
+  TrainingSpec training = training_of(130);
+  for (const Precision precision : {Precision::bf16, Precision::fp16, Precision::tf32}) {
+    SCOPED_TRACE(name(precision));
+    training.precision = precision;
+    const GraphLayout layout = make_graph_layout(network_of({13, 100, 50, 1}), training);
+    struct Rows {
+      std::string purpose;
+      int layer;
+      std::int64_t a, b;
+      bool operator==(const Rows&) const = default;
+    };
+    const auto rows_of = [](const std::vector<GraphOperation>& operations) {
+      std::vector<Rows> rows;
+      for (const GraphOperation& op : operations)
+        if (op.kind == GraphOperation::Kind::gemm) rows.push_back({op.purpose, op.layer, op.pitch_a, op.pitch_b});
+      return rows;
+    };
+    const bool is_half = precision != Precision::tf32;
+    const std::int64_t inputs = is_half ? 16 : 13, first = is_half ? 104 : 100, second = is_half ? 56 : 50;
+    EXPECT_TRUE(rows_of(layout.operations) == (std::vector<Rows>{{"forward", 0, inputs, 0},
+                                                                 {"forward", 1, first, 0},
+                                                                 {"gradient of its input", 1, second, 0},
+                                                                 {"gradient of its weights", 1, first, second},
+                                                                 {"gradient of its weights", 0, inputs, first}}));
+    EXPECT_TRUE(rows_of(layout.predict) == (std::vector<Rows>{{"forward", 0, inputs, 0}, {"forward", 1, first, 0}}));
+    std::set<std::uint64_t> begins = {layout.bytes};
+    for (const std::uint64_t tensor : layout.tensors)
+      if (tensor < kBorrowed) begins.insert(tensor);
+    for (const RoundedParts& parts : layout.rounded)
+      if (parts != kNotRounded) begins.insert(parts.front());
+    for (const auto& [id, pitch] : {std::pair(layout.step.x, inputs), std::pair(layout.step.layers[0].output, first),
+                                    std::pair(layout.step.layers[1].gradient, second)}) {
+      const std::uint64_t begin = layout.rounded_of(id).front();
+      EXPECT_GE(*begins.upper_bound(begin) - begin, static_cast<std::uint64_t>(130 * pitch * (is_half ? 2 : 4))) << id;
+    }
+  }
+}
+
 // What the library multiplies lies beside its tensor in rounded form, which the launch that makes it writes: no launch
 // of its own in a step.
 TEST(GraphLayout, RoundsOperandsWhereTheyAreMade) {

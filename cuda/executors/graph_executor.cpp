@@ -107,7 +107,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       const ParameterInfo& info = state_[static_cast<std::size_t>(index)];
       const auto write = [&] {
         this->take_matrix(state_at(info), in);
-        round_tensor(layout_.step.tensor_of(info));
+        round_weight(layout_.step.tensor_of(info));
       };
       if (gram_)
         gram_->write(info, write);
@@ -170,7 +170,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (!panels_.empty()) return;
     std::int64_t widest = 1;
     for (const std::int64_t width : network_.widths) widest = std::max(widest, width);
-    const std::int64_t rounded_bytes = widest * static_cast<std::int64_t>(operand_bytes(training_.precision));
+    const std::int64_t rounded_bytes =
+        operand_pitch(training_.precision, widest) * static_cast<std::int64_t>(operand_bytes(training_.precision));
     const std::int64_t row_bytes =
         2 * widest * static_cast<std::int64_t>(sizeof(T)) + operand_parts(training_.precision) * rounded_bytes;
     std::int64_t rows = layout_.predict_rows;
@@ -211,17 +212,31 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (offset == kNoOperand || offset >= kBorrowed) return operand(offset);
     return at<std::byte>(offset);
   }
-  RoundedCopy rounded(const RoundedParts& parts) const {
+  RoundedCopy rounded(const RoundedParts& parts, std::int64_t columns) const {
+    RoundedCopy copy = rounded_parameters(parts);
+    if (const std::int64_t pitch = operand_pitch(training_.precision, columns); pitch != columns) {
+      copy.columns = columns;
+      copy.pitch = pitch;
+    }
+    return copy;
+  }
+  /// Of all parameters, one behind the other.
+  RoundedCopy rounded_parameters(const RoundedParts& parts) const {
     return {place(parts[0]), place(parts[1]), training_.precision};
   }
   /// Of one that products read in rounded form, what has changed; of others nothing.
+  /// @{
   void round_tensor(TensorId id) const {
-    if (layout_.rounded_of(id) == kNotRounded) return;
-    const StepTensor& shape = layout_.step.tensor(id);
-    round(layout_.rounded_of(id), tensor(id), shape.rows * shape.columns);
+    round_tensor(id, rounded(layout_.rounded_of(id), layout_.step.tensor(id).columns));
   }
-  void round(const RoundedParts& parts, const T* values, std::int64_t count) const {
-    if constexpr (std::is_same_v<T, float>) launch_round(rounded(parts), values, count, stream());
+  void round_weight(TensorId id) const { round_tensor(id, rounded_parameters(layout_.rounded_of(id))); }
+  /// @}
+  void round_tensor(TensorId id, const RoundedCopy& to) const {
+    const StepTensor& shape = layout_.step.tensor(id);
+    if (to.high != nullptr) round(to, tensor(id), shape.rows * shape.columns);
+  }
+  void round(const RoundedCopy& to, const T* values, std::int64_t count) const {
+    if constexpr (std::is_same_v<T, float>) launch_round(to, values, count, stream());
   }
   T* loss_scaling() const { return tensor(layout_.step.loss_scaling); }
   const T* weights_of(const GraphOperation& op) const { return operand(op.weights); }
@@ -291,7 +306,8 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       if (op.kind != Kind::gemm) continue;
       std::optional<Gemm>& made = gemms_[static_cast<std::size_t>(op.product)];
       if (!made)
-        made.emplace(*library_, GemmShape{op.rows, op.columns, op.inner, op.transpose_a, op.transpose_b},
+        made.emplace(*library_,
+                     GemmShape{op.rows, op.columns, op.inner, op.transpose_a, op.transpose_b, op.pitch_a, op.pitch_b},
                      training_.precision);
     }
   }
@@ -357,11 +373,11 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     launch_narrow_linear_gradient<T>(
         masked, operand(op.below), gradient_end(op, scalars), sums_end(op, scalars), operand(op.a), operand(op.b),
         operand(op.weight), op.inner, op.rows, static_cast<int>(op.columns), slots(), stream(),
-        op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{}, training_.precision, rounded(op.rounded));
+        op.loss_blocks > 0 ? loss_sum(op, ring) : LossSum{}, training_.precision, rounded(op.rounded, op.rows));
   }
 
   void take_loss(const GraphOperation& op, const LossRing& ring) const {
-    const LossGradient<T> gradient(operand(op.out), loss_scaling(), rounded(op.rounded));
+    const LossGradient<T> gradient(operand(op.out), loss_scaling(), rounded(op.rounded, op.columns));
     const T *const predictions = operand(op.a), *const targets = operand(op.b);
     if (op.loss_blocks > 0)
       return launch_loss_blocks(op.loss, at<double>(layout_.loss_slots), gradient, predictions, targets, weights_of(op),
@@ -372,7 +388,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   void gather(const GraphOperation& op, const Scalars* scalars) const {
     std::vector<GatheredRows<T>> matrices;
     for (const GraphOperation::Gathered& of : op.gathered)
-      matrices.push_back({operand(of.out), operand(of.data), of.columns, rounded(of.rounded)});
+      matrices.push_back({operand(of.out), operand(of.data), of.columns, rounded(of.rounded, of.columns)});
     launch_gather_rows<T>(matrices, layout_.step.order, &scalars->step, op.rows, stream());
   }
 
@@ -388,7 +404,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
     if (op.loss_blocks > 0) sums.loss = loss_sum(op, ring);
     const GradientFactor<T> factor{operand(op.b), loss_scaling() != nullptr};
     launch_update<T>(op.optimizer, operand(op.out), optimizer_state(op.state), operand(op.a), factor, sums, scalars,
-                     op.rows * op.columns, stream(), rounded(op.rounded));
+                     op.rows * op.columns, stream(), rounded_parameters(op.rounded));
   }
 
   void enqueue_launch(const GraphOperation& op, const Scalars* scalars, const GramShares& shares,
@@ -415,14 +431,14 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
                                   loss_scaling(), training_.precision);
       case Kind::bias_activation:
         return launch_bias_activation(*op.activation, out, operand(op.kept), a, bias, op.rows, op.columns, stream(),
-                                      rounded(op.rounded));
+                                      rounded(op.rounded, op.columns));
       case Kind::add_bias:
         return launch_add_bias(out, bias, op.rows, op.columns, stream());
       case Kind::loss:
         return take_loss(op, ring);
       case Kind::through_activation:
         return launch_activation_gradient(*op.activation, out, a, b, op.rows * op.columns, stream(),
-                                          rounded(op.rounded));
+                                          rounded(op.rounded, op.columns));
       case Kind::column_sums:
         return launch_column_sums<T>(gradient_end(op, scalars), a, op.rows, op.columns, slots(), stream());
       case Kind::gradient_factor:
@@ -432,7 +448,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
       case Kind::copy:
         return copy(out, a, op.rows * op.columns);
       case Kind::round:
-        return round(op.rounded, a, op.rows * op.columns);
+        return round(rounded(op.rounded, op.columns), a, op.rows * op.columns);
       case Kind::start_rebuild:
         return launch_weighted_sum(out, static_cast<T>(shares.of_start(op.rebuilt_state)), a,
                                    static_cast<T>(shares.of_start_state(op.rebuilt_state)), b, op.rows * op.columns,
@@ -521,7 +537,7 @@ class GraphExecutor final : public DeviceExecutor<T>, private GramDriver {
   /// Of what is there before a step.
   void round_operands() const {
     round_tensor(layout_.step.data_x);
-    for (const Step::Layer& layer : layout_.step.layers) round_tensor(layer.weight);
+    for (const Step::Layer& layer : layout_.step.layers) round_weight(layer.weight);
   }
 
   void clear_all() {

@@ -23,12 +23,13 @@
 namespace deviceloop::cuda {
 
 /// Where a launch also stores what it makes as operands of products in a precision that rounds them: as many elements
-/// as it makes, in their order, aligned to a group of them; float of tf32 and of the two parts of tf32x3, else 16 bits.
-/// Of T = float alone.
+/// as it makes, in their order, aligned to a group of them; float of tf32 and of the two parts of tf32x3, else 16 bits,
+/// of which rows may lie further apart. Of T = float alone.
 struct RoundedCopy {
   void* high = nullptr;  ///< null: nowhere
   void* low = nullptr;   ///< null where there is one part
   Precision precision = Precision::fp32;
+  std::int64_t columns = 0, pitch = 0;  ///< of 16 bits: of a row, and elements from row to row; 0: there are no gaps
 };
 
 /// Only that, of elements that lie in memory, aligned to 16 bytes.

@@ -18,7 +18,21 @@ __device__ inline void store_rounded(const RoundedCopy& copy, const Group<T, wid
     if (copy.high == nullptr) return;
     Group<float, width> high, low;
     Group<std::uint16_t, width> bits;
-    const auto store_bits = [&] { store_group<true>(static_cast<std::uint16_t*>(copy.high), bits, begin, end); };
+    const auto store_bits = [&] {
+      auto* const to = static_cast<std::uint16_t*>(copy.high);
+      if (copy.columns == 0) return store_group<true>(to, bits, begin, end);
+      const std::int64_t row = begin / copy.columns;
+      std::int64_t column = begin - row * copy.columns;
+      std::uint16_t* in_row = to + row * copy.pitch;
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (begin + i >= end) return;
+        in_row[column++] = bits.values[i];
+        if (column < copy.columns) continue;
+        column = 0;
+        in_row += copy.pitch;
+      }
+    };
     switch (copy.precision) {
       case Precision::fp32:
       case Precision::fp64:

@@ -1,6 +1,7 @@
 #include "gemm.h"
 
 #include <chrono>
+#include <utility>
 
 #include <deviceloop/error.h>
 
@@ -70,11 +71,11 @@ GemmLibrary::GemmLibrary(void* workspace) : workspace_(workspace) {
   handle_.reset(handle);
 }
 
-Gemm::Layout Gemm::make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns) {
+Gemm::Layout Gemm::make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t pitch) {
   // The library is column-major: it sees a row-major matrix as its transpose.
   cublasLtMatrixLayout_t layout = nullptr;
   DEVICELOOP_CHECK_CUBLASLT(cublaslt().layout_create(&layout, type, static_cast<std::uint64_t>(columns),
-                                                     static_cast<std::uint64_t>(rows), columns));
+                                                     static_cast<std::uint64_t>(rows), pitch > 0 ? pitch : columns));
   return Layout(layout);
 }
 
@@ -89,11 +90,12 @@ Gemm::Gemm(const GemmLibrary& library, const GemmShape& shape, Precision precisi
   set(desc, CUBLASLT_MATMUL_DESC_TRANSA, transpose_a);
   set(desc, CUBLASLT_MATMUL_DESC_TRANSB, transpose_b);
   set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, std::int32_t{CUBLASLT_POINTER_MODE_DEVICE});
-  const auto operand = [&](bool transposed, std::int64_t rows, std::int64_t columns) {
-    return transposed ? make_layout(types.operands, columns, rows) : make_layout(types.operands, rows, columns);
+  const auto operand = [&](bool transposed, std::int64_t rows, std::int64_t columns, std::int64_t pitch) {
+    if (transposed) std::swap(rows, columns);
+    return make_layout(types.operands, rows, columns, pitch);
   };
-  a_ = operand(shape.transpose_a, shape.rows, shape.inner);
-  b_ = operand(shape.transpose_b, shape.inner, shape.columns);
+  a_ = operand(shape.transpose_a, shape.rows, shape.inner, shape.pitch_a);
+  b_ = operand(shape.transpose_b, shape.inner, shape.columns, shape.pitch_b);
   out_ = make_layout(types.out, shape.rows, shape.columns);
 
   name_ = std::to_string(shape.rows) + " x " + std::to_string(shape.columns) + " x " + std::to_string(shape.inner);

@@ -1,4 +1,4 @@
-// Matrix products by cuBLASLt on row-major matrices without gaps.
+// Matrix products by cuBLASLt on row-major matrices.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,6 +24,8 @@ struct GemmShape {
   std::int64_t inner = 0;
   bool transpose_a = false;  ///< a is [inner, rows]
   bool transpose_b = false;  ///< b is [columns, inner]
+  std::int64_t pitch_a = 0;  ///< elements from row to row of a; 0: it has no gaps
+  std::int64_t pitch_b = 0;
 };
 
 /// cuBLASLt on the current device, with the memory that its products share; they run on one stream, one after the
@@ -72,7 +74,7 @@ class Gemm {
   using Desc = std::unique_ptr<std::remove_pointer_t<cublasLtMatmulDesc_t>, DestroyDesc>;
   using Layout = std::unique_ptr<std::remove_pointer_t<cublasLtMatrixLayout_t>, DestroyLayout>;
 
-  static Layout make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns);
+  static Layout make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t pitch = 0);
   /// The library's proposals, at most `most` and at least one.
   std::vector<cublasLtMatmulAlgo_t> proposals(int most) const;
   void choose(const cublasLtMatmulAlgo_t& algorithm);

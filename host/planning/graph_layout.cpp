@@ -261,6 +261,11 @@ class Lowering {
     else
       launch.product = layout_.products++;
     if (!is_own) layout_.has_gemm = true;
+    if (!is_own && reads_rounded(op)) {
+      const Precision precision = layout_.step.precision;
+      launch.pitch_a = operand_pitch(precision, launch.transpose_a ? rows : op.inner);
+      if (launch.transpose_a) launch.pitch_b = operand_pitch(precision, op.columns);  // else it is the weight
+    }
     return launch;
   }
 
@@ -807,8 +812,8 @@ class Places {
   void take_rounded(TensorId id) {
     const StepTensor& tensor = layout_.step.tensor(id);
     for (int part = 0; part < operand_parts(layout_.step.precision); ++part)
-      rounded(id)[static_cast<std::size_t>(part)] =
-          arena_.take(tensor.rows, tensor.columns, operand_bytes(layout_.step.precision));
+      rounded(id)[static_cast<std::size_t>(part)] = arena_.take(
+          tensor.rows, operand_pitch(layout_.step.precision, tensor.columns), operand_bytes(layout_.step.precision));
   }
   void take_or_share_rounded(TensorId id, TensorId with) {
     if (has_rounded(with))
@@ -964,7 +969,8 @@ GraphLayout make_graph_layout(const NetworkSpec& network, const TrainingSpec& tr
   layout.predict_odd = arena.take(layout.predict_rows, widest, element);
   for (int part = 0; layout.parameters_rounded != kNotRounded && part < operand_parts(training.precision); ++part)
     layout.predict_rounded[static_cast<std::size_t>(part)] =
-        arena.take(layout.predict_rows, std::max(widest, network.widths.front()), operand_bytes(training.precision));
+        arena.take(layout.predict_rows, operand_pitch(training.precision, std::max(widest, network.widths.front())),
+                   operand_bytes(training.precision));
   const int step_products = layout.products;
   layout.predict = lowering.lower_predict(layout.step.inference);
   layout.predict_products = layout.products - step_products;

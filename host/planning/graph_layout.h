@@ -118,6 +118,7 @@ struct GraphOperation {
   double clip_norm = 0;                            ///< of `gradient_factor`
   bool transpose_a = false;                        ///< of a gemm or a product: a is [inner, rows]
   bool transpose_b = false;                        ///< of a gemm or a product: b is [columns, inner]
+  std::int64_t pitch_a = 0, pitch_b = 0;           ///< of a gemm: elements from row to row of a and b; 0: no gaps
   int product = -1;                                ///< of a gemm: its number among all of the layout
   cuda::SmallProductLayout cut{};                  ///< of a product, and of those beside it
   cuda::ProductEnd end = cuda::ProductEnd::store;  ///< of a product
@@ -163,8 +164,9 @@ struct GraphLayout {
   /// its own.
   std::vector<std::uint64_t> tensors;
   std::uint64_t at(TensorId id) const { return id == kNoTensor ? kNoOperand : tensors[static_cast<std::size_t>(id)]; }
-  /// The rounded elements of each tensor that the library's products read; those of dZ lie where those of the output of
-  /// its layer do, as above. Empty where products read the tensors themselves.
+  /// The rounded elements of each tensor that the library's products read, but for weights with rows operand_pitch()
+  /// apart; those of dZ lie where those of the output of its layer do, as above. Empty where products read the tensors
+  /// themselves.
   std::vector<RoundedParts> rounded{};
   const RoundedParts& rounded_of(TensorId id) const {
     return rounded.empty() || id == kNoTensor ? kNotRounded : rounded[static_cast<std::size_t>(id)];
@@ -215,7 +217,7 @@ struct GraphLayout {
   std::uint64_t predict_input = 0;  ///< [predict_rows, in_features]
   std::uint64_t predict_even = 0;   ///< [predict_rows, widest layer], twice
   std::uint64_t predict_odd = 0;
-  RoundedParts predict_rounded = kNotRounded;  ///< [predict_rows, widest layer or input]: of a layer's input
+  RoundedParts predict_rounded = kNotRounded;  ///< [predict_rows, operand_pitch(widest input of a layer)]
   /// The one that the last layer may write to.
   std::uint64_t predict_output() const { return step.inference.size() % 2 == 1 ? predict_even : predict_odd; }
 
