@@ -161,7 +161,7 @@ std::vector<Block> train_blocks(const CaseOptions& options) {
   };
   add(true, jobs("784-128-10", "60000", "cross-entropy", {"64"}));
   add(true, jobs("64-64-64-1", "65536", "mse", {"4096"}));
-  add(true, jobs("64-64-64-1", "65536", "mse", {"512", "4096", "16384"}, "bf16", {"fused"}));
+  add(true, jobs("64-64-64-1", "65536", "mse", {"512", "1024", "4096", "16384"}, "bf16", {"fused"}));
   // Sweeps, and what else is worth a name.
   add(false, jobs("784-128-10", "60000", "cross-entropy", {"512"}));
   add(false, jobs("64-64-64-1", "65536", "mse", {"256", "1024"}));

@@ -32,7 +32,8 @@ target_link_libraries(deviceloop_objects PUBLIC deviceloop_cudart)
 
 # Kernels for Hopper's tensor cores, which are compiled for other architectures than the rest: their objects go wherever
 # those of deviceloop_objects go.
-add_library(deviceloop_hopper_objects OBJECT cuda/kernels/fused.cu cuda/kernels/fused_tf32.cu)
+add_library(deviceloop_hopper_objects OBJECT cuda/kernels/fused.cu cuda/kernels/fused_clusters.cu
+                                              cuda/kernels/fused_tf32.cu)
 target_include_directories(deviceloop_hopper_objects PRIVATE "${PROJECT_SOURCE_DIR}/include")
 target_link_libraries(deviceloop_hopper_objects PRIVATE deviceloop_options)
 set_target_properties(deviceloop_hopper_objects PROPERTIES CUDA_ARCHITECTURES "${deviceloop_hopper_architectures}"

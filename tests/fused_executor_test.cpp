@@ -225,25 +225,47 @@ TEST_F(FusedExecutor, FollowsTheCpuWithEveryActivation) {
   expect_as_on_the_cpu(deep, {}, 1e-2);
 }
 
+/// Outputs in 8 columns, in 16, and in as many as a hidden layer has; those beyond the outputs take no part in a row's
+/// loss.
 TEST_F(FusedExecutor, FollowsTheCpuWithEveryLoss) {
-  for (const auto loss :
-       {Loss::squared_error, Loss::absolute_error, Loss::huber, Loss::binary_cross_entropy, Loss::cross_entropy})
-    for (const Batches& batches : {kAll, kShuffled})
-      for (const bool classes : {false, true}) {
-        if (classes && loss != Loss::cross_entropy) continue;
-        Problem problem = problem_of({24, 20, 12, 5}, 100, 2e-2, batches);
-        problem.training.loss = loss;
-        problem.training.class_targets = classes;
-        problem.y = targets_for(loss, problem.y, classes);
-        if (batches.size == 0) {
-          expect_as_on_the_cpu(problem, {}, 5e-3);
-          continue;
+  for (const std::int64_t outputs : {5, 10, 39})
+    for (const auto loss :
+         {Loss::squared_error, Loss::absolute_error, Loss::huber, Loss::binary_cross_entropy, Loss::cross_entropy})
+      for (const Batches& batches : {kAll, kShuffled})
+        for (const bool classes : {false, true}) {
+          if ((classes || outputs != 5) && loss != Loss::cross_entropy) continue;
+          SCOPED_TRACE(std::to_string(outputs) + " outputs");
+          Problem problem = problem_of({24, 20, 12, outputs}, 100, 2e-2, batches);
+          problem.training.loss = loss;
+          problem.training.class_targets = classes;
+          problem.y = targets_for(loss, problem.y, classes);
+          if (batches.size == 0) {
+            expect_as_on_the_cpu(problem, {}, 5e-3);
+            continue;
+          }
+          problem.training.sample_weights = true;
+          reference::Table weights = Problem::filled(100, 1, Precision::fp32, 3, 9);
+          for (double& weight : weights.values) weight = std::fabs(weight);
+          expect_as_on_the_cpu(problem, weights, 5e-3);
         }
-        problem.training.sample_weights = true;
-        reference::Table weights = Problem::filled(100, 1, Precision::fp32, 3, 9);
-        for (double& weight : weights.values) weight = std::fabs(weight);
-        expect_as_on_the_cpu(problem, weights, 5e-3);
-      }
+}
+
+/// With an activation before the loss, by each kernel for more than 8 outputs.
+TEST_F(FusedExecutor, FollowsTheCpuWithManyOutputs) {
+  const std::pair<std::vector<std::int64_t>, Loss> cases[] = {{{24, 20, 16}, Loss::squared_error},
+                                                              {{24, 20, 12, 30, 10}, Loss::cross_entropy},
+                                                              {{70, 60, 100, 16}, Loss::huber},
+                                                              {{24, 20, 12, 64}, Loss::absolute_error},
+                                                              {{24, 20, 100}, Loss::cross_entropy}};
+  for (const auto& [widths, loss] : cases) {
+    SCOPED_TRACE(::testing::PrintToString(widths));
+    Problem problem = problem_of(widths, 100, 2e-2, kShuffled);
+    problem.network.activation = Activation::silu;
+    problem.network.output_activation = Activation::gelu;
+    problem.training.loss = loss;
+    problem.y = targets_for(loss, problem.y, false);
+    expect_as_on_the_cpu(problem, {}, 6e-3);
+  }
 }
 
 TEST_F(FusedExecutor, FollowsTheCpuInTf32) {

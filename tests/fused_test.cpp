@@ -22,8 +22,6 @@
 
 namespace deviceloop {
 
-void PrintTo(Precision precision, std::ostream* out) { *out << name(precision); }
-
 namespace {
 
 using cuda::FusedArguments;
@@ -268,6 +266,14 @@ class FusedRuns : public testing::HopperTest {
     return decision.layout;
   }
 
+  /// The same by so many clusters of 2^cluster_log2 blocks.
+  static FusedLayout in_clusters(const Problem& problem, int clusters, int cluster_log2) {
+    constexpr int kSharedBytes = 227 << 10;
+    const FusedLayout layout = cuda::in_clusters(layout_of(problem), clusters, cluster_log2, kSharedBytes);
+    EXPECT_LE(layout.shared_bytes, kSharedBytes);
+    return layout;
+  }
+
   /// In launches of so many steps each.
   static Outcome run(const Problem& problem, const FusedLayout& layout, const std::vector<int>& launches,
                      std::uint64_t timeout_ns = 0, unsigned arrivals = 0) {
@@ -306,6 +312,7 @@ class FusedRuns : public testing::HopperTest {
     int steps = 0;
     for (const int each : launches) steps += each;
     const DeviceArray<double> losses(steps), loss_parts(layout.blocks);
+    const std::vector<std::uint64_t> no_words(static_cast<std::size_t>(4 * layout.tagged_units()));
     const DeviceArray<std::uint32_t> operands(
         std::vector<std::uint32_t>(static_cast<std::size_t>(layout.operand_bytes() / 4), 0u));
     const DeviceArray<float> slots(static_cast<std::int64_t>(layout.blocks) * layout.slots().count() * 4);
@@ -319,10 +326,12 @@ class FusedRuns : public testing::HopperTest {
     cuda::prepare_fused(layout);
     for (const int each : launches) {
       const DeviceArray<unsigned> counter(std::vector<unsigned>{arrivals});
+      const DeviceArray<std::uint64_t> tagged(no_words);
       arguments.arrivals = counter.data();
+      if (layout.clusters > 0) arguments.slots = reinterpret_cast<float*>(tagged.data());
       arguments.losses = losses.data() + arguments.first_step;
       arguments.steps = each;
-      cuda::launch_fused(arguments, layout, stream.get());
+      cuda::launch_fused(arguments, layout, true, stream.get());
       stream.wait();
       arguments.first_step += each;
     }
@@ -338,14 +347,14 @@ class FusedRuns : public testing::HopperTest {
   }
 
   /// One step, with all that it changes, must be that of the equations bit for bit.
-  static void expect_exact(const Problem& problem) {
+  static void expect_exact(const Problem& problem, const FusedLayout& layout) {
     std::string name = std::to_string(problem.rows) + " rows of ";
     for (const std::int64_t width : problem.widths) name += std::to_string(width) + "-";
     SCOPED_TRACE(name);
     bool exact = true;
     const Outcome expected = reference(problem, 1, exact);
     ASSERT_TRUE(exact) << "the case is not exact in float";
-    const Outcome outcome = run(problem, layout_of(problem), {1});
+    const Outcome outcome = run(problem, layout, {1});
     EXPECT_EQ(outcome.losses, expected.losses);
     EXPECT_GT(expected.losses[0], 0);
     for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
@@ -367,12 +376,33 @@ class FusedRuns : public testing::HopperTest {
   }
 };
 
-class Fused : public FusedRuns, public ::testing::WithParamInterface<Precision> {};
+/// A precision, and how sums are added: by slots, or by clusters.
+struct Way {
+  Precision precision;
+  int clusters = 0, cluster_log2 = 0;
+};
+void PrintTo(const Way& way, std::ostream* out) {
+  *out << name(way.precision) << ", " << way.clusters << " clusters of " << (1 << way.cluster_log2);
+}
+
+class Fused : public FusedRuns, public ::testing::WithParamInterface<Way> {
+ protected:
+  static Precision precision() { return GetParam().precision; }
+  static FusedLayout layout_of(const Problem& problem, int multiprocessors = 3) {
+    const Way& way = GetParam();
+    return way.clusters > 0 ? in_clusters(problem, way.clusters, way.cluster_log2)
+                            : FusedRuns::layout_of(problem, multiprocessors);
+  }
+};
+class FusedPrecisions : public Fused {};  // by slots
 class FusedTf32x3 : public FusedRuns {};
+class FusedClusters : public FusedRuns {};
 
 TEST_P(Fused, OneStepIsExactOnSmallIntegers) {
   const auto check = [](const std::vector<std::int64_t>& widths, std::int64_t rows, bool has_bias = true) {
-    expect_exact(integers(GetParam(), widths, rows, has_bias));
+    if (GetParam().clusters > 0 && widths.size() > 5) return;  // two blocks have no room for more
+    const Problem problem = integers(precision(), widths, rows, has_bias);
+    expect_exact(problem, layout_of(problem));
   };
   // Of one panel, in TF32 half as wide as in bf16; then of two.
   check({6, 8, 1}, 20);
@@ -382,36 +412,49 @@ TEST_P(Fused, OneStepIsExactOnSmallIntegers) {
   check({9, 12, 10, 11, 9, 16, 17, 2}, 130);
   check({64, 64, 64, 1}, 300);
   check({40, 64, 33, 8}, 200);
-  if (GetParam() != Precision::tf32x3) check({40, 64, 8, 33, 8}, 200);
-  if (GetParam() != Precision::tf32x3) check({33, 20, 17, 9, 16, 2}, 130);
-  if (GetParam() != Precision::bf16) return;
+  if (precision() != Precision::tf32x3) check({40, 64, 8, 33, 8}, 200);
+  if (precision() != Precision::tf32x3) check({33, 20, 17, 9, 16, 2}, 130);
+  if (precision() != Precision::bf16) return;
+  if (GetParam().clusters > 0) return;  // a block has no shared memory for what follows
   check({20, 40, 30, 64, 10, 3}, 200);
   check({9, 12, 10, 11, 9, 16, 9, 10, 17, 2}, 70);
   check({100, 70, 8}, 200);
   check({128, 128, 128, 1}, 130);
+  // 16 columns of outputs.
+  check({9, 12, 10}, 70);
+  check({40, 64, 33, 16}, 200, false);
+  check({9, 12, 10, 11, 13}, 70);
+  check({9, 12, 10, 11, 9, 16, 9, 10, 17, 9}, 70);
+  check({100, 128, 70, 12}, 130, false);
+  // As many columns as a hidden layer has.
+  check({9, 12, 17}, 70);
+  check({20, 40, 30, 64}, 200, false);
+  check({9, 12, 10, 11, 9, 16, 9, 10, 33}, 70);
+  check({100, 70, 128}, 70);
+  check({20, 30, 65}, 70);
 }
 
 /// Whose derivatives are 1 and -1/2, by leaky_relu.
 TEST_P(Fused, OneStepIsExactWithDerivativesOfBothSigns) {
   for (const std::vector<std::int64_t>& widths :
        {std::vector<std::int64_t>{9, 32, 12, 2}, std::vector<std::int64_t>{40, 64, 3}}) {
-    Problem problem = integers(GetParam(), widths, 70);
+    Problem problem = integers(precision(), widths, 70);
     problem.activation = formula_of({Activation::leaky_relu, -0.5});
-    expect_exact(problem);
+    expect_exact(problem, layout_of(problem));
   }
 }
 
 /// Of either sign, and far below 2^-6, where those of TF32 have fewer bits.
 TEST_P(Fused, DerivativesAreRoundedAsThePrecisionSays) {
-  const double bound = GetParam() == Precision::bf16 ? 3e-4 : GetParam() == Precision::tf32 ? 3e-5 : 2e-5;
+  const double bound = precision() == Precision::bf16 ? 3e-4 : precision() == Precision::tf32 ? 3e-5 : 2e-5;
   for (const Activation kind : {Activation::elu, Activation::silu, Activation::softplus}) {
     SCOPED_TRACE(name_or_null(kind));
-    Problem problem = reals(GetParam(), {12, 40, 9, 2}, 70, 0x1p-14f);
+    Problem problem = reals(precision(), {12, 40, 9, 2}, 70, 0x1p-14f);
     for (float& x : problem.x) x *= 3;
     problem.activation = formula_of({kind});
     bool exact = true;
     const Outcome expected = reference(problem, 1, exact), outcome = run(problem, layout_of(problem), {1});
-    EXPECT_NEAR(outcome.losses[0] / expected.losses[0], 1, GetParam() == Precision::bf16 ? 1e-5 : 1e-6);
+    EXPECT_NEAR(outcome.losses[0] / expected.losses[0], 1, precision() == Precision::bf16 ? 1e-5 : 1e-6);
     for (std::size_t layer = 0; layer < problem.layers(); ++layer) {
       EXPECT_LT(relative(outcome.weights[layer], expected.weights[layer], problem.weights[layer]), bound) << layer;
       EXPECT_LT(relative(outcome.biases[layer], expected.biases[layer], problem.biases[layer]), bound) << layer;
@@ -435,30 +478,37 @@ TEST_F(FusedTf32x3, OneStepIsExactOnIntegersBeyondTf32) {
     Problem inputs = integers(Precision::tf32x3, widths, 20);
     inputs.x = random_integers<float>(20 * widths[0], kMost, 3);
     inputs.rate = 1;
-    expect_exact(near(inputs));
+    expect_exact(near(inputs), layout_of(inputs));
     for (const std::size_t layer : {std::size_t{0}, std::size_t{1}}) {
       Problem weights = integers(Precision::tf32x3, widths, 20);
       for (float& weight : weights.weights[layer]) weight *= 4099;
       weights.rate = 1;
-      expect_exact(near(weights));
+      expect_exact(near(weights), layout_of(weights));
     }
     Problem differences = integers(Precision::tf32x3, widths, 20);
     differences.y = random_integers<float>(20 * 2, 3000, 4);  // whose squares float has
     differences.rate = 1;
-    expect_exact(differences);
+    expect_exact(differences, layout_of(differences));
     Problem hidden = integers(Precision::tf32x3, {width - 5, width, width, 2}, 5);
     hidden.biases[0] = random_integers<float>(width, kMost, 5);
     hidden.rate = 1;
-    expect_exact(near(hidden));
+    expect_exact(near(hidden), layout_of(hidden));
   }
 }
 
 TEST_P(Fused, StepsFollowTheEquationsWithRoundedOperands) {
-  Problem problem = reals(GetParam(), {20, 64, 48, 3}, 400, 0x1p-14f);
   // Where a sum in float is on the other side of where it is rounded than that in double, the operand differs.
-  const double bound = GetParam() == Precision::bf16 ? 1e-3 : GetParam() == Precision::tf32 ? 1e-4 : 2e-5;
-  const double loss_bound = GetParam() == Precision::bf16 ? 1e-5 : GetParam() == Precision::tf32 ? 1e-6 : 1e-6;
-  for (const float momentum : {0.0f, 0.9f}) {
+  const double bound = precision() == Precision::bf16 ? 1e-3 : precision() == Precision::tf32 ? 1e-4 : 2e-5;
+  const double loss_bound = precision() == Precision::bf16 ? 1e-5 : precision() == Precision::tf32 ? 1e-6 : 1e-6;
+  std::vector<std::pair<Problem, float>> cases;  // with momenta
+  for (const float momentum : {0.0f, 0.9f})
+    if (GetParam().clusters == 0 || momentum > 0)
+      cases.emplace_back(reals(precision(), {20, 64, 48, 3}, 400, 0x1p-14f), momentum);
+  if (precision() == Precision::bf16 && GetParam().clusters == 0)
+    for (const std::int64_t outputs : {10, 24})
+      cases.emplace_back(reals(Precision::bf16, {20, 48, outputs}, 200, 0x1p-14f), 0.9f);
+  for (auto& [problem, momentum] : cases) {
+    SCOPED_TRACE(std::to_string(problem.widths.back()) + " outputs, momentum " + std::to_string(momentum));
     problem.momentum = momentum;
     bool exact = true;
     const Outcome expected = reference(problem, 3, exact), outcome = run(problem, layout_of(problem), {3});
@@ -476,8 +526,8 @@ TEST_P(Fused, StepsFollowTheEquationsWithRoundedOperands) {
 /// The errors against the equations in double, without any rounding: in bf16 and tf32 so large that operands must have
 /// been rounded, and in tf32x3 those of float. Where rounding changes the sign of a Z, a layer's error is more than
 /// that.
-TEST_P(Fused, ErrorsAreThoseOfThePrecision) {
-  const Problem problem = reals(GetParam(), {20, 64, 48, 3}, 400, 0x1p-14f);
+TEST_P(FusedPrecisions, ErrorsAreThoseOfThePrecision) {
+  const Problem problem = reals(precision(), {20, 64, 48, 3}, 400, 0x1p-14f);
   bool exact = true;
   const Outcome right = reference(problem, 1, exact, Arithmetic::kDouble);
   const Outcome in_float = reference(problem, 1, exact, Arithmetic::kFloat);
@@ -489,34 +539,44 @@ TEST_P(Fused, ErrorsAreThoseOfThePrecision) {
     };
     const double error = error_of(outcome), error_of_float = error_of(in_float);
     EXPECT_TRUE(error_of_float > 1e-7 && error_of_float < 1e-5) << error_of_float;
-    if (GetParam() == Precision::tf32x3) {
+    if (precision() == Precision::tf32x3) {
       EXPECT_LT(error, 8 * error_of_float);  // a tensor core's sums are not rounded but cut off
       continue;
     }
-    const double least = GetParam() == Precision::tf32 ? 1e-4 : 1e-3;
+    const double least = precision() == Precision::tf32 ? 1e-4 : 1e-3;
     const bool is_last = layer + 1 == problem.layers();
     EXPECT_TRUE(error > least && error < (is_last ? 10 : 200) * least) << error;
   }
 }
 
 TEST_P(Fused, StepsHaveTheSameBitsInOneLaunchAndInSeveral) {
-  const Problem problem = GetParam() == Precision::bf16 ? reals(GetParam(), {20, 30, 40, 50, 2}, 230, 0x1p-14f)
-                                                        : reals(GetParam(), {20, 30, 50, 2}, 230, 0x1p-14f);
-  const FusedLayout layout = layout_of(problem);
-  const Outcome whole = run(problem, layout, {3});
-  EXPECT_TRUE(whole == run(problem, layout, {3}));
-  EXPECT_TRUE(whole == run(problem, layout, {1, 2}));
+  std::vector<std::vector<std::int64_t>> networks = {{20, 30, 50, 2}};
+  if (GetParam().clusters > 0)
+    networks = {{20, 50, 2}};
+  else if (precision() == Precision::bf16)
+    networks = {{20, 30, 40, 50, 2}, {20, 30, 40, 10}, {20, 70, 40}};
+  for (const std::vector<std::int64_t>& widths : networks) {
+    SCOPED_TRACE(::testing::PrintToString(widths));
+    const bool is_first = widths == networks.front();
+    const Problem problem = reals(precision(), widths, is_first ? 230 : 150, 0x1p-14f);
+    const FusedLayout layout = layout_of(problem, is_first ? 3 : 2);
+    const Outcome whole = run(problem, layout, {3});
+    if (is_first) {
+      EXPECT_TRUE(whole == run(problem, layout, {3}));
+    }
+    EXPECT_TRUE(whole == run(problem, layout, {1, 2}));
 #if defined(DEVICELOOP_SIMT)
-  for (std::uint64_t seed = 10; seed < 12; ++seed) {
-    simt::set_order(simt::Order::kRandom, seed);
-    EXPECT_TRUE(whole == run(problem, layout, {3})) << "in random order " << seed;
-  }
-  simt::reset();
+    for (std::uint64_t seed = 10; seed < (is_first ? 12 : 11); ++seed) {
+      simt::set_order(simt::Order::kRandom, seed);
+      EXPECT_TRUE(whole == run(problem, layout, {3})) << "in random order " << seed;
+    }
+    simt::reset();
 #endif
+  }
 }
 
 TEST_P(Fused, NaNShows) {
-  Problem problem = reals(GetParam(), {20, 30, 2}, 100, 0x1p-14f);
+  Problem problem = reals(precision(), {20, 30, 2}, 100, 0x1p-14f);
   problem.x[70 * 20 + 3] = std::numeric_limits<float>::quiet_NaN();
   const Outcome outcome = run(problem, layout_of(problem), {2});
   EXPECT_TRUE(std::isnan(outcome.losses[0]));
@@ -524,8 +584,8 @@ TEST_P(Fused, NaNShows) {
   EXPECT_TRUE(std::isnan(outcome.weights[0][3 * 30]));
 }
 
-TEST_P(Fused, AWaitThatLastsEndsTheGrid) {
-  const Problem problem = reals(GetParam(), {20, 30, 2}, 400, 0x1p-14f);
+TEST_P(FusedPrecisions, AWaitThatLastsEndsTheGrid) {
+  const Problem problem = reals(precision(), {20, 30, 2}, 400, 0x1p-14f);
   const Outcome outcome = run(problem, layout_of(problem), {2}, 20'000'000, ~0u - 100);
   // The barrier of the grid never ends, nor is there a place for all tiles of the next step.
   EXPECT_TRUE(outcome.failed == cuda::fused_code(cuda::FusedPhase::kGrid, 0) ||
@@ -535,11 +595,12 @@ TEST_P(Fused, AWaitThatLastsEndsTheGrid) {
 
 /// Where time is up in the middle of a step, threads at every kind of wait must find the way out.
 TEST_P(Fused, ADeadlineEndsTheGridAtAnyTime) {
-  const Problem problem = reals(GetParam(), {20, 30, 2}, 400, 0x1p-14f);
+  const Problem problem = reals(precision(), {20, 30, 2}, GetParam().clusters > 0 ? 200 : 400, 0x1p-14f);
   const FusedLayout layout = layout_of(problem);
   const Outcome whole = run(problem, layout, {2});
   int ended = 0;
-  for (std::uint64_t timeout_ns = 500; timeout_ns < 200'000; timeout_ns += timeout_ns / 3) {
+  const std::uint64_t tries_apart = GetParam().clusters > 0 ? 1 : 3;
+  for (std::uint64_t timeout_ns = 500; timeout_ns < 200'000; timeout_ns += timeout_ns / tries_apart) {
     const Outcome outcome = run(problem, layout, {2}, timeout_ns);
     if (outcome.failed == 0) {
       EXPECT_TRUE(outcome == whole) << timeout_ns;
@@ -549,6 +610,48 @@ TEST_P(Fused, ADeadlineEndsTheGridAtAnyTime) {
   }
   EXPECT_GT(ended, 0);
 }
+
+/// As large as clusters are on a GPU; the last blocks have no tile. No smaller one has room for so many layers.
+TEST_F(FusedClusters, OneStepIsExactInSixteenBlocks) {
+  const Problem problem = integers(Precision::bf16, {33, 20, 17, 9, 16, 8}, 130);
+  expect_exact(problem, in_clusters(problem, 1, 4));
+}
+
+TEST_F(FusedClusters, OneStepIsExactOfWideLayers) {
+  const Problem problem = integers(Precision::bf16, {100, 70, 8}, 200);
+  expect_exact(problem, in_clusters(problem, 1, 3));
+}
+
+/// One block is a cluster too, which sends to itself.
+TEST_F(FusedClusters, OneStepIsExactInOneBlock) {
+  const Problem problem = integers(Precision::bf16, {9, 12, 2}, 130, false);
+  expect_exact(problem, in_clusters(problem, 1, 0));
+}
+
+#if defined(DEVICELOOP_SIMT)
+/// The first words are sums; behind the last is nothing to lose.
+TEST_F(FusedClusters, AWordThatIsLostEndsTheGrid) {
+  const Problem problem = reals(Precision::bf16, {9, 12, 2}, 130, 0x1p-14f);
+  const FusedLayout layout = in_clusters(problem, 3, 0);
+  const int words = 3 * layout.units * cuda::kFusedUnitFours + 2;  // of a step; the first cluster's loss is no word
+  const Outcome whole = run(problem, layout, {2});
+  for (const int lost : {1, 2 * words, 2 * words + 1}) {
+    SCOPED_TRACE(lost);
+    simt::lose_publication(lost);
+    const Outcome outcome = run(problem, layout, {2}, 20'000'000);
+    if (lost > 2 * words) {
+      EXPECT_TRUE(outcome == whole);
+      simt::reset();
+      continue;
+    }
+    const auto phase = static_cast<cuda::FusedPhase>(cuda::late_wait_phase(outcome.failed));
+    EXPECT_TRUE(phase == cuda::FusedPhase::kClusters || phase == cuda::FusedPhase::kOperands) << outcome.failed;
+    // Blocks that wait for what follows may be the first to give up.
+    EXPECT_GE(cuda::late_wait_step(outcome.failed), lost == 1 ? 0 : 1);
+    EXPECT_LE(cuda::late_wait_step(outcome.failed), 1);
+  }
+}
+#endif
 
 struct Updated {
   double parameter, states[2];
@@ -579,7 +682,7 @@ Updated updated(OptimizerKind kind, double p, double state, double g, const elem
 }
 
 TEST_P(Fused, EveryOptimizerUpdatesParametersAndWhatItKeeps) {
-  Problem problem = integers(GetParam(), {6, 8, 2}, 20);
+  Problem problem = integers(precision(), {6, 8, 2}, 20);
   problem.rate = 1;
   bool exact = true;
   const Outcome moved = reference(problem, 1, exact);
@@ -623,8 +726,17 @@ TEST_P(Fused, EveryOptimizerUpdatesParametersAndWhatItKeeps) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, Fused, ::testing::Values(Precision::bf16, Precision::tf32, Precision::tf32x3),
-                         [](const auto& each) { return std::string(name(each.param)); });
+std::string way_name(const ::testing::TestParamInfo<Way>& each) {
+  return name(each.param.precision) + std::string(each.param.clusters > 0 ? "_clusters" : "");
+}
+// Of two clusters of two blocks some blocks have no tile of a small problem, and one of a larger problem has several.
+INSTANTIATE_TEST_SUITE_P(Ways, Fused,
+                         ::testing::Values(Way{Precision::bf16}, Way{Precision::bf16, 2, 1}, Way{Precision::tf32},
+                                           Way{Precision::tf32x3}),
+                         way_name);
+INSTANTIATE_TEST_SUITE_P(Ways, FusedPrecisions,
+                         ::testing::Values(Way{Precision::bf16}, Way{Precision::tf32}, Way{Precision::tf32x3}),
+                         way_name);
 
 }  // namespace
 }  // namespace deviceloop

@@ -290,8 +290,18 @@ TEST(MakePlan, ANarrowNetworkInBf16TakesTheFusedPlan) {
   EXPECT_LE(plan.bytes, data + slots + (2 << 20));
   const Plan batches = make_plan(network, bf16_training_of(1 << 16, 4096), caps);
   EXPECT_EQ(batches.executor, ExecutorKind::fused);
-  EXPECT_CONTAINS(batches.reason, "64 blocks of 384 threads; tensor cores take tiles of 64 gathered rows");
+  EXPECT_CONTAINS(batches.reason,
+                  "4 clusters of 16 blocks of 384 threads, which keep the parameters on chip and exchange sums; tensor "
+                  "cores take tiles of 64 gathered rows");
+  EXPECT_GT(batches.floor_us_per_step, 0);
+  EXPECT_LT(batches.floor_us_per_step, batches.predicted_us_per_step);
   EXPECT_LT(batches.predicted_us_per_step, plan.predicted_us_per_step);
+  const Plan classes = make_plan(network_of({64, 64, 64, 10}), bf16_training_of(1 << 16), caps);
+  EXPECT_EQ(classes.executor, ExecutorKind::fused);
+  EXPECT_CONTAINS(classes.reason, "through 2 hidden layers of 64 columns in bf16, at most");
+  const Plan images = make_plan(network_of({64, 64, 64, 60}), bf16_training_of(1 << 16), caps);
+  EXPECT_EQ(images.executor, ExecutorKind::fused);
+  EXPECT_CONTAINS(images.reason, "through 2 hidden layers and outputs of 64 columns in bf16, 2 % of the products");
 
   const Plan in_fp32 = make_plan(network, training_of(1 << 16), caps);
   EXPECT_NE(in_fp32.executor, ExecutorKind::fused);
@@ -344,7 +354,8 @@ TEST(MakePlan, TheFusedPlanRefusesInOneSentence) {
                 "plan" +
                 end);
   EXPECT_CONTAINS(message(network_of({784, 64, 10}), training, caps), "at most 128 values in bf16, and one has 784");
-  EXPECT_CONTAINS(message(network_of({64, 64, 10}), training, caps), "at most 8 outputs, and there are 10");
+  EXPECT_CONTAINS(message(network_of({64, 64, 129}), training, caps), "at most 128 outputs in bf16, and there are 129");
+  EXPECT_CONTAINS(message(network_of({64, 64, 10}), in_tf32, caps), "at most 8 outputs in tf32, and there are 10");
   EXPECT_CONTAINS(message(network_of({64, 1}), training, caps),
                   "1 to 8 hidden layers of that width in bf16, and there are 0");
   EXPECT_CONTAINS(message(network_of({64, 65, 64, 64, 1}), training, caps), "and there are 3");

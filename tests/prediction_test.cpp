@@ -210,6 +210,23 @@ TEST(FusedPrediction, IsThatOfThePrototype) {
   }
 }
 
+// In clusters: another prototype, of gathered minibatches.
+TEST(FusedPrediction, OfClustersIsThatOfThePrototype) {
+  struct Prototype {
+    std::int64_t rows;
+    int clusters, cluster_log2;
+    double us;
+  };
+  for (const Prototype& of : {Prototype{256, 1, 2, 5.48}, Prototype{512, 1, 3, 4.99}, Prototype{1024, 1, 4, 4.85},
+                              Prototype{4096, 1, 4, 8.09}, Prototype{4096, 2, 4, 7.62}, Prototype{4096, 4, 4, 6.94},
+                              Prototype{16384, 7, 4, 8.98}}) {
+    const cuda::FusedDecision decision = cuda::decide_fused({of.rows, {64, 64, 64, 1}, Precision::bf16, 65536}, {});
+    ASSERT_EQ(decision.refusal, "");
+    const cuda::FusedLayout layout = cuda::in_clusters(decision.layout, of.clusters, of.cluster_log2, 227 << 10);
+    EXPECT_NEAR(layout.estimated_us / of.us, 1, 0.06) << of.rows << " rows, " << of.clusters << " clusters";
+  }
+}
+
 // Half the multiprocessors take twice as long, and so do twice as many products, where the tiles are many.
 TEST(FusedPrediction, FollowsTheMultiprocessorsAndTheLayers) {
   const auto us = [](int multiprocessors, std::vector<std::int64_t> widths) {

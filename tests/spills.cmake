@@ -1,6 +1,7 @@
-# cmake -DNVCC=... -DOPTIONS=... -DARCH=... -DSOURCE=... -DOUT=... -P spills.cmake: compiles a file of kernels for ARCH,
-# sm_90 or sm_90a, and fails where the registers of one do not suffice, which ptxas reports as spill stores and loads, or
-# where it lets the asynchronous products of a warpgroup wait for each other.
+# cmake -DNVCC=... -DOPTIONS=... -DARCH=... -DSOURCE=... -DOUT=... -DREPORT=... -P spills.cmake: compiles a file of
+# kernels for ARCH, sm_90 or sm_90a, or takes ptxas' report of the build, and fails where the registers of one do not
+# suffice, which ptxas reports as spill stores and loads, or where it lets the asynchronous products of a warpgroup wait
+# for each other.
 
 # find_spills(OUT REPORT): a line for each kernel that spills; "no kernel" where the report tells of none.
 function(find_spills out report)
@@ -33,11 +34,18 @@ if(none OR NOT one MATCHES "b_kernel.* 20 bytes" OR one MATCHES "a_kernel" OR NO
   message(FATAL_ERROR "planted reports are not understood: '${none}' '${one}' '${nothing}' '${serial}'")
 endif()
 
-execute_process(COMMAND "${NVCC}" ${OPTIONS} -arch=${ARCH} -cubin -Xptxas -v -o "${OUT}" "${SOURCE}"
-                RESULT_VARIABLE status OUTPUT_VARIABLE report ERROR_VARIABLE report)
-file(REMOVE "${OUT}")
-if(NOT status EQUAL 0)
-  message(FATAL_ERROR "nvcc failed:\n${report}")
+if(REPORT)
+  file(READ "${REPORT}" report)
+else()
+  execute_process(COMMAND "${NVCC}" ${OPTIONS} -arch=${ARCH} -cubin -Xptxas -v -o "${OUT}" "${SOURCE}"
+                  RESULT_VARIABLE status OUTPUT_VARIABLE report ERROR_VARIABLE report)
+  file(REMOVE "${OUT}")
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "nvcc failed:\n${report}")
+  endif()
+endif()
+if(NOT report MATCHES "for '${ARCH}'")
+  message(FATAL_ERROR "no report of code for ${ARCH}:\n${report}")
 endif()
 find_spills(spills "${report}")
 if(spills)

@@ -5,6 +5,7 @@
 
 #include "../../host/cuda_entry.h"
 #include "../../host/planning/fused_executor_layout.h"
+#include "../../host/planning/on_chip_layout.h"
 #include "../kernels/fused.h"
 #include "../kernels/kernels.h"
 #include "launch_executor.h"
@@ -17,9 +18,11 @@ class FusedExecutor final : public LaunchExecutor<float, FusedExecutorLayout> {
  public:
   FusedExecutor(const NetworkSpec& network, const TrainingSpec& training, const Decision& decision,
                 const Surroundings& surroundings)
-      : LaunchExecutor(network, training, decision.plan, surroundings.cuda,
-                       [&] { return std::any_cast<const FusedExecutorLayout&>(decision.layout); }) {
-    build([&] { make(); });
+      : LaunchExecutor(network, training, decision.plan, surroundings.cuda, [&] {
+          return resident(std::any_cast<const FusedExecutorLayout&>(decision.layout), network, training,
+                          decision.plan.device);
+        }) {
+    build([&] { make(decision.plan.bytes); });
   }
 
   ~FusedExecutor() override { leave(); }
@@ -30,7 +33,7 @@ class FusedExecutor final : public LaunchExecutor<float, FusedExecutorLayout> {
 
   std::vector<std::string> algorithms() const override {
     if (!has_steps()) return {};
-    return {describe(layout_.fused) + ", at most " + std::to_string(layout_.steps_per_launch) + " steps a launch"};
+    return {layout_.description() + cooperative_note()};
   }
 
   GramRun* gram_run() override { return nullptr; }
@@ -44,15 +47,52 @@ class FusedExecutor final : public LaunchExecutor<float, FusedExecutorLayout> {
                           std::to_string(late_wait_step(status)) + ", for '" +
                           name(static_cast<FusedPhase>(late_wait_phase(status))) +
                           "': other work may hold a part of the GPU; use a larger deadline, or another plan",
-                      "deviceloop", cudaErrorLaunchTimeout, "fused_kernel", "", 0);
+                      "deviceloop", cudaErrorLaunchTimeout,
+                      layout_.fused.clusters > 0 ? "fused_clusters_kernel" : "fused_kernel", "", 0);
   }
 
  private:
-  void make() {
-    take_arena(layout_.bytes, layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
+  /// The plan's layout. How many clusters a GPU runs at once only it can tell, the plan has an estimate: where they are
+  /// too few, the run is planned anew for those that there are, or without clusters.
+  static FusedExecutorLayout resident(const FusedExecutorLayout& planned, const NetworkSpec& network,
+                                      const TrainingSpec& training, int device) {
+    FusedExecutorLayout layout = planned;
+    if (training.samples == 0) return layout;
+    const CurrentDevice current(device);
+    FusedLimits limits;
+    while (layout.fused.clusters > 0) {
+      const FusedLayout& fused = layout.fused;
+      prepare_fused(fused);
+      const std::int64_t resident = resident_clusters_of(fused);
+      if (resident >= fused.clusters) break;
+      const std::string note = "otherwise than planned: " + std::to_string(fused.clusters) +
+                               (fused.clusters == 1 ? " cluster of " : " clusters of ") +
+                               std::to_string(fused.cluster_blocks()) + " blocks must run at once, of which " +
+                               planned.gpu.name + " runs " + std::to_string(resident);
+      limits.clusters[static_cast<std::size_t>(fused.cluster_log2)] = resident;
+      layout = make_fused_executor_layout(network, training, planned.gpu, planned.step, limits);
+      layout.note = note;
+    }
+    return layout;
+  }
+
+  /// CUDA answers with an error where the GPU has no clusters of that size at all.
+  static std::int64_t resident_clusters_of(const FusedLayout& layout) {
+    try {
+      return resident_fused_clusters(layout);
+    } catch (const DeviceError& error) {
+      if (error.code() != cudaErrorInvalidClusterSize) throw;
+      return 0;
+    }
+  }
+
+  /// Reserves what the plan promised, `bytes`, even if other clusters than the plan's need less.
+  void make(std::uint64_t bytes) {
+    take_arena(std::max(layout_.bytes, bytes), layout_.losses, has_steps() ? layout_.steps_per_launch : 0);
     if (has_steps()) {
       make_queues();
       prepare_fused(layout_.fused);
+      if (layout_.fused.clusters > 1) try_cooperative();
     }
     preparation_.lap("memory");
     rehearse(0, [] {});
@@ -93,11 +133,15 @@ class FusedExecutor final : public LaunchExecutor<float, FusedExecutorLayout> {
     arguments.operands = at<unsigned char>(layout_.operands);
     arguments.slots = at<float>(layout_.slots);
     arguments.loss_parts = at<double>(layout_.loss_parts);
-    arguments.arrivals = at<unsigned>(layout_.arrivals);
+    if (layout_.fused.clusters == 0) {
+      arguments.arrivals = at<unsigned>(layout_.arrivals);
+      clear(layout_.arrivals, sizeof(unsigned));
+    } else if (layout_.fused.clusters > 1) {
+      clear(layout_.slots, static_cast<std::uint64_t>(layout_.fused.tagged_units()) * kTaggedUnitBytes);
+    }
     arguments.timeout_ns = timeout_ns();
     arguments.failed = at<std::uint64_t>(layout_.failed);
-    clear(layout_.arrivals, sizeof(unsigned));
-    launch_fused(arguments, layout_.fused, stream());
+    launch_fused(arguments, layout_.fused, is_cooperative_, stream());
   }
 };
 

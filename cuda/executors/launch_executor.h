@@ -181,9 +181,27 @@ class LaunchExecutor : public DeviceExecutor<T> {
     this->check_run();
   }
 
+  /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps. Of a layout
+  /// that has several clusters, once its memory is there.
+  void try_cooperative() {
+    try {
+      launch(0, 0, at<double>(layout_.loss), true);
+    } catch (const DeviceError& error) {
+      if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
+          error.code() != cudaErrorCooperativeLaunchTooLarge && error.code() != cudaErrorInvalidClusterSize)
+        throw;
+      is_cooperative_ = false;
+    }
+  }
+  /// For reports.
+  const char* cooperative_note() const {
+    return is_cooperative_ ? "" : ", no cooperative launch: this GPU takes none of clusters";
+  }
+
   const Layout layout_;
   const T *x_ = nullptr, *y_ = nullptr;  ///< the caller's, where they are read there
   std::optional<ScalarQueue<T>> scalars_;
+  bool is_cooperative_ = true;
 
  private:
   PinnedBuffer status_;  ///< layout_.failed, after the last launch that has ended

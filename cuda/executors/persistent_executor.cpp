@@ -24,6 +24,7 @@ class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, pri
   using Base = LaunchExecutor<T, PersistentLayout>;
   using Base::alive;
   using Base::has_steps;
+  using Base::is_cooperative_;
   using Base::layout_;
   using Base::preparation_;
   using Base::scalars_;
@@ -62,8 +63,7 @@ class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, pri
 
   std::vector<std::string> algorithms() const override {
     if (!has_steps()) return {};
-    return {layout_.description() +
-            (is_cooperative_ ? "" : ", no cooperative launch: this GPU takes none of clusters")};
+    return {layout_.description() + this->cooperative_note()};
   }
 
   GramRun* gram_run() override { return gram_ ? &*gram_ : nullptr; }
@@ -170,7 +170,7 @@ class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, pri
       this->make_queues();
       const Scalars adding = adding_scalars<T>();
       this->upload(at<Scalars>(layout_.scalars) + layout_.scalar_sets, &adding, sizeof adding);
-      try_cooperative();
+      if (cluster_blocks(layout_) > 1 && !(is_on_chip() && layout_.on_chip.clusters == 1)) this->try_cooperative();
     }
     preparation_.lap("memory");
     // A launch of no steps loads all code of the form on-chip, which is one function.
@@ -183,19 +183,6 @@ class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, pri
   }
 
   bool is_on_chip() const { return layout_.form == PersistentForm::on_chip; }
-
-  /// Whether a GPU takes a cooperative launch of clusters: only trying tells; the trial runs zero steps.
-  void try_cooperative() {
-    if (cluster_blocks(layout_) == 1 || (is_on_chip() && layout_.on_chip.clusters == 1)) return;
-    try {
-      this->launch(0, 0, at<double>(layout_.loss), true);
-    } catch (const DeviceError& error) {
-      if (error.code() != cudaErrorNotSupported && error.code() != cudaErrorInvalidValue &&
-          error.code() != cudaErrorCooperativeLaunchTooLarge && error.code() != cudaErrorInvalidClusterSize)
-        throw;
-      is_cooperative_ = false;
-    }
-  }
 
   void launch_steps(std::int64_t first_step, std::int64_t steps, double* losses, bool forward_only) override {
     if (is_on_chip())
@@ -373,7 +360,6 @@ class PersistentExecutor final : public LaunchExecutor<T, PersistentLayout>, pri
 
   unsigned next_tag_ = 1;     ///< of blocks that exchange words through global memory
   unsigned blocks_done_ = 0;  ///< in all launches, of the form on-chip in several clusters
-  bool is_cooperative_ = true;
   std::optional<GramRun> gram_;
 };
 

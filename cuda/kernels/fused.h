@@ -48,9 +48,11 @@ struct FusedArguments {
 
   // For the kernel's own use.
   unsigned char* operands = nullptr;  ///< bf16: [operand_bytes], 0 before the first launch, at a multiple of 16 bytes
-  float* slots = nullptr;             ///< [blocks, slots().count(), 4], at a multiple of 16 bytes
-  double* loss_parts = nullptr;       ///< [blocks]
-  unsigned* arrivals = nullptr;       ///< 0 before each launch
+  /// [blocks, slots().count(), 4], at a multiple of 16 bytes; in clusters instead TaggedUnit [tagged_units()], 0 before
+  /// each launch.
+  float* slots = nullptr;
+  double* loss_parts = nullptr;  ///< [blocks]
+  unsigned* arrivals = nullptr;  ///< 0 before each launch
   std::uint64_t timeout_ns = 0;
   std::uint64_t* failed = nullptr;
 };
@@ -62,6 +64,12 @@ void launch_fused_tiles(std::uint32_t* tiles, const float* x, int inputs, const 
 /// Once for a layout, on the current device.
 void prepare_fused(const FusedLayout& layout);
 
-void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, cudaStream_t stream);
+/// How many clusters of such a launch the current device runs at once. Call it after prepare_fused, of a layout that
+/// has clusters.
+std::int64_t resident_fused_clusters(const FusedLayout& layout);
+
+/// `cooperative`, of several clusters: the launch fails where they cannot all run at once. One without clusters always
+/// does.
+void launch_fused(const FusedArguments& arguments, const FusedLayout& layout, bool cooperative, cudaStream_t stream);
 
 }  // namespace deviceloop::cuda

@@ -1,6 +1,6 @@
-// What the kernels that train narrow networks by tensor cores share, whatever they multiply (fused.cu, fused_tf32.cu,
-// which include this, and nobody else): which tiles a block has, how they are fetched, what threads wait for, the
-// barriers of a step, and its end, where the blocks' sums are added and the parameters updated.
+// What the kernels that train narrow networks by tensor cores share, whatever they multiply (fused_bf16.cuh and
+// fused_tf32.cu, which include this, and nobody else): which tiles a block has, how they are fetched, what threads wait
+// for, the barriers of a step, and its end, where the blocks' sums are added and the parameters updated.
 #pragma once
 
 #include <cmath>
@@ -50,12 +50,13 @@ __device__ inline Element element_of(const FusedSlots& slots, int q, int i) {
     return {slab / slots.slabs(), slab % slots.slabs() * kFusedSlabRows + row, 8 * eight + column, false};
   }
   if (q < slots.biases_at()) {
-    const int slab = (q - slots.last_weights_at()) / kFusedGroupThreads;
-    return {slots.hidden, slab * kFusedSlabRows + row, column, false};
+    const int of_last = q - slots.last_weights_at(), slab = of_last / slots.fours_of_last_slab();
+    const int eight = of_last % slots.fours_of_last_slab() / kFusedGroupThreads;
+    return {slots.layers, slab * kFusedSlabRows + row, 8 * eight + column, false};
   }
   const int bias = (q - slots.biases_at()) * 4 + i;
   if (q < slots.last_bias_at()) return {bias / slots.width, 0, bias % slots.width, true};
-  return {slots.hidden, 0, bias - slots.hidden * slots.width, true};
+  return {slots.layers, 0, bias - slots.layers * slots.width, true};
 }
 
 /// Whether it is the sum of squared errors of the last sums themselves.
@@ -86,10 +87,10 @@ __device__ inline T row_sum(T value) {
 /// What one thread of a block does. Warpgroups are the chains, then the gradient groups, then that which fetches tiles.
 struct BlockParts {
   const FusedArguments& arguments;
-  const FusedLayout& layout;
+  const FusedBlockLayout& layout;
   unsigned char* memory;
 
-  __device__ BlockParts(const FusedArguments& of, const FusedLayout& cut, unsigned char* at)
+  __device__ BlockParts(const FusedArguments& of, const FusedBlockLayout& cut, unsigned char* at)
       : arguments(of), layout(cut), memory(at) {}
 
   // Computed again, and read again, instead of being kept in registers.
@@ -267,12 +268,13 @@ struct BlockParts {
 
   // The chains.
 
-  /// use(i, row of the tile, output) for those of this thread()'s four outputs of a tile that there are.
+  /// use(i, row of the tile, output) for those of this thread()'s four values of eight outputs of a tile, from the
+  /// `first` on, that there are.
   template <class Use>
-  __device__ void for_outputs(std::int64_t tile, const Use& use) const {
+  __device__ void for_outputs(std::int64_t tile, int first, const Use& use) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = 16 * warp() + lane() / 4 + 8 * (i / 2), output = 2 * (lane() % 4) + i % 2;
+      const int row = 16 * warp() + lane() / 4 + 8 * (i / 2), output = first + 2 * (lane() % 4) + i % 2;
       if (tile * kFusedRows + row < layout.rows && output < arguments.widths[layout.hidden + 1]) use(i, row, output);
     }
   }
@@ -280,96 +282,189 @@ struct BlockParts {
   static __device__ std::int64_t sample_of(std::int64_t tile, int row, const std::int64_t* samples) {
     return samples != nullptr ? samples[row] : tile * kFusedRows + row;
   }
-  __device__ void load_targets(float (&targets)[4], std::int64_t tile, const std::int64_t* samples) const {
+  /// The targets of this thread()'s outputs of a tile, from the `first` on.
+  template <int count>
+  __device__ void load_targets(float (&targets)[count], std::int64_t tile, const std::int64_t* samples,
+                               int first = 0) const {
     const int outputs = arguments.widths[layout.hidden + 1];
-    for_outputs(tile, [&](int i, int row, int output) {
-      const std::int64_t sample = sample_of(tile, row, samples);
-      targets[i] = arguments.y[arguments.loss.has_classes ? sample : sample * outputs + output];
-    });
-  }
-
-  /// The gradients of this thread()'s outputs of a tile, of its sums; adds to the loss.
-  __device__ void end_outputs(float (&gradients)[4], Accumulator<kFusedOutputs>& sums, const float (&targets)[4],
-                              std::int64_t tile, const std::int64_t* samples, double& loss) const {
-    if (!has_plain_loss(arguments)) return other_loss(gradients, sums, targets, tile, samples, loss);
-    for_outputs(tile, [&](int i, int, int output) {
-      const float difference = sums[i] + bias(layout.hidden)[output] - targets[i];
-      loss += static_cast<double>(difference * difference);
-      gradients[i] = elementwise::squared_error_gradient(difference);
-    });
-  }
-
-  /// The same for any activation of the outputs and any loss.
-  __device__ void other_loss(float (&gradients)[4], Accumulator<kFusedOutputs>& sums, const float (&targets)[4],
-                             std::int64_t tile, const std::int64_t* samples, double& loss) const {
-    float z[4], predictions[4], weights[2] = {1, 1};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) z[i] = predictions[i] = sums[i] + bias(layout.hidden)[2 * (lane() % 4) + i % 2];
+    for (int j = 0; j < count / 4; ++j)
+      for_outputs(tile, first + 8 * j, [&](int i, int row, int output) {
+        const std::int64_t sample = sample_of(tile, row, samples);
+        targets[4 * j + i] = arguments.y[arguments.loss.has_classes ? sample : sample * outputs + output];
+      });
+  }
+
+  /// Of the outputs in `columns`, the targets that a thread() has in registers: all, or as many as fit beside the sums.
+  template <int columns>
+  static constexpr int kTargets = columns < 32 ? columns / 2 : 1024 / columns;
+
+  /// use(values, targets, first) for this thread()'s four values of each eight columns of outputs, from the `first` on.
+  /// With up to 16 columns `targets` has them all. A loss is many instructions: there is one copy of it, to which the
+  /// values move from register to register, because registers cannot be indexed; in the end they are where they were.
+  template <int columns, class Use>
+  __device__ __forceinline__ void for_eights(Accumulator<columns>& values, const float (&targets)[kTargets<columns>],
+                                             std::int64_t tile, const std::int64_t* samples, const Use& use) const {
+    constexpr int kCount = kTargets<columns>, kAll = columns / 2;
+    float own[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) own[i] = targets[i];
+#pragma unroll 1
+    for (int begin = 0; begin < columns; begin += 2 * kCount) {
+      if constexpr (kCount < kAll) load_targets(own, tile, samples, begin);
+#pragma unroll 1
+      for (int first = begin; first < begin + 2 * kCount; first += 8) {
+        float four[4], targets_of_four[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          four[i] = values[i];
+          targets_of_four[i] = own[i];
+        }
+        use(four, targets_of_four, first);
+#pragma unroll
+        for (int i = 4; i < kCount; ++i) {
+          values[i - 4] = values[i];
+          own[i - 4] = own[i];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          values[kCount - 4 + i] = four[i];
+          own[kCount - 4 + i] = targets_of_four[i];
+        }
+      }
+      if constexpr (kCount < kAll) {
+        float first_ones[kCount];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) first_ones[i] = values[i];
+#pragma unroll
+        for (int i = kCount; i < kAll; ++i) values[i - kCount] = values[i];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) values[kAll - kCount + i] = first_ones[i];
+      }
+    }
+  }
+
+  /// This thread()'s outputs of a tile, which are sums so far, become their gradients; adds to the loss.
+  template <int columns>
+  __device__ __forceinline__ void end_outputs(Accumulator<columns>& outputs, const float (&targets)[kTargets<columns>],
+                                              std::int64_t tile, const std::int64_t* samples, double& loss) const {
+    if (!has_plain_loss(arguments)) return other_loss(outputs, targets, tile, samples, loss);
+    for_eights(outputs, targets, tile, samples, [&](float(&values)[4], const float(&targets_of_four)[4], int first) {
+      float gradients[4] = {};
+      for_outputs(tile, first, [&](int i, int, int output) {
+        const float difference = values[i] + bias(layout.hidden)[output] - targets_of_four[i];
+        loss += static_cast<double>(difference * difference);
+        gradients[i] = elementwise::squared_error_gradient(difference);
+      });
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = gradients[i];
+    });
+  }
+
+  /// Four sums of outputs with their biases, and what the outputs' activation makes of them.
+  struct Predictions {
+    float z[4], values[4];
+  };
+  __device__ Predictions predictions_of(const float (&sums)[4], int first) const {
+    Predictions of;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      of.z[i] = of.values[i] = sums[i] + bias(layout.hidden)[first + 2 * (lane() % 4) + i % 2];
     if (arguments.output_activation.kind != Activation::identity)
       with_formula(arguments.output_activation, [&](const auto& formula) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) predictions[i] = formula.value(z[i]);
+        for (int i = 0; i < 4; ++i) of.values[i] = formula.value(of.z[i]);
       });
-    if (arguments.row_weights != nullptr)
-      for_outputs(tile,
-                  [&](int i, int row, int) { weights[i / 2] = arguments.row_weights[sample_of(tile, row, samples)]; });
-    if (arguments.loss.kind == Loss::cross_entropy) {
-      cross_entropy(gradients, predictions, targets, weights, tile, loss);
-    } else {
-      for_outputs(tile, [&](int i, int, int) {
-        elementwise::LossTerm<float> term = elementwise::loss_term(arguments.loss, predictions[i], targets[i]);
-        if (arguments.row_weights != nullptr) term = elementwise::weighted(term, weights[i / 2]);
-        loss += static_cast<double>(term.value);
-        gradients[i] = term.gradient;
-      });
-    }
+    return of;
+  }
+  /// Gradients by the predictions become those by the sums.
+  __device__ void pass_activation(float (&gradients)[4], const Predictions& of, std::int64_t tile, int first) const {
     if (arguments.output_activation.kind != Activation::identity)
       with_formula(arguments.output_activation, [&](const auto& formula) {
         constexpr bool keeps_z = std::decay_t<decltype(formula)>::may_keep_pre_activation;
-        for_outputs(tile, [&](int i, int, int) {
-          gradients[i] = formula.gradient(keeps_z ? z[i] : predictions[i], gradients[i]);
+        for_outputs(tile, first, [&](int i, int, int) {
+          gradients[i] = formula.gradient(keeps_z ? of.z[i] : of.values[i], gradients[i]);
         });
       });
   }
 
-  /// Of rows of logits, four lanes having a row.
-  __device__ void cross_entropy(float (&gradients)[4], const float (&logits)[4], const float (&targets)[4],
-                                const float (&weights)[2], std::int64_t tile, double& loss) const {
+  /// end_outputs() for any activation of the outputs and any loss.
+  template <int columns>
+  __device__ __forceinline__ void other_loss(Accumulator<columns>& outputs, const float (&targets)[kTargets<columns>],
+                                             std::int64_t tile, const std::int64_t* samples, double& loss) const {
+    float weights[2] = {1, 1};
+    if (arguments.row_weights != nullptr)
+      for_outputs(tile, 0,
+                  [&](int i, int row, int) { weights[i / 2] = arguments.row_weights[sample_of(tile, row, samples)]; });
+    if (arguments.loss.kind == Loss::cross_entropy)
+      return cross_entropy(outputs, targets, weights, tile, samples, loss);
+    for_eights(outputs, targets, tile, samples, [&](float(&values)[4], const float(&targets_of_four)[4], int first) {
+      const Predictions of = predictions_of(values, first);
+      float gradients[4] = {};
+      for_outputs(tile, first, [&](int i, int, int) {
+        elementwise::LossTerm<float> term = elementwise::loss_term(arguments.loss, of.values[i], targets_of_four[i]);
+        if (arguments.row_weights != nullptr) term = elementwise::weighted(term, weights[i / 2]);
+        loss += static_cast<double>(term.value);
+        gradients[i] = term.gradient;
+      });
+      pass_activation(gradients, of, tile, first);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] = gradients[i];
+    });
+  }
+
+  /// Of rows of logits, four lanes having a row: passes for their largest, for the sum of their exponentials, and for
+  /// the loss and the gradients.
+  template <int columns>
+  __device__ __forceinline__ void cross_entropy(Accumulator<columns>& outputs,
+                                                const float (&targets)[kTargets<columns>], const float (&weights)[2],
+                                                std::int64_t tile, const std::int64_t* samples, double& loss) const {
     const bool has_classes = arguments.loss.has_classes;
-    float largest[2] = {-HUGE_VALF, -HUGE_VALF}, totals[2] = {};
-    for_outputs(tile, [&](int i, int, int) {
-      if (largest[i / 2] < logits[i]) largest[i / 2] = logits[i];
-      totals[i / 2] += targets[i];
-    });
+    float largest[2] = {-HUGE_VALF, -HUGE_VALF}, totals[2] = {}, sums[2] = {}, log_sums[2] = {}, of_rows[2] = {};
     double exact_sums[2] = {};
+#pragma unroll 1
+    for (int pass = 0; pass < 3; ++pass) {
+      for_eights(outputs, targets, tile, samples, [&](float(&values)[4], const float(&targets_of_four)[4], int first) {
+        const Predictions logits = predictions_of(values, first);
+        if (pass == 0)
+          return for_outputs(tile, first, [&](int i, int, int) {
+            if (largest[i / 2] < logits.values[i]) largest[i / 2] = logits.values[i];
+            totals[i / 2] += targets_of_four[i];
+          });
+        float gradients[4] = {};
+        for_outputs(tile, first, [&](int i, int, int output) {
+          const int row = i / 2;
+          const float shifted = logits.values[i] - largest[row], exponential = elementary::exp(shifted);
+          if (pass == 1) {
+            exact_sums[row] += static_cast<double>(exponential);
+            return;
+          }
+          const float target = targets_of_four[i];
+          const float probability = !has_classes ? target : output == static_cast<int>(target) ? 1.0f : 0.0f;
+          const elementwise::LossTerm<float> term =
+              elementwise::cross_entropy_term(shifted, exponential, sums[row], log_sums[row], probability, totals[row]);
+          of_rows[row] += term.value;
+          gradients[i] = term.gradient * (static_cast<float>(arguments.loss.scale) * weights[row]);
+        });
+        if (pass == 1) return;
+        pass_activation(gradients, logits, tile, first);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      largest[row] = over_row(largest[row], [](float a, float b) { return a < b ? b : a; });
-      totals[row] = has_classes ? 1.0f : row_sum(totals[row]);
-    }
-    for_outputs(tile, [&](int i, int, int) {
-      exact_sums[i / 2] += static_cast<double>(elementary::exp(logits[i] - largest[i / 2]));
-    });
-    float sums[2], log_sums[2], of_rows[2] = {};
+        for (int i = 0; i < 4; ++i) values[i] = gradients[i];
+      });
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      exact_sums[row] = row_sum(exact_sums[row]);
-      sums[row] = static_cast<float>(exact_sums[row]);
-      log_sums[row] = elementary::log1p(static_cast<float>(exact_sums[row] - 1));
-    }
-    for_outputs(tile, [&](int i, int, int output) {
-      const int row = i / 2;
-      const float probability = !has_classes ? targets[i] : output == static_cast<int>(targets[i]) ? 1.0f : 0.0f;
-      const float shifted = logits[i] - largest[row];
-      const elementwise::LossTerm<float> term = elementwise::cross_entropy_term(
-          shifted, elementary::exp(shifted), sums[row], log_sums[row], probability, totals[row]);
-      of_rows[row] += term.value;
-      gradients[i] = term.gradient * (static_cast<float>(arguments.loss.scale) * weights[row]);
-    });
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      of_rows[row] = row_sum(of_rows[row]);
-      if (lane() % 4 == 0) loss += static_cast<double>(of_rows[row] * weights[row]);
+      for (int row = 0; row < 2; ++row) {
+        if (pass == 0) {
+          largest[row] = over_row(largest[row], [](float a, float b) { return a < b ? b : a; });
+          totals[row] = has_classes ? 1.0f : row_sum(totals[row]);
+        } else if (pass == 1) {
+          exact_sums[row] = row_sum(exact_sums[row]);
+          sums[row] = static_cast<float>(exact_sums[row]);
+          log_sums[row] = elementary::log1p(static_cast<float>(exact_sums[row] - 1));
+        } else {
+          of_rows[row] = row_sum(of_rows[row]);
+          if (lane() % 4 == 0) loss += static_cast<double>(of_rows[row] * weights[row]);
+        }
+      }
     }
   }
 

@@ -160,7 +160,7 @@ struct FusedTf32Block : BlockParts {
   static constexpr int kLastPartBytes = panels * kOutputPanelBytes;
   static_assert(kTileBytes == kRowPanels * kPanelBytes);
 
-  __device__ FusedTf32Block(const FusedArguments& of, const FusedLayout& cut, unsigned char* at)
+  __device__ FusedTf32Block(const FusedArguments& of, const FusedBlockLayout& cut, unsigned char* at)
       : BlockParts(of, cut, at) {}
 
   using Operand = Matrix[parts];
@@ -429,7 +429,8 @@ struct FusedTf32Block : BlockParts {
   }
 
   /// The gradient of the outputs as a fragment and in shared memory.
-  __device__ void store_outputs(Fragments<parts, 1>& fragment, const float (&gradients)[4], unsigned char* to) const {
+  __device__ void store_outputs(Fragments<parts, 1>& fragment, Accumulator<kFusedOutputs>& gradients,
+                                unsigned char* to) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const Split<parts> split(gradients[i]);
@@ -482,10 +483,9 @@ struct FusedTf32Block : BlockParts {
     set_operand(operand, last_weights(), kLastPartBytes, kOutputPanelBytes);
     multiply(outputs, fragments, operand);
     wait_products<0>(outputs);
-    float gradients[4] = {};
-    end_outputs(gradients, outputs, targets, tile_of(k), found, loss);
+    end_outputs(outputs, targets, tile_of(k), found, loss);
     Fragments<parts, 1> of_outputs;
-    store_outputs(of_outputs, gradients, output_gradient(chain));
+    store_outputs(of_outputs, outputs, output_gradient(chain));
     report(chain);
     set_operand(operand, last_back_weights(), kDepth * 4, kPanelBytes);
     multiply(sums, of_outputs, operand);
@@ -674,12 +674,16 @@ constexpr int kGradientRegisters = chains == 1  ? 256
 /// One step after another, of each of which the block takes every `blocks`th tile. Blocks are resident together.
 template <int parts, int panels, int most_hidden>
 __global__ void __launch_bounds__((kBlockThreads<parts, panels, most_hidden>), 1)
-    fused_tf32_kernel(FusedArguments arguments, FusedLayout layout) {
+    fused_tf32_kernel(FusedArguments arguments, FusedBlockLayout layout) {
   constexpr int kOfBlock = kChains<parts, panels, most_hidden>;
   constexpr int kGroups = kOfBlock + 2, kAtLaunch = 65536 / (kGroups * kFusedGroupThreads) / 8 * 8;
   static_assert(kFetchingRegisters + kOfBlock * kChainRegisters<parts, kOfBlock> +
                     kGradientRegisters<parts, kOfBlock> <=
                 kGroups * kAtLaunch);
+  layout.precision = parts == 1 ? Precision::tf32 : Precision::tf32x3;  // as in fused.cu
+  layout.parts = parts;
+  layout.panels = panels;
+  layout.output_columns = kFusedOutputs;
   FusedTf32Block<parts, panels, most_hidden> block(arguments, layout, shared<fused::FusedShared>().bytes);
   if (block.thread() == 0) block.init_control();
   block_barrier();

@@ -7,6 +7,7 @@
 #include "../precision.h"
 #include "../step/scalars.h"
 #include "gpu_costs.h"
+#include "persistent_layout.h"
 
 namespace deviceloop {
 namespace {
@@ -41,22 +42,26 @@ class Builder {
   Builder(const NetworkSpec& network, const TrainingSpec& training)
       : network_(network), training_(training), batch_(batch_of(training)), arena_(network, training, kAlignment) {}
 
-  FusedExecutorLayout build(const GpuCaps& gpu, Step step) {
+  FusedExecutorLayout build(const GpuCaps& gpu, Step step, const FusedLimits& limits) {
     layout_.step = std::move(step);
-    choose(gpu);
+    layout_.gpu = gpu;
+    choose(gpu, limits);
     if (layout_.refusal.empty()) place();
     return std::move(layout_);
   }
 
  private:
-  void choose(const GpuCaps& gpu) {
+  void choose(const GpuCaps& gpu, const FusedLimits& limits) {
     cuda::FusedShape shape;
     shape.rows = std::max<std::int64_t>(batch_, 1);
     shape.widths = network_.widths;
     shape.samples = has_minibatches(training_) ? training_.samples : 0;
     shape.precision = training_.precision;
-    cuda::FusedDecision decision =
-        decide_fused(shape, {gpu.compute_capability, gpu.multiprocessors, static_cast<int>(gpu.shared_bytes)});
+    cuda::FusedDevice device{gpu.compute_capability, gpu.multiprocessors, static_cast<int>(gpu.shared_bytes),
+                             on_chip_device(gpu).resident_clusters};
+    for (std::size_t log2 = 0; log2 < device.resident_clusters.size(); ++log2)
+      device.resident_clusters[log2] = std::min(device.resident_clusters[log2], limits.clusters[log2]);
+    cuda::FusedDecision decision = decide_fused(shape, device);
     layout_.refusal = std::move(decision.refusal);
     if (layout_.refusal.empty()) layout_.refusal = why_not_specified(network_, training_);
     if (layout_.refusal.empty()) layout_.refusal = why_not_on(gpu);
@@ -68,8 +73,8 @@ class Builder {
     }
   }
 
-  /// The products at the peak of the tensor cores, or the data from memory or, where they fit there, the L2; and two
-  /// barriers of the grid after each other.
+  /// The products at the peak of the tensor cores, or the data from memory or, where they fit there, the L2; and what
+  /// blocks have to tell each other one after the other: two barriers of the grid, or in clusters sums and operands.
   double floor_us(const GpuCaps& gpu) const {
     using namespace gpu_costs;
     // TF32 has half as many lanes, and takes three passes of them for tf32x3.
@@ -81,7 +86,11 @@ class Builder {
                          static_cast<double>((is_bf16 ? 2 : 4) * network_.widths.front() + 4 * network_.widths.back());
     const bool in_l2 = bytes <= static_cast<double>(gpu.l2_bytes) || gpu.memory_gb_per_s == 0;
     const double bytes_us = bytes / (1e3 * (in_l2 ? kL2GbPerSecond : gpu.memory_gb_per_s));
-    return std::max(products_us, bytes_us) + 2 * kL2HopUs;
+    const cuda::FusedLayout& fused = layout_.fused;
+    const double exchange_us =
+        fused.clusters == 0 ? 2 * kL2HopUs
+                            : (fused.cluster_blocks() > 1 ? 2 * kPeerHopUs : 0) + (fused.clusters > 1 ? kL2HopUs : 0);
+    return std::max(products_us, bytes_us) + exchange_us;
   }
 
   void take(TensorId id) {
@@ -114,8 +123,13 @@ class Builder {
     take(step.data_weights);
     layout_.tiles = arena_.take(fused.data_tiles(), fused.tile_bytes(), 1);
     if (fused.is_bf16()) layout_.operands = arena_.take(fused.operand_bytes(), 1, 1);  // in tf32 of shared memory alone
-    layout_.slots = arena_.take(fused.blocks, fused.slots().count(), 4 * sizeof(float));
-    layout_.loss_parts = arena_.take(fused.blocks, 1, sizeof(double));
+    // Enough for whatever an executor plans anew where clusters are too few: slots, or words of up to a cluster for
+    // each four tiles.
+    const std::int64_t blocks = std::min<std::int64_t>(fused.tiles, layout_.gpu.multiprocessors);
+    std::int64_t slot_fours = blocks * fused.slots().count();
+    if (fused.clusters > 0) slot_fours = std::max(slot_fours, 2 * fused.most_tagged_units(blocks));
+    layout_.slots = arena_.take(slot_fours, 4, sizeof(float));
+    layout_.loss_parts = arena_.take(blocks, 1, sizeof(double));
     layout_.arrivals = arena_.take(1, 1, sizeof(unsigned));
     layout_.failed = arena_.take(1, 1, sizeof(std::uint64_t));
     layout_.steps_per_launch =
@@ -137,8 +151,13 @@ class Builder {
 }  // namespace
 
 FusedExecutorLayout make_fused_executor_layout(const NetworkSpec& network, const TrainingSpec& training,
-                                               const GpuCaps& gpu, Step step) {
-  return Builder(network, training).build(gpu, std::move(step));
+                                               const GpuCaps& gpu, Step step, const FusedLimits& limits) {
+  return Builder(network, training).build(gpu, std::move(step), limits);
+}
+
+std::string FusedExecutorLayout::description() const {
+  return describe(fused) + ", at most " + std::to_string(steps_per_launch) + " steps a launch" +
+         (note.empty() ? "" : "; " + note);
 }
 
 void ask_fused(const Request& request, Answer& answer) {
@@ -155,9 +174,7 @@ void ask_fused(const Request& request, Answer& answer) {
   candidate.floor_us_per_step = layout.floor_us_per_step;
   candidate.reason = why_not_in_memory(gpu, candidate.bytes, "use fewer samples");
   candidate.accepted = candidate.reason.empty();
-  if (candidate.accepted)
-    candidate.reason = "one launch for many steps: " + describe(layout.fused) + ", at most " +
-                       std::to_string(layout.steps_per_launch) + " steps a launch";
+  if (candidate.accepted) candidate.reason = "one launch for many steps: " + layout.description();
   answer.layout = std::move(layout);
 }
 

@@ -93,8 +93,15 @@ constexpr double kFusedUpdateRoundUs =
     1.34;  ///< an update of 16 bytes a thread behind another: two reads from L2; assumed
 constexpr double kFusedProductUs = 0.037;  ///< a product of a tile, beside
 constexpr double kFusedFmaPerUs = 2.14e6;  ///< its multiply-adds by the tensor cores of a multiprocessor
-// In tf32 that prototype took 12.4, 24.7, 74 and 267 us at 2^14, 2^16, 2^18 and 2^20 rows, and in tf32x3, where of five
-// products two were of three passes, 14.5, 30.2, 93 and 343; the kernel takes three passes for all.
+// In clusters, by another prototype of the same products on an H100 with Adam and gathered minibatches: 64-64-64-1 took
+// 5.48 us (256 rows, a cluster of 4), 4.99 (512, of 8), 4.85 (1024, of 16), 8.09 (4096, of 16), 7.62 (4096, 2 clusters
+// of 16), 6.94 (4096, 4 clusters) and 8.98 (16384, 7 clusters).
+constexpr double kFusedClusterUs = 3.57;  ///< a step, beside what follows
+constexpr double kFusedUnitUs = 0.2;      ///< 512 bytes of sums that a warp adds, and of which it sends the operands
+constexpr double kFusedClustersUs = 2.0;  ///< sums to other clusters, and theirs
+constexpr double kFusedLoneProductUs = 0.093;  ///< a product that the next one waits for, beside its multiply-adds
+// In tf32 the former prototype took 12.4, 24.7, 74 and 267 us at 2^14, 2^16, 2^18 and 2^20 rows, and in tf32x3, where
+// of five products two were of three passes, 14.5, 30.2, 93 and 343; the kernel takes three passes for all.
 constexpr double kFusedTf32OperandsUs = 1.1, kFusedTf32x3OperandsUs = 2.1;  ///< a step, for larger operands
 constexpr double kFusedTf32FmaPerUs = 6.95e5;                               ///< as kFusedFmaPerUs
 constexpr double kFusedTf32x3FmaPerUs = 1.03e6;                             ///< of a pass

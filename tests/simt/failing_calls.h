@@ -45,10 +45,14 @@ struct FailedCalls {
 
 /// Whichever call fails, of every `stride` ones: the error is typed, nothing leaks, and the trainer either goes on as
 /// if nothing had been or says that it is dead. Steps of the problem do not depend on those before but by the
-/// parameters.
+/// parameters. All that on `device`.
 inline FailedCalls fail_every_call(const Problem& problem, ExecutorKind executor, std::int64_t steps, int stride = 1,
-                                   cudaError_t code = cudaErrorMemoryAllocation) {
-  simt::reset();
+                                   cudaError_t code = cudaErrorMemoryAllocation, const simt::Device& device = {}) {
+  const auto reset = [&] {
+    simt::reset();
+    simt::set_devices({device});
+  };
+  reset();
   FailedCalls counts;
   std::optional<Trainer> trainer;
   const Outcome right = life(problem, executor, steps, trainer);
@@ -56,7 +60,7 @@ inline FailedCalls fail_every_call(const Problem& problem, ExecutorKind executor
   EXPECT_EQ(simt::live_objects(), 0);
   for (int call = 1;; call += stride) {
     SCOPED_TRACE("call " + std::to_string(call) + " returns " + std::to_string(code));
-    simt::reset();
+    reset();
     simt::fail_call(call, code);
     bool failed = false;
     try {
@@ -72,7 +76,7 @@ inline FailedCalls fail_every_call(const Problem& problem, ExecutorKind executor
     const bool reached = simt::calls_until_failure() == 0;
     if (failed) {
       ++counts.failures;
-      simt::reset();
+      reset();
       if (trainer) {
         try {
           problem.set_parameters(*trainer, problem.start);

@@ -8,13 +8,17 @@
 
 #include "simt/control.h"
 
+#ifndef DEVICELOOP_SIMT_MULTIPROCESSORS
+#define DEVICELOOP_SIMT_MULTIPROCESSORS 5
+#endif
+
 namespace {
 
 class SmallMachine : public ::testing::Environment {
  public:
   void SetUp() override {
     simt::Device device;
-    device.multiprocessors = 5;
+    device.multiprocessors = DEVICELOOP_SIMT_MULTIPROCESSORS;
     const char* const name = std::getenv("DEVICELOOP_SIMT_GPU");
     if (name != nullptr && std::string(name) == "turing") {
       device.major = 7;
