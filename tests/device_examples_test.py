@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The examples that bring their own device arrays, on the host fixture: device_examples_test.py PARTICLES DEVICE_ARRAYS
 COMMAND. Particles learns, and its frames copy nothing but their losses to the host and wait for nothing: what more frames
-ask of CUDA is counted. The starting case on device arrays has the losses of the command's."""
+ask of CUDA is counted. The starting case on device arrays begins with the losses of the command's, and goes on to fall."""
 
 import os
 import re

@@ -12,6 +12,19 @@
 namespace deviceloop::cuda {
 namespace {
 
+/// Each of so many square layers has a gradient group, with no more groups than needed, and a block has room for all.
+void expect_block_has_all(const FusedLayout& layout, int layers) {
+  EXPECT_GE(layout.groups * layout.slabs_of_group, layers * layout.panels);
+  EXPECT_LT((layout.groups - 1) * layout.slabs_of_group, layers * layout.panels);
+  for (int layer = 0; layer < layers; ++layer) {
+    const int group = layout.group_of(layer), first = layout.first_layer(group);
+    EXPECT_TRUE(group >= 0 && group < layout.groups) << layer;
+    EXPECT_TRUE(first <= layer && (layer - first) * layout.panels < layout.slabs_of_group) << layer;
+  }
+  EXPECT_LE(layout.threads(), 512);
+  EXPECT_LE(layout.shared_bytes, 227 << 10);
+}
+
 TEST(FusedLayout, FitsForAllDepthsAndBatches) {
   for (const int panels : {1, 2})
     for (int hidden = 1; hidden <= (panels == 1 ? kFusedHidden : 2); ++hidden)
@@ -27,15 +40,7 @@ TEST(FusedLayout, FitsForAllDepthsAndBatches) {
         EXPECT_EQ(layout.panels, panels);
         EXPECT_EQ(layout.tiles, (rows + 63) / 64);
         EXPECT_EQ(layout.blocks, layout.tiles < 132 ? layout.tiles : 132);
-        EXPECT_GE(layout.groups * layout.slabs_of_group, hidden * panels);
-        EXPECT_LT((layout.groups - 1) * layout.slabs_of_group, hidden * panels);
-        for (int layer = 0; layer < hidden; ++layer) {
-          const int group = layout.group_of(layer), first = layout.first_layer(group);
-          EXPECT_TRUE(group >= 0 && group < layout.groups) << layer;
-          EXPECT_TRUE(first <= layer && (layer - first) * panels < layout.slabs_of_group) << layer;
-        }
-        EXPECT_LE(layout.threads(), 512);
-        EXPECT_LE(layout.shared_bytes, 227 << 10);
+        expect_block_has_all(layout, hidden);
         EXPECT_EQ(layout.biases_at, hidden * panels * panels * 8192 + panels * 2048);
         EXPECT_GE(layout.stages_at, layout.operand_bytes());
         EXPECT_EQ(layout.stages_at % 1024, 0);
@@ -73,6 +78,7 @@ TEST(FusedLayout, HasColumnsForTheOutputs) {
           const FusedLayout& layout = decision.layout;
           const int columns = square != 0 ? width : outputs <= 8 ? 8 : 16, layers = hidden + square;
           const int last = square != 0 ? 0 : columns;
+          EXPECT_EQ(layout.panels, of_outputs);
           EXPECT_EQ(layout.output_columns, columns);
           EXPECT_EQ(layout.square_layers(), layers);
           EXPECT_EQ(layout.slots().count(), layers * (width * width / 4 + width / 4) + width * last / 4 + last / 4);
@@ -80,15 +86,7 @@ TEST(FusedLayout, HasColumnsForTheOutputs) {
           EXPECT_EQ(layout.operand_bytes(), layout.biases_at + (layers * width + last) * 4);
           // Inputs, hidden layers and gradients.
           EXPECT_EQ(layout.stage_bytes(), (1 + hidden + layers) * 64 * width * 2 + 64 * last * 2);
-          EXPECT_GE(layout.groups * layout.slabs_of_group, layers * of_outputs);
-          EXPECT_LT((layout.groups - 1) * layout.slabs_of_group, layers * of_outputs);
-          for (int layer = 0; layer < layers; ++layer) {
-            const int group = layout.group_of(layer), first = layout.first_layer(group);
-            EXPECT_TRUE(group >= 0 && group < layout.groups) << layer;
-            EXPECT_TRUE(first <= layer && (layer - first) * of_outputs < layout.slabs_of_group) << layer;
-          }
-          EXPECT_LE(layout.threads(), 512);
-          EXPECT_LE(layout.shared_bytes, 227 << 10);
+          expect_block_has_all(layout, layers);
           if (of_outputs == 2 && outputs > 8) {
             EXPECT_TRUE(layout.groups == 2 && layout.chains == 1) << "the kernel takes it for granted";
           }
